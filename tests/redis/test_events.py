@@ -1,0 +1,87 @@
+"""What Events puts on the wire, and that an outage costs one line; with a real Socket.IO in tests/wire."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgpack
+import pytest
+import redis
+from redis_servers import Server
+
+from worker.events import Events
+
+
+def received(url: str, emit: Callable[[], None]) -> tuple[str, object]:
+    """The channel and the decoded message that come to an adapter's subscription."""
+    with (
+        redis.Redis.from_url(url) as client,
+        client.pubsub(ignore_subscribe_messages=True) as subscription,
+    ):
+        subscription.psubscribe("socket.io#/#*")
+        subscription.get_message(timeout=5)  # the confirmation
+        emit()
+        message = subscription.get_message(timeout=5)
+        assert message
+        return message["channel"].decode(), msgpack.unpackb(message["data"])
+
+
+def test_packet(url: str, client: redis.Redis) -> None:
+    """An event is a MessagePack array of sender, packet and rooms, on the channel of its room."""
+    payload = {"sentCount": 5, "part": 0.5, "reason": "größer", "ok": True, "error": None, "list": [1, {"a": []}]}
+    channel, message = received(url, lambda: Events(client).emit("user:7", "campaign:progress", payload))
+    assert channel == "socket.io#/#user:7#"
+    assert message == [
+        "emitter",
+        {"type": 2, "data": ["campaign:progress", payload], "nsp": "/"},
+        {"rooms": ["user:7"], "except": [], "flags": {}},
+    ]
+
+
+def test_half_a_character(url: str, client: redis.Redis) -> None:
+    """Text that is no Unicode, as providers may send it, does not stop an event."""
+    _, message = received(url, lambda: Events(client).emit("user:7", "campaign:failed", {"error": "a\udc00b"}))
+    assert message[1]["data"][1] == {"error": "a?b"}
+
+
+@pytest.mark.parametrize("value", [datetime.now(UTC), b"bytes", {1, 2}, float("nan"), object()])
+def test_not_json(value: object, client: redis.Redis) -> None:
+    """A value that pages could not read is a mistake of the program and raises."""
+    with pytest.raises((TypeError, ValueError)):
+        Events(client).emit("user:7", "campaign:failed", {"error": value})
+
+
+def test_outage(
+    new_server: Callable[..., Server], connected: Callable[..., redis.Redis], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without Redis events are dropped with one line an outage, and get through again when it is back."""
+    server = new_server()
+    events = Events(connected(server.url))
+    for outages in (1, 2):
+        server.stop(kill=True)
+        for _ in range(20):
+            events.emit("user:7", "campaign:failed", {})
+        assert [record.levelno for record in caplog.records] == [logging.WARNING] * outages
+        server.start()
+        deadline = time.monotonic() + 5
+
+        def until_it_gets_through(deadline: float = deadline) -> None:
+            while events._failing:
+                assert time.monotonic() < deadline
+                events.emit("user:7", "campaign:completed", {})
+
+        channel, _ = received(server.url, until_it_gets_through)
+        assert channel == "socket.io#/#user:7#"
+
+
+def test_frozen_redis(new_server: Callable[..., Server], connected: Callable[..., redis.Redis]) -> None:
+    """A server that does not answer costs one timeout, not one for each event."""
+    server = new_server()
+    events = Events(connected(server.url, timeout_seconds=0.2))
+    events.emit("user:7", "campaign:progress", {})
+    server.freeze()
+    began = time.monotonic()
+    for _ in range(50):
+        events.emit("user:7", "campaign:progress", {})
+    assert 0.15 < time.monotonic() - began < 0.5

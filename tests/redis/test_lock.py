@@ -1,0 +1,445 @@
+"""The lock, against real servers that stop, freeze and lose their keys, and holders that die."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from redis_servers import Server, free_port, wait_until
+
+from worker.lock import Lock, LockTaken
+from worker.lock_token import left_by_the_dead, new_token
+from worker.redis_client import connect
+
+NAME = "campaign-scheduler"
+KEY = f"lock:{NAME}"
+
+# Says "yes" or "no" to each line it reads: whether it got the lock first, then whether it holds it.
+HOLDER = """
+    import sys
+    from worker.lock import Lock
+    from worker.redis_client import connect
+    lock = Lock([connect(sys.argv[1])], sys.argv[2], int(sys.argv[3]))
+    print("yes" if lock.acquire() else "no", flush=True)
+    for line in sys.stdin:
+        print("yes" if lock.held else "no", flush=True)
+"""
+
+
+@pytest.fixture
+def make_lock() -> Iterator[Callable[..., Lock]]:
+    made: list[Lock] = []
+
+    def make(*clients: redis.Redis, ttl_ms: int = 60_000, on_lost: Callable[[], None] | None = None) -> Lock:
+        made.append(Lock(clients, NAME, ttl_ms, on_lost=on_lost))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def holder() -> Iterator[Callable[..., "Holder"]]:
+    started: list[Holder] = []
+
+    def start(url: str, ttl_ms: int = 60_000) -> Holder:
+        started.append(Holder(url, ttl_ms))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+class Holder:
+    """Another process with the lock."""
+
+    def __init__(self, url: str, ttl_ms: int) -> None:
+        command = [sys.executable, "-c", textwrap.dedent(HOLDER), url, NAME, str(ttl_ms)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.acquired = self._answer()
+
+    def ask(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("held?\n")
+        self.process.stdin.flush()
+
+    def held(self) -> bool:
+        self.ask()
+        return self._answer()
+
+    def _answer(self) -> bool:
+        assert self.process.stdout
+        line = self.process.stdout.readline().strip()
+        assert line in {"yes", "no"}
+        return line == "yes"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()  # reads, closes and waits
+
+
+def lines(caplog: pytest.LogCaptureFixture, message: str) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.getMessage() == message]
+
+
+def test_one_holder(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
+    """While one holds the lock another does not get it; after the release it does."""
+    first, second = make_lock(client), make_lock(client)
+    assert first.acquire()
+    assert first.held
+    assert not second.acquire()
+    assert not second.held
+    assert second.holder() == first.token == client.get(KEY)
+    assert first.token.split(":")[:2] == [socket.gethostname(), str(os.getpid())]
+    first.release()
+    assert not first.held
+    assert first.holder() is None
+    assert second.acquire()
+
+
+def test_with(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
+    """A with block has the lock or does not begin."""
+    first, second = make_lock(client), make_lock(client)
+    with first:
+        assert first.held
+        with pytest.raises(LockTaken, match=first.token), second:
+            pytest.fail("two holders")
+    assert client.exists(KEY) == 0
+
+
+def test_one_of_many_threads(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
+    """Of ten that ask at the same moment exactly one gets the lock."""
+    locks = [make_lock(client) for _ in range(10)]
+    barrier, got = threading.Barrier(len(locks)), []
+
+    def ask(lock: Lock) -> None:
+        barrier.wait()
+        got.append(lock.acquire())
+
+    threads = [threading.Thread(target=ask, args=[lock]) for lock in locks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got.count(True) == 1
+
+
+def test_renewal(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
+    """A lock stays with its holder for much longer than its ttl."""
+    lock, other = make_lock(client, ttl_ms=300), make_lock(client, ttl_ms=300)
+    assert lock.acquire()
+    until = time.monotonic() + 1.2
+    while time.monotonic() < until:
+        assert lock.held
+        assert not other.acquire()
+        assert 0 < int(client.pttl(KEY)) <= 300
+
+
+def test_expiry(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
+    """A lock of another host that nobody renews is respected, and free when its ttl has passed."""
+    client.set(KEY, "elsewhere:1:abc", px=300)
+    lock = make_lock(client)
+    began = time.monotonic()
+    assert not lock.acquire()
+    wait_until(lock.acquire, "the lock of a silent holder")
+    assert time.monotonic() - began > 0.2
+
+
+@pytest.mark.parametrize("theft", ["stolen", "deleted"])
+def test_gone(
+    theft: str, client: redis.Redis, make_lock: Callable[..., Lock], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A holder whose lock is stolen or deleted soon knows, says so once, and deletes nobody else's."""
+    told: list[str] = []
+    lock = make_lock(client, ttl_ms=600, on_lost=lambda: told.append("lost"))
+    assert lock.acquire()
+    if theft == "stolen":
+        client.set(KEY, "elsewhere:1:abc")
+    else:
+        client.delete(KEY)
+    wait_until(lambda: not lock.held, "the loss to be noticed", 0.6)
+    wait_until(lambda: told, "on_lost")
+    lock.release()
+    assert told == ["lost"]
+    assert len(lines(caplog, "lock lost")) == 1
+    assert client.get(KEY) == ("elsewhere:1:abc" if theft == "stolen" else None)
+
+
+def test_gone_before_release(
+    client: redis.Redis, make_lock: Callable[..., Lock], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lock that was deleted by hand and taken by another is not deleted by its former holder's release."""
+    lock, other = make_lock(client), make_lock(client)
+    assert lock.acquire()
+    client.delete(KEY)
+    assert other.acquire()
+    lock.release()
+    assert client.get(KEY) == other.token
+    assert other.held
+    assert len(lines(caplog, "lock lost")) == 1
+
+
+def test_frozen_holder(
+    new_server: Callable[..., Server],
+    holder: Callable[..., Holder],
+    make_lock: Callable[..., Lock],
+    connected: Callable[..., redis.Redis],
+) -> None:
+    """A holder that was frozen for longer than its ttl knows without Redis that its lock is gone."""
+    server = new_server()
+    client = connected(server.url)
+    frozen = holder(server.url, ttl_ms=500)
+    assert frozen.acquired
+    assert frozen.held()
+    frozen.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: not client.exists(KEY), "the frozen holder's lock to run out")
+    other = make_lock(client)
+    assert other.acquire()
+    frozen.ask()
+    server.freeze()  # so that nothing but the clock can tell it
+    frozen.process.send_signal(signal.SIGCONT)
+    began = time.monotonic()
+    assert not frozen._answer()
+    assert time.monotonic() - began < 2
+    server.thaw()
+    assert other.held
+    assert client.get(KEY) == other.token
+
+
+def test_dead_holder(
+    url: str,
+    client: redis.Redis,
+    holder: Callable[..., Holder],
+    make_lock: Callable[..., Lock],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A lock left by a killed process of this host is taken over at once, with one line in the log."""
+    caplog.set_level(logging.INFO)
+    dead = holder(url)
+    assert dead.acquired
+    lock = make_lock(client)
+    assert not lock.acquire()
+    dead.kill()
+    assert lock.acquire()
+    assert client.get(KEY) == lock.token
+    assert len(lines(caplog, "lock taken over from a dead process")) == 1
+
+
+def test_dead_or_alive() -> None:
+    """Only a process that surely ran here and is gone counts as dead."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = socket.gethostname()
+    assert left_by_the_dead(f"{host}:{gone.pid}:abc")
+    for alive in (
+        new_token(),
+        f"{host}:{os.getpid()}:abc",
+        f"{host}:1:abc",
+        f"{host}:{gone.pid}:0000-1.abc",  # another container's pid
+        f"elsewhere:{gone.pid}:abc",
+        f"{host}:0:abc",
+        f"{host}:-1:abc",
+        f"{host}:99999999999999999999:abc",
+        f"{host}:²:abc",
+        host,
+        "",
+    ):
+        assert not left_by_the_dead(alive), alive
+
+
+def test_a_dead_holder_has_one_heir(
+    url: str, client: redis.Redis, holder: Callable[..., Holder], make_lock: Callable[..., Lock]
+) -> None:
+    """Of many that see a dead process's lock exactly one takes it over."""
+    for _ in range(20):
+        token = f"{socket.gethostname()}:{2**22 - 1}:abc"
+        assert left_by_the_dead(token)
+        client.set(KEY, token)
+        locks = [make_lock(client) for _ in range(4)]
+        barrier, got = threading.Barrier(4), []
+
+        def ask(lock: Lock, barrier: threading.Barrier = barrier, got: list[bool] = got) -> None:
+            barrier.wait()
+            got.append(lock.acquire())
+
+        threads = [threading.Thread(target=ask, args=[lock]) for lock in locks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert got.count(True) == 1
+        for lock in locks:
+            lock.close()
+
+
+def test_restart_with_its_keys(
+    new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
+) -> None:
+    """A server that restarts within the ttl and kept its keys: the lock is held throughout."""
+    server = new_server("--appendonly", "yes", "--appendfsync", "always")
+    client = connected(server.url)
+    lock = make_lock(client, ttl_ms=6000)
+    assert lock.acquire()
+    server.stop(kill=True)
+    wait_until(lambda: lock._hold and lock._hold.until - lock._hold.renew_at < 3.5, "a renewal that failed")
+    assert lock.held
+    server.start()
+    until = lock._hold.until
+    wait_until(lambda: lock._hold and lock._hold.until > until, "a renewal that succeeded")
+    assert lock.held
+    assert client.get(KEY) == lock.token
+
+
+def test_restart_without_its_keys(
+    new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
+) -> None:
+    """A server that lost its keys in a restart: the holder says that the lock is gone, and gets it anew."""
+    server = new_server()
+    lock = make_lock(connected(server.url), ttl_ms=3000)
+    assert lock.acquire()
+    server.stop(kill=True)
+    server.start()
+    wait_until(lambda: not lock.held, "the loss to be noticed", 3)
+    assert lock.acquire()
+
+
+def test_away(
+    new_server: Callable[..., Server],
+    make_lock: Callable[..., Lock],
+    connected: Callable[..., redis.Redis],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With the server away a lock is held until its ttl is over and not longer; asking for it raises."""
+    server = new_server()
+    lock = make_lock(connected(server.url), ttl_ms=900)
+    assert lock.acquire()
+    began = time.monotonic()
+    server.stop(kill=True)
+    assert lock.held
+    wait_until(lambda: not lock.held, "the end of the ttl")
+    assert 0.4 < time.monotonic() - began < 1.0
+    assert len(lines(caplog, "lock lost")) == 1
+    with pytest.raises(redis.RedisError):
+        lock.acquire()
+    lock.release()
+    server.start()
+    assert lock.acquire()
+
+
+def test_release_while_away(
+    new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
+) -> None:
+    """A lock whose release did not get through is its former holder's at once when the server is back."""
+    server = new_server()
+    lock = make_lock(connected(server.url, timeout_seconds=0.2))
+    assert lock.acquire()
+    server.freeze()
+    lock.release()
+    assert not lock.held
+    with pytest.raises(redis.TimeoutError):
+        lock.acquire()
+    server.thaw()
+    assert lock.acquire()
+
+
+def test_redlock(
+    new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
+) -> None:
+    """Of three servers one may be away; with two away nobody gets the lock and asking for it raises."""
+    servers = [new_server() for _ in range(3)]
+    clients = [connected(server.url) for server in servers]
+    first, second = make_lock(*clients, ttl_ms=1500), make_lock(*clients, ttl_ms=1500)
+    assert first.acquire()
+    assert not second.acquire()
+    assert [client.get(KEY) for client in clients] == [first.token] * 3
+
+    servers[0].stop(kill=True)
+    assert not second.acquire()
+    assert second.holder() == first.token
+    hold = first._hold
+    wait_until(lambda: first._hold is not hold, "a renewal on two of three")
+    assert first.held
+    first.release()
+    assert second.acquire()
+
+    servers[1].stop(kill=True)
+    assert second.held
+    wait_until(lambda: not second.held, "the end of the ttl", 2)
+    for lock in (first, second):
+        with pytest.raises(redis.RedisError):
+            lock.acquire()
+    assert clients[2].get(KEY) is None  # a try that failed leaves nothing behind
+
+    servers[1].start()
+    assert first.acquire()
+
+
+def test_redlock_minority(
+    new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
+) -> None:
+    """A holder that keeps two of three keys keeps the lock, with one it is lost."""
+    clients = [connected(new_server().url) for _ in range(3)]
+    lock = make_lock(*clients, ttl_ms=600)
+    assert lock.acquire()
+    clients[0].delete(KEY)
+    hold = lock._hold
+    wait_until(lambda: lock._hold is not hold, "a renewal")
+    assert lock.held
+    clients[1].set(KEY, "elsewhere:1:abc")
+    wait_until(lambda: not lock.held, "the loss to be noticed", 0.6)
+
+
+def test_cheap(url: str, client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
+    """Many short holds take two round trips each and one thread in all."""
+    lock = make_lock(client)
+    lock.acquire()
+    lock.release()
+    threads = {thread.ident for thread in threading.enumerate()}
+    before = int(client.info("stats")["total_commands_processed"])
+    for _ in range(100):
+        assert lock.acquire()
+        lock.release()
+    commands = int(client.info("stats")["total_commands_processed"]) - before
+    assert {thread.ident for thread in threading.enumerate()} == threads
+    # SET, and EVALSHA with the GET and DEL in it, for each hold; one INFO
+    assert commands <= 100 * 4 + 1
+
+
+def test_idle_thread_wakes(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
+    """A lock that was not used for several ttls is renewed again when it is acquired."""
+    lock = make_lock(client, ttl_ms=300)
+    assert lock.acquire()
+    lock.release()
+    wait_until(lambda: lock._renewer_idle, "the renewal thread to rest")
+    assert lock.acquire()
+    until = time.monotonic() + 0.7
+    while time.monotonic() < until:
+        assert lock.held
+
+
+def test_close() -> None:
+    """A closed lock has no thread, and may be used again."""
+    server_less = connect(f"redis://127.0.0.1:{free_port()}")
+    with server_less:
+        lock = Lock([server_less], NAME)
+        with pytest.raises(redis.RedisError):
+            lock.acquire()
+        lock.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == KEY]
+
+
+@pytest.mark.parametrize(("clients", "ttl_ms"), [(0, 60_000), (1, 50)])
+def test_bad_arguments(clients: int, ttl_ms: int, client: redis.Redis) -> None:
+    """A lock without a server, or with a ttl too short to renew, is refused."""
+    with pytest.raises(ValueError, match="at least"):
+        Lock([client] * clients, NAME, ttl_ms)

@@ -1,0 +1,175 @@
+"""The pace of a sender, against Redis's own clock and against one that hypothesis winds."""
+
+import math
+import subprocess
+import sys
+import textwrap
+import time
+from unittest.mock import patch
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from worker import pacing
+from worker.pacing import Pace
+
+KEY = "pace:whatsapp:123"
+
+# Takes tokens as fast as it may for some seconds, and prints "<redis time in microseconds> <tokens>" for each grant.
+TAKER = """
+    import sys, time
+    from worker.pacing import Pace
+    from worker.redis_client import connect
+    client = connect(sys.argv[1])
+    pace = Pace(client, sys.argv[2], float(sys.argv[3]))
+    sys.stdin.readline()
+    until = time.monotonic() + float(sys.argv[4])
+    while time.monotonic() < until:
+        granted, wait_seconds = pace.take(1000)
+        if granted:
+            seconds, microseconds = client.time()
+            print(seconds * 1_000_000 + microseconds, granted)
+        time.sleep(wait_seconds)
+    client.close()
+"""
+
+
+def test_two_processes_share_a_pace(url: str) -> None:
+    """Two processes together send as fast as one may, and hardly slower, in each window of a second."""
+    rate, seconds = 200.0, 2.0
+    command = [sys.executable, "-c", textwrap.dedent(TAKER), url, KEY, str(rate), str(seconds)]
+    takers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for taker in takers:
+        assert taker.stdin
+        taker.stdin.write("go\n")
+        taker.stdin.flush()
+    printed = [taker.communicate(timeout=20)[0].splitlines() for taker in takers]
+    assert all(printed), "one of them got nothing"
+    grants = sorted(tuple(map(int, line.split())) for lines in printed for line in lines)
+    total = sum(tokens for _, tokens in grants)
+    span = (grants[-1][0] - grants[0][0]) / 1_000_000
+    # The time is read after the grant, so a grant may look up to one stall of its process later than it was.
+    capacity, stall = math.ceil(rate / 10), rate * 0.05
+    for start, _ in grants:
+        window = sum(tokens for at, tokens in grants if start <= at < start + 1_000_000)
+        assert window <= rate + capacity + stall
+    assert total <= rate * span + capacity + stall
+    assert total >= rate * seconds * 0.8
+
+
+def test_first_block(client: redis.Redis) -> None:
+    """After silence a tenth of a second's worth is granted at once, then nothing until the time that it says."""
+    pace = Pace(client, KEY, 20)
+    assert pace.take(100)[0] == 2
+    granted, wait_seconds = pace.take(100)
+    assert granted == 0
+    assert 0 < wait_seconds <= 0.05
+    deadline = time.monotonic() + 1
+    while not pace.take(1)[0]:
+        assert time.monotonic() < deadline
+
+
+def test_slow_pace(client: redis.Redis) -> None:
+    """One message every ten seconds: the second has to wait for ten."""
+    pace = Pace(client, KEY, 0.1)
+    assert pace.take(5) == (1, pytest.approx(10, abs=0.001))
+    granted, wait_seconds = pace.take(5)
+    assert granted == 0
+    assert 9 < wait_seconds <= 10
+
+
+def test_wants_little(client: redis.Redis) -> None:
+    """Who wants one of ten gets one, and the other nine can be had at once."""
+    pace = Pace(client, KEY, 100)
+    assert pace.take(1) == (1, 0.0)
+    assert pace.take(0)[0] == 0
+    assert pace.take(100)[0] in {9, 10}
+
+
+def test_senders_do_not_wait_for_each_other(client: redis.Redis) -> None:
+    """Another sender has a pace of its own."""
+    one, other = Pace(client, KEY, 1), Pace(client, "pace:whatsapp:456", 1)
+    assert one.take(1)[0] == 1
+    assert other.take(1)[0] == 1
+
+
+def test_hold(client: redis.Redis) -> None:
+    """When the provider asks for silence nobody gets a token until it is over, and then no burst."""
+    pace, elsewhere = Pace(client, KEY, 50), Pace(client, KEY, 50)
+    pace.hold(0.3)
+    pace.hold(0.1)  # a shorter one takes nothing away
+    began = time.monotonic()
+    granted, wait_seconds = elsewhere.take(50)
+    assert granted == 0
+    assert 0.25 < wait_seconds <= 0.3
+    while not (granted := elsewhere.take(50)[0]):
+        assert time.monotonic() < began + 2
+    assert time.monotonic() - began > 0.25
+    assert granted < pace.capacity
+
+
+def test_key_goes_by_itself(client: redis.Redis) -> None:
+    """Nothing is left in Redis when the bucket is full again."""
+    pace = Pace(client, KEY, 20)
+    pace.take(2)
+    assert 0 < int(client.pttl(KEY)) <= 102
+    pace.hold(60)
+    assert 60_000 <= int(client.pttl(KEY)) <= 60_102
+
+
+@pytest.mark.parametrize("rate", [0, None, -1, math.inf, math.nan])
+def test_no_rate(rate: float, client: redis.Redis) -> None:
+    """A pace of nothing or of everything is none."""
+    with pytest.raises(ValueError, match="rate above 0"):
+        Pace(client, KEY, rate)
+
+
+def test_bad_key_and_bad_hold(client: redis.Redis) -> None:
+    """A key that is not a pace's, or a hold of negative length, is refused."""
+    with pytest.raises(ValueError, match="pace:<channel>:<sender>"):
+        Pace(client, "whatsapp:123", 1)
+    with pytest.raises(ValueError, match="0 or more seconds"):
+        Pace(client, KEY, 1).hold(-1)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rate=st.one_of(st.integers(1, 5000).map(float), st.floats(0.05, 5000)),
+    steps=st.lists(
+        st.tuples(
+            st.one_of(st.integers(0, 50_000), st.integers(0, 2_000_000)),  # microseconds until the next take
+            st.integers(1, 600),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+)
+def test_bound(rate: float, steps: list[tuple[int, int]], client: redis.Redis) -> None:
+    """At any times and for any wants: no window sees more than its share and the capacity, and no wait is idle."""
+    # The script itself, with a clock that the test reads to it through a key.
+    with patch.object(pacing, "_NOW", "local now = tonumber(redis.call('GET', 'clock'))\n"):
+        pace = Pace(client, KEY, rate)
+    client.delete(KEY)
+    now = 1_790_000_000_000_000
+    grants: list[tuple[int, int]] = []
+    for pause, want in steps:
+        client.set("clock", now)
+        granted, wait_seconds = pace.take(want)
+        assert 0 <= granted <= min(want, pace.capacity)
+        assert (granted == 0) <= (wait_seconds > 0)
+        assert wait_seconds <= 1 / rate + 0.000_002
+        if wait_seconds > 0:  # it is as long as it says and no longer
+            assert pace.take(1)[0] == 0
+            client.persist(KEY)  # its life is measured by the real clock
+        grants.append((now, granted))
+        now += pause
+    for first, (start, _) in enumerate(grants):
+        tokens = 0
+        for at, granted in grants[first:]:
+            tokens += granted
+            assert tokens <= (at - start) / 1_000_000 * rate + pace.capacity + 1e-6
+    if grants[-1][1] and wait_seconds > 0:
+        client.set("clock", grants[-1][0] + round(wait_seconds * 1_000_000))
+        assert pace.take(1)[0] == 1

@@ -1,0 +1,263 @@
+"""Each form of REDIS_URL against a server of that kind, and what is said of a bad one."""
+
+import contextlib
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import redis
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+from redis_servers import Server, free_port, wait_until
+
+from worker.lock import Lock
+from worker.redis_client import connect, masked
+
+Connected = Callable[..., redis.Redis]
+NewServer = Callable[..., Server]
+
+
+def test_redis_url_with_password(new_server: NewServer, connected: Connected) -> None:
+    """User, password and database number of a redis:// URL are used, percent-encoded signs included."""
+    server = new_server("--requirepass", "p@ss/wo#rd?")
+    address = f"127.0.0.1:{server.port}"
+    for user in ("", "default"):
+        client = connected(f"redis://{user}:{quote('p@ss/wo#rd?', safe='')}@{address}/3")
+        client.set("a", "ä")
+        assert client.get("a") == "ä"
+        assert client.client_info()["db"] == 3
+    assert connected(f"redis://:{quote('p@ss/wo#rd?', safe='')}@{address}").exists("a") == 0
+    with pytest.raises(redis.AuthenticationError):
+        connected(f"redis://:wrong@{address}").ping()
+
+
+def test_unix_url(new_server: NewServer, connected: Connected) -> None:
+    """A unix:// URL leads through the socket file."""
+    server = new_server()
+    client = connected(f"unix://{server.socket}?db=2")
+    assert client.ping()
+    info = client.client_info()
+    assert info["db"] == 2
+    assert str(server.socket) in info["addr"]
+
+
+class TlsProxy:
+    """Takes TLS connections on loopback and passes on what is in them, as stunnel does."""
+
+    def __init__(self, port: int, certificate: trustme.LeafCert) -> None:
+        self._target = port
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(self._context)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # close() ends it
+            while True:
+                connection, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._serve, args=[connection]))
+                self._threads[-1].start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        with raw, contextlib.suppress(OSError):  # a client that does not trust us, or that is gone
+            raw.settimeout(5)
+            with (
+                self._context.wrap_socket(raw, server_side=True) as outside,
+                socket.create_connection(("127.0.0.1", self._target)) as inside,
+                selectors.DefaultSelector() as selector,
+            ):
+                selector.register(outside, selectors.EVENT_READ, inside)
+                selector.register(inside, selectors.EVENT_READ, outside)
+                while self._pass_on(selector):
+                    pass
+
+    @staticmethod
+    def _pass_on(selector: selectors.BaseSelector) -> bool:
+        for key, _ in selector.select(5):
+            assert isinstance(key.fileobj, socket.socket)
+            data = key.fileobj.recv(65536)
+            while isinstance(key.fileobj, ssl.SSLSocket) and key.fileobj.pending():
+                data += key.fileobj.recv(65536)
+            if not data:
+                return False
+            key.data.sendall(data)
+        return True
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_port(url: str, authority: trustme.CA) -> Iterator[Callable[[str], int]]:
+    proxies: list[TlsProxy] = []
+
+    def start(name: str) -> int:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        proxies.append(TlsProxy(port, authority.issue_cert(name)))
+        return proxies[-1].port
+
+    with contextlib.ExitStack() as stack:
+        yield start
+        for each in proxies:
+            stack.callback(each.close)
+
+
+def test_rediss_url(tls_port: Callable[[str], int], authority: trustme.CA, tmp_path: Path) -> None:
+    """A rediss:// URL is TLS: with a certificate of the authority for this host it works."""
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(bundle)
+    with connect(f"rediss://127.0.0.1:{tls_port('127.0.0.1')}/0?ssl_ca_certs={bundle}") as client:
+        lock = Lock([client], "a")
+        assert lock.acquire()
+        assert client.get(lock.key) == lock.token
+        lock.close()
+
+
+@pytest.mark.parametrize(("name", "trusted"), [("127.0.0.1", False), ("redis.example.com", True)])
+def test_rediss_url_of_a_stranger(
+    name: str, trusted: bool, tls_port: Callable[[str], int], authority: trustme.CA, tmp_path: Path
+) -> None:
+    """A certificate of an unknown authority, or for another host, is refused."""
+    bundle = tmp_path / "ca.pem"
+    (authority if trusted else trustme.CA()).cert_pem.write_to_path(bundle)
+    with (
+        connect(f"rediss://127.0.0.1:{tls_port(name)}/0?ssl_ca_certs={bundle}") as client,
+        pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        client.ping()
+
+
+def test_sentinel_failover(new_server: NewServer, connected: Connected) -> None:
+    """Through Sentinel a lock outlives the death of its master: the replica is promoted and renewed on."""
+    password = ("--requirepass", "geheim", "--masterauth", "geheim", "--repl-diskless-sync", "no")
+    master = new_server(*password)
+    replica = new_server(*password, "--replicaof", "127.0.0.1", str(master.port))
+    sentinel = new_server(started=False)
+    (sentinel.folder / "sentinel.conf").write_text(
+        f"sentinel monitor mymaster 127.0.0.1 {master.port} 1\n"
+        "sentinel auth-pass mymaster geheim\n"
+        "sentinel down-after-milliseconds mymaster 400\n"
+        "sentinel failover-timeout mymaster 2000\n"
+        "requirepass wache\n"
+    )
+    old, new = (connected(f"redis://:geheim@127.0.0.1:{each.port}") for each in (master, replica))
+    wait_until(lambda: new.info("replication").get("master_link_status") == "up", "the replica to be in step")
+    sentinel.start(sentinel=True)
+    watch = connected(f"redis://:wache@127.0.0.1:{sentinel.port}")
+    wait_until(lambda: watch.sentinel_masters()["mymaster"]["num-slaves"] == 1, "Sentinel to know the replica")
+
+    # the first Sentinel is away: the next one is asked
+    hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}"
+    client = connected(f"redis+sentinel://:geheim@{hosts}/mymaster/1?sentinel_password=wache")
+    lock = Lock([client], "a", ttl_ms=9000)
+    assert lock.acquire()
+    assert client.client_info()["db"] == 1
+    assert old.wait(1, 5000) == 1
+    master.stop(kill=True)
+    wait_until(lambda: new.role()[0] == "master", "the replica to be promoted")
+    before = lock._hold
+    assert before is not None
+    wait_until(lambda: lock._hold is None or lock._hold.until > before.until, "a renewal")
+    assert lock.held
+    assert client.get(lock.key) == lock.token
+    lock.release()
+    assert client.exists(lock.key) == 0
+    lock.close()
+
+
+def test_no_sentinel(connected: Connected) -> None:
+    """With no Sentinel to ask a command fails at once and says whom it could not find."""
+    client = connected(f"redis+sentinel://127.0.0.1:{free_port()}/mymaster/0")
+    with pytest.raises(redis.ConnectionError, match="mymaster"):
+        client.ping()
+
+
+def test_restart(new_server: NewServer, connected: Connected) -> None:
+    """A connection that broke because the server was restarted is made anew without an error."""
+    server = new_server()
+    client = connected(server.url)
+    client.ping()
+    server.stop()
+    with pytest.raises(redis.ConnectionError):
+        client.ping()
+    server.start()
+    client.ping()
+    server.stop()
+    server.start()
+    client.ping()
+
+
+def test_frozen_server(new_server: NewServer, connected: Connected) -> None:
+    """A server that does not answer is given up after the timeout, once and not again and again."""
+    server = new_server()
+    client = connected(server.url, timeout_seconds=0.3)
+    client.ping()
+    server.freeze()
+    began = time.monotonic()
+    with pytest.raises(redis.TimeoutError):
+        client.ping()
+    assert 0.25 < time.monotonic() - began < 0.6
+
+
+BAD = [
+    "", "redis", "http://s3cret@h", "redis://", "redis://:s3cret@h:0", "redis://:s3cret@h:99999",
+    "redis://:s3cret@h:x", "redis://:pre/s3cret@h:1", "redis://:pre#s3cret@h", "redis://:pre?s3cret@h",
+    "redis://:s3cret[@h", "redis://s3cret@h", "redis://:a@h/s3cret", "redis://:a@h/1?s3cret=1",
+    "redis://:a@h?db=s3cret", "redis://h1,h2", "rediss://h?ssl_cert_reqs=none", "unix://", "unix://s3cret/x",
+    "redis+sentinel://:s3cret@h", "redis+sentinel://:s3cret@h/", "redis+sentinel://:s3cret@h,/mymaster",
+    "redis+sentinel://h/mymaster/s3cret", "redis+sentinel://h/mymaster?sentinel_passwort=s3cret",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", BAD)
+def test_bad_url(url: str) -> None:
+    """A bad URL is refused when the program starts, in words that repeat nothing of it."""
+    with pytest.raises(ValueError, match=r"(?i)redis|unix") as caught:
+        connect(url)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://redis:6379", "redis://redis:6379"),
+        ("redis://:pw@redis:6379/1", "redis://:***@redis:6379/1"),
+        ("rediss://me:p@w@redis?ssl_ca_certs=/a", "rediss://me:***@redis?ssl_ca_certs=/a"),
+        ("redis://pw@redis", "redis://***@redis"),
+        ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+        (
+            "redis+sentinel://u:pw@a:1,b:2/m/0?sentinel_password=p@w&x",
+            "redis+sentinel://u:***@a:1,b:2/m/0?sentinel_password=***",
+        ),
+    ],
+)  # fmt: skip
+def test_masked(url: str, shown: str) -> None:
+    """A masked URL shows where, not how to get in."""
+    assert masked(url) == shown
+
+
+@given(st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S"]), min_size=6), st.sampled_from([0, 1]))
+def test_masked_never_shows(password: str, place: int) -> None:
+    """Whatever is in a password, quoted or not, none of it gets through."""
+    secret = f"Q{password}Q"
+    forms = [f"redis://user:{secret}@host:1/2", f"redis+sentinel://h:1/m?sentinel_password={secret}"]
+    assert secret not in masked(forms[place])
+    assert "Q" not in masked(forms[place])

@@ -1,0 +1,80 @@
+"""Phone numbers reach the providers in one form however people typed them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.content.phones import to_e164, whatsapp_id
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "9876543210",
+        "98765 43210",
+        "+91-98765-43210",
+        "0091 98765 43210",
+        "09876543210",
+        "(0)98765.43210",
+        "919876543210",
+        "\u202a+91 98765\u00a043210\u202c",
+        "९८७६५४३२१०",
+        "\uff0b91 9876543210",
+    ],
+)
+def test_an_indian_number_comes_out_the_same_however_it_is_typed(raw: str) -> None:
+    assert to_e164(raw) == "+919876543210"
+    assert whatsapp_id(raw) == "919876543210"
+
+
+@pytest.mark.parametrize(
+    ("raw", "country_code", "expected"),
+    [
+        ("9198765432", "+91", "+919198765432"),
+        ("9876543210", "91", "+919876543210"),
+        ("+1 (415) 555-2671", "+91", "+14155552671"),
+        ("415 555 2671", "+1", "+14155552671"),
+        ("07911 123456", "0044", "+447911123456"),
+        ("050 123 4567", "+971", "+971501234567"),
+        ("733 1234", "+1-684", "+16847331234"),
+        ("+91 98765 43210", "nonsense", "+919876543210"),
+        ("1800 123 4567", "+91", "+9118001234567"),
+    ],
+)
+def test_a_number_is_read_as_in_its_country_unless_it_names_another(
+    raw: str, country_code: str, expected: str
+) -> None:
+    assert to_e164(raw, country_code) == expected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["", "   ", "abc", "12345", "98765432101", "987654321", "9876543210 / 9876543211", "call 9876543210", "+", "+91", "+0 98"],
+)
+def test_what_cannot_be_dialled_is_refused_with_a_reason(raw: str) -> None:
+    with pytest.raises(ValueError, match="not a phone number"):
+        to_e164(raw)
+
+
+@pytest.mark.parametrize("country_code", ["", "IN", "+", "0"])
+def test_a_country_code_that_is_none_is_named(country_code: str) -> None:
+    with pytest.raises(ValueError, match="not a country code"):
+        to_e164("9876543210", country_code)
+
+
+@given(st.text(alphabet="0123456789+- ()x", max_size=24))
+def test_whatever_comes_out_is_e164_and_stays_what_it_is(raw: str) -> None:
+    try:
+        number = to_e164(raw)
+    except ValueError:
+        return
+    assert number[0] == "+"
+    assert number[1:].isdecimal()
+    assert 8 <= len(number) <= 16
+    assert to_e164(number) == number
+
+
+@given(st.integers(6_000_000_000, 9_999_999_999))
+def test_every_ten_digit_indian_mobile_number_is_taken(number: int) -> None:
+    assert to_e164(str(number)) == f"+91{number}"
+    assert to_e164(f"0{number}") == f"+91{number}"

@@ -1,0 +1,323 @@
+"""WhatsApp over HTTP: the contract's table of errors, and what is known when a connection breaks.
+
+The second half holds for all HTTP providers; WhatsApp, which can be asked nothing, is where it matters most.
+"""
+
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import trustme
+from raw_server import Connection, RawServer
+
+from worker.errors import (
+    AccountRejected,
+    CampaignRejected,
+    RecipientOptedOut,
+    RecipientRefused,
+    RetryLater,
+    TransportMissing,
+    Unconfirmed,
+)
+from worker.providers import Accepted, WhatsAppMessage
+from worker.providers.http import HttpPool
+from worker.providers.whatsapp import WhatsAppProvider
+
+TOKEN = "EAABsecret"
+MESSAGE = WhatsAppMessage("919800000001", {"to": "919800000001", "type": "text", "text": {"body": "नमस्ते"}})
+DAY = 24 * 3600.0
+
+
+def request(connection: Connection) -> tuple[bytes, bytes]:
+    """Head and body of one request."""
+    head = connection.until(b"\r\n\r\n")
+    length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    return head, connection.exactly(length)
+
+
+def answer(connection: Connection, status: int, body: Any, *headers: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} Status", f"Content-Length: {len(content)}", *headers, "", ""]
+    connection.say("\r\n".join(lines).encode() + content)
+
+
+def answering(status: int, body: Any, *headers: str) -> Callable[[Connection], None]:
+    """A server that gives every request on every connection this answer."""
+
+    def script(connection: Connection) -> None:
+        while True:
+            request(connection)
+            answer(connection, status, body, *headers)
+
+    return script
+
+
+def accepted(connection: Connection) -> None:
+    request(connection)
+    answer(connection, 200, {"messages": [{"id": "wamid.1"}]})
+
+
+def refusing(code: int, status: int = 400) -> Callable[[Connection], None]:
+    data = {"messaging_product": "whatsapp", "details": "the details"}
+    return answering(status, {"error": {"message": f"(#{code}) text", "code": code, "error_data": data}})
+
+
+@pytest.fixture
+def provider_of() -> Iterator[Callable[..., WhatsAppProvider]]:
+    pools: list[HttpPool] = []
+
+    def make(server: RawServer, *, scheme: str = "http", **options: Any) -> WhatsAppProvider:
+        pools.append(HttpPool(8, **options))
+        return WhatsAppProvider(f"{scheme}://127.0.0.1:{server.port}/v26.0", "1055", TOKEN, pools[-1])
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def test_messages_are_posted_as_json_on_one_kept_connection(provider_of) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    def script(connection: Connection) -> None:
+        for number in range(3):
+            seen.append(request(connection))
+            answer(connection, 200, {"messages": [{"id": f"wamid.{number}"}]})
+        connection.hang()
+
+    with RawServer(script) as server:
+        provider = provider_of(server)
+        assert [provider.send(MESSAGE) for _ in range(3)] == [
+            Accepted(message_id=f"wamid.{number}") for number in range(3)
+        ]
+        assert server.connections == 1
+    head, body = seen[0]
+    assert head.startswith(b"POST /v26.0/1055/messages HTTP/1.1\r\n")
+    assert b"Authorization: Bearer EAABsecret\r\n" in head
+    assert b"Content-Type: application/json\r\n" in head
+    assert json.loads(body) == MESSAGE.payload
+
+
+TABLE = [
+    *[(code, 400, RetryLater) for code in (130429, 131056, 131016, 131000, 4, 80007, 131049)],
+    *[(code, 400, RecipientRefused) for code in (131026, 131047)],
+    (131050, 400, RecipientOptedOut),
+    *[(code, 400, CampaignRejected) for code in (132000, 132001, 132007, 132008, 132012, 132015, 132016)],
+    *[(code, 400, CampaignRejected) for code in (131008, 131009)],
+    *[(code, 400, AccountRejected) for code in (131048, 368, 131031, 131042, 190, 10)],
+    # the code counts more than the status
+    (131026, 500, RecipientRefused),
+    (190, 429, AccountRejected),
+    (131000, 403, RetryLater),
+    # codes nobody listed go by the status
+    (999999, 400, RecipientRefused),
+    (999999, 401, AccountRejected),
+    (999999, 403, AccountRejected),
+    (999999, 404, AccountRejected),
+    (999999, 429, RetryLater),
+    (999999, 500, RetryLater),
+    (999999, 503, RetryLater),
+]
+
+
+@pytest.mark.parametrize(("code", "status", "kind"), TABLE)
+def test_every_row_of_the_table(provider_of, code: int, status: int, kind: type[Exception]) -> None:
+    with RawServer(refusing(code, status)) as server, pytest.raises(kind) as caught:
+        provider_of(server).send(MESSAGE)
+    assert type(caught.value) is kind
+    assert str(caught.value) == f"WhatsApp {code}: (#{code}) text: the details"
+
+
+@pytest.mark.parametrize(
+    ("code", "header", "delay"),
+    [
+        (131049, [], DAY),
+        (131049, ["Retry-After: 60"], DAY),
+        (131056, [], 6.0),
+        (131056, ["Retry-After: 60"], 60.0),
+        (130429, [], None),
+        (130429, ["Retry-After: 7"], 7.0),
+        (999999, ["Retry-After: Thu, 01 Jan 1970 00:16:55 GMT"], 15.0),
+    ],
+)
+def test_retry_later_names_the_providers_delay(provider_of, code: int, header: list[str], delay: float | None) -> None:
+    with RawServer(answering(429, {"error": {"code": code}}, *header)) as server:
+        with pytest.raises(RetryLater) as caught:
+            provider_of(server, clock=lambda: 1000.0).send(MESSAGE)
+    assert caught.value.delay_seconds == delay
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":"x"}', b'{"error":{"code":"190"}}', b"\xff", b"[" * 99999])
+@pytest.mark.parametrize(("status", "kind"), [(400, RecipientRefused), (401, AccountRejected), (502, RetryLater)])
+def test_an_error_without_a_readable_body_goes_by_its_status(provider_of, body, status, kind) -> None:
+    with RawServer(answering(status, body)) as server, pytest.raises(kind, match=f"WhatsApp HTTP {status}"):
+        provider_of(server).send(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"{}", b'{"messages":[]}', b'{"messages":[{"id":7}]}', b'{"messages":{"id":"x"}}']
+)
+def test_success_without_a_readable_id_is_unconfirmed(provider_of, body: bytes) -> None:
+    with RawServer(answering(200, body)) as server, pytest.raises(Unconfirmed, match="without a message id"):
+        provider_of(server).send(MESSAGE)
+
+
+def test_a_redirect_is_not_followed(provider_of) -> None:
+    with RawServer(accepted) as other:
+        location = f"Location: http://127.0.0.1:{other.port}/"
+        with RawServer(answering(307, b"", location)) as server, pytest.raises(RetryLater, match="307"):
+            provider_of(server).send(MESSAGE)
+        assert other.connections == 0
+
+
+def test_a_token_that_the_answer_repeats_is_masked(provider_of) -> None:
+    body = {"error": {"code": 190, "message": f"Malformed access token {TOKEN}"}}
+    with RawServer(answering(401, body)) as server:
+        provider = provider_of(server)
+        with pytest.raises(AccountRejected) as caught:
+            provider.send(MESSAGE)
+    assert str(caught.value) == "WhatsApp 190: Malformed access token ***"
+    assert TOKEN not in repr(provider)
+
+
+@pytest.mark.parametrize("phone_id", ["", "1055/../me", "1055?x", "１０５５", "a"])
+def test_a_phone_id_cannot_change_the_url(phone_id: str) -> None:
+    with pytest.raises(TransportMissing):
+        WhatsAppProvider("http://127.0.0.1:1", phone_id, TOKEN, HttpPool())
+
+
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown() -> None:
+    with pytest.raises(TransportMissing):
+        WhatsAppProvider("http://127.0.0.1:1", "1055", "", HttpPool())
+    with pytest.raises(AccountRejected) as caught:
+        WhatsAppProvider("http://127.0.0.1:1", "1055", f"{TOKEN}\r\nX: y", HttpPool()).send(MESSAGE)
+    assert TOKEN not in str(caught.value)
+
+
+# Where the border lies, for all HTTP providers.
+
+
+def leave(_: Connection) -> None:
+    """The script ends, and with it the connection."""
+
+
+def after_request(end: Callable[[Connection], object]) -> Callable[[Connection], None]:
+    def script(connection: Connection) -> None:
+        request(connection)
+        end(connection)
+
+    return script
+
+
+def test_nobody_listening_is_retry_later(provider_of) -> None:
+    with RawServer(leave) as server:
+        provider = provider_of(server)
+    with pytest.raises(RetryLater, match="not handed over"):
+        provider.send(MESSAGE)
+
+
+@pytest.mark.parametrize("end", ["close", "reset", "hang"])
+def test_a_request_that_was_not_taken_whole_is_retry_later(provider_of, end: str) -> None:
+    release = threading.Event()
+    ends = {"close": leave, "reset": Connection.reset, "hang": lambda c: c.hang_unread(release)}
+    huge = WhatsAppMessage(MESSAGE.to, {"text": {"body": "x" * 30_000_000}})
+
+    def script(connection: Connection) -> None:
+        connection.until(b"\r\n\r\n")
+        connection.exactly(100_000)
+        ends[end](connection)
+
+    with RawServer(script) as server:
+        with pytest.raises(RetryLater, match="not handed over"):
+            provider_of(server, connect_timeout_seconds=0.5, read_timeout_seconds=0.5).send(huge)
+        release.set()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        leave,
+        Connection.reset,
+        Connection.hang,
+        lambda connection: connection.say(b"HTTP/1.1 2"),
+        lambda connection: connection.say(b"220 smtp\r\n\r\n"),
+        lambda connection: connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"),
+        lambda connection: connection.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+        lambda c: (c.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"), c.hang()),
+    ],
+    ids=["close", "reset", "hang", "half a line", "no HTTP", "half a body", "bad chunk", "hang in body"],
+)
+def test_no_answer_to_a_whole_request_is_unconfirmed_and_not_repeated(provider_of, end) -> None:
+    with RawServer(after_request(end)) as server:
+        with pytest.raises(Unconfirmed):
+            provider_of(server, read_timeout_seconds=0.3).send(MESSAGE)
+        assert server.connections == 1
+
+
+def test_a_refusal_counts_although_its_body_breaks_off(provider_of) -> None:
+    end = after_request(lambda connection: connection.say(b"HTTP/1.1 429 No\r\nContent-Length: 9\r\n\r\n{"))
+    with RawServer(end) as server, pytest.raises(RetryLater, match="429"):
+        provider_of(server).send(MESSAGE)
+
+
+def test_an_answer_without_an_end_is_cut(provider_of) -> None:
+    def endless(connection: Connection) -> None:
+        request(connection)
+        connection.say(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.say(b" " * 65536)
+
+    with RawServer(endless) as server, pytest.raises(Unconfirmed):
+        provider_of(server).send(MESSAGE)
+
+
+@pytest.mark.parametrize("goodbye", [leave, Connection.reset], ids=["close", "reset"])
+def test_a_connection_closed_while_idle_is_replaced_before_it_is_used(provider_of, goodbye) -> None:
+    def once(connection: Connection) -> None:
+        accepted(connection)
+        goodbye(connection)
+
+    with RawServer(once) as server:
+        provider = provider_of(server)
+        for count in range(1, 4):
+            provider.send(MESSAGE)
+            assert server.closed.acquire(timeout=10)
+            assert server.connections == count
+
+
+def test_a_close_that_crosses_the_request_is_unconfirmed(provider_of) -> None:
+    def second_unanswered(connection: Connection) -> None:
+        accepted(connection)
+        request(connection)
+
+    with RawServer(second_unanswered) as server:
+        provider = provider_of(server)
+        provider.send(MESSAGE)
+        with pytest.raises(Unconfirmed):
+            provider.send(MESSAGE)
+        assert server.connections == 1
+
+
+def test_many_threads_get_their_own_answers(provider_of) -> None:
+    def echo(connection: Connection) -> None:
+        while True:
+            _, body = request(connection)
+            answer(connection, 200, {"messages": [{"id": json.loads(body)["n"]}]})
+
+    with RawServer(echo) as server, ThreadPoolExecutor(8) as threads:
+        provider = provider_of(server)
+        messages = [WhatsAppMessage("91", {"n": f"wamid.{n}"}) for n in range(400)]
+        ids = [sent.message_id for sent in threads.map(provider.send, messages)]
+        assert ids == [f"wamid.{n}" for n in range(400)]
+        assert server.connections <= 8
+
+
+def test_a_certificate_of_an_unknown_authority_stops_the_account(provider_of) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with RawServer(lambda connection: connection.start_tls(context)) as server:
+        with pytest.raises(AccountRejected, match="certificate is not valid"):
+            provider_of(server, scheme="https").send(MESSAGE)

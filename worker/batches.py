@@ -1,0 +1,253 @@
+"""Claims, settles and recovers batches: all that the campaign job writes about recipients.
+
+A batch is held by a row of worker.campaign_batch. Whoever settles it deletes that row in the same
+statement, so it is settled once, and a former holder settles nothing.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from worker.counters import Counters
+from worker.db import Database, Row, queries
+from worker.dispatch import Batch, Kind, Outcome, Recipient
+from worker.journal import Journal, JournalDirectory
+from worker.loop import growing_pause
+from worker.settings import Settings
+from worker.states import RecipientState
+from worker.transports import Transport
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 300.0  # a batch of another machine that was not renewed for so long has lost its holder
+RENEW_SECONDS = 30.0
+ASK_AFTER_SECONDS = 30.0  # by then a provider has filed, or never will, what was on the wire
+RETRY_LIMIT_SECONDS = 3600.0
+HOLD_SECONDS = 15.0  # first pause of a campaign that the provider puts off as a whole; doubles up to
+HOLD_LIMIT_SECONDS = 300.0
+ROUND_SECONDS = 5.0  # a slow sender's batch is no larger than what it can send in this time
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a settlement wrote."""
+
+    sent: int
+    failed: int
+    campaign: Row | None  # the campaign's counts after it; None: the claim was lost, nothing was written
+
+
+class Batches:
+    """The claims of one process."""
+
+    def __init__(self, db: Database, settings: Settings, counters: Counters, clock: Callable[[], datetime]) -> None:
+        """Raises SettingsError when STATE_DIR cannot hold the journals."""
+        self._db = db
+        self._settings = settings
+        self._counters = counters
+        self._clock = clock
+        self._journals = JournalDirectory(settings.state_dir)
+        self._sql = queries("campaign")
+        self._renewed_at = time.monotonic()
+
+    def claim(self, campaign: Row, transport: Transport, holder: str) -> Batch | None:
+        """Claims the next recipients of a run; None when none can be claimed now."""
+        return self._open(
+            "claim",
+            campaign,
+            transport,
+            holder,
+            size=self._size(transport),
+            channel=campaign["channel"],
+            tenant_id=campaign["tenantId"],
+        )
+
+    def claim_unconfirmed(self, campaign: Row, transport: Transport, holder: str) -> Batch | None:
+        """Claims sends of which nobody knows whether they happened, to ask the provider."""
+        batch = self._open("claim_unconfirmed", campaign, transport, holder, size=self._settings.campaign_concurrency)
+        for recipient in batch.recipients if batch else []:
+            batch.journal.started(recipient.id)  # type: ignore[union-attr]  # still on the wire, for a successor
+        return batch
+
+    def _open(self, statement: str, campaign: Row, transport: Transport, holder: str, **more: Any) -> Batch | None:
+        batch_id = str(uuid4())
+        journal = self._journals.create(batch_id)
+        lease_until = time.clock_gettime(time.CLOCK_BOOTTIME) + LEASE_SECONDS
+        try:
+            rows = self._db.all(
+                self._sql[statement], campaign_id=campaign["id"], batch_id=batch_id, holder=holder,
+                machine=self._journals.machine, now=self._clock(), **more,
+            )  # fmt: skip
+        except BaseException:
+            journal.close()  # the claim may have been committed all the same: recovered through its journal
+            raise
+        if not rows:
+            journal.remove()
+            return None
+        return Batch(batch_id, holder, transport, [Recipient(**row) for row in rows], journal, lease_until)
+
+    def _size(self, transport: Transport) -> int:
+        size = self._settings.campaign_batch_size
+        return size if transport.rate is None else min(size, max(1, int(transport.rate * ROUND_SECONDS)))
+
+    def renew(self, batches: Iterable[Batch]) -> None:
+        """Tells other machines now and then that this process still works on its batches."""
+        open_batches = list(batches)
+        if not open_batches or time.monotonic() - self._renewed_at < RENEW_SECONDS:
+            return
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        for batch in open_batches:
+            self._db.all(self._sql["renew"], ids=[batch.id], holder=batch.holder, now=self._clock())
+            batch.lease_until = now + LEASE_SECONDS
+        self._renewed_at = time.monotonic()
+
+    def settle(self, campaign: Row, batch: Batch) -> Settled:
+        """Writes what became of each recipient of a batch, in one statement, and forgets the batch."""
+        now = self._clock()
+        rows = [self._settled_row(batch, recipient, now) for recipient in batch.recipients]
+        accepted = [
+            (recipient, outcome.accepted, outcome.at)
+            for recipient in batch.recipients
+            if (outcome := batch.outcomes.get(recipient.id)) and outcome.accepted
+        ]
+        outbox = batch.transport.outbox(accepted)
+        holds = campaign["holds"] + 1 if batch.held else 0
+        opted_out = [key for key, outcome in batch.outcomes.items() if outcome.kind is Kind.OPTED_OUT]
+        written = self._db.one(
+            self._sql["settle"],
+            batch_id=batch.id, holder=batch.holder, now=now,
+            ids=[row[0] for row in rows], statuses=[row[1] for row in rows], message_ids=[row[2] for row in rows],
+            reasons=[row[3] for row in rows], attempts=[row[4] for row in rows], times=[row[5] for row in rows],
+            opted_out=opted_out, channel=campaign["channel"], tenant_id=campaign["tenantId"],
+            user_id=campaign["userId"], sender=batch.transport.sender_address,
+            email_to=[row.address for row in outbox], email_subject=[row.subject for row in outbox],
+            email_body=[row.body for row in outbox], email_html=[row.html for row in outbox],
+            email_message_id=[row.accepted.message_id for row in outbox],
+            email_gmail_id=[row.accepted.gmail_message_id for row in outbox],
+            email_gmail_thread_id=[row.accepted.gmail_thread_id for row in outbox],
+            email_at=[row.at for row in outbox],
+            next_batch_at=now + timedelta(seconds=self._pause(batch, holds)), holds=holds,
+        )  # fmt: skip
+        batch.journal.remove()
+        if written is None:
+            log.warning("a batch was settled by somebody else", {"campaign": campaign["id"], "batch": batch.id})
+            return Settled(0, 0, None)
+        self._count(campaign["channel"], rows, batch)
+        sent = sum(row[1] == RecipientState.SENT for row in rows)
+        return Settled(sent, sum(row[1] == RecipientState.FAILED for row in rows), written)
+
+    def _pause(self, batch: Batch, holds: int) -> float:
+        """Seconds until the campaign's next batch; a batch smaller than a full one waits less."""
+        if batch.held:
+            return max(batch.hold_seconds or 0.0, growing_pause(holds, HOLD_SECONDS, HOLD_LIMIT_SECONDS))
+        share = min(1.0, len(batch.recipients) / self._settings.campaign_batch_size)
+        return self._settings.campaign_batch_delay_seconds * share
+
+    def _settled_row(self, batch: Batch, recipient: Recipient, now: datetime) -> tuple[Any, ...]:
+        """(id, status, message id, reason, attempts, time) of one recipient, as the statement takes it."""
+        outcome = batch.outcomes.get(recipient.id) or Outcome(Kind.UNTOUCHED, now)
+        kind = Kind.UNTOUCHED if batch.held and outcome.kind is Kind.PUT_OFF else outcome.kind
+        attempts = recipient.attempts + 1
+        pending, failed = RecipientState.PENDING, RecipientState.FAILED
+        if kind is Kind.ACCEPTED and outcome.accepted:
+            return recipient.id, RecipientState.SENT, outcome.accepted.message_id, None, attempts, outcome.at
+        if kind in (Kind.REFUSED, Kind.OPTED_OUT):
+            return recipient.id, failed, None, outcome.reason, attempts, outcome.at
+        if kind is Kind.UNTOUCHED:
+            return recipient.id, pending, None, outcome.reason, recipient.attempts, now
+        if kind is Kind.UNCONFIRMED:
+            return self._unconfirmed_row(batch, recipient, outcome)
+        if attempts >= self._settings.campaign_max_attempts:
+            return (
+                recipient.id,
+                failed,
+                None,
+                f"given up after {attempts} tries: {outcome.reason}",
+                attempts,
+                now,
+            )
+        wait = outcome.delay_seconds
+        if wait is None:
+            wait = growing_pause(attempts, self._settings.campaign_retry_delay_seconds, RETRY_LIMIT_SECONDS)
+        return recipient.id, pending, None, outcome.reason, attempts, now + timedelta(seconds=wait)
+
+    def _unconfirmed_row(self, batch: Batch, recipient: Recipient, outcome: Outcome) -> tuple[Any, ...]:
+        attempts = recipient.attempts + 1
+        if batch.transport.can_be_asked:
+            ask_at = outcome.at + timedelta(seconds=ASK_AFTER_SECONDS)
+            return recipient.id, RecipientState.SENDING, None, outcome.reason, attempts, ask_at
+        if self._settings.unconfirmed_sends == "resend" and attempts < self._settings.campaign_max_attempts:
+            return recipient.id, RecipientState.PENDING, None, outcome.reason, attempts, outcome.at
+        reason = f"Unconfirmed, it may have arrived: {outcome.reason}"
+        return recipient.id, RecipientState.FAILED, None, reason, attempts, outcome.at
+
+    def _count(self, channel: str, rows: list[tuple[Any, ...]], batch: Batch) -> None:
+        for status in (RecipientState.SENT, RecipientState.FAILED):
+            number = sum(row[1] == status for row in rows)
+            if number:
+                self._counters.add("messages_total", number, channel=channel, outcome=str(status))
+        unconfirmed = sum(outcome.kind is Kind.UNCONFIRMED for outcome in batch.outcomes.values())
+        if unconfirmed:
+            self._counters.add("unconfirmed_total", unconfirmed, channel=channel)
+
+    def orphans(self) -> Iterator["Orphan"]:
+        """The batches whose holder is gone; those of the living, frozen or not, are left alone."""
+        for row in self._db.all(self._sql["batches"]):
+            if orphan := self._orphan(row):
+                yield orphan
+
+    def _orphan(self, row: Row) -> "Orphan | None":
+        journal = None
+        if row["machine"] == self._journals.machine:
+            try:
+                journal = self._journals.seize(row["id"])
+            except FileNotFoundError:
+                log.warning("the journal of a batch is gone", {"campaign": row["campaign_id"], "batch": row["id"]})
+            else:
+                return Orphan(row, journal) if journal else None
+        lapsed = (self._clock() - row["renewed_at"]).total_seconds() > LEASE_SECONDS
+        return Orphan(row, None) if lapsed else None
+
+    def recover(self, orphan: "Orphan", campaign: Row, transport: Transport) -> Batch:
+        """The batch of a dead holder with what its journal knows; without a journal nothing is confirmed."""
+        row, now = orphan.row, self._clock()
+        found = self._db.all(self._sql["batch_recipients"], ids=row["recipient_ids"], campaign_id=campaign["id"])
+        recipients = [Recipient(**each) for each in found]
+        journal = orphan.journal or self._journals.create(row["id"])
+        entries = orphan.journal.read() if orphan.journal else dict.fromkeys(row["recipient_ids"])
+        batch = Batch(row["id"], row["holder"], transport, recipients, journal, lease_until=0.0, halted=True)
+        batch.outcomes = {key: Outcome.from_entry(entry, now) for key, entry in entries.items()}
+        return batch
+
+    def drop(self, orphan: "Orphan") -> None:
+        """Forgets a batch whose campaign was deleted."""
+        self._db.all(self._sql["drop_batch"], batch_id=orphan.row["id"])
+        if orphan.journal:
+            orphan.journal.remove()
+
+    def sweep_journals(self) -> None:
+        """Removes journals whose batch was settled just before its writer died."""
+        ids = self._journals.left_behind()
+        if not ids:
+            return
+        held = {row["id"] for row in self._db.all(self._sql["batches"])}
+        for batch_id in ids:
+            if batch_id not in held and (journal := self._journals.seize(batch_id)):
+                journal.remove()
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A row of worker.campaign_batch whose holder is gone, and the journal it left, if any."""
+
+    row: Row
+    journal: Journal | None
+
+    def close(self) -> None:
+        """Leaves the batch to the next try, if it was not settled."""
+        if self.journal:
+            self.journal.close()

@@ -1,0 +1,233 @@
+"""bin/campaign: sends due e-mail and WhatsApp campaigns.
+
+A tick starts what is due, adopts what nobody sends, settles what a dead worker left behind, and then gives
+every running campaign one batch after the other: claim, send, settle, tell.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from worker import migrate, program
+from worker.batches import ROUND_SECONDS, Batches, Orphan
+from worker.counters import Counters
+from worker.db import Database, Row, queries
+from worker.dispatch import Batch, Dispatcher, Kind, Outcome, Recipient
+from worker.errors import AccountRejected, CampaignRejected, SendError, TransportMissing
+from worker.events import Events
+from worker.lock import Lock
+from worker.loop import Result, Signals, utc_now
+from worker.providers.google_token import InvalidGrant
+from worker.redis_client import connect
+from worker.runs import Runs
+from worker.settings import Settings
+from worker.targets import prepare
+from worker.transports import Transports, grant_update
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Sends the due e-mail and WhatsApp campaigns of all tenants, each message once: starts campaigns whose time has
+come, gives every running campaign one batch after the other, and settles what a killed worker left behind."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return program.run_job("campaign", "campaign-scheduler", DESCRIPTION, CampaignJob, arguments)
+
+
+class CampaignJob:
+    name = "campaign"
+
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        lock: Lock,
+        signals: Signals,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Raises SettingsError for values that only show themselves in use (SMTP_URL, STATE_DIR, DATABASE_URL)."""
+        self.interval_seconds = settings.campaign_interval_seconds
+        self._settings = settings
+        self._counters = counters
+        self._lock = lock
+        self._signals = signals
+        self._clock = clock
+        self._redis = connect(settings.redis_url)
+        self._db = Database(settings.database_url, "crm-worker campaign")
+        self._sql = queries("campaign")
+        self._transports = Transports(settings, self._redis, clock)
+        self._batches = Batches(self._db, settings, counters, clock)
+        self._runs = Runs(self._db, Events(self._redis), clock)
+        self._dispatcher = Dispatcher(settings.campaign_concurrency, clock)
+        self._counts: dict[str, int] = {}
+
+    def start(self) -> None:
+        migrate.require_current(self._db)
+        self._batches.sweep_journals()
+
+    def tick(self, now: datetime) -> Result:
+        self._counts = dict.fromkeys(("started", "adopted", "sent", "failed", "ended"), 0)
+        self._dispatcher.reap()
+        todo = self._survey()
+        if todo["any_batch"]:
+            self._recover()
+        if todo["next_ask"] and todo["next_ask"] <= now:
+            self._ask(now)
+        if todo["next_scheduled"] and todo["next_scheduled"] <= now:
+            self._counts["started"] = self._runs.start_due(now)
+        elif not (todo["any_running"] or todo["next_batch"]):
+            self._measure(pending=0.0, oldest_due_seconds=0.0)
+            return Result(self._counts, todo["next_scheduled"])
+        self._runs.disown()
+        self._counts["adopted"] = self._runs.adopt(now, self._settings.campaign_adopt_after_seconds)
+        self._send()
+        todo = self._survey()
+        self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
+        due = [todo[key] for key in ("next_scheduled", "next_batch") if todo[key]]
+        paced_until = self._clock() + timedelta(seconds=self._settings.campaign_batch_delay_seconds)
+        return Result(
+            self._counts,
+            next_at=min([*due, *filter(None, [todo["next_ask"]])], default=None),
+            unfinished=any(at <= paced_until for at in due),
+        )
+
+    def close(self) -> None:
+        self._db.close()
+        self._transports.close()
+        self._redis.close()
+        if not self._dispatcher.close():
+            logging.shutdown()
+            os._exit(0)  # lanes still wait for a provider; their messages are settled as unconfirmed
+
+    def _measure(self, pending: float, oldest_due_seconds: float) -> None:
+        self._counters.gauge("campaign_pending_recipients", pending)
+        self._counters.gauge("campaign_oldest_due_seconds", oldest_due_seconds)
+
+    def _survey(self) -> Row:
+        return self._db.one(self._sql["survey"]) or {}
+
+    def _send(self) -> None:
+        """Gives every ready run a batch, again and again for a few seconds, and settles each as it ends."""
+        until = time.monotonic() + ROUND_SECONDS
+        try:
+            while True:
+                if time.monotonic() < until and self._may_claim():
+                    self._claim_for_ready_runs()
+                if not self._dispatcher.open:
+                    return
+                for batch in self._finished_batches():
+                    self._settle(batch)
+                self._batches.renew(self._dispatcher.open)
+        finally:
+            # on an error the batches stay claimed, and the next tick settles them from their journals
+            self._dispatcher.abandon()
+
+    def _may_claim(self) -> bool:
+        return self._lock.held and not self._signals.stopping
+
+    def _claim_for_ready_runs(self) -> None:
+        busy = [batch.campaign["id"] for batch in self._dispatcher.open]
+        for ready in self._db.all(self._sql["ready"], now=self._clock(), busy=busy):
+            campaign = self._db.one(self._sql["campaign"], campaign_id=ready["id"])
+            if campaign and self._may_claim():
+                self._claim(campaign)
+
+    def _claim(self, campaign: Row) -> None:
+        try:
+            transport = self._transports.route(campaign)
+            if not campaign["prepared"]:
+                prepare(self._db, self._sql, campaign, transport, self._clock())
+        except (TransportMissing, CampaignRejected) as error:
+            self._runs.fail([campaign["id"]], str(error))
+            return
+        batch = self._batches.claim(campaign, transport, self._lock.token)
+        if batch:
+            self._dispatcher.add(batch)
+        else:
+            self._counts["ended"] += self._runs.end_or_wait(campaign)
+
+    def _finished_batches(self) -> list[Batch]:
+        """The next finished batches; on a signal all of them, within the grace time."""
+        if self._signals.stopping:
+            return self._dispatcher.drain(self._settings.shutdown_grace_seconds)
+        return self._dispatcher.finished()
+
+    def _settle(self, batch: Batch) -> None:
+        campaign = batch.campaign
+        settled = self._batches.settle(campaign, batch)
+        self._counts["sent"] += settled.sent
+        self._counts["failed"] += settled.failed
+        self._runs.progress(campaign, settled)
+        self._keep_grant(batch)
+        reason = str(batch.rejected)
+        if isinstance(batch.rejected, AccountRejected):
+            self._runs.fail_account(campaign, batch.transport.account_user_id, reason)
+        elif batch.rejected:
+            self._runs.fail([campaign["id"]], reason)
+        elif batch.held:
+            batch.transport.hold(batch.hold_seconds)
+            self._runs.held(campaign, batch)
+
+    def _keep_grant(self, batch: Batch) -> None:
+        """Saves a refreshed Gmail token, or clears the tokens of a grant that was revoked."""
+        update = grant_update(batch.transport, revoked=isinstance(batch.rejected, InvalidGrant))
+        if update:
+            statement, parameters = update
+            self._db.all(self._sql[statement], now=self._clock(), **parameters)
+
+    def _recover(self) -> None:
+        """Settles the batches of dead workers from what they wrote down."""
+        for orphan in self._batches.orphans():
+            try:
+                self._recover_one(orphan)
+            finally:
+                orphan.close()
+
+    def _recover_one(self, orphan: Orphan) -> None:
+        campaign = self._db.one(self._sql["campaign"], campaign_id=orphan.row["campaign_id"])
+        if campaign is None:
+            self._batches.drop(orphan)
+            return
+        batch = self._batches.recover(orphan, campaign, self._transports.route_or_settle_only(campaign))
+        settled = self._batches.settle(campaign, batch)
+        kinds = [outcome.kind for outcome in batch.outcomes.values()]
+        log.warning(
+            "batch of a dead worker settled",
+            {"campaign": campaign["id"], "holder": batch.holder, "sent": settled.sent,
+             "unconfirmed": kinds.count(Kind.UNCONFIRMED), "recipients": len(batch.recipients)},
+        )  # fmt: skip
+
+    def _ask(self, now: datetime) -> None:
+        """Asks providers about messages of which nobody knows whether they were sent."""
+        self._db.all(self._sql["drop_unconfirmed"])
+        for row in self._db.all(self._sql["due_to_ask"], now=now):
+            campaign = self._db.one(self._sql["campaign"], campaign_id=row["campaign_id"])
+            if campaign is None:
+                continue
+            transport = self._transports.route_or_settle_only(campaign)
+            batch = self._batches.claim_unconfirmed(campaign, transport, self._lock.token)
+            if batch is None:
+                continue
+            try:
+                for recipient in batch.recipients:
+                    batch.outcomes[recipient.id] = self._asked(batch, recipient)
+                self._settle(batch)
+            finally:
+                batch.journal.close()
+
+    def _asked(self, batch: Batch, recipient: Recipient) -> Outcome:
+        try:
+            accepted = batch.transport.find(recipient)
+        except SendError as error:
+            return Outcome(Kind.UNCONFIRMED, self._clock(), str(error))
+        if accepted is None:
+            return Outcome(Kind.UNTOUCHED, self._clock(), "the provider does not know it")
+        return Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Pure functions from a row and a clock to a message."""

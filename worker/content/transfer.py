@@ -1,0 +1,100 @@
+"""Bodies on the wire: a template's quoted-printable or base64 form (RFC 2045 6.7 and 6.8), compiled once.
+
+Quoted-printable text stays readable and lets the fixed segments be encoded once: a slot's value goes between
+two soft line breaks, so that no segment has to know where on its line it begins. Where most octets are not
+ASCII, quoted-printable would triple the message, and the filled text is encoded whole as base64.
+"""
+
+import re
+from binascii import b2a_base64
+from collections.abc import Callable, Mapping
+
+from worker.content.placeholders import Slot, Template
+
+Fill = Callable[[Mapping[str, str]], bytes]
+
+_LINE_LIMIT = 76  # characters, the soft line break's "=" included
+_ROOM = _LINE_LIMIT - 3  # a line's first character may grow by two, and "=" ends it
+_BASE64_OCTETS = 57  # give 76 characters
+
+_SOFT_BREAK = b"=\r\n"
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_OCTETS = [chr(octet) if 32 <= octet < 127 and octet != 61 else f"={octet:02X}" for octet in range(256)]
+_OCTETS[9] = "\t"
+# Short values of these need no encoding: no "=", nothing that may not begin or end a line.
+_PLAIN = re.compile(r"(?!From )[A-Za-z0-9@+_-](?:[A-Za-z0-9 @.,;:&#/'+_-]{0,70}[A-Za-z0-9@.;+_-])?")
+
+
+def compiled(template: Template, as_html: bool) -> tuple[str, Fill]:
+    """The Content-Transfer-Encoding that suits the template's fixed text, and what makes a body from values.
+
+    Bodies have CRLF line ends whatever the template or a value has, and no line over 76 characters.
+    """
+    literals = "".join(segment for segment in template.segments if isinstance(segment, str))
+    octets = len(literals.encode("utf-8"))
+    if len(quoted_printable(literals)) > (octets + 2) // 3 * 4 * 78 // 76 + 78:
+        return "base64", _base64_fill(template, as_html)
+    return "quoted-printable", _quoted_printable_fill(template, as_html)
+
+
+def quoted_printable(text: str) -> bytes:
+    """``text`` in quoted-printable; no line begins with a dot or "From ", which some relays change."""
+    return "\r\n".join([_encoded_line(line) for line in _LINE_END.split(text)]).encode("ascii")
+
+
+def _encoded_line(line: str) -> str:
+    encoded = "".join([_OCTETS[octet] for octet in line.encode("utf-8")])
+    if encoded[-1:] in {" ", "\t"}:
+        encoded = f"{encoded[:-1]}={ord(encoded[-1]):02X}"
+    pieces, start = [], 0
+    while len(encoded) - start > _ROOM:
+        end = start + _ROOM
+        if "=" in encoded[end - 2 : end]:  # not inside "=E0"
+            end = encoded.rindex("=", start, end)
+        pieces.append(encoded[start:end])
+        start = end
+    pieces.append(encoded[start:])
+    return "=\r\n".join([_guarded(piece) for piece in pieces])
+
+
+def _guarded(piece: str) -> str:
+    if piece.startswith((".", "From ")):
+        return f"={ord(piece[0]):02X}{piece[1:]}"
+    return piece
+
+
+def _encoded_value(value: str) -> bytes:
+    if _PLAIN.fullmatch(value):
+        return value.encode("ascii")
+    return quoted_printable(value)
+
+
+def _quoted_printable_fill(template: Template, as_html: bool) -> Fill:
+    compiled_pieces: list[bytes] = []
+    slots: list[tuple[int, Slot]] = []
+    for segment in template.segments:
+        if isinstance(segment, Slot):
+            slots.append((len(compiled_pieces) + 1, segment))
+            compiled_pieces += [_SOFT_BREAK, b"", _SOFT_BREAK]
+        else:
+            compiled_pieces.append(quoted_printable(segment))
+
+    def fill(values: Mapping[str, str]) -> bytes:
+        pieces = compiled_pieces.copy()
+        for index, slot in slots:
+            value = values.get(slot.name, "")
+            pieces[index] = _encoded_value(slot.html_value(value) if as_html else value)
+        return b"".join(pieces)
+
+    return fill
+
+
+def _base64_fill(template: Template, as_html: bool) -> Fill:
+    filled = template.fill_html if as_html else template.fill
+
+    def fill(values: Mapping[str, str]) -> bytes:
+        data = _LINE_END.sub("\r\n", filled(values)).encode("utf-8")
+        lines = [b2a_base64(data[i : i + _BASE64_OCTETS], newline=False) for i in range(0, len(data), _BASE64_OCTETS)]
+        return b"\r\n".join(lines)
+
+    return fill

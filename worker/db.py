@@ -1,0 +1,125 @@
+"""PostgreSQL: one kept connection, named queries, short transactions.
+
+A connection runs in autocommit: a single statement is its own transaction, and ``transaction()`` groups
+several. Sessions run in UTC, since the CRM's times carry no zone. When the server goes away the call that
+notices raises psycopg2.OperationalError or InterfaceError, and the next call connects anew.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+
+from worker.errors import SettingsError
+
+AWAY = (psycopg2.OperationalError, psycopg2.InterfaceError)  # what a lost or missing server raises
+
+STATEMENT_TIMEOUT_SECONDS = 300  # target building for a million rows takes about twenty
+LOCK_TIMEOUT_SECONDS = 30
+# Parameters that the CRM's Node.js client puts into DATABASE_URL and libpq does not know.
+_NODE_ONLY = {"schema", "connection_limit", "pool_timeout", "pgbouncer", "sslaccept", "socket_timeout"}
+
+psycopg2.extras.register_default_json(globally=True)
+psycopg2.extras.register_default_jsonb(globally=True)
+
+Row = dict[str, Any]
+
+
+@cache
+def queries(job: str) -> Mapping[str, str]:
+    """The named statements of ``worker/sql/<job>.sql``: blocks that begin with ``-- name: <name>``."""
+    source = resources.files("worker").joinpath(f"sql/{job}.sql").read_text(encoding="utf-8")
+    blocks = re.split(r"^-- name: (\w+).*$", source, flags=re.MULTILINE)[1:]
+    return dict(zip(blocks[::2], (block.strip() for block in blocks[1::2]), strict=True))
+
+
+def libpq_url(url: str) -> tuple[str, str | None]:
+    """DATABASE_URL as libpq takes it, and the schema that a Node.js style ``?schema=`` named."""
+    parts = urlsplit(url)
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    kept = [(key, value) for key, value in pairs if key not in _NODE_ONLY]
+    schema = dict(pairs).get("schema")
+    return urlunsplit(parts._replace(query=urlencode(kept))), schema
+
+
+class Database:
+    """One program's connection to the CRM's database."""
+
+    def __init__(self, url: str, application_name: str) -> None:
+        self._url, self._schema = libpq_url(url)
+        self._application_name = application_name
+        self._connection: psycopg2.extensions.connection | None = None
+        try:
+            psycopg2.extensions.parse_dsn(self._url)
+        except psycopg2.ProgrammingError as error:
+            # libpq quotes the part it stumbled over, which may be the password
+            raise SettingsError(
+                "DATABASE_URL cannot be read by PostgreSQL's client library: check its user, password "
+                "(percent-encode special characters), host, port and parameters"
+            ) from error
+
+    def all(self, statement: str, /, **parameters: Any) -> list[Row]:
+        """Runs one statement and returns its rows."""
+        with self._connected().cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
+            cursor.execute(statement, parameters)
+            return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+
+    def one(self, statement: str, /, **parameters: Any) -> Row | None:
+        """Runs one statement and returns its first row, None when there is none."""
+        rows = self.all(statement, **parameters)
+        return rows[0] if rows else None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Groups the statements inside into one transaction."""
+        connection = self._connected()
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            try:
+                yield
+            except BaseException:
+                if not connection.closed:
+                    cursor.execute("ROLLBACK")
+                raise
+            cursor.execute("COMMIT")
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> psycopg2.extensions.connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = self.connect()
+        return self._connection
+
+    def connect(self) -> psycopg2.extensions.connection:
+        """A new connection, not kept: the caller closes it."""
+        connection = psycopg2.connect(
+            self._url,
+            application_name=self._application_name,
+            connect_timeout=5,
+            keepalives=1,
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+            tcp_user_timeout=60_000,
+        )
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            # set after connecting: connection poolers refuse start-up options
+            cursor.execute(
+                "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', %s, false), "
+                "set_config('lock_timeout', %s, false), set_config('client_encoding', 'UTF8', false)",
+                (f"{STATEMENT_TIMEOUT_SECONDS}s", f"{LOCK_TIMEOUT_SECONDS}s"),
+            )
+            if self._schema:
+                cursor.execute("SELECT set_config('search_path', quote_ident(%s), false)", (self._schema,))
+        return connection

@@ -1,0 +1,291 @@
+"""Sends claimed batches over a fixed number of connections, several campaigns side by side.
+
+A batch is given tokens by its sender's pace; each token lets one recipient through to the lanes, as many
+threads as there are connections. A lane writes the journal, hands the message to the provider, writes the
+journal again. Nothing here touches the database: the job's main thread claims before and settles after.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from worker.db import Row
+from worker.errors import (
+    AccountRejected,
+    CampaignRejected,
+    RecipientOptedOut,
+    RecipientRefused,
+    RetryLater,
+    SendError,
+    Unconfirmed,
+)
+from worker.journal import Entry, Journal
+from worker.providers import Accepted
+from worker.transports import Transport
+
+log = logging.getLogger(__name__)
+
+HANDFUL = 5  # messages put off in a row before the whole campaign is held
+LONG_WAIT_SECONDS = 5.0  # for a token; rather than hold a claim that long, the batch is put back
+LANE = "lane"  # the threads' names
+POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One claimed row of "CampaignRecipient"; ``attempts`` counts the sends before this claim."""
+
+    id: str
+    name: str
+    email: str | None
+    phone: str | None
+    attempts: int
+    opted_out: str | None = None  # why this address may never be written to again
+
+
+class Kind(StrEnum):
+    """What became of one recipient of a batch."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    OPTED_OUT = "opted out"
+    PUT_OFF = "put off"
+    UNCONFIRMED = "unconfirmed"
+    UNTOUCHED = "untouched"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    kind: Kind
+    at: datetime
+    reason: str | None = None
+    delay_seconds: float | None = None
+    accepted: Accepted | None = None
+
+    def as_entry(self) -> dict[str, Any]:
+        """For the journal."""
+        ids = self.accepted
+        return {
+            "kind": self.kind,
+            "at": self.at.isoformat(),
+            "reason": self.reason,
+            "delay_seconds": self.delay_seconds,
+            "accepted": [ids.message_id, ids.gmail_message_id, ids.gmail_thread_id] if ids else None,
+        }
+
+    @classmethod
+    def from_entry(cls, entry: Entry, now: datetime) -> "Outcome":
+        """From the journal: no entry means that the answer never came."""
+        if entry is None:
+            return cls(Kind.UNCONFIRMED, now, reason="the worker was stopped while the message was on the wire")
+        return cls(
+            Kind(entry["kind"]),
+            datetime.fromisoformat(entry["at"]),
+            entry["reason"],
+            entry["delay_seconds"],
+            Accepted(*entry["accepted"]) if entry["accepted"] else None,
+        )
+
+
+@dataclass(eq=False)
+class Batch:
+    """A claimed batch on its way out. Lanes take from ``ready``, write ``outcomes``, and may halt the batch."""
+
+    id: str
+    holder: str
+    transport: Transport
+    recipients: list[Recipient]
+    journal: Journal
+    lease_until: float  # by time.clock_gettime(CLOCK_BOOTTIME); after it another machine may have taken over
+    waiting: deque[Recipient] = field(default_factory=deque)  # for a token
+    ready: deque[Recipient] = field(default_factory=deque)  # for a lane
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    lanes: set[Future[None]] = field(default_factory=set)
+    put_off_in_a_row: int = 0
+    token_at: float = 0.0  # time.monotonic() before which asking for a token is in vain
+    hold_seconds: float | None = None  # the provider wants the whole campaign to wait
+    held: bool = False
+    halted: bool = False
+    rejected: CampaignRejected | AccountRejected | None = None
+
+    def __post_init__(self) -> None:
+        self.waiting.extend(self.recipients)
+
+    @property
+    def campaign(self) -> Row:
+        """The campaign it is a part of, as it was when the batch was claimed."""
+        return self.transport.campaign
+
+    @property
+    def done(self) -> bool:
+        return not self.lanes and (self.halted or not (self.waiting or self.ready))
+
+    def halt(self) -> None:
+        """Lets nobody else through; what is in a lane finishes."""
+        self.halted = True
+
+    def in_lanes(self) -> list[Recipient]:
+        """Who is in a lane without an outcome, once the batch is halted."""
+        left = {recipient.id for recipient in (*self.waiting, *self.ready)} | self.outcomes.keys()
+        return [recipient for recipient in self.recipients if recipient.id not in left]
+
+    def record(self, recipient: Recipient, outcome: Outcome) -> None:
+        self.outcomes[recipient.id] = outcome
+        if outcome.kind is not Kind.PUT_OFF:
+            self.put_off_in_a_row = 0
+            return
+        self.put_off_in_a_row += 1
+        if outcome.delay_seconds is not None:
+            self.hold_seconds = max(self.hold_seconds or 0.0, outcome.delay_seconds)
+        if self.put_off_in_a_row >= HANDFUL:
+            self.held = True
+            self.halt()
+
+
+class Dispatcher:
+    """The lanes of one job process."""
+
+    def __init__(self, concurrency: int, clock: Callable[[], datetime]) -> None:
+        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix=LANE)
+        self._concurrency = concurrency
+        self._clock = clock
+        self.open: list[Batch] = []
+        self._abandoned: list[Batch] = []
+
+    def add(self, batch: Batch) -> None:
+        self.open.append(batch)
+        self._let_through(batch)
+
+    def halt(self) -> None:
+        """Puts back all that is not in a lane."""
+        for batch in self.open:
+            batch.halt()
+
+    def finished(self) -> list[Batch]:
+        """Waits a moment and returns the batches in which every recipient has an outcome or was put back.
+
+        Raises what a lane died of; the caller then closes the journals, and the batches are recovered from them.
+        """
+        flying = [lane for batch in self.open for lane in batch.lanes]
+        if flying:
+            wait(flying, timeout=self._pause(), return_when=FIRST_COMPLETED)
+        elif self.open and not any(batch.done for batch in self.open):
+            time.sleep(self._pause())
+        for batch in self.open:
+            for lane in [lane for lane in batch.lanes if lane.done()]:
+                batch.lanes.discard(lane)
+                lane.result()
+            self._let_through(batch)
+        done = [batch for batch in self.open if batch.done]
+        self.open = [batch for batch in self.open if not batch.done]
+        return done
+
+    def drain(self, grace_seconds: float) -> list[Batch]:
+        """All batches, after at most so long; messages still on the wire then count as unconfirmed."""
+        self.halt()
+        wait([lane for batch in self.open for lane in batch.lanes], timeout=grace_seconds)
+        drained, self.open = self.open, []
+        for batch in drained:
+            for recipient in batch.in_lanes():
+                reason = "the worker was stopped before the provider answered"
+                batch.outcomes[recipient.id] = Outcome(Kind.UNCONFIRMED, self._clock(), reason)
+        return drained
+
+    def abandon(self) -> None:
+        """After an error: nobody else is let through, and what was sent is settled from the journals later."""
+        self.halt()
+        self._abandoned += self.open
+        self.open = []
+        self.reap()
+
+    def reap(self) -> None:
+        """Frees the journals of abandoned batches whose last message has its answer."""
+        for batch in self._abandoned:
+            if all(lane.done() for lane in batch.lanes):
+                batch.journal.close()
+        self._abandoned = [batch for batch in self._abandoned if not all(lane.done() for lane in batch.lanes)]
+
+    def close(self) -> bool:
+        """Ends the lanes; False when some of them still wait for a provider."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        return not any(batch.in_lanes() for batch in self._abandoned) and self._lanes_ended()
+
+    def _lanes_ended(self) -> bool:
+        return not any(thread.name.startswith(LANE) and thread.is_alive() for thread in threading.enumerate())
+
+    def _pause(self) -> float:
+        waiting = [batch.token_at for batch in self.open if batch.waiting and not batch.halted]
+        until_token = min(waiting, default=float("inf"))
+        return min(POLL_SECONDS, max(0.0, until_token - time.monotonic()))
+
+    def _let_through(self, batch: Batch) -> None:
+        """Moves recipients from waiting to ready, as many as the sender's pace allows, and opens lanes."""
+        if batch.halted or not batch.waiting or time.monotonic() < batch.token_at:
+            return
+        pace = batch.transport.pace
+        granted = len(batch.waiting)
+        if pace is not None:
+            granted, wait_seconds = pace.take(granted)
+            batch.token_at = time.monotonic() + wait_seconds
+            if not granted and wait_seconds > LONG_WAIT_SECONDS:
+                batch.held, batch.hold_seconds = True, wait_seconds
+                batch.halt()
+        for _ in range(granted):
+            batch.ready.append(batch.waiting.popleft())
+        for _ in range(min(granted, self._concurrency - len(batch.lanes), len(batch.ready))):
+            batch.lanes.add(self._executor.submit(self._lane, batch))
+
+    def _lane(self, batch: Batch) -> None:
+        while not batch.halted:
+            try:
+                recipient = batch.ready.popleft()
+            except IndexError:
+                return
+            batch.record(recipient, self._deliver(batch, recipient))
+
+    def _deliver(self, batch: Batch, recipient: Recipient) -> Outcome:
+        """Sends one message. Whatever happens to this process in here, the journal tells how far it came."""
+        if recipient.opted_out:
+            return Outcome(Kind.REFUSED, self._clock(), reason=f"opted out: {recipient.opted_out}")
+        try:
+            message = batch.transport.content.message(recipient, self._clock())
+        except SendError as error:
+            return self._failed(batch, error)
+        except ValueError as error:
+            return Outcome(Kind.REFUSED, self._clock(), reason=str(error))
+        if time.clock_gettime(time.CLOCK_BOOTTIME) > batch.lease_until:
+            batch.halt()  # frozen too long: the batch may be somebody else's by now
+            return Outcome(Kind.UNTOUCHED, self._clock())
+        batch.journal.started(recipient.id)
+        try:
+            accepted = batch.transport.send(message)
+            outcome = Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted)
+        except SendError as error:
+            outcome = self._failed(batch, error)
+        batch.journal.ended(recipient.id, outcome.as_entry())
+        return outcome
+
+    def _failed(self, batch: Batch, error: SendError) -> Outcome:
+        now, reason = self._clock(), str(error)
+        match error:
+            case RetryLater():
+                return Outcome(Kind.PUT_OFF, now, reason, error.delay_seconds)
+            case RecipientOptedOut():
+                return Outcome(Kind.OPTED_OUT, now, reason)
+            case RecipientRefused():
+                return Outcome(Kind.REFUSED, now, reason)
+            case CampaignRejected() | AccountRejected():
+                batch.rejected = error
+                batch.halt()
+                return Outcome(Kind.UNTOUCHED, now, reason)
+            case Unconfirmed():
+                return Outcome(Kind.UNCONFIRMED, now, reason)
+            case _:
+                raise error

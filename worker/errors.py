@@ -1,0 +1,67 @@
+"""The kinds of errors there are, by what has to happen next.
+
+    WorkerError
+    ├── SettingsError          stop this process: bad configuration (exit status 2)
+    ├── SchemaError            stop this process: bin/migrate has to run first (exit status 2)
+    ├── TransportMissing       stop this campaign: its tenant has no way to send configured
+    └── SendError              what became of one message
+        ├── RetryLater         not sent; try this recipient again later
+        ├── RecipientRefused   not sent; give up on this recipient
+        │   └── RecipientOptedOut   ... and never write to this address again
+        ├── CampaignRejected   not sent; stop the campaign (template or content refused)
+        ├── AccountRejected    not sent; stop everything that uses this account (credentials, blocked)
+        └── Unconfirmed        it may have been sent: the answer never came
+
+Providers turn vendors' errors into these at their edge, nowhere else.
+"""
+
+
+class WorkerError(Exception):
+    """An error the worker understands; its text is written for an operator."""
+
+
+class SettingsError(WorkerError):
+    """A variable of the environment has a value the program cannot run with."""
+
+
+class SchemaError(WorkerError):
+    """The worker's own tables are missing or older than the program."""
+
+
+class TransportMissing(WorkerError):
+    """Nothing is configured that could carry this campaign; the text says what to configure."""
+
+
+class SendError(WorkerError):
+    """A message was not accepted; the text is the reason in the provider's words."""
+
+
+class RetryLater(SendError):
+    """The message was not sent and may be, later.
+
+    ``delay_seconds`` is the provider's own wish (Retry-After and the like), None when it named none.
+    """
+
+    def __init__(self, reason: str, delay_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.delay_seconds = delay_seconds
+
+
+class RecipientRefused(SendError):
+    """This recipient cannot be reached; others can."""
+
+
+class RecipientOptedOut(RecipientRefused):
+    """This recipient asked never to be written to again."""
+
+
+class CampaignRejected(SendError):
+    """The provider refuses the campaign's template, content or sender address for every recipient."""
+
+
+class AccountRejected(SendError):
+    """The provider refuses the tenant's account or credentials."""
+
+
+class Unconfirmed(SendError):
+    """The message was handed over, or partly, and no answer came: nobody knows whether it was sent."""

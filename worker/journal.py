@@ -1,0 +1,146 @@
+"""What this process has handed to providers, written to the local disk message by message.
+
+The database learns the outcome of a batch in one statement, after the batch. A process killed before that
+leaves its batch claimed; the journal tells its successor on the same machine which messages were
+accepted, which were on the wire, and which were never touched. A kill loses nothing of it, since the
+kernel has the bytes once ``write`` returned. A machine that loses its power may lose some: then the whole batch
+counts as unconfirmed (``machine`` changes with every boot).
+
+One file a batch, made before the claim is committed and removed after its settlement is. Its writer keeps
+an flock on it, which ends with the process and not before: a successor that gets the lock knows that
+nobody will send from that batch any more, and one that does not leaves the batch alone, frozen holder or not.
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from worker.errors import SettingsError, WorkerError
+
+Entry = dict[str, Any] | None  # None: handed over, no answer known
+
+
+class JournalUnwritable(WorkerError):
+    """The local disk refuses the journal: nothing may be sent without it."""
+
+
+class JournalDirectory:
+    """The place of all journals of this machine."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Raises SettingsError when the directory cannot be made or written."""
+        self.path = state_dir / "journals"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.machine = f"{_boot_id()}/{self._own_id()}"
+        except OSError as error:
+            raise SettingsError(
+                f"STATE_DIR is {str(state_dir)!r}, which cannot be used ({error.strerror}): name a directory on a "
+                "local disk that this user may write"
+            ) from error
+
+    def _own_id(self) -> str:
+        """A name for this directory, made with it, so that machines with alike hosts and boots differ."""
+        path = self.path / "id"
+        if not path.exists():
+            draft = self.path / f"id.{uuid4()}"
+            draft.write_text(str(uuid4()))
+            try:
+                os.link(draft, path)  # the first of several processes wins
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        probe = self.path / f"probe.{uuid4()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        return path.read_text()
+
+    def create(self, batch_id: str) -> "Journal":
+        """The journal of a new batch, locked by this process."""
+        path = self.path / f"{batch_id}.journal"
+        draft = self.path / f"{batch_id}.new"
+        try:
+            descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.rename(path)  # locked before anybody can find it
+        except OSError as error:
+            raise JournalUnwritable(
+                f"journal {path} cannot be made: {error.strerror}; make room on its disk"
+            ) from error
+        return Journal(path, descriptor)
+
+    def seize(self, batch_id: str) -> "Journal | None":
+        """The journal that a dead process left behind; None while its writer lives. FileNotFoundError: none."""
+        path = self.path / f"{batch_id}.journal"
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return Journal(path, descriptor)
+
+    def left_behind(self) -> list[str]:
+        """The ids of batches that have a journal here, held or not."""
+        return [path.stem for path in self.path.glob("*.journal")]
+
+
+class Journal:
+    """The journal of one batch."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    def started(self, recipient_id: str) -> None:
+        """To be called before the first byte of a message may leave."""
+        self._append({"started": recipient_id})
+
+    def ended(self, recipient_id: str, outcome: dict[str, Any]) -> None:
+        """To be called with what the provider said, JSON types only."""
+        self._append({"ended": recipient_id, "outcome": outcome})
+
+    def read(self) -> dict[str, Entry]:
+        """What was handed over: the outcome of each recipient, None where there is none."""
+        entries: dict[str, Entry] = {}
+        for line in self._path.read_bytes().split(b"\n"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the last line of a writer that died in the middle of it; its 'started' line stands
+            if "started" in record:
+                entries[record["started"]] = None
+            else:
+                entries[record["ended"]] = record["outcome"]
+        return entries
+
+    def close(self) -> None:
+        """Gives up the lock and leaves the file to whoever settles the batch."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def remove(self) -> None:
+        """The batch is settled: nobody needs the file any more."""
+        self._path.unlink(missing_ok=True)
+        self.close()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        # begins with a line end too: a line that a full disk cut short spoils nobody else's
+        line = b"\n" + json.dumps(record).encode() + b"\n"
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError as error:
+            raise JournalUnwritable(
+                f"journal {self._path} cannot be written: {error.strerror}; make room on its disk"
+            ) from error
+        if written != len(line):
+            raise JournalUnwritable(f"journal {self._path}: the disk took {written} of {len(line)} bytes")
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,178 @@
+"""What the HTTP providers share: kept connections, and what is known when one of them breaks.
+
+Where the border lies. A server can act on a request only once it has read the whole body that
+Content-Length announces (RFC 9112, 6.3 and 8). urllib3 takes the body from a generator, which is asked
+for more only after the kernel took everything: so it knows. Before that moment nothing was handed over
+(``RetryLater``); after it, only an answer tells (``Unconfirmed`` without one).
+
+A kept connection that the server closed while idle: urllib3 looks for the end of the stream before
+each use and connects anew. What remains is a close that crosses the request on its way. From here it
+looks the same as a server that died at work, so it is Unconfirmed, and nothing is ever sent again
+behind the caller's back.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import HTTPError, SSLError
+from urllib3.response import BaseHTTPResponse
+
+from worker.errors import AccountRejected, RetryLater, SendError, Unconfirmed
+from worker.providers.untrusted import printable
+
+_LONGEST_ANSWER = 1_048_576
+_LONGEST_WAIT_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A provider's answer: its status, and its body when that is a JSON object ({} otherwise)."""
+
+    status: int
+    body: dict[str, Any]
+    retry_after_seconds: float | None = None
+
+
+class _Body:
+    """A request body that knows whether all of it was handed to the kernel."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.handed_over = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._content
+        self.handed_over = True
+
+
+class HttpPool:
+    """Kept connections to the HTTP providers, for as many threads as ``concurrency``."""
+
+    def __init__(
+        self,
+        concurrency: int = 8,
+        *,
+        connect_timeout_seconds: float = 5.0,
+        read_timeout_seconds: float = 30.0,
+        ca_file: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``clock`` returns seconds since 1970: a Retry-After may be a date. Connects to nothing yet."""
+        self._clock = clock
+        self._pools = urllib3.PoolManager(
+            num_pools=10,
+            maxsize=concurrency,
+            retries=False,
+            timeout=urllib3.Timeout(connect=connect_timeout_seconds, read=read_timeout_seconds),
+            ca_certs=ca_file,
+        )
+
+    def post(
+        self,
+        url: str,
+        body: bytes,
+        content_type: str,
+        headers: Mapping[str, str],
+        *,
+        repeatable: bool = False,
+    ) -> Answer:
+        """POST ``body``. A redirect is an answer like any other; nothing is retried here.
+
+        Raises RetryLater when the request was not handed over (or is ``repeatable``: then it does no
+        harm twice), Unconfirmed when it was and no answer came, AccountRejected when the server's
+        certificate is not valid: waiting does not mend that, and recipients stay pending.
+        """
+        sent = _Body(body)
+        headers = {**headers, "Content-Type": content_type, "Content-Length": str(len(body))}
+        try:
+            response = self._request("POST", url, sent, headers)
+        except (HTTPError, OSError) as error:
+            raise _failure(error, handed_over=sent.handed_over, repeatable=repeatable) from error
+        return self._answer(response)
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Answer:
+        """GET, which may be repeated: raises RetryLater when no answer came, else as ``post``."""
+        try:
+            response = self._request("GET", url, None, headers)
+        except (HTTPError, OSError) as error:
+            raise _failure(error, handed_over=True, repeatable=True) from error
+        return self._answer(response)
+
+    def close(self) -> None:
+        """Close the kept connections. One that is in use is closed when its answer has come."""
+        self._pools.clear()
+
+    def _request(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> BaseHTTPResponse:
+        # The status has to be known even if the body breaks off: so the body is read apart.
+        return self._pools.request(method, url, body=body, headers=headers, redirect=False, preload_content=False)
+
+    def _answer(self, response: BaseHTTPResponse) -> Answer:
+        retry_after = retry_after_seconds(response.headers.get("Retry-After"), self._clock())
+        return Answer(response.status, _json_object(response), retry_after)
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The Authorization header. Raises AccountRejected for a token that no header can hold.
+
+    http.client would say so too, and quote the token in its error.
+    """
+    if not token or not all("!" <= character <= "~" for character in token):
+        raise AccountRejected("the access token is empty or holds characters that no token has")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def retry_after_seconds(value: str | None, now: float) -> float | None:
+    """The seconds that a Retry-After header asks for (RFC 9110, 10.2.3): a number or a date.
+
+    Between 0 and 24 hours; None when there is none or it cannot be read. ``now``: seconds since 1970.
+    """
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        # More digits than a day has seconds, and than int() wants to convert.
+        return min(float(value[:20]), _LONGEST_WAIT_SECONDS)
+    try:
+        date = parsedate_to_datetime(value)
+        at = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(at - now, 0.0), _LONGEST_WAIT_SECONDS)
+
+
+def json_body(value: Any) -> bytes:
+    """``value`` as compact JSON in ASCII."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _json_object(response: BaseHTTPResponse) -> dict[str, Any]:
+    try:
+        content = response.read(_LONGEST_ANSWER + 1)
+        if len(content) > _LONGEST_ANSWER:
+            response.close()
+            return {}
+        body = json.loads(content)
+    except (HTTPError, OSError):
+        response.close()
+        return {}
+    except (ValueError, RecursionError):
+        body = None
+    response.release_conn()
+    return body if isinstance(body, dict) else {}
+
+
+def _failure(error: HTTPError | OSError, *, handed_over: bool, repeatable: bool) -> SendError:
+    text = printable(str(error))
+    if isinstance(error, SSLError) and "certificate verify failed" in str(error).lower():
+        return AccountRejected(f"the server's certificate is not valid: {text}")
+    if not handed_over:
+        return RetryLater(f"the request was not handed over: {text}")
+    if repeatable:
+        return RetryLater(f"no answer came: {text}")
+    return Unconfirmed(f"the request was handed over, then came no answer: {text}")

@@ -1,0 +1,154 @@
+"""What happens to a campaign as a whole: it starts, is taken over or given up, waits, fails or ends, and who is told.
+
+Every change is written first; then the log and the CRM's pages hear of it.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker.batches import Settled
+from worker.db import Database, Row, queries
+from worker.dispatch import Batch, Kind
+from worker.events import Events
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.5  # the pages hear of one campaign's progress no more often
+LOOK_AGAIN_SECONDS = 10.0  # at a campaign whose last recipients another process holds
+WAIT_LIMIT_SECONDS = 60.0  # how long a campaign that has nobody to send to now is left unlooked at
+
+
+@dataclass
+class Run:
+    """What this process remembers of a run, for its last log line."""
+
+    began: float  # time.monotonic()
+    sent: int = 0
+    told_at: float = 0.0
+
+
+class Runs:
+    """The running campaigns of the worker."""
+
+    def __init__(self, db: Database, events: Events, clock: Callable[[], datetime]) -> None:
+        self._db = db
+        self._events = events
+        self._clock = clock
+        self._sql = queries("campaign")
+        self._runs: dict[str, Run] = {}
+
+    def start_due(self, now: datetime) -> int:
+        """Starts the campaigns whose time has come and returns how many."""
+        started = self._db.all(self._sql["start_due"], now=now)
+        for row in started:
+            self._remembered(row["id"])
+            log.info(
+                "campaign started",
+                {"campaign": row["id"], "tenant": row["tenantId"], "channel": row["channel"],
+                 "recipients": row["totalRecipients"]},
+            )  # fmt: skip
+        return len(started)
+
+    def disown(self) -> None:
+        """Gives up the runs that are no longer the worker's."""
+        for row in self._db.all(self._sql["disown"]):
+            self._runs.pop(row["id"], None)
+            log.info("campaign given up: paused, stopped or resumed in the CRM", {"campaign": row["id"]})
+
+    def adopt(self, now: datetime, after_seconds: float) -> int:
+        """Takes over running campaigns that nobody has touched for so long, and returns how many."""
+        quiet_since = now - timedelta(seconds=after_seconds)
+        adopted = self._db.all(self._sql["adopt"], now=now, quiet_since=quiet_since)
+        for row in adopted:
+            self._remembered(row["id"])
+            log.info("campaign adopted: nobody was sending it", {"campaign": row["id"]})
+        return len(adopted)
+
+    def progress(self, campaign: Row, settled: Settled) -> None:
+        """After a batch: one DEBUG line, and now and then an event for the user's page."""
+        counts = settled.campaign
+        if counts is None:
+            return
+        run = self._remembered(campaign["id"])
+        run.sent += settled.sent
+        log.debug("batch settled", {"campaign": campaign["id"], "sent": settled.sent, "failed": settled.failed})
+        if time.monotonic() - run.told_at >= PROGRESS_SECONDS:
+            run.told_at = time.monotonic()
+            self._tell(campaign["userId"], "campaign:progress", {"campaignId": campaign["id"], **counts})
+
+    def held(self, campaign: Row, batch: Batch) -> None:
+        """The provider put off a handful of messages in a row: the campaign waits as a whole."""
+        reason = next((each.reason for each in batch.outcomes.values() if each.kind is Kind.PUT_OFF), "its pace")
+        log.warning(
+            "campaign waits: the provider puts its messages off",
+            {"campaign": campaign["id"], "reason": reason},
+        )
+
+    def fail(self, campaign_ids: list[str], reason: str) -> None:
+        """Ends runs that cannot go on; their recipients stay pending."""
+        for row in self._db.all(self._sql["fail"], campaign_ids=campaign_ids, reason=reason, now=self._clock()):
+            self._runs.pop(row["id"], None)
+            log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})
+            self._tell(row["userId"], "campaign:failed", {"campaignId": row["id"], "error": reason})
+
+    def fail_account(self, campaign: Row, user_id: str | None, reason: str) -> None:
+        """Ends all runs that send through the same refused account; a user's own, or the tenant's."""
+        rows = self._db.all(
+            self._sql["account_runs"],
+            tenant_id=campaign["tenantId"],
+            channel=campaign["channel"],
+            user_id=user_id,
+        )
+        self.fail([row["id"] for row in rows], reason)
+
+    def end_or_wait(self, campaign: Row) -> bool:
+        """Nothing of the run could be claimed: ends it if all is settled (True), else says when to look again."""
+        now, which = self._clock(), {"campaign_id": campaign["id"]}
+        left = self._db.one(self._sql["remaining"], **which) or {}
+        if left["unclaimed"]:
+            self._db.all(self._sql["unprepare"], **which)
+        elif left["held_elsewhere"]:
+            self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
+        elif left["next_retry"] or left["next_ask"]:
+            due = min(each for each in (left["next_retry"], left["next_ask"]) if each)
+            # an overdue one may be locked by the CRM just now; a far one may be overtaken by added recipients
+            soonest, latest = (now + timedelta(seconds=each) for each in (0.2, WAIT_LIMIT_SECONDS))
+            self._wait(campaign, min(max(due, soonest), latest))
+        else:
+            return self._end(campaign, now)
+        return False
+
+    def _wait(self, campaign: Row, until: datetime) -> None:
+        self._db.all(self._sql["postpone"], campaign_id=campaign["id"], next_batch_at=until, holds=campaign["holds"])
+
+    def _end(self, campaign: Row, now: datetime) -> bool:
+        with self._db.transaction():
+            self._db.all(self._sql["fail_lost"], campaign_id=campaign["id"], now=now)
+            ended = self._db.one(self._sql["finish"], campaign_id=campaign["id"], now=now)
+        if ended is None:
+            self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
+            return False
+        run = self._remembered(campaign["id"])
+        del self._runs[campaign["id"]]
+        seconds = max(time.monotonic() - run.began, 0.001)
+        counts = {key: ended[key] for key in ("sentCount", "failedCount", "totalRecipients")}
+        log.info(
+            "campaign ended",
+            {"campaign": campaign["id"], "status": ended["status"], "sent": ended["sentCount"],
+             "failed": ended["failedCount"], "seconds": round(seconds, 1), "per_second": round(run.sent / seconds, 1)},
+        )  # fmt: skip
+        if ended["status"] == "failed":
+            error = {"campaignId": campaign["id"], "error": "Every send failed"}
+            self._tell(campaign["userId"], "campaign:failed", error)
+        else:
+            self._tell(campaign["userId"], "campaign:completed", {"campaignId": campaign["id"], "stats": counts})
+        return True
+
+    def _remembered(self, campaign_id: str) -> Run:
+        return self._runs.setdefault(campaign_id, Run(time.monotonic()))
+
+    def _tell(self, user_id: str, event: str, payload: dict[str, object]) -> None:
+        self._events.emit(f"user:{user_id}", event, payload)

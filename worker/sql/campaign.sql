@@ -1,0 +1,434 @@
+-- Statements of the campaign job. %(now)s is UTC without zone, as in the whole CRM.
+
+-- name: survey  What is there to do? The one statement of an idle tick.
+SELECT
+    (SELECT min("scheduledAt") FROM "Campaign" WHERE status = 'scheduled') AS next_scheduled,
+    EXISTS (SELECT FROM "Campaign" WHERE status = 'running')                AS any_running,
+    EXISTS (SELECT FROM worker.campaign_batch)                              AS any_batch,
+    (SELECT min(next_batch_at) FROM worker.campaign_run)                    AS next_batch,
+    (SELECT min(ask_at) FROM worker.unconfirmed_send)                       AS next_ask;
+
+-- name: start_due  Moves due campaigns to 'running', as runs of the worker's own.
+WITH due AS (
+    SELECT id FROM "Campaign"
+    WHERE status = 'scheduled' AND "scheduledAt" <= %(now)s
+    ORDER BY "scheduledAt" LIMIT 100
+    FOR UPDATE SKIP LOCKED
+), started AS (
+    UPDATE "Campaign" c SET status = 'running', "updatedAt" = %(now)s
+    FROM due WHERE c.id = due.id
+    RETURNING c.id, c."tenantId", c.name, c.channel, c."totalRecipients"
+), run AS (
+    INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, next_batch_at)
+    SELECT id, "tenantId", statement_timestamp() AT TIME ZONE 'UTC', %(now)s FROM started
+    ON CONFLICT (campaign_id) DO UPDATE
+    SET started_at = excluded.started_at, next_batch_at = excluded.next_batch_at,
+        prepared = false, position = '', holds = 0
+), logged AS (
+    INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
+    SELECT gen_random_uuid()::text, "tenantId", id, 'started', 'The worker started sending',
+           statement_timestamp() AT TIME ZONE 'UTC'
+    FROM started
+)
+SELECT * FROM started;
+
+-- name: disown  Gives up runs that somebody paused, stopped or resumed since: they are no longer the worker's.
+DELETE FROM worker.campaign_run r
+WHERE NOT EXISTS (
+    SELECT FROM "Campaign" c WHERE c.id = r.campaign_id AND c.status = 'running'
+) OR EXISTS (
+    SELECT FROM "CampaignLog" l
+    WHERE l."campaignId" = r.campaign_id AND l.action IN ('paused', 'resumed') AND l."createdAt" > r.started_at
+)
+RETURNING r.campaign_id AS id;
+
+-- name: adopt  Takes over running campaigns that nobody seems to send: nothing changed since %(quiet_since)s.
+WITH orphan AS (
+    SELECT c.id FROM "Campaign" c
+    WHERE c.status = 'running'
+      AND NOT EXISTS (SELECT FROM worker.campaign_run r WHERE r.campaign_id = c.id)
+      AND c."updatedAt" <= %(quiet_since)s
+      AND NOT EXISTS (
+          SELECT FROM "CampaignRecipient" p WHERE p."campaignId" = c.id AND p."updatedAt" > %(quiet_since)s
+      )
+    LIMIT 100
+    FOR UPDATE OF c SKIP LOCKED
+), adopted AS (
+    INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, next_batch_at)
+    SELECT c.id, c."tenantId", statement_timestamp() AT TIME ZONE 'UTC', %(now)s
+    FROM "Campaign" c JOIN orphan USING (id)
+    ON CONFLICT (campaign_id) DO NOTHING
+    RETURNING campaign_id, tenant_id, started_at
+), logged AS (
+    INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
+    SELECT gen_random_uuid()::text, tenant_id, campaign_id, 'resumed',
+           'The worker took over: nobody was sending', started_at
+    FROM adopted
+)
+SELECT campaign_id AS id FROM adopted;
+
+-- name: ready  The runs that may send a batch now, the longest waiting first.
+SELECT campaign_id AS id FROM worker.campaign_run
+WHERE next_batch_at <= %(now)s AND NOT campaign_id = ANY (%(busy)s::text[])
+ORDER BY next_batch_at LIMIT 50;
+
+-- name: campaign  One campaign with all that its messages are made of.
+SELECT c.id, c."tenantId", c."userId", c.name, c.channel, c.subject, c."htmlContent", c."textContent",
+       c."whatsappMessageType", c."whatsappMediaType", c."whatsappMediaUrl", c."whatsappCaption",
+       c."whatsappTemplateName", c."whatsappTemplateLanguage", c."whatsappTemplateParams",
+       c."targetType", c."targetFilters", c."totalRecipients",
+       c."utmSource", c."utmMedium", c."utmCampaign", c."utmTerm", c."utmContent", c."platformUtmConfig",
+       c."autoTagLinks", c."trackClicks", c."useShortLinks",
+       coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS holds, r.started_at,
+       t.name AS tenant_name, t.settings AS tenant_settings,
+       u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail", u."gmailAccessToken",
+       u."gmailRefreshToken", u."gmailTokenExpiry"
+FROM "Campaign" c
+JOIN "Tenant" t ON t.id = c."tenantId"
+LEFT JOIN worker.campaign_run r ON r.campaign_id = c.id
+LEFT JOIN "User" u ON u.id = c."userId" AND u."tenantId" = c."tenantId"
+WHERE c.id = %(campaign_id)s;
+
+-- name: lock_unprepared  Lets one worker at a time prepare a run.
+SELECT r.campaign_id,
+       EXISTS (SELECT FROM "CampaignRecipient" p WHERE p."campaignId" = r.campaign_id) AS has_recipients
+FROM worker.campaign_run r
+WHERE r.campaign_id = %(campaign_id)s AND NOT r.prepared
+FOR UPDATE SKIP LOCKED;
+
+-- name: build_targets  The recipients of a campaign that has none, from its target; each address once.
+WITH wanted AS (
+    SELECT %(status)s::text[] AS status, %(priority)s::text[] AS priority, %(type)s::text[] AS type,
+           %(industry)s::text[] AS industry, %(tags)s::text[] AS tags, %(assigned_to)s::text AS assigned_to,
+           %(created_after)s::timestamp AS created_after, lower(%(search)s::text) AS search
+), person AS (
+    SELECT 'lead' AS kind, l.id, l.name, l.email,
+           coalesce(nullif(l."whatsappNormalized", ''), nullif(l."phoneNormalized", ''),
+                    nullif(l.whatsapp, ''), l.phone) AS phone
+    FROM "Lead" l, wanted w
+    WHERE %(target)s IN ('all', 'leads', 'tags')
+      AND l."tenantId" = %(tenant_id)s AND l."userId" = %(user_id)s
+      AND (%(target)s <> 'tags' OR l.tags && w.tags)
+      AND (w.status = '{}' OR l.status = ANY (w.status))
+      AND (w.priority = '{}' OR l.priority = ANY (w.priority))
+      AND (w.tags = '{}' OR l.tags && w.tags)
+      AND (w.assigned_to IS NULL OR l."assignedTo" = w.assigned_to)
+      AND (w.created_after IS NULL OR l."createdAt" > w.created_after)
+      AND (w.search IS NULL OR strpos(lower(l.name), w.search) > 0 OR strpos(lower(l.email), w.search) > 0
+           OR strpos(lower(l.company), w.search) > 0)
+    UNION ALL
+    SELECT 'contact', k.id, k.name, k.email,
+           coalesce(nullif(k."whatsappNormalized", ''), nullif(k."phoneNormalized", ''),
+                    nullif(k.whatsapp, ''), k.phone)
+    FROM "Contact" k, wanted w
+    WHERE %(target)s IN ('all', 'contacts', 'tags')
+      AND k."tenantId" = %(tenant_id)s AND k."userId" = %(user_id)s
+      AND (%(target)s <> 'tags' OR k.tags && w.tags)
+      AND (w.type = '{}' OR k.type = ANY (w.type))
+      AND (w.industry = '{}' OR k.industry = ANY (w.industry))
+      AND (w.tags = '{}' OR k.tags && w.tags)
+      AND (w.assigned_to IS NULL OR k."assignedTo" = w.assigned_to)
+      AND (w.created_after IS NULL OR k."createdAt" > w.created_after)
+      AND (w.search IS NULL OR strpos(lower(k.name), w.search) > 0 OR strpos(lower(k.email), w.search) > 0
+           OR strpos(lower(k.company), w.search) > 0)
+    UNION ALL
+    SELECT 'custom', item, item,
+           CASE WHEN %(channel)s = 'email' THEN item END,
+           CASE WHEN %(channel)s = 'whatsapp' THEN item END
+    FROM unnest(%(custom)s::text[]) AS item
+    WHERE %(target)s = 'custom' AND btrim(item) <> ''
+), reachable AS (
+    SELECT DISTINCT ON (worker.address(%(channel)s, email, phone)) kind, id, name, email, phone
+    FROM person
+    WHERE CASE WHEN %(channel)s = 'email' THEN strpos(email, '@') > 0
+               ELSE worker.address(%(channel)s, email, phone) IS NOT NULL END
+    ORDER BY worker.address(%(channel)s, email, phone), kind DESC, id
+), built AS (
+    INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
+        "recipientName", "recipientEmail", "recipientPhone", status, "createdAt", "updatedAt")
+    SELECT gen_random_uuid()::text, %(tenant_id)s, %(campaign_id)s, kind, id, name, email, phone, 'pending',
+           %(now)s, %(now)s
+    FROM reachable
+    RETURNING 1
+)
+UPDATE "Campaign" SET "totalRecipients" = (SELECT count(*) FROM built), "updatedAt" = %(now)s
+WHERE id = %(campaign_id)s
+RETURNING "totalRecipients" AS built;
+
+-- name: fail_doubles  Takes out pending recipients whose address another recipient of the campaign has.
+WITH numbered AS (
+    SELECT id, status, row_number() OVER (
+        PARTITION BY worker.address(%(channel)s, "recipientEmail", "recipientPhone")
+        ORDER BY status = 'pending', id
+    ) AS number
+    FROM "CampaignRecipient"
+    WHERE "campaignId" = %(campaign_id)s
+      AND worker.address(%(channel)s, "recipientEmail", "recipientPhone") IS NOT NULL
+), failed AS (
+    UPDATE "CampaignRecipient" r
+    SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
+        "errorMessage" = 'The same address is another recipient of this campaign'
+    FROM numbered n
+    WHERE r.id = n.id AND n.number > 1 AND n.status = 'pending' AND r.status = 'pending'
+    RETURNING 1
+)
+SELECT count(*) AS doubles FROM failed;
+
+-- name: mark_prepared  From here on the run's recipients may be claimed, from the first one.
+UPDATE worker.campaign_run SET prepared = true, position = '' WHERE campaign_id = %(campaign_id)s;
+
+-- name: claim  Takes the next recipients of a run: those whose retry is due, then those never claimed.
+WITH run AS (
+    SELECT r.campaign_id, r.position
+    FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
+    WHERE r.campaign_id = %(campaign_id)s AND r.prepared AND c.status = 'running'
+      AND NOT EXISTS (
+          SELECT FROM "CampaignLog" l
+          WHERE l."campaignId" = %(campaign_id)s AND l.action IN ('paused', 'resumed')
+            AND l."createdAt" > r.started_at
+      )
+    FOR NO KEY UPDATE OF r FOR SHARE OF c
+), retried AS (
+    SELECT q.recipient_id AS id, q.attempts
+    FROM run JOIN worker.campaign_retry q ON q.campaign_id = run.campaign_id
+    WHERE q.campaign_id = %(campaign_id)s AND q.due_at <= %(now)s
+    ORDER BY q.due_at LIMIT (%(size)s + 1) / 2
+), fresh AS (
+    SELECT p.id
+    FROM run, LATERAL (
+        SELECT p.id FROM "CampaignRecipient" p
+        WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending' AND p.id > run.position
+          AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)
+        ORDER BY p.id LIMIT %(size)s - (SELECT count(*) FROM retried)
+        FOR UPDATE SKIP LOCKED
+    ) AS p
+), claimed AS (
+    UPDATE "CampaignRecipient" p SET status = 'sending', "updatedAt" = %(now)s
+    FROM (SELECT id, 0 AS attempts FROM fresh UNION ALL SELECT id, attempts FROM retried) AS picked
+    WHERE p.id = picked.id AND p.status = 'pending' AND p."campaignId" = %(campaign_id)s
+    RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
+              picked.attempts
+), stale AS (
+    DELETE FROM worker.campaign_retry q USING retried
+    WHERE q.recipient_id = retried.id AND NOT EXISTS (
+        SELECT FROM "CampaignRecipient" p WHERE p.id = retried.id AND p.status IN ('pending', 'sending')
+    )
+), moved AS (
+    UPDATE worker.campaign_run r SET position = last.id
+    FROM (SELECT max(id) AS id FROM fresh) AS last
+    WHERE r.campaign_id = %(campaign_id)s AND last.id > r.position
+), batch AS (
+    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, recipient_ids, renewed_at)
+    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, array_agg(id), %(now)s
+    FROM claimed HAVING count(*) > 0
+)
+SELECT claimed.*, s.reason AS opted_out
+FROM claimed
+LEFT JOIN worker.suppression s
+    ON s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s
+   AND s.address = worker.address(%(channel)s, claimed.email, claimed.phone);
+
+-- name: renew  Says that the holder of these batches is alive.
+UPDATE worker.campaign_batch SET renewed_at = %(now)s WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s;
+
+-- name: settle  Writes the outcome of a batch, once: only while the claim that sent it still holds it.
+WITH held AS (
+    SELECT id, campaign_id FROM worker.campaign_batch
+    WHERE id = %(batch_id)s AND holder = %(holder)s
+    FOR UPDATE
+), outcome AS (
+    SELECT o.*, held.campaign_id
+    FROM held, unnest(
+        %(ids)s::text[], %(statuses)s::text[], %(message_ids)s::text[], %(reasons)s::text[],
+        %(attempts)s::int[], %(times)s::timestamp(3)[]
+    ) AS o (id, status, message_id, reason, attempts, at)
+), settled AS (
+    UPDATE "CampaignRecipient" p
+    SET status = o.status,
+        "sentAt" = CASE WHEN o.status = 'sent' THEN o.at ELSE p."sentAt" END,
+        "failedAt" = CASE WHEN o.status = 'failed' THEN o.at END,
+        "errorMessage" = CASE WHEN o.status = 'failed' THEN o.reason END,
+        "messageId" = coalesce(o.message_id, p."messageId"),
+        "updatedAt" = %(now)s
+    FROM outcome o
+    WHERE p.id = o.id AND p.status = 'sending' AND o.status <> 'sending'
+    RETURNING p.status
+), put_back AS (
+    INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)
+    SELECT id, campaign_id, attempts, at, coalesce(reason, '') FROM outcome WHERE status = 'pending'
+    ON CONFLICT (recipient_id) DO UPDATE
+    SET attempts = excluded.attempts, due_at = excluded.due_at, reason = excluded.reason
+), over AS (
+    DELETE FROM worker.campaign_retry q USING outcome o
+    WHERE q.recipient_id = o.id AND o.status IN ('sent', 'failed')
+), to_ask AS (
+    INSERT INTO worker.unconfirmed_send (recipient_id, campaign_id, attempts, ask_at)
+    SELECT id, campaign_id, attempts, at FROM outcome WHERE status = 'sending'
+    ON CONFLICT (recipient_id) DO UPDATE SET ask_at = excluded.ask_at
+), opted_out AS (
+    INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
+    SELECT %(tenant_id)s, %(channel)s, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone"),
+           o.reason, %(now)s
+    FROM outcome o JOIN "CampaignRecipient" p ON p.id = o.id
+    WHERE o.id = ANY (%(opted_out)s::text[])
+    ON CONFLICT DO NOTHING
+), outbox AS (
+    INSERT INTO "EmailLog" (id, "to", "from", subject, body, "htmlBody", status, "messageId", "gmailMessageId",
+        "gmailThreadId", "entityType", "entityId", "sentAt", "tenantId", "userId", "createdAt", "updatedAt")
+    SELECT gen_random_uuid()::text, ARRAY[e.address], %(sender)s, e.subject, e.body, e.html, 'sent',
+           e.message_id, e.gmail_id, e.gmail_thread_id, 'Campaign', held.campaign_id, e.at,
+           %(tenant_id)s, %(user_id)s, e.at, %(now)s
+    FROM held, unnest(
+        %(email_to)s::text[], %(email_subject)s::text[], %(email_body)s::text[], %(email_html)s::text[],
+        %(email_message_id)s::text[], %(email_gmail_id)s::text[], %(email_gmail_thread_id)s::text[],
+        %(email_at)s::timestamp(3)[]
+    ) AS e (address, subject, body, html, message_id, gmail_id, gmail_thread_id, at)
+), paced AS (
+    UPDATE worker.campaign_run r SET next_batch_at = %(next_batch_at)s, holds = %(holds)s
+    FROM held WHERE r.campaign_id = held.campaign_id
+), released AS (
+    DELETE FROM worker.campaign_batch b USING held WHERE b.id = held.id
+)
+UPDATE "Campaign" c
+SET "sentCount" = c."sentCount" + n.sent, "failedCount" = c."failedCount" + n.failed, "updatedAt" = %(now)s
+FROM held, (
+    SELECT count(*) FILTER (WHERE status = 'sent') AS sent, count(*) FILTER (WHERE status = 'failed') AS failed
+    FROM settled
+) AS n
+WHERE c.id = held.campaign_id
+RETURNING c."sentCount", c."failedCount", c."totalRecipients", c.status;
+
+-- name: postpone  Nothing of the run can be claimed before this time.
+UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s, holds = %(holds)s
+WHERE campaign_id = %(campaign_id)s;
+
+-- name: remaining  What keeps a run from its end, when nothing could be claimed.
+SELECT
+    (SELECT min(due_at) FROM worker.campaign_retry q
+     WHERE q.campaign_id = %(campaign_id)s)                                             AS next_retry,
+    EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)  AS held_elsewhere,
+    (SELECT min(ask_at) FROM worker.unconfirmed_send s
+     WHERE s.campaign_id = %(campaign_id)s)                                             AS next_ask,
+    EXISTS (SELECT FROM "CampaignRecipient" p
+            WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending'
+              AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)) AS unclaimed;
+
+-- name: unprepare  Looks at the campaign from its start again: recipients were added or set back meanwhile.
+UPDATE worker.campaign_run SET prepared = false WHERE campaign_id = %(campaign_id)s;
+
+-- name: fail_lost  Recipients held by no batch at all: somebody emptied the worker's own tables.
+UPDATE "CampaignRecipient" SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
+    "errorMessage" = 'Unconfirmed: the worker lost its record of this message'
+WHERE "campaignId" = %(campaign_id)s AND status = 'sending';
+
+-- name: finish  Ends a run whose recipients are all settled, with its exact counts.
+WITH total AS (
+    SELECT count(*) FILTER (WHERE status IN ('sent', 'delivered', 'opened')) AS sent,
+           count(*) FILTER (WHERE status = 'failed')                         AS failed,
+           count(*) FILTER (WHERE status = 'pending')                        AS pending
+    FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s
+), ended AS (
+    UPDATE "Campaign" c
+    SET status = CASE WHEN total.failed > 0 AND total.sent = 0 THEN 'failed' ELSE 'completed' END,
+        "completedAt" = %(now)s, "sentCount" = total.sent, "failedCount" = total.failed, "updatedAt" = %(now)s
+    FROM total
+    WHERE c.id = %(campaign_id)s AND c.status = 'running' AND total.pending = 0
+      AND EXISTS (SELECT FROM worker.campaign_run r WHERE r.campaign_id = c.id)
+    RETURNING c.id, c."tenantId", c.status, c."sentCount", c."failedCount", c."totalRecipients"
+), run AS (
+    DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
+), retries AS (
+    DELETE FROM worker.campaign_retry q USING ended WHERE q.campaign_id = ended.id
+), logged AS (
+    INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, metadata, "createdAt")
+    SELECT gen_random_uuid()::text, "tenantId", id, status,
+           CASE WHEN status = 'failed' THEN format('Every send failed: 0 sent, %%s failed', "failedCount")
+                WHEN "sentCount" + "failedCount" = 0 THEN 'Completed: its target matched nobody'
+                ELSE format('Completed: %%s sent, %%s failed', "sentCount", "failedCount") END,
+           jsonb_build_object('sentCount', "sentCount", 'failedCount', "failedCount"), %(now)s
+    FROM ended
+)
+SELECT * FROM ended;
+
+-- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending.
+WITH ended AS (
+    UPDATE "Campaign" c SET status = 'failed', "updatedAt" = %(now)s
+    FROM worker.campaign_run r
+    WHERE r.campaign_id = c.id AND c.id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
+    RETURNING c.id, c."tenantId", c."userId"
+), run AS (
+    DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
+), logged AS (
+    INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
+    SELECT gen_random_uuid()::text, "tenantId", id, 'failed', %(reason)s, %(now)s FROM ended
+)
+SELECT * FROM ended;
+
+-- name: batches  Claimed batches, to find those whose holder died.
+SELECT id::text, campaign_id, holder, machine, recipient_ids, renewed_at
+FROM worker.campaign_batch;
+
+-- name: batch_recipients  The recipients of a batch that a dead holder left.
+SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
+       coalesce(q.attempts, 0) AS attempts, NULL AS opted_out
+FROM "CampaignRecipient" p LEFT JOIN worker.campaign_retry q ON q.recipient_id = p.id
+WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" = %(campaign_id)s;
+
+-- name: drop_batch  Forgets a batch whose campaign was deleted.
+DELETE FROM worker.campaign_batch WHERE id = %(batch_id)s;
+
+-- name: drop_unconfirmed  Forgets unconfirmed sends whose campaign or recipient was deleted.
+DELETE FROM worker.unconfirmed_send s
+WHERE NOT EXISTS (SELECT FROM "CampaignRecipient" p WHERE p.id = s.recipient_id);
+
+-- name: due_to_ask  The campaigns with sends that a provider can be asked about now.
+SELECT DISTINCT campaign_id FROM worker.unconfirmed_send WHERE ask_at <= %(now)s;
+
+-- name: claim_unconfirmed  Takes the unconfirmed sends of a campaign, to ask what became of them.
+WITH picked AS (
+    DELETE FROM worker.unconfirmed_send s
+    WHERE s.recipient_id IN (
+        SELECT recipient_id FROM worker.unconfirmed_send
+        WHERE campaign_id = %(campaign_id)s AND ask_at <= %(now)s
+        ORDER BY ask_at LIMIT %(size)s FOR UPDATE SKIP LOCKED
+    )
+    RETURNING recipient_id, attempts
+), batch AS (
+    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, recipient_ids, renewed_at)
+    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, array_agg(recipient_id), %(now)s
+    FROM picked HAVING count(*) > 0
+)
+SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
+       picked.attempts, NULL AS opted_out
+FROM picked JOIN "CampaignRecipient" p ON p.id = picked.recipient_id AND p.status = 'sending';
+
+-- name: add_links  One row for each distinct link of a campaign.
+INSERT INTO campaign_links (id, "tenantId", "campaignId", "originalUrl", "taggedUrl", "shortCode", "shortUrl",
+    "utmSource", "utmMedium", "utmCampaign", "utmTerm", "utmContent", "linkText", "linkPosition", platform, "updatedAt")
+SELECT l.id, %(tenant_id)s, %(campaign_id)s, l.original, l.tagged, l.code, l.short,
+       l.source, l.medium, l.campaign, l.term, l.content, l.label, NULL, %(channel)s, %(now)s
+FROM unnest(%(ids)s::text[], %(originals)s::text[], %(taggeds)s::text[], %(codes)s::text[], %(shorts)s::text[],
+            %(labels)s::text[], %(sources)s::text[], %(mediums)s::text[], %(campaigns)s::text[],
+            %(terms)s::text[], %(contents)s::text[])
+    AS l (id, original, tagged, code, short, label, source, medium, campaign, term, content)
+ON CONFLICT DO NOTHING;
+
+-- name: save_token  Keeps a refreshed Gmail access token.
+UPDATE "User" SET "gmailAccessToken" = %(token)s, "gmailTokenExpiry" = %(expiry)s, "updatedAt" = %(now)s
+WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s AND "gmailRefreshToken" = %(refresh_token)s;
+
+-- name: clear_gmail  Google revoked the user's grant: the connection has to be made again in the CRM.
+UPDATE "User"
+SET "gmailAccessToken" = NULL, "gmailRefreshToken" = NULL, "gmailTokenExpiry" = NULL, "gmailConnectedAt" = NULL,
+    "gmailScopes" = NULL, "updatedAt" = %(now)s
+WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s AND "gmailRefreshToken" = %(refresh_token)s;
+
+-- name: account_runs  The running campaigns of a tenant that send through one account.
+SELECT c.id FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
+WHERE c."tenantId" = %(tenant_id)s AND c.channel = %(channel)s
+  AND (%(user_id)s::text IS NULL OR c."userId" = %(user_id)s);
+
+-- name: backlog  What waits, for the metrics.
+SELECT coalesce(sum(greatest(c."totalRecipients" - c."sentCount" - c."failedCount", 0)), 0)::float AS pending,
+       coalesce(extract(epoch FROM %(now)s - min(c."scheduledAt")), 0)::float                      AS oldest_due_seconds
+FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id;
