@@ -53,6 +53,8 @@ class Batches:
         self._journals = JournalDirectory(settings.state_dir)
         self._sql = queries("campaign")
         self._renewed_at = time.monotonic()
+        # Without a pause between batches, one half is sent while the database settles and claims the other.
+        self.side_by_side = 1 if settings.campaign_batch_delay_seconds else 2
 
     def claim(self, campaign: Row, transport: Transport, holder: str) -> Batch | None:
         """Claims the next recipients of a run; None when none can be claimed now."""
@@ -75,7 +77,7 @@ class Batches:
 
     def _open(self, statement: str, campaign: Row, transport: Transport, holder: str, **more: Any) -> Batch | None:
         batch_id = str(uuid4())
-        journal = self._journals.create(batch_id)
+        journal = self._journals.create(batch_id, more["size"])
         lease_until = time.clock_gettime(time.CLOCK_BOOTTIME) + LEASE_SECONDS
         try:
             rows = self._db.all(
@@ -91,7 +93,7 @@ class Batches:
         return Batch(batch_id, holder, transport, [Recipient(**row) for row in rows], journal, lease_until)
 
     def _size(self, transport: Transport) -> int:
-        size = self._settings.campaign_batch_size
+        size = max(1, self._settings.campaign_batch_size // self.side_by_side)
         return size if transport.rate is None else min(size, max(1, int(transport.rate * ROUND_SECONDS)))
 
     def renew(self, batches: Iterable[Batch]) -> None:
@@ -217,7 +219,7 @@ class Batches:
         row, now = orphan.row, self._clock()
         found = self._db.all(self._sql["batch_recipients"], ids=row["recipient_ids"], campaign_id=campaign["id"])
         recipients = [Recipient(**each) for each in found]
-        journal = orphan.journal or self._journals.create(row["id"])
+        journal = orphan.journal or self._journals.create(row["id"], len(recipients))
         entries = orphan.journal.read() if orphan.journal else dict.fromkeys(row["recipient_ids"])
         batch = Batch(row["id"], row["holder"], transport, recipients, journal, lease_until=0.0, halted=True)
         batch.outcomes = {key: Outcome.from_entry(entry, now) for key, entry in entries.items()}

@@ -63,6 +63,7 @@ class CampaignJob:
         self._batches = Batches(self._db, settings, counters, clock)
         self._runs = Runs(self._db, Events(self._redis), clock)
         self._dispatcher = Dispatcher(settings.campaign_concurrency, clock)
+        self._exhausted: set[str] = set()  # campaigns with a batch on its way and nobody left to claim
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
@@ -125,13 +126,15 @@ class CampaignJob:
         finally:
             # on an error the batches stay claimed, and the next tick settles them from their journals
             self._dispatcher.abandon()
+            self._exhausted.clear()
 
     def _may_claim(self) -> bool:
         return self._lock.held and not self._signals.stopping
 
     def _claim_for_ready_runs(self) -> None:
-        busy = [batch.campaign["id"] for batch in self._dispatcher.open]
-        for ready in self._db.all(self._sql["ready"], now=self._clock(), busy=busy):
+        sending = {batch.campaign["id"] for batch in self._dispatcher.open}
+        full = {each for each in sending if self._dispatcher.number_open(each) >= self._batches.side_by_side}
+        for ready in self._db.all(self._sql["ready"], now=self._clock(), busy=list(full | self._exhausted)):
             campaign = self._db.one(self._sql["campaign"], campaign_id=ready["id"])
             if campaign and self._may_claim():
                 self._claim(campaign)
@@ -147,6 +150,8 @@ class CampaignJob:
         batch = self._batches.claim(campaign, transport, self._lock.token)
         if batch:
             self._dispatcher.add(batch)
+        elif self._dispatcher.number_open(campaign["id"]):
+            self._exhausted.add(campaign["id"])  # until its last batch is settled
         else:
             self._counts["ended"] += self._runs.end_or_wait(campaign)
 
@@ -158,6 +163,7 @@ class CampaignJob:
 
     def _settle(self, batch: Batch) -> None:
         campaign = batch.campaign
+        self._exhausted.discard(campaign["id"])
         settled = self._batches.settle(campaign, batch)
         self._counts["sent"] += settled.sent
         self._counts["failed"] += settled.failed

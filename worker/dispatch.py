@@ -6,7 +6,6 @@ journal again. Nothing here touches the database: the job's main thread claims b
 """
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,9 +31,10 @@ from worker.transports import Transport
 
 log = logging.getLogger(__name__)
 
+LONGEST_REASON = 300  # characters
 HANDFUL = 5  # messages put off in a row before the whole campaign is held
 LONG_WAIT_SECONDS = 5.0  # for a token; rather than hold a claim that long, the batch is put back
-LANE = "lane"  # the threads' names
+
 POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are in flight
 
 
@@ -69,29 +69,20 @@ class Outcome:
     delay_seconds: float | None = None
     accepted: Accepted | None = None
 
-    def as_entry(self) -> dict[str, Any]:
+    def as_entry(self) -> list[Any]:
         """For the journal."""
+        reason = self.reason and self.reason[:LONGEST_REASON]
         ids = self.accepted
-        return {
-            "kind": self.kind,
-            "at": self.at.isoformat(),
-            "reason": self.reason,
-            "delay_seconds": self.delay_seconds,
-            "accepted": [ids.message_id, ids.gmail_message_id, ids.gmail_thread_id] if ids else None,
-        }
+        kept = ids and [ids.message_id, ids.gmail_message_id, ids.gmail_thread_id]
+        return [self.kind, self.at.isoformat(), reason, self.delay_seconds, kept]
 
     @classmethod
     def from_entry(cls, entry: Entry, now: datetime) -> "Outcome":
         """From the journal: no entry means that the answer never came."""
         if entry is None:
             return cls(Kind.UNCONFIRMED, now, reason="the worker was stopped while the message was on the wire")
-        return cls(
-            Kind(entry["kind"]),
-            datetime.fromisoformat(entry["at"]),
-            entry["reason"],
-            entry["delay_seconds"],
-            Accepted(*entry["accepted"]) if entry["accepted"] else None,
-        )
+        kind, at, reason, delay_seconds, ids = entry
+        return cls(Kind(kind), datetime.fromisoformat(at), reason, delay_seconds, Accepted(*ids) if ids else None)
 
 
 @dataclass(eq=False)
@@ -153,15 +144,20 @@ class Dispatcher:
     """The lanes of one job process."""
 
     def __init__(self, concurrency: int, clock: Callable[[], datetime]) -> None:
-        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix=LANE)
+        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="lane")
         self._concurrency = concurrency
         self._clock = clock
         self.open: list[Batch] = []
         self._abandoned: list[Batch] = []
+        self._drained_early = False
 
     def add(self, batch: Batch) -> None:
         self.open.append(batch)
         self._let_through(batch)
+
+    def number_open(self, campaign_id: str) -> int:
+        """How many batches of a campaign are on their way."""
+        return sum(batch.campaign["id"] == campaign_id for batch in self.open)
 
     def halt(self) -> None:
         """Puts back all that is not in a lane."""
@@ -192,6 +188,7 @@ class Dispatcher:
         self.halt()
         wait([lane for batch in self.open for lane in batch.lanes], timeout=grace_seconds)
         drained, self.open = self.open, []
+        self._drained_early = any(not lane.done() for batch in drained for lane in batch.lanes)
         for batch in drained:
             for recipient in batch.in_lanes():
                 reason = "the worker was stopped before the provider answered"
@@ -214,11 +211,10 @@ class Dispatcher:
 
     def close(self) -> bool:
         """Ends the lanes; False when some of them still wait for a provider."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        return not any(batch.in_lanes() for batch in self._abandoned) and self._lanes_ended()
-
-    def _lanes_ended(self) -> bool:
-        return not any(thread.name.startswith(LANE) and thread.is_alive() for thread in threading.enumerate())
+        self.reap()
+        ended = not self._abandoned and not self._drained_early
+        self._executor.shutdown(wait=ended, cancel_futures=True)
+        return ended
 
     def _pause(self) -> float:
         waiting = [batch.token_at for batch in self.open if batch.waiting and not batch.halted]

@@ -1,9 +1,10 @@
-"""What this process has handed to providers, written to the local disk message by message.
+"""What this process has handed to providers, written to a local file message by message.
 
 The database learns the outcome of a batch in one statement, after the batch. A process killed before that
 leaves its batch claimed; the journal tells its successor on the same machine which messages were
-accepted, which were on the wire, and which were never touched. A kill loses nothing of it, since the
-kernel has the bytes once ``write`` returned. A machine that loses its power may lose some: then the whole batch
+accepted, which were on the wire, and which were never touched. The file is mapped into memory: a kill loses
+nothing of what was stored there, and storing takes no system call (two writes for each message, with the
+threads they wake, took a fifth of all CPU time). A machine that loses its power may lose some: then the whole batch
 counts as unconfirmed (``machine`` changes with every boot).
 
 One file a batch, made before the claim is committed and removed after its settlement is. Its writer keeps
@@ -13,14 +14,18 @@ nobody will send from that batch any more, and one that does not leaves the batc
 
 import fcntl
 import json
+import mmap
 import os
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from worker.errors import SettingsError, WorkerError
 
-Entry = dict[str, Any] | None  # None: handed over, no answer known
+Entry = list[Any] | None  # None: handed over, no answer known
+
+BYTES_FOR_A_RECIPIENT = 2048
 
 
 class JournalUnwritable(WorkerError):
@@ -59,13 +64,15 @@ class JournalDirectory:
         probe.unlink()
         return path.read_text()
 
-    def create(self, batch_id: str) -> "Journal":
-        """The journal of a new batch, locked by this process."""
+    def create(self, batch_id: str, recipients: int) -> "Journal":
+        """The journal of a new batch of at most so many recipients, locked by this process."""
         path = self.path / f"{batch_id}.journal"
         draft = self.path / f"{batch_id}.new"
         try:
             descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # reserved now: a disk that is full later would kill the process at a store
+            os.posix_fallocate(descriptor, 0, max(1, recipients) * BYTES_FOR_A_RECIPIENT)
             draft.rename(path)  # locked before anybody can find it
         except OSError as error:
             raise JournalUnwritable(
@@ -90,37 +97,38 @@ class JournalDirectory:
 
 
 class Journal:
-    """The journal of one batch."""
+    """The journal of one batch: lines of JSON, one after the other, then zero bytes."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptor = descriptor
+        self._file = mmap.mmap(descriptor, 0)
+        self._end = self._file.find(b"\0") if self._file[:1] != b"\0" else 0
+        self._lock = threading.Lock()
 
     def started(self, recipient_id: str) -> None:
-        """To be called before the first byte of a message may leave."""
-        self._append({"started": recipient_id})
+        """To be called before the first byte of a message may leave. Raises JournalUnwritable."""
+        self._append([recipient_id])
 
-    def ended(self, recipient_id: str, outcome: dict[str, Any]) -> None:
+    def ended(self, recipient_id: str, outcome: list[Any]) -> None:
         """To be called with what the provider said, JSON types only."""
-        self._append({"ended": recipient_id, "outcome": outcome})
+        self._append([recipient_id, outcome])
 
     def read(self) -> dict[str, Entry]:
         """What was handed over: the outcome of each recipient, None where there is none."""
         entries: dict[str, Entry] = {}
-        for line in self._path.read_bytes().split(b"\n"):
+        for line in self._file[:].split(b"\n"):
             try:
-                record = json.loads(line)
+                recipient_id, *outcome = json.loads(line.strip(b"\0"))
             except ValueError:
-                continue  # the last line of a writer that died in the middle of it; its 'started' line stands
-            if "started" in record:
-                entries[record["started"]] = None
-            else:
-                entries[record["ended"]] = record["outcome"]
+                continue  # what a writer was storing when it died; the line that says 'started' stands before it
+            entries[recipient_id] = outcome[0] if outcome else None
         return entries
 
     def close(self) -> None:
         """Gives up the lock and leaves the file to whoever settles the batch."""
         if self._descriptor >= 0:
+            self._file.close()
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -129,17 +137,15 @@ class Journal:
         self._path.unlink(missing_ok=True)
         self.close()
 
-    def _append(self, record: dict[str, Any]) -> None:
-        # begins with a line end too: a line that a full disk cut short spoils nobody else's
-        line = b"\n" + json.dumps(record).encode() + b"\n"
-        try:
-            written = os.write(self._descriptor, line)
-        except OSError as error:
-            raise JournalUnwritable(
-                f"journal {self._path} cannot be written: {error.strerror}; make room on its disk"
-            ) from error
-        if written != len(line):
-            raise JournalUnwritable(f"journal {self._path}: the disk took {written} of {len(line)} bytes")
+    def _append(self, record: list[Any]) -> None:
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            end = self._end + len(line)
+            try:
+                self._file[self._end : end] = line
+            except (ValueError, IndexError) as error:  # closed, or full
+                raise JournalUnwritable(f"journal {self._path} takes no more: {error}") from error
+            self._end = end
 
 
 def _boot_id() -> str:

@@ -138,7 +138,7 @@ class Runs:
         log.info(
             "campaign ended",
             {"campaign": campaign["id"], "status": ended["status"], "sent": ended["sentCount"],
-             "failed": ended["failedCount"], "seconds": round(seconds, 1), "per_second": round(run.sent / seconds, 1)},
+             "failed": ended["failedCount"], "seconds": round(seconds, 1), "per_second": round(run.sent / seconds)},
         )  # fmt: skip
         if ended["status"] == "failed":
             error = {"campaignId": campaign["id"], "error": "Every send failed"}

@@ -336,6 +336,40 @@ def test_away(
     assert lock.acquire()
 
 
+def test_one_report(
+    new_server: Callable[..., Server],
+    make_lock: Callable[..., Lock],
+    connected: Callable[..., redis.Redis],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """However many threads notice at the same moment that the lock is gone, it is said once."""
+    server = new_server()
+    told: list[str] = []
+    lock = make_lock(connected(server.url), ttl_ms=200, on_lost=lambda: told.append("lost"))
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for round_ in range(1, 6):
+            assert lock.acquire()
+            server.freeze()
+            threads = [threading.Thread(target=lambda: wait_for_loss(lock)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            server.thaw()
+            assert len(told) == len(lines(caplog, "lock lost")) == round_
+            wait_until(lock.acquire, "the lock again")
+            lock.release()
+    finally:
+        sys.setswitchinterval(switching)
+
+
+def wait_for_loss(lock: Lock) -> None:
+    while lock.held:
+        pass
+
+
 def test_release_while_away(
     new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
 ) -> None:

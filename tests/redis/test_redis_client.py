@@ -204,6 +204,26 @@ def test_restart(new_server: NewServer, connected: Connected) -> None:
     client.ping()
 
 
+def test_broken_in_mid_command(url: str, client: redis.Redis) -> None:
+    """A connection that breaks while a command waits for its answer: the command is sent once more."""
+    answers: list[object] = []
+    victim = connect(url)
+    thread = threading.Thread(target=lambda: answers.append(victim.blpop(["list"], timeout=4)))
+    thread.start()
+
+    def waiting() -> list[str]:
+        return [each["id"] for each in client.client_list() if each["cmd"] == "blpop" and "b" in each["flags"]]
+
+    wait_until(waiting, "the command to wait")
+    first = waiting()
+    client.client_kill_filter(_id=first[0])
+    wait_until(lambda: waiting() and waiting() != first, "the command to wait again")
+    client.rpush("list", "a")
+    thread.join()
+    victim.close()
+    assert [tuple(answer) for answer in answers if isinstance(answer, list | tuple)] == [("list", "a")]
+
+
 def test_frozen_server(new_server: NewServer, connected: Connected) -> None:
     """A server that does not answer is given up after the timeout, once and not again and again."""
     server = new_server()

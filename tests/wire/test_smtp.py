@@ -37,7 +37,9 @@ def deliver(connection: Connection, answer: bytes = b"250 queued\r\n") -> bytes:
     return seen
 
 
-def answering(*replies: bytes, ehlo: bytes = PIPELINING, then: Callable[[Connection], object] | None = None) -> Script:
+def answering(
+    *replies: bytes, ehlo: bytes = PIPELINING, then: Callable[[Connection], object] | None = None
+) -> Script:
     """A server that gives one reply a command line, then does ``then`` (else it waits)."""
 
     def script(connection: Connection) -> None:
@@ -132,7 +134,11 @@ def test_eight_bit_content_needs_a_server_that_takes_it(provider_of) -> None:
 @pytest.mark.parametrize(
     ("replies", "kind", "text"),
     [
-        ([b"550 5.7.1 not you\r\n", b"503 no\r\n", b"503 no\r\n"], CampaignRejected, "sender refused: 550 5.7.1 not you"),
+        (
+            [b"550 5.7.1 not you\r\n", b"503 no\r\n", b"503 no\r\n"],
+            CampaignRejected,
+            "sender refused: 550 5.7.1 not you",
+        ),
         ([b"451 4.3.0 later\r\n", b"503 no\r\n", b"503 no\r\n"], RetryLater, "451 4.3.0 later"),
         ([b"250 ok\r\n", b"550 5.1.1 nobody\r\n", b"554 none\r\n"], RecipientRefused, "550 5.1.1 nobody"),
         ([b"250 ok\r\n", b"552 full\r\n", b"503 none\r\n"], RecipientRefused, "552 full"),
@@ -170,7 +176,11 @@ def test_a_refused_command_has_its_kind_and_the_connection_serves_the_next_messa
 
 @pytest.mark.parametrize(
     ("answer", "kind"),
-    [(b"554 5.7.1 spam\r\n", CampaignRejected), (b"452 4.3.1 disk full\r\n", RetryLater), (b"421 bye\r\n", RetryLater)],
+    [
+        (b"554 5.7.1 spam\r\n", CampaignRejected),
+        (b"452 4.3.1 disk full\r\n", RetryLater),
+        (b"421 bye\r\n", RetryLater),
+    ],
 )
 def test_the_answer_to_the_content_decides(provider_of, answer: bytes, kind: type[Exception]) -> None:
     def script(connection: Connection) -> None:
@@ -180,7 +190,9 @@ def test_the_answer_to_the_content_decides(provider_of, answer: bytes, kind: typ
             deliver(connection)
             connection.hang()
 
-    with RawServer(script, answering(*[b"250 ok\r\n"] * 2, b"354 go\r\n", then=lambda c: c.say(b"250 ok\r\n"))) as server:
+    with RawServer(
+        script, answering(*[b"250 ok\r\n"] * 2, b"354 go\r\n", then=lambda c: c.say(b"250 ok\r\n"))
+    ) as server:
         provider = provider_of(server)
         with pytest.raises(kind, match=answer[:3].decode()):
             provider.send(MAIL)
@@ -216,9 +228,8 @@ def test_data_taken_with_a_recipient_but_no_sender_is_left_without_a_dot(provide
         connection.say(b"550 no\r\n250 ok\r\n354 go\r\n")
         rest.append(connection.sock.recv(100))
 
-    with RawServer(script) as server:
-        with pytest.raises(CampaignRejected):
-            provider_of(server).send(MAIL)
+    with RawServer(script) as server, pytest.raises(CampaignRejected):
+        provider_of(server).send(MAIL)
     assert rest == [b""]
 
 
@@ -436,7 +447,8 @@ def test_nobody_listening_is_retry_later(provider_of) -> None:
 
 
 @pytest.mark.parametrize(
-    ("greeting", "kind"), [(b"554 blocked\r\n", AccountRejected), (b"421 later\r\n", RetryLater), (b"what?\r\n", RetryLater)]
+    ("greeting", "kind"),
+    [(b"554 blocked\r\n", AccountRejected), (b"421 later\r\n", RetryLater), (b"what?\r\n", RetryLater)],
 )
 def test_a_greeting_that_refuses(provider_of, greeting: bytes, kind: type[Exception]) -> None:
     with RawServer(lambda connection: connection.say(greeting)) as server, pytest.raises(kind):
@@ -486,7 +498,7 @@ def secured(context: ssl.SSLContext, prefix: str, end: Callable[[Connection], ob
 
     def script(connection: Connection) -> None:
         if prefix == "smtp://":
-            greet(connection, b"250 STARTTLS\r\n".replace(b"250 ", b"250-test\r\n250 "))
+            greet(connection, b"250-test\r\n250 STARTTLS\r\n")
             assert connection.line() == b"STARTTLS\r\n"
             connection.say(b"220 go\r\n")
             connection.start_tls(context)
@@ -534,9 +546,12 @@ def test_without_starttls_nothing_goes_out_in_clear(provider_of, authority) -> N
 
 
 def test_tls_to_a_port_without_it_stops_the_account(provider_of, authority) -> None:
-    with RawServer(lambda connection: (connection.say(b"220 hello\r\n"), connection.hang())) as server:
-        with pytest.raises(AccountRejected, match="TLS"):
-            provider_of(server, "smtps://", authority[1]).send(MAIL)
+    def clear(connection: Connection) -> None:
+        connection.say(b"220 hello\r\n")
+        connection.hang()
+
+    with RawServer(clear) as server, pytest.raises(AccountRejected, match="TLS"):
+        provider_of(server, "smtps://", authority[1]).send(MAIL)
 
 
 # What goes into the dialogue, and what comes out of it.
@@ -555,9 +570,9 @@ def test_an_address_cannot_change_the_dialogue(provider_of, address: str) -> Non
 
 def test_a_servers_text_is_printable_and_short(provider_of) -> None:
     reply = b"550-\x1b[31mred\x00\r\n550 " + b"long " * 500 + b"\xff\r\n"
-    with RawServer(answering(b"250 ok\r\n", reply, b"503 no\r\n")) as server:
-        with pytest.raises(RecipientRefused) as caught:
-            provider_of(server).send(MAIL)
+    script = answering(b"250 ok\r\n", reply, b"503 no\r\n")
+    with RawServer(script) as server, pytest.raises(RecipientRefused) as caught:
+        provider_of(server).send(MAIL)
     text = str(caught.value)
     assert text.startswith("550 [31mred long long")
     assert text.isprintable()

@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -143,14 +144,18 @@ def test_every_row_of_the_table(provider_of, code: int, status: int, kind: type[
         (999999, ["Retry-After: Thu, 01 Jan 1970 00:16:55 GMT"], 15.0),
     ],
 )
-def test_retry_later_names_the_providers_delay(provider_of, code: int, header: list[str], delay: float | None) -> None:
-    with RawServer(answering(429, {"error": {"code": code}}, *header)) as server:
-        with pytest.raises(RetryLater) as caught:
-            provider_of(server, clock=lambda: 1000.0).send(MESSAGE)
+def test_retry_later_names_the_providers_delay(
+    provider_of, code: int, header: list[str], delay: float | None
+) -> None:
+    script = answering(429, {"error": {"code": code}}, *header)
+    with RawServer(script) as server, pytest.raises(RetryLater) as caught:
+        provider_of(server, clock=lambda: 1000.0).send(MESSAGE)
     assert caught.value.delay_seconds == delay
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":"x"}', b'{"error":{"code":"190"}}', b"\xff", b"[" * 99999])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b'{"error":"x"}', b'{"error":{"code":"190"}}', b"\xff", b"[" * 99999]
+)
 @pytest.mark.parametrize(("status", "kind"), [(400, RecipientRefused), (401, AccountRejected), (502, RetryLater)])
 def test_an_error_without_a_readable_body_goes_by_its_status(provider_of, body, status, kind) -> None:
     with RawServer(answering(status, body)) as server, pytest.raises(kind, match=f"WhatsApp HTTP {status}"):
@@ -318,6 +323,6 @@ def test_many_threads_get_their_own_answers(provider_of) -> None:
 def test_a_certificate_of_an_unknown_authority_stops_the_account(provider_of) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    with RawServer(lambda connection: connection.start_tls(context)) as server:
-        with pytest.raises(AccountRejected, match="certificate is not valid"):
-            provider_of(server, scheme="https").send(MESSAGE)
+    script = partial(Connection.start_tls, context=context)
+    with RawServer(script) as server, pytest.raises(AccountRejected, match="certificate is not valid"):
+        provider_of(server, scheme="https").send(MESSAGE)

@@ -16,7 +16,7 @@ from email.utils import format_datetime
 from urllib.parse import quote
 
 from worker.content.addresses import message_id_for, parse_address
-from worker.content.headers import cleaned, mailbox, unstructured
+from worker.content.headers import mailbox, unstructured
 from worker.content.markup import plain_text
 from worker.content.placeholders import Template
 from worker.content.transfer import compiled
@@ -57,8 +57,10 @@ class EmailSkeleton:
         self._fixed_subject = None if subject.personal else unstructured("Subject", subject.text)
         self._unsubscribe = _unsubscribe_template(unsubscribe_url) if unsubscribe_url else None
 
+        # Not by the email package: its encoded words can be a character too long, and it leaves a name that
+        # looks like one as it is.
+        sender = mailbox("From", from_name, self.from_email).encode("ascii")
         shared = EmailMessage(policy=policy.SMTP)
-        shared["From"] = Address(cleaned(from_name), addr_spec=self.from_email)
         if reply_to:
             shared["Reply-To"] = Address(addr_spec=parse_address(reply_to))
         shared["MIME-Version"] = "1.0"
@@ -66,14 +68,14 @@ class EmailSkeleton:
         if html is None or not html.text.strip():
             encoding, self._text = compiled(text, as_html=False)
             self._html = None
-            self._head = _fields(shared) + _part_head("plain", encoding)
+            self._head = sender + _fields(shared) + _part_head("plain", encoding)
             return
         if not text.text.strip():
             text = Template(plain_text(html.text), unknown=html.unknown)
         boundary = f"=_{hashlib.sha256(boundary_seed.encode()).hexdigest()[:32]}"
         shared.add_header("Content-Type", "multipart/alternative", boundary=boundary)
         encoding, self._text = compiled(text, as_html=False)
-        self._head = _fields(shared) + f"\r\n--{boundary}\r\n".encode() + _part_head("plain", encoding)
+        self._head = sender + _fields(shared) + f"\r\n--{boundary}\r\n".encode() + _part_head("plain", encoding)
         encoding, self._html = compiled(html, as_html=True)
         self._between = f"\r\n--{boundary}\r\n".encode() + _part_head("html", encoding)
         self._close = f"\r\n--{boundary}--\r\n".encode()

@@ -2,7 +2,8 @@
 
 Where the border lies. A server can act on a request only once it has read the whole body that
 Content-Length announces (RFC 9112, 6.3 and 8). urllib3 takes the body from a generator, which is asked
-for more only after the kernel took everything: so it knows. Before that moment nothing was handed over
+for more only after ``sendall`` returned: so it knows. (CPython's ``sendall``, in clear and in TLS, raises
+only while octets remain to be taken by the kernel.) Before that moment nothing was handed over
 (``RetryLater``); after it, only an answer tells (``Unconfirmed`` without one).
 
 A kept connection that the server closed while idle: urllib3 looks for the end of the stream before

@@ -13,6 +13,7 @@ import smtplib
 import socket
 import ssl
 import threading
+import time
 
 from worker.errors import AccountRejected, CampaignRejected, RecipientRefused, RetryLater, SendError
 from worker.providers import Accepted, Email
@@ -80,8 +81,12 @@ class SmtpProvider:
             # Under the lock: a connection leaves the set before it is closed, so its socket is open.
             for connection in self._busy:
                 connection.abort()
+        # All take leave before the first one waits: together they have a second for the answers.
         for connection in idle:
-            connection.quit()
+            connection.say_quit()
+        deadline = time.monotonic() + 1.0
+        for connection in idle:
+            connection.close(deadline - time.monotonic())
 
     def _transact(self, connection: SmtpConnection, message: Email, content: bytes) -> Accepted:
         try:
@@ -92,6 +97,8 @@ class SmtpProvider:
 
     def _take_kept(self) -> SmtpConnection | None:
         with self._lock:
+            if self._closed:
+                raise RetryLater("the program is stopping")
             if not self._idle:
                 return None
             connection = self._idle.pop()
@@ -105,7 +112,7 @@ class SmtpProvider:
             if not self._closed:
                 self._busy.add(connection)
                 return connection
-        connection.quit()
+        connection.close()
         raise RetryLater("the program is stopping")
 
     def _give_back(self, connection: SmtpConnection) -> None:

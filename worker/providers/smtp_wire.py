@@ -6,10 +6,11 @@ Two exchanges a message: MAIL, RCPT and DATA in one write where the server annou
 Where the border lies. A server may act on a message only once it has read the content's last octets,
 CRLF "." CRLF; a connection that ends before them means that nothing was sent (RFC 5321, 4.1.1.4 and
 4.1.1.10). So the content is written with ``send`` in a loop of our own, which counts what the kernel
-took. ``sendall`` does not tell. While one octet was not taken, the server cannot have read the end:
-``RetryLater``. Once the last octet was taken, only a reply tells: ``Unconfirmed`` without one. The same
-holds inside TLS: ``send`` counts whole records, and half a record cannot be decrypted. This is exact
-and costs nothing, where holding the terminator back would cost a packet for each message.
+took; the documentation of ``sendall`` leaves that open. While one octet was not taken, the server
+cannot have read the end: ``RetryLater``. Once the last octet was taken, only a reply tells:
+``Unconfirmed`` without one. The same holds inside TLS: ``send`` counts whole records, and half a record
+cannot be decrypted. This is exact and costs nothing, where holding the terminator back would cost a
+packet for each message.
 """
 
 import re
@@ -100,21 +101,25 @@ class SmtpConnection:
         except OSError:
             return  # it had ended already
 
-    def quit(self) -> None:
-        """Take leave without waiting for the answer (RFC 5321, 4.1.1.10), and close."""
+    def say_quit(self) -> None:
+        """Take leave (RFC 5321, 4.1.1.10); ``close`` comes next."""
         try:
             self._sock.settimeout(1.0)
             self._sock.sendall(b"QUIT\r\n")
-            self._sock.recv(512)
         except OSError:
-            pass  # it had ended already, which is what we want
-        finally:
-            self.close()
+            return  # it had ended already
 
-    def close(self) -> None:
-        """Close the socket."""
+    def close(self, wait_seconds: float = 0.0) -> None:
+        """Close the socket, after waiting this long for the answer to QUIT."""
         self.usable = False
-        self._smtp.close()
+        try:
+            if wait_seconds > 0:
+                self._sock.settimeout(wait_seconds)
+                self._sock.recv(512)
+        except OSError:
+            pass  # no answer, which changes nothing
+        finally:
+            self._smtp.close()
 
     def _mail(self, envelope_from: str, content: bytes) -> bytes:
         if 0 < self._largest < len(content):

@@ -202,10 +202,13 @@ WITH run AS (
         ORDER BY p.id LIMIT %(size)s - (SELECT count(*) FROM retried)
         FOR UPDATE SKIP LOCKED
     ) AS p
+), picked AS (
+    SELECT id, 0 AS attempts FROM fresh UNION ALL SELECT id, attempts FROM retried
 ), claimed AS (
     UPDATE "CampaignRecipient" p SET status = 'sending', "updatedAt" = %(now)s
-    FROM (SELECT id, 0 AS attempts FROM fresh UNION ALL SELECT id, attempts FROM retried) AS picked
-    WHERE p.id = picked.id AND p.status = 'pending' AND p."campaignId" = %(campaign_id)s
+    FROM picked
+    WHERE p.id = picked.id
+      AND p.id = ANY (ARRAY(SELECT id FROM picked)) AND p.status || '' = 'pending'  -- both: only by primary key
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
               picked.attempts
 ), stale AS (
@@ -251,7 +254,8 @@ WITH held AS (
         "messageId" = coalesce(o.message_id, p."messageId"),
         "updatedAt" = %(now)s
     FROM outcome o
-    WHERE p.id = o.id AND p.status = 'sending' AND o.status <> 'sending'
+    WHERE p.id = o.id AND o.status <> 'sending'
+      AND p.id = ANY (ARRAY(SELECT id FROM outcome)) AND p.status || '' = 'sending'  -- both: only by primary key
     RETURNING p.status
 ), put_back AS (
     INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)

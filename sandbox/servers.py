@@ -1,0 +1,113 @@
+"""What all servers of the sandbox share: a child process on a leash, waiting with a deadline, passwords."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+_LEASH = Path(__file__).with_name("leash.py")
+_TAIL_BYTES = 2000
+
+
+class ServerMissing(Exception):
+    """The wheel that carries the server is not installed, or its server does not run on this machine."""
+
+
+class ServerFailed(Exception):
+    """A server did not start, or did not stop, in time; the text has the end of its log."""
+
+
+class Child:
+    """One server process, which dies with the thread that started it."""
+
+    def __init__(
+        self,
+        argv: Sequence[str | Path],
+        log: Path,
+        *,
+        at_parents_death: str = "KILL",
+        user: tuple[int, int] | None = None,
+        directory: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Starts ``argv``, whose first item is a path. Its output goes to the end of ``log``."""
+        self.log = log
+        leash: list[str | Path] = [sys.executable, "-I", "-S", _LEASH, "--parent", str(os.getpid())]
+        leash += ["--signal", at_parents_death]
+        if user:
+            leash += ["--user", f"{user[0]}:{user[1]}"]
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*leash, "--", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=directory,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in a terminal is for the one who started it
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal, unless the process is gone."""
+        self._process.send_signal(number)
+
+    def end(self, number: signal.Signals, seconds: float = STOP_SECONDS) -> None:
+        """Sends a signal and waits for the end; a stopped (SIGSTOP) process is waked first."""
+        self.send(signal.SIGCONT)
+        self.send(number)
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            self._process.kill()
+            self._process.wait()
+            raise ServerFailed(f"still running {seconds:g} s after {number.name}{self.tail()}") from error
+
+    def wait_until(self, ready: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
+        """Waits for ``ready``; raises ServerFailed with the end of the log when it ends or takes too long."""
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if not self.running:
+                raise ServerFailed(f"{what} ended with status {self._process.returncode}{self.tail()}")
+            if time.monotonic() > deadline:
+                self.end(signal.SIGKILL)
+                raise ServerFailed(f"{what} did not answer within {seconds:g} s{self.tail()}")
+            time.sleep(0.01)
+
+    def tail(self) -> str:
+        """The end of the log, on lines of its own."""
+        return "\n" + self.log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
+
+
+def wheel_folder(package: str) -> Path:
+    """Where an installed package lies, found without importing it; raises ServerMissing."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerMissing(f"the package {package} is not installed (bin/install sandbox)")
+    return Path(next(iter(spec.submodule_search_locations))).resolve()
+
+
+def kept_password(path: Path) -> str:
+    """The password in ``path``, made when there is none yet; only the owner of the file can read it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text("ascii")
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        password = secrets.token_hex(16)
+        file.write(password)
+    return password
