@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,20 +31,21 @@ class Child:
     def __init__(
         self,
         argv: Sequence[str | Path],
-        log: Path,
+        log: Path | None,
         *,
         at_parents_death: str = "KILL",
         user: tuple[int, int] | None = None,
         directory: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Starts ``argv``, whose first item is a path. Its output goes to the end of ``log``."""
-        self.log = log
+        """Starts ``argv``, whose first item is a path. Its output goes to the end of ``log``; None: to ours."""
+        self._log = log
+        self._log_from = log.stat().st_size if log and log.exists() else 0
         leash: list[str | Path] = [sys.executable, "-I", "-S", _LEASH, "--parent", str(os.getpid())]
         leash += ["--signal", at_parents_death]
         if user:
             leash += ["--user", f"{user[0]}:{user[1]}"]
-        with log.open("ab") as output:
+        with log.open("ab") if log else nullcontext() as output:
             self._process = subprocess.Popen(
                 [*leash, "--", *argv],
                 stdin=subprocess.DEVNULL,
@@ -77,6 +79,20 @@ class Child:
             self._process.wait()
             raise ServerFailed(f"still running {seconds:g} s after {number.name}{self.tail()}") from error
 
+    def foreground(self, stop: signal.Signals) -> int:
+        """Passes SIGTERM and SIGINT on as ``stop``, waits for the end, and returns an exit status."""
+        told = False
+
+        def pass_on(*_: object) -> None:
+            nonlocal told
+            told = True
+            self.send(stop)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, pass_on)
+        status = self._process.wait()
+        return 0 if told else abs(status)
+
     def wait_until(self, ready: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
         """Waits for ``ready``; raises ServerFailed with the end of the log when it ends or takes too long."""
         deadline = time.monotonic() + seconds
@@ -89,8 +105,12 @@ class Child:
             time.sleep(0.01)
 
     def tail(self) -> str:
-        """The end of the log, on lines of its own."""
-        return "\n" + self.log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
+        """The end of what the log got since the start, on lines of its own."""
+        if self._log is None:
+            return ""
+        with self._log.open("rb") as log:
+            log.seek(max(self._log_from, self._log.stat().st_size - _TAIL_BYTES))
+            return "\n" + log.read().decode("utf-8", "replace").strip()
 
 
 def wheel_folder(package: str) -> Path:

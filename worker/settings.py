@@ -97,7 +97,7 @@ def url(*schemes: str) -> Callable[[str], str]:
 
 
 def urls(*schemes: str) -> Callable[[str], list[str]]:
-    return lambda raw: [url(*schemes)(part) for part in raw.split(",") if part.strip()]
+    return lambda raw: [url(*schemes)(part) for part in raw.split()]
 
 
 def hex_key(raw: str) -> str:
@@ -139,7 +139,7 @@ class Settings:
         "LOCK_REDIS_URLS",
         urls(*REDIS_SCHEMES),
         None,
-        "several independent Redis servers, comma-separated: a lock then needs their majority",
+        "several independent Redis servers, separated by spaces: a lock then needs their majority",
         secret=True,
     )
     is_worker: bool = variable("IS_WORKER", truth, "true", "false: job programs do nothing and end with status 0")

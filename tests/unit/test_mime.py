@@ -76,6 +76,7 @@ def assert_fit_for_the_wire(content: bytes) -> None:
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n", content)
     assert not re.search(rb"^(\.|From )", content, re.MULTILINE)
     head, body = content.split(b"\r\n\r\n", 1)
+    assert not re.search(rb"[ \t]\r\n", body)  # relays drop white space there (RFC 2045 6.7)
     assert max(map(len, body.split(b"\r\n"))) <= 76
     assert all(len(line) <= 78 for line in head.split(b"\r\n") if not line.startswith(b"List-Unsub"))
     for word in re.findall(rb"=\?utf-8\?b\?\S+\?=", head):
@@ -133,6 +134,7 @@ def test_without_html_a_message_is_plain_text(html: str | None) -> None:
 @given(BODIES, BODIES, BODIES)
 @example(text="x" * 10_000 + "\n.\n..\nFrom me\r\n.", html="<p>" + "y" * 10_000, name=".")
 @example(text="नमस्ते " * 500, html="<p>" + "आ" * 3_000 + "</p>", name="From आशा")
+@example(text="", html="", name="From me")
 @example(text="a \r b\t\n c", html="<p>é</p>\r\r\n\n", name=" \r\n ")
 def test_any_body_with_any_value_reads_back_as_it_was(text: str, html: str, name: str) -> None:
     made = skeleton("s", f"<{text}|{{{{name}}}}|{text}", f"<p>{html}</p>{{{{name}}}}.{html}")

@@ -58,7 +58,8 @@ def _possible(dialled: str, region: str | None) -> PhoneNumber | None:
         number = phonenumbers.parse(dialled, region)
     except phonenumbers.NumberParseException:
         return None
-    fits = phonenumbers.is_possible_number_for_type_with_reason(number, PhoneNumberType.FIXED_LINE_OR_MOBILE)
-    if fits == ValidationResult.IS_POSSIBLE or phonenumbers.is_valid_number(number):
+    if phonenumbers.is_valid_number(number):
         return number
-    return None
+    fits = phonenumbers.is_possible_number_for_type_with_reason(number, PhoneNumberType.FIXED_LINE_OR_MOBILE)
+    # A zero that is left after the trunk prefix is a typing error, except where numbers in use begin with one.
+    return number if fits == ValidationResult.IS_POSSIBLE and not number.italian_leading_zero else None

@@ -103,7 +103,7 @@ WITH wanted AS (
            %(created_after)s::timestamp AS created_after, lower(%(search)s::text) AS search
 ), person AS (
     SELECT 'lead' AS kind, l.id, l.name, l.email,
-           coalesce(nullif(l."whatsappNormalized", ''), nullif(l."phoneNormalized", ''),
+           coalesce(worker.international(l."whatsappNormalized"), worker.international(l."phoneNormalized"),
                     nullif(l.whatsapp, ''), l.phone) AS phone
     FROM "Lead" l, wanted w
     WHERE %(target)s IN ('all', 'leads', 'tags')
@@ -118,7 +118,7 @@ WITH wanted AS (
            OR strpos(lower(l.company), w.search) > 0)
     UNION ALL
     SELECT 'contact', k.id, k.name, k.email,
-           coalesce(nullif(k."whatsappNormalized", ''), nullif(k."phoneNormalized", ''),
+           coalesce(worker.international(k."whatsappNormalized"), worker.international(k."phoneNormalized"),
                     nullif(k.whatsapp, ''), k.phone)
     FROM "Contact" k, wanted w
     WHERE %(target)s IN ('all', 'contacts', 'tags')

@@ -57,3 +57,9 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     END
     FROM (SELECT ltrim(regexp_replace(coalesce(phone, ''), '[^0-9]', '', 'g'), '0') AS digits) AS number
 $$;
+
+-- A number that the CRM normalised has its country code, with or without the plus sign.
+CREATE FUNCTION worker.international(normalized text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN normalized ~ '^[0-9]{11,15}$' THEN '+' || normalized ELSE nullif(normalized, '') END
+$$;

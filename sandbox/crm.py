@@ -1,0 +1,240 @@
+"""Fills the CRM's tables with tenants, people and campaigns, as the CRM itself would.
+
+    crm = Crm(connection)
+    campaign_id = crm.add_campaign("whatsapp", recipients=200)
+
+Any column can be set by its name: ``crm.add_user(role="ADMIN", isActive=False)``. What is not said comes from
+a small stock of Indian demo data. The same seed and the same calls give the same rows, ids included.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+import psycopg2.extensions
+from psycopg2 import sql
+from psycopg2.extras import Json
+
+from sandbox import accounts, people
+
+_JSONB = {
+    "settings",
+    "gmailScopes",
+    "whatsappTemplateParams",
+    "targetFilters",
+    "platformUtmConfig",
+    "metadata",
+    "businessDays",
+}
+_NO_UPDATED_AT = {"CampaignLog"}
+
+HTML = """<html><body><p>Namaste {{name}},</p>
+<p>our Diwali offers have arrived:
+<a href="https://shop.chaiwala.example/diwali?item=chai">masala chai at half price</a>.</p>
+<p>Chaiwala Traders, Pune</p></body></html>
+"""
+TEXT = "Namaste {{name}}, our Diwali offers have arrived: https://shop.chaiwala.example/diwali?item=chai"
+
+
+def utc_now() -> datetime:
+    """Now, as the CRM's columns hold it: UTC, without a zone, in milliseconds."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+def apply_schema(connection: psycopg2.extensions.connection) -> None:
+    """Makes the CRM's tables in an empty database; at once, or not at all."""
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "BEGIN;" + resources.files("sandbox").joinpath("crm_schema.sql").read_text("utf-8") + "COMMIT;"
+        )
+
+
+class Crm:
+    """Writes to one database. Methods return the ids of what they made.
+
+    Where a method takes ``tenant_id`` or ``user_id``, None means the demo tenant and its user, which are made
+    when they are first needed.
+    """
+
+    def __init__(self, connection: psycopg2.extensions.connection, seed: str = "demo") -> None:
+        """``connection`` is put into autocommit and UTC, and stays the caller's."""
+        connection.autocommit = True
+        self._connection = connection
+        self._seed = seed
+        self._made = 0
+        self._tenant_id: str | None = None
+        self._users: dict[str, str] = {}
+        self._stages: dict[str, str] = {}
+        self.execute("SET TimeZone = 'UTC'")
+
+    @property
+    def tenant_id(self) -> str:
+        """The demo tenant, which has WhatsApp and an SMTP sender configured."""
+        if self._tenant_id is None:
+            self._tenant_id = self.add_tenant()
+        return self._tenant_id
+
+    @property
+    def user_id(self) -> str:
+        """A user of the demo tenant."""
+        return self._user_of(self.tenant_id)
+
+    def add_tenant(self, name: str = "Chaiwala Traders", **columns: Any) -> str:
+        number = self._made
+        settings = {"whatsapp": accounts.whatsapp_settings(), "mail": accounts.mail_settings(from_name=name)}
+        row = {
+            "name": name,
+            "slug": f"{people.slug(name)}-{number}",
+            "status": "ACTIVE",
+            "plan": "STANDARD",
+            "settings": settings,
+            "contactEmail": f"owner-{number}@{people.slug(name)}.example",
+        }
+        return self.insert("Tenant", row | columns)
+
+    def add_user(self, tenant_id: str | None = None, **columns: Any) -> str:
+        person = people.person(self._made)
+        row = {"name": person.name, "email": person.email, "tenantId": tenant_id or self.tenant_id}
+        user_id = self.insert("User", row | columns)
+        self._users.setdefault(row["tenantId"], user_id)
+        return user_id
+
+    def add_stage(self, tenant_id: str | None = None, slug: str = "new", **columns: Any) -> str:
+        row = {"name": slug.replace("-", " ").title(), "slug": slug, "order": len(self._stages) + 1}
+        stage_id = self.insert("PipelineStage", row | {"tenantId": tenant_id or self.tenant_id} | columns)
+        self._stages.setdefault(tenant_id or self.tenant_id, stage_id)
+        return stage_id
+
+    def add_lead(self, tenant_id: str | None = None, user_id: str | None = None, **columns: Any) -> str:
+        tenant_id, user_id = self._owner(tenant_id, user_id)
+        if "stageId" not in columns:
+            columns["stageId"] = self._stages.get(tenant_id) or self.add_stage(tenant_id)
+        row = self._person_columns() | {"source": "website", "status": "new", "priority": "medium"}
+        row |= {"estimatedValue": 25_000.0, "assignedTo": user_id, "tenantId": tenant_id, "userId": user_id}
+        return self.insert("Lead", row | columns)
+
+    def add_contact(self, tenant_id: str | None = None, user_id: str | None = None, **columns: Any) -> str:
+        tenant_id, user_id = self._owner(tenant_id, user_id)
+        row = self._person_columns() | {"designation": "Owner", "type": "customer", "industry": "retail"}
+        row |= {"companySize": "1-10", "assignedTo": user_id, "tenantId": tenant_id, "userId": user_id}
+        return self.insert("Contact", row | columns)
+
+    def add_campaign(
+        self,
+        channel: str = "email",
+        *,
+        recipients: int | Sequence[Mapping[str, Any]] = 0,
+        status: str = "scheduled",
+        scheduled_at: datetime | None = None,
+        tenant_id: str | None = None,
+        user_id: str | None = None,
+        **columns: Any,
+    ) -> str:
+        """A campaign that is due at once unless ``scheduled_at`` (UTC) says otherwise.
+
+        ``recipients``: how many, or a row of columns for each.
+        """
+        tenant_id, user_id = self._owner(tenant_id, user_id)
+        count = recipients if isinstance(recipients, int) else len(recipients)
+        row: dict[str, Any] = {
+            "name": f"Diwali offers {self._made}",
+            "channel": channel,
+            "status": status,
+            "textContent": TEXT,
+            "scheduledAt": scheduled_at or utc_now(),
+            "targetType": "leads",
+            "totalRecipients": count,
+            "tenantId": tenant_id,
+            "userId": user_id,
+        }
+        if channel == "email":
+            row |= {"subject": "{{name}}, Diwali offers for you ☕", "htmlContent": HTML}
+        campaign_id = self.insert("Campaign", row | columns)
+        if isinstance(recipients, int):
+            self.add_recipients(campaign_id, recipients)
+        else:
+            for recipient in recipients:
+                self.add_recipient(campaign_id, **recipient)
+        return campaign_id
+
+    def add_recipients(self, campaign_id: str, count: int, first: int = 0) -> None:
+        """``count`` pending recipients, each with an e-mail address and a number of its own; fast for millions."""
+        parameters = {
+            "campaign": campaign_id,
+            "seed": f"{self._seed}/{campaign_id}/",
+            "first": first,
+            "last": first + count - 1,
+        }
+        self.execute(people.RECIPIENTS_SQL, parameters | people.STOCK)
+
+    def add_recipient(self, campaign_id: str, **columns: Any) -> str:
+        """One pending recipient; any column may be set."""
+        person = people.person(self._made)
+        tenant_id = self.value('SELECT "tenantId" FROM "Campaign" WHERE id = %s', campaign_id)
+        row = {"recipientName": person.name, "recipientEmail": person.email, "recipientPhone": person.phone}
+        row |= {"tenantId": tenant_id, "campaignId": campaign_id, "recipientType": "lead"}
+        return self.insert("CampaignRecipient", row | {"recipientId": self._new_id()} | columns)
+
+    def add_call_settings(self, tenant_id: str | None = None, **columns: Any) -> str:
+        """Twilio's account of a tenant, open for calls at any time."""
+        row: dict[str, Any] = {
+            "twilioAccountSid": accounts.TWILIO_ACCOUNT_SID,
+            "twilioAuthToken": accounts.TWILIO_AUTH_TOKEN,
+            "twilioPhoneNumber": accounts.TWILIO_NUMBER,
+            "enableBusinessHours": False,
+        }
+        return self.insert("CallSettings", row | {"tenantId": tenant_id or self.tenant_id} | columns)
+
+    def add_call(self, tenant_id: str | None = None, user_id: str | None = None, **columns: Any) -> str:
+        """A queued call that is due at once."""
+        tenant_id, user_id = self._owner(tenant_id, user_id)
+        row = {"tenantId": tenant_id, "phoneNumber": people.person(self._made).phone, "triggerType": "manual"}
+        return self.insert("CallQueue", row | {"createdById": user_id} | columns)
+
+    def insert(self, table: str, columns: Mapping[str, Any]) -> str:
+        """One row of any table; id and "updatedAt" are supplied where ``columns`` has none. Returns the id."""
+        row = {"id": self._new_id()} | ({} if table in _NO_UPDATED_AT else {"updatedAt": utc_now()}) | dict(columns)
+        values = [Json(value) if name in _JSONB and value is not None else value for name, value in row.items()]
+        statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
+            sql.Identifier(table),
+            sql.SQL(", ").join(map(sql.Identifier, row)),
+            sql.SQL(", ").join(sql.Placeholder() * len(row)),
+        )
+        self.execute(statement, values)
+        return str(row["id"])
+
+    def execute(self, statement: str | sql.Composable, parameters: Any = None) -> list[tuple[Any, ...]]:
+        """Runs any statement and returns its rows."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def value(self, statement: str, *parameters: Any) -> Any:
+        """The first column of the first row, None when there is no row."""
+        rows = self.execute(statement, parameters)
+        return rows[0][0] if rows else None
+
+    def counts(self, campaign_id: str) -> dict[str, int]:
+        """How many recipients of a campaign are in which status."""
+        statement = 'SELECT status, count(*) FROM "CampaignRecipient" WHERE "campaignId" = %s GROUP BY status'
+        return {status: count for status, count in self.execute(statement, (campaign_id,))}
+
+    def _new_id(self) -> str:
+        self._made += 1
+        return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{self._seed}.{self._made}.sandbox.example"))
+
+    def _owner(self, tenant_id: str | None, user_id: str | None) -> tuple[str, str]:
+        tenant_id = tenant_id or self.tenant_id
+        return tenant_id, user_id or self._user_of(tenant_id)
+
+    def _user_of(self, tenant_id: str) -> str:
+        return self._users.get(tenant_id) or self.add_user(tenant_id)
+
+    def _person_columns(self) -> dict[str, Any]:
+        person = people.person(self._made)
+        row: dict[str, Any] = {"name": person.name, "company": person.company, "email": person.email}
+        return row | {"phone": person.phone, "phoneNormalized": person.phone, "tags": ["diwali"]}

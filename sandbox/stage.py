@@ -1,0 +1,199 @@
+"""The embedded world of quickstart: its servers and the worker's programs under one supervisord.
+
+The programs come from conf/supervisord.worker.conf as they are in production; only the places of logs and sockets
+differ. Everything lives in one folder and on 127.0.0.1.
+"""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Mapping
+from configparser import RawConfigParser
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg2
+import psycopg2.errors
+
+from sandbox.ports import free_port, is_free
+from sandbox.postgres import Postgres
+from sandbox.redis import Redis
+from sandbox.servers import Child, kept_password
+from sandbox.world import World
+
+DATABASE = "bharat_crm_quickstart"
+START_SECONDS = 60.0
+STOP_SECONDS = 40.0
+PORTS = ("supervisor", "postgres", "redis", "smtp", "http")
+
+
+class Stage:
+    """Start it, prepare its database, start the programs, stop it."""
+
+    def __init__(self, project: Path, folder: Path, environ: Mapping[str, str]) -> None:
+        self.project = project
+        self.folder = folder
+        self._environ = dict(environ)
+        self._ports = _kept_ports(folder / "ports.json")
+        self.postgres = None
+        self.redis = None
+        if not environ.get("DATABASE_URL"):
+            self.postgres = Postgres(folder / "postgres", self._ports["postgres"])
+        if not environ.get("REDIS_URL"):
+            self.redis = Redis(folder / "redis", self._ports["redis"], appendonly=True)
+        self.world = World(folder / "world", smtp_port=self._ports["smtp"], http_port=self._ports["http"])
+        self._supervisord: Child | None = None
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "log"
+
+    def start(self) -> None:
+        """Starts supervisord and the servers, and waits until they answer. Raises ServerFailed."""
+        self.logs.mkdir(exist_ok=True)
+        if self.postgres:
+            self.postgres.prepare()
+        if self.redis:
+            self.redis.prepare()
+        conf = self.folder / "supervisord.conf"
+        conf.touch(0o600)
+        with conf.open("w") as file:
+            self._configuration().write(file)
+        self._supervisord = Child(
+            [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(conf)],
+            self.folder / "supervisord.out",
+            at_parents_death="TERM",
+            environment=self._environment(),
+            directory=self.project,
+        )
+        self._supervisord.wait_until(self._all_answer, "the embedded world", START_SECONDS)
+
+    def start_program(self, name: str) -> None:
+        self._rpc().supervisor.startProcess(name)
+
+    def wait(self) -> None:
+        """Waits until supervisord ends (bin/supervisorctl shutdown)."""
+        while self._supervisord and self._supervisord.running:
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Stops all programs in order, and supervisord."""
+        if self._supervisord and self._supervisord.running:
+            self._supervisord.end(signal.SIGTERM, STOP_SECONDS)
+
+    def connect(self) -> psycopg2.extensions.connection:
+        """A connection to the CRM's database, which is made when there is none; the caller closes it."""
+        connection = psycopg2.connect(self._database_url(), application_name="quickstart")
+        connection.autocommit = True
+        return connection
+
+    def make_database(self) -> bool:
+        """Makes the database of the demo; False when there is one already."""
+        with closing(psycopg2.connect(self._server_url())) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                try:
+                    cursor.execute(f'CREATE DATABASE "{DATABASE}"')
+                except psycopg2.errors.DuplicateDatabase:
+                    return False
+        return True
+
+    def make_database_anew(self) -> None:
+        """An empty database for the demo, whatever was there."""
+        with closing(psycopg2.connect(self._server_url())) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(f'DROP DATABASE IF EXISTS "{DATABASE}" WITH (FORCE)')
+                cursor.execute(f'CREATE DATABASE "{DATABASE}"')
+
+    def _server_url(self) -> str:
+        return self.postgres.url if self.postgres else self._environ["DATABASE_URL"]
+
+    def _database_url(self) -> str:
+        return urlsplit(self._server_url())._replace(path=f"/{DATABASE}").geturl()
+
+    def _environment(self) -> dict[str, str]:
+        """What the programs find in their environment: all of the worker's settings."""
+        return self._environ | {
+            "DATABASE_URL": self._database_url(),
+            "REDIS_URL": self.redis.url if self.redis else self._environ["REDIS_URL"],
+            "STATE_DIR": str(self.folder / "state"),
+            "SMTP_URL": self.world.smtp_url,
+            "WHATSAPP_API_URL": self.world.whatsapp_url,
+            "GMAIL_API_URL": self.world.gmail_url,
+            "GOOGLE_TOKEN_URL": self.world.token_url,
+            "APP_URL": "https://app.crm.example.in",
+            "UNSUBSCRIBE_URL": "https://app.crm.example.in/unsubscribe?r={{recipient_id}}",
+            # small batches, so that there is something to watch
+            "CAMPAIGN_BATCH_SIZE": "25",
+            "CAMPAIGN_BATCH_DELAY": "300ms",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _configuration(self) -> RawConfigParser:
+        conf = RawConfigParser(inline_comment_prefixes=(";",), strict=True)
+        conf.optionxform = str  # type: ignore[assignment, method-assign]
+        conf.read(self.project / "conf" / "supervisord.worker.conf")
+        address = f"127.0.0.1:{self._ports['supervisor']}"
+        account = {"username": "quickstart", "password": kept_password(self.folder / "supervisor-password")}
+        conf.remove_section("unix_http_server")
+        conf["inet_http_server"] = {"port": address, **account}
+        conf["supervisorctl"] = {"serverurl": f"http://{address}", **account}
+        for section in conf.sections():
+            for key, value in conf.items(section):
+                conf[section][key] = self._placed(value)
+            if section.startswith("program:"):
+                conf[section]["autostart"] = "false"  # until the database is made
+        conf["supervisord"]["pidfile"] = _literal(self.folder / "supervisord.pid")
+        for name, command in self._servers().items():
+            log = {"stdout_logfile": _literal(self.logs / f"{name}.log"), "redirect_stderr": "true"}
+            stop = {"stopwaitsecs": "15", "stopasgroup": "false", "killasgroup": "true"}
+            line = _literal(shlex.join(command))
+            conf[f"program:{name}"] = {"command": line, "priority": "10", "startsecs": "0", **stop, **log}
+        return conf
+
+    def _placed(self, value: str) -> str:
+        """A value of the production configuration with this folder's places."""
+        value = value.replace("/var/log/supervisor", _literal(self.logs))
+        return value.replace("%(here)s/..", _literal(self.project))
+
+    def _servers(self) -> dict[str, list[str]]:
+        servers = {"world": self.world.command()}
+        if self.postgres:
+            servers["postgres"] = self.postgres.command()
+        if self.redis:
+            servers["redis"] = self.redis.command()
+        return servers
+
+    def _all_answer(self) -> bool:
+        try:
+            if self.postgres:
+                psycopg2.connect(self.postgres.url, connect_timeout=5).close()
+            self._rpc().supervisor.getState()
+        except (psycopg2.OperationalError, OSError, xmlrpc.client.Error):
+            return False
+        if self.redis and not self.redis.answers():
+            return False
+        return self.world.answers()
+
+    def _rpc(self) -> xmlrpc.client.ServerProxy:
+        password = kept_password(self.folder / "supervisor-password")
+        return xmlrpc.client.ServerProxy(f"http://quickstart:{password}@127.0.0.1:{self._ports['supervisor']}/RPC2")
+
+
+def _literal(value: str | os.PathLike[str]) -> str:
+    """As supervisord reads it literally: it expands percent signs."""
+    return str(value).replace("%", "%%")
+
+
+def _kept_ports(path: Path) -> dict[str, int]:
+    """The ports of earlier starts where they are still free, else new ones."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    ports = {name: port if (port := kept.get(name)) and is_free(port) else free_port() for name in PORTS}
+    path.write_text(json.dumps(ports))
+    return ports
