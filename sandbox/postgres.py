@@ -93,13 +93,21 @@ class Postgres:
     def running(self) -> bool:
         return self._child is not None and self._child.running
 
+    def answers(self) -> bool:
+        """Whether a server answers at the port, whoever started it."""
+        try:
+            psycopg2.connect(self.url, connect_timeout=5).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
     def start(self) -> None:
         """Starts the server and waits until it answers. It ends with the thread that calls this."""
         self.prepare()
         while not self.running:
             child = self._spawn(self.data_dir / "postgres.log")
             try:
-                child.wait_until(self._answers, "PostgreSQL", START_SECONDS)
+                child.wait_until(self.answers, "PostgreSQL", START_SECONDS)
             except ServerFailed:
                 if _STILL_DYING not in child.tail():
                     raise
@@ -176,13 +184,6 @@ class Postgres:
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [self._bin / "postgres", "-D", self._home / "cluster", *options]
-
-    def _answers(self) -> bool:
-        try:
-            psycopg2.connect(self.url, connect_timeout=5).close()
-        except psycopg2.OperationalError:
-            return False
-        return True
 
 
 def _children(pid: int) -> list[int]:

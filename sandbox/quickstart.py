@@ -24,8 +24,8 @@ tenant with an e-mail campaign of 500 and a WhatsApp campaign of 200, and lets t
 .sandbox/, so a second start picks up where the first one ended. Nothing is left running when it ends."""
 
 EPILOG = """\
-DATABASE_URL and REDIS_URL: servers that are already there, used instead of embedded ones. In the server at DATABASE_URL a
-database of its own is made, bharat_crm_quickstart; nothing else there is touched.
+DATABASE_URL and REDIS_URL: servers that are already there, used instead of embedded ones. In the server at
+DATABASE_URL a database of its own is made, bharat_crm_quickstart; nothing else there is touched.
 Exit status: 0 stopped, or with --once all delivered; 1 otherwise."""
 
 

@@ -70,6 +70,14 @@ class Redis:
     def running(self) -> bool:
         return self._child is not None and self._child.running
 
+    def answers(self) -> bool:
+        """Whether a server answers at the port, whoever started it."""
+        with self.client() as client:
+            try:
+                return bool(client.ping())
+            except (redis.ConnectionError, redis.TimeoutError):
+                return False
+
     def prepare(self) -> None:
         """Writes the configuration. Raises ServerMissing when there is no server to run."""
         program()
@@ -86,7 +94,7 @@ class Redis:
         """Starts the server and waits until it answers. It ends with the thread that calls this."""
         self.prepare()
         self._child = Child(self.command(), self.data_dir / "redis.log", directory=self.data_dir)
-        self._child.wait_until(self._answers, "redis-server")
+        self._child.wait_until(self.answers, "redis-server")
 
     def stop(self) -> None:
         """Ends the server in order and waits for it."""
@@ -122,13 +130,6 @@ class Redis:
         if self.socket is not None:
             lines["unixsocket"] = _quoted(self.socket)
         return lines | self._options
-
-    def _answers(self) -> bool:
-        with self.client() as client:
-            try:
-                return bool(client.ping())
-            except (redis.ConnectionError, redis.TimeoutError):
-                return False
 
 
 class Sentinel(Redis):

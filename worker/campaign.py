@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta
 
 from worker import migrate, program
@@ -121,7 +122,8 @@ class CampaignJob:
                 if not self._dispatcher.open:
                     return
                 for batch in self._finished_batches():
-                    self._settle(batch)
+                    with self._runs.contained(batch.campaign["id"]), closing(batch.journal):
+                        self._settle(batch)
                 self._batches.renew(self._dispatcher.open)
         finally:
             # on an error the batches stay claimed, and the next tick settles them from their journals
@@ -137,7 +139,8 @@ class CampaignJob:
         for ready in self._db.all(self._sql["ready"], now=self._clock(), busy=list(full | self._exhausted)):
             campaign = self._db.one(self._sql["campaign"], campaign_id=ready["id"])
             if campaign and self._may_claim():
-                self._claim(campaign)
+                with self._runs.contained(campaign["id"]):
+                    self._claim(campaign)
 
     def _claim(self, campaign: Row) -> None:
         try:
@@ -188,10 +191,8 @@ class CampaignJob:
     def _recover(self) -> None:
         """Settles the batches of dead workers from what they wrote down."""
         for orphan in self._batches.orphans():
-            try:
+            with self._runs.contained(orphan.row["campaign_id"]), closing(orphan):
                 self._recover_one(orphan)
-            finally:
-                orphan.close()
 
     def _recover_one(self, orphan: Orphan) -> None:
         campaign = self._db.one(self._sql["campaign"], campaign_id=orphan.row["campaign_id"])
@@ -218,12 +219,10 @@ class CampaignJob:
             batch = self._batches.claim_unconfirmed(campaign, transport, self._lock.token)
             if batch is None:
                 continue
-            try:
+            with self._runs.contained(campaign["id"]), closing(batch.journal):
                 for recipient in batch.recipients:
                     batch.outcomes[recipient.id] = self._asked(batch, recipient)
                 self._settle(batch)
-            finally:
-                batch.journal.close()
 
     def _asked(self, batch: Batch, recipient: Recipient) -> Outcome:
         try:

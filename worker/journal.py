@@ -17,6 +17,7 @@ import json
 import mmap
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,6 +27,7 @@ from worker.errors import SettingsError, WorkerError
 Entry = list[Any] | None  # None: handed over, no answer known
 
 BYTES_FOR_A_RECIPIENT = 2048
+DRAFT_SECONDS = 3600.0  # a journal takes microseconds to make
 
 
 class JournalUnwritable(WorkerError):
@@ -92,7 +94,10 @@ class JournalDirectory:
         return Journal(path, descriptor)
 
     def left_behind(self) -> list[str]:
-        """The ids of batches that have a journal here, held or not."""
+        """The ids of batches that have a journal here, held or not; half-made ones of the dead are removed."""
+        for draft in self.path.glob("*.new"):
+            if time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
+                draft.unlink(missing_ok=True)
         return [path.stem for path in self.path.glob("*.journal")]
 
 

@@ -7,7 +7,6 @@ itself when both are back.
 """
 
 import logging
-import math
 import select
 import signal
 import socket
@@ -40,8 +39,8 @@ def utc_now() -> datetime:
 def next_aligned(now: datetime, interval_seconds: float) -> datetime:
     """The next multiple of the interval since 1970-01-01T00:00 UTC, later than ``now``."""
     epoch = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC without a zone, like all times here
-    rounds = math.floor((now - epoch).total_seconds() / interval_seconds) + 1
-    return epoch + timedelta(seconds=rounds * interval_seconds)
+    interval = timedelta(seconds=interval_seconds)
+    return epoch + ((now - epoch) // interval + 1) * interval
 
 
 def growing_pause(failures: int, first_seconds: float, limit_seconds: float) -> float:
@@ -165,6 +164,8 @@ class Loop:
         self._skipped = False
         self._counters.job_ended(self._clock(), "success", time.monotonic() - began, None)
         self._counters.flush()
+        aligned = next_aligned(self._clock(), self._job.interval_seconds)
+        result.next_at = min(result.next_at or aligned, aligned)
         self._tell(result, time.monotonic() - began)
         return result
 
@@ -177,6 +178,7 @@ class Loop:
 
     def _tell(self, result: Result, seconds: float) -> None:
         done = {key: count for key, count in result.counts.items() if count}
+        result.next_at = min(filter(None, [result.next_at, next_aligned(self._clock(), self._job.interval_seconds)]))
         log.debug("tick", {"job": self._job.name, **done, "seconds": round(seconds, 3), "next": result.next_at})
         at_once = result.next_at is not None and result.next_at <= self._clock()
         if not done and at_once:

@@ -5,12 +5,15 @@ Every change is written first; then the log and the CRM's pages hear of it.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import psycopg2
+
 from worker.batches import Settled
-from worker.db import Database, Row, queries
+from worker.db import AWAY, Database, Row, queries
 from worker.dispatch import Batch, Kind
 from worker.events import Events
 
@@ -18,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.5  # the pages hear of one campaign's progress no more often
 LOOK_AGAIN_SECONDS = 10.0  # at a campaign whose last recipients another process holds
+REFUSED_SECONDS = 300.0  # how long a campaign waits whose rows the database refused
 WAIT_LIMIT_SECONDS = 60.0  # how long a campaign that has nobody to send to now is left unlooked at
 
 
@@ -103,6 +107,22 @@ class Runs:
             user_id=user_id,
         )
         self.fail([row["id"] for row in rows], reason)
+
+    @contextmanager
+    def contained(self, campaign_id: str) -> Iterator[None]:
+        """Keeps what the database refuses for one campaign (a row deleted meanwhile, say) from the others' work.
+
+        The campaign waits; a batch of it that was sent stays claimed, and is settled from its journal when it can be.
+        """
+        try:
+            yield
+        except AWAY:
+            raise
+        except psycopg2.Error as error:
+            reason = str(error).strip()
+            log.error("campaign waits: the database refuses its rows", {"campaign": campaign_id, "reason": reason})
+            until = self._clock() + timedelta(seconds=REFUSED_SECONDS)
+            self._db.all(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, holds=0)
 
     def end_or_wait(self, campaign: Row) -> bool:
         """Nothing of the run could be claimed: ends it if all is settled (True), else says when to look again."""

@@ -1,0 +1,1 @@
+"""What bin/bench runs: the real programs against local sinks, with every count verified."""

@@ -1,0 +1,96 @@
+"""bin/bench: measures a job's throughput, CPU time and memory against local sinks."""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from benchmarks import campaign
+from benchmarks.report import Failure, Progress, Report
+from sandbox.servers import ServerFailed, ServerMissing
+
+DESCRIPTION = """\
+Starts PostgreSQL, Redis and sinks of its own on 127.0.0.1, fills the CRM's tables, runs the real job as a child
+process and measures it. Everything it started ends with it, and nothing is left on the disk.
+
+benchmarks:
+  campaign   bin/campaign --once with CAMPAIGN_BATCH_DELAY=0 and one due campaign. For each channel and each number of
+             recipients a fresh database; before it, in the same run, the bare transport: the same messages, built
+             beforehand, through plain smtplib or urllib3 over as many kept connections. Afterwards it is verified that
+             every recipient is 'sent', that the outbox ("EmailLog") has one row for each e-mail, and that the sink
+             counted each message once."""
+
+EPILOG = """\
+columns:
+  per_second     recipients a second, from CampaignLog 'started' to 'completed'
+  bare/s, ratio  messages a second of the bare transport, and per_second as a share of it
+  job us         user and system CPU time of the job for a recipient, microseconds
+  db us          CPU time of the job's PostgreSQL backend for a recipient, microseconds
+  stmts          statements (round trips) of the job to PostgreSQL for a recipient, counted in the server's log
+  peak MB        the job's largest resident memory
+
+The SMTP sink is Postfix's smtp-sink where it is installed (also in /usr/sbin), else a small one of our own.
+Exit status: 0 measured and verified, whether or not a target was met; 1 a count was wrong or a server failed;
+2 bad arguments."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, so that all is cleaned up
+    progress = Progress(sys.stderr)
+    try:
+        report = campaign.run(options, progress)
+    except KeyboardInterrupt:
+        progress.say("stopped")
+        return 1
+    except (Failure, ServerMissing, ServerFailed) as error:
+        progress.say(f"bin/bench: {error}")
+        return 1
+    print(json.dumps(as_json(options.benchmark, report), indent=2) if options.json else report.text())
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    result = argparse.ArgumentParser("bin/bench", None, DESCRIPTION, EPILOG, formatter_class=formatter)
+    result.add_argument("benchmark", nargs="?", default="campaign", choices=["campaign"], help="default: campaign")
+    result.add_argument(
+        "--recipients", type=numbers, default=[5_000, 100_000], metavar="N,...", help="default: 5000,100000"
+    )
+    result.add_argument(
+        "--channel", type=channels, default=["email"], metavar="C,...", help="email, whatsapp or both; default: email"
+    )
+    result.add_argument("--concurrency", type=number, default=8, metavar="N", help="connections; default: 8")
+    result.add_argument("--batch-size", type=number, default=100, metavar="N", help="CAMPAIGN_BATCH_SIZE; default: 100")
+    result.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    return result
+
+
+def number(raw: str) -> int:
+    if not raw.isdecimal() or not 1 <= int(raw) <= 10_000_000:
+        raise argparse.ArgumentTypeError(f"{raw!r} is no number from 1 to 10000000")
+    return int(raw)
+
+
+def numbers(raw: str) -> list[int]:
+    return [number(part) for part in raw.split(",")]
+
+
+def channels(raw: str) -> list[str]:
+    if unknown := set(raw.split(",")) - {"email", "whatsapp"}:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))!r} is neither email nor whatsapp")
+    return raw.split(",")
+
+
+def as_json(benchmark: str, report: Report) -> dict[str, object]:
+    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"benchmark": benchmark, "at": at, "machine": machine, **report.as_json()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What the bare transport carries: a campaign's own messages, built beforehand, over kept connections.
+
+    python -m benchmarks.bare DATABASE_URL CAMPAIGN_ID SINK_PORT CONNECTIONS MESSAGES
+
+sends up to so many messages of the campaign with plain smtplib or urllib3 and prints {"messages", "seconds",
+"cpu_seconds"}; the database stays as it is. A process of its own, so that its memory and its threads are not
+the benchmark's.
+"""
+
+import json
+import smtplib
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import urllib3
+
+from worker.content.campaign import EmailContent, Sender, WhatsAppContent
+from worker.db import Database, Row, queries
+from worker.dispatch import Recipient
+from worker.loop import utc_now
+from worker.providers import Email, WhatsAppMessage
+
+_RECIPIENTS = """
+SELECT id, "recipientName" AS name, "recipientEmail" AS email, "recipientPhone" AS phone, 0 AS attempts
+FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s ORDER BY id LIMIT %(limit)s"""
+
+Send = Callable[[Any], None]
+
+
+def main(url: str, campaign_id: str, port: int, connections: int, limit: int) -> dict[str, float]:
+    database = Database(url, "bench bare")
+    campaign = database.one(queries("campaign")["campaign"], campaign_id=campaign_id) or {}
+    rows = database.all(_RECIPIENTS, campaign_id=campaign_id, limit=limit)
+    database.close()
+    messages = built(campaign, [Recipient(**row) for row in rows])
+    sends = [smtp(port) if campaign["channel"] == "email" else http(port, campaign) for _ in range(connections)]
+    waiting = deque(messages)
+    lanes = [threading.Thread(target=lane, args=(send, waiting)) for send in sends]
+    began, cpu_began = time.monotonic(), time.process_time()
+    for each in lanes:
+        each.start()
+    for each in lanes:
+        each.join()
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
+    return {"messages": len(messages), "seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def built(campaign: Row, recipients: list[Recipient]) -> list[Email | WhatsAppMessage]:
+    """The messages as the worker makes them."""
+    content: EmailContent | WhatsAppContent = WhatsAppContent(campaign, None)
+    if campaign["channel"] == "email":
+        content = EmailContent(campaign, Sender(campaign["user_name"], campaign["user_email"]), None, None)
+    return [content.message(recipient, utc_now()) for recipient in recipients]
+
+
+def smtp(port: int) -> Send:
+    """One kept connection of the standard smtplib."""
+    connection = smtplib.SMTP("127.0.0.1", port, "localhost")
+    connection.ehlo()
+
+    def send(message: Email) -> None:
+        connection.sendmail(message.envelope_from, [message.to], message.content)
+
+    return send
+
+
+def http(port: int, campaign: Row) -> Send:
+    """One kept connection of urllib3."""
+    account = campaign["tenant_settings"]["whatsapp"]
+    pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=1)
+    headers = {"Authorization": f"Bearer {account['token']}", "Content-Type": "application/json"}
+
+    def send(message: WhatsAppMessage) -> None:
+        path = f"/{account['phoneId']}/messages"
+        answer = pool.urlopen("POST", path, json.dumps(message.payload).encode(), headers, retries=False)
+        json.loads(answer.data)
+
+    return send
+
+
+def lane(send: Send, waiting: deque[Any]) -> None:
+    while True:
+        try:
+            message = waiting.popleft()
+        except IndexError:
+            return
+        send(message)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]))))

@@ -1,0 +1,63 @@
+"""An HTTP server that accepts every WhatsApp message with a new id, as the Cloud API does.
+
+    python -m benchmarks.http_sink PORT FILE
+
+listens on 127.0.0.1, keeps connections open, and counts the messages it accepted in FILE.
+"""
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+from benchmarks.tally import Tally
+
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_MESSAGES = re.compile(rb"POST /\S*/messages HTTP/1\.1\r\n")
+_BODY = b'{"messaging_product":"whatsapp","messages":[{"id":"wamid.%024d"}]}'
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+class Session(asyncio.Protocol):
+    """One connection, its requests one after the other."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._received = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what a TCP server hands over
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport is not None  # noqa: S101 - set before any data comes
+        self._received += data
+        while head := self._whole_request():
+            self._transport.write(self._answer() if _MESSAGES.match(head) else _NOT_FOUND)
+
+    def _whole_request(self) -> bytes:
+        """The head of the next request whose body has arrived; empty when there is none yet."""
+        head, end, rest = self._received.partition(_HEAD_END)
+        length = _LENGTH.search(head)
+        octets = int(length[1]) if length else 0
+        if not end or len(rest) < octets:
+            return b""
+        self._received = rest[octets:]
+        return head
+
+    def _answer(self) -> bytes:
+        self._tally.value += 1
+        body = _BODY % self._tally.value
+        return _ANSWER % (len(body), body)
+
+
+async def serve(port: int, tally: Tally) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Session(tally), "127.0.0.1", port, backlog=512)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), Tally(Path(sys.argv[2]))))

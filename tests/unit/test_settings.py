@@ -1,0 +1,277 @@
+"""The environment is read in one place, and a bad value is one clear line that keeps secrets to itself."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import SettingsError
+from worker.settings import Settings, load, variables
+
+DATABASE = "postgresql://crm:hunter2@db/crm"
+NEEDED = {"DATABASE_URL": DATABASE}
+
+
+def loaded(**environ: str) -> Settings:
+    return load(NEEDED | environ, "campaign")
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        loaded(**environ)
+    return str(caught.value)
+
+
+def test_defaults() -> None:
+    """With DATABASE_URL alone a job runs with the documented defaults."""
+    settings = loaded()
+    assert settings.database_url == DATABASE
+    assert settings.redis_url == "redis://redis:6379"
+    assert settings.lock_redis_urls is None
+    assert settings.is_worker is True
+    assert settings.state_dir == Path("/var/lib/crm-worker")
+    assert (settings.campaign_interval_seconds, settings.campaign_batch_delay_seconds) == (60.0, 5.0)
+    assert (settings.campaign_batch_size, settings.campaign_concurrency) == (100, 8)
+    assert (settings.lock_ttl_ms, settings.shutdown_grace_seconds) == (60_000, 5.0)
+    assert settings.campaign_adopt_after_seconds == 600.0
+    assert (settings.whatsapp_rate, settings.gmail_rate) == (20.0, 2.0)
+    assert settings.unconfirmed_sends == "fail"
+    assert (settings.smtp_url, settings.app_url, settings.encryption_key) == (None, None, None)
+
+
+def test_missing_database() -> None:
+    """A variable without which nothing works is named, with what it is for; empty counts as missing."""
+    for environ in ({}, {"DATABASE_URL": ""}):
+        with pytest.raises(SettingsError, match=r"^DATABASE_URL is not set: the CRM's PostgreSQL$"):
+            load(environ, "campaign")
+
+
+def test_empty_is_not_set() -> None:
+    """An empty variable, as compose files leave behind, means its default."""
+    assert loaded(CAMPAIGN_INTERVAL="", SMTP_URL="", LOG_LEVEL="").campaign_interval_seconds == 60.0
+
+
+@pytest.mark.parametrize(
+    ("raw", "seconds"),
+    [
+        ("90", 90.0),
+        ("90s", 90.0),
+        ("90 sec", 90.0),
+        ("1.5s", 1.5),
+        ("500ms", 0.5),
+        ("5 min", 300.0),
+        ("5m", 300.0),
+        ("2H", 7200.0),
+        (" 7 s ", 7.0),
+    ],
+)
+def test_durations(raw: str, seconds: float) -> None:
+    """A duration may carry a unit; without one it counts in the variable's own."""
+    assert loaded(CAMPAIGN_INTERVAL=raw).campaign_interval_seconds == seconds
+
+
+def test_bare_numbers() -> None:
+    """A bare number counts in milliseconds for the batch delay and in seconds for the interval."""
+    settings = loaded(CAMPAIGN_BATCH_DELAY="5000", CAMPAIGN_INTERVAL="5000", CAMPAIGN_ADOPT_AFTER="0")
+    assert settings.campaign_batch_delay_seconds == 5.0
+    assert settings.campaign_interval_seconds == 5000.0
+    assert settings.campaign_adopt_after_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "wanted"),
+    [
+        ("IS_WORKER", "False", "is_worker", False),
+        ("IS_WORKER", "0", "is_worker", False),
+        ("IS_WORKER", "no", "is_worker", False),
+        ("IS_WORKER", " YES ", "is_worker", True),
+        ("IS_WORKER", "1", "is_worker", True),
+        ("LOG_LEVEL", "DEBUG", "log_level", "debug"),
+        ("LOG_FORMAT", "json", "log_format", "json"),
+        ("UNCONFIRMED_SENDS", "Resend", "unconfirmed_sends", "resend"),
+        ("GMAIL_RATE", "0.01", "gmail_rate", 0.01),
+        ("WHATSAPP_RATE", "80", "whatsapp_rate", 80.0),
+        ("CAMPAIGN_CONCURRENCY", "256", "campaign_concurrency", 256),
+        ("CAMPAIGN_BATCH_SIZE", "1", "campaign_batch_size", 1),
+        ("LOCK_TTL_MS", "1000", "lock_ttl_ms", 1000),
+        ("APP_URL", "https://crm.example.in/", "app_url", "https://crm.example.in"),
+        ("SMTP_URL", "smtp://127.0.0.1:2525", "smtp_url", "smtp://127.0.0.1:2525"),
+        ("SMTP_URL", "smtps://a:b@mail.example:465", "smtp_url", "smtps://a:b@mail.example:465"),
+        ("REDIS_URL", "unix:///run/redis.sock", "redis_url", "unix:///run/redis.sock"),
+        ("REDIS_URL", "redis+sentinel://a:1,b:2/m/0", "redis_url", "redis+sentinel://a:1,b:2/m/0"),
+        ("LOCK_REDIS_URLS", "redis://a rediss://b", "lock_redis_urls", ["redis://a", "rediss://b"]),
+        ("ENCRYPTION_KEY", " " + "aB" * 32, "encryption_key", "aB" * 32),
+        ("STATE_DIR", "/srv/state", "state_dir", Path("/srv/state")),
+        ("UNSUBSCRIBE_URL", "mailto:stop@a.example", "unsubscribe_url", "mailto:stop@a.example"),
+    ],
+)
+def test_readers(name: str, value: str, field: str, wanted: Any) -> None:
+    """Each kind of value is read as its documentation says."""
+    assert getattr(loaded(**{name: value}), field) == wanted
+
+
+BAD = [
+    ("CAMPAIGN_INTERVAL", "soon", "a duration such as 30s, 5min or 500ms (a bare number counts in s)"),
+    ("CAMPAIGN_INTERVAL", "-1", "a duration such as"),
+    ("CAMPAIGN_INTERVAL", "5 days", "a duration such as"),
+    ("CAMPAIGN_INTERVAL", "nan", "a duration such as"),
+    ("CAMPAIGN_INTERVAL", "inf", "a duration such as"),
+    ("CAMPAIGN_INTERVAL", "0", "at least 0.1 seconds"),
+    ("CAMPAIGN_RETRY_DELAY", "1ms", "at least 0.1 seconds"),
+    ("CAMPAIGN_BATCH_SIZE", "0", "a whole number from 1 to 10000"),
+    ("CAMPAIGN_BATCH_SIZE", "1e3", "a whole number from 1 to 10000"),
+    ("CAMPAIGN_BATCH_SIZE", "10001", "a whole number from 1 to 10000"),
+    ("CAMPAIGN_CONCURRENCY", "257", "a whole number from 1 to 256"),
+    ("CAMPAIGN_MAX_ATTEMPTS", "9" * 5000, "a whole number from 1 to 100"),
+    ("LOCK_TTL_MS", "999", "a whole number from 1000 to 3600000"),
+    ("LOCK_TTL_MS", "60 s", "a whole number from 1000 to 3600000"),
+    ("GMAIL_RATE", "0", "a number of messages a second, at least 0.01"),
+    ("WHATSAPP_RATE", "-3", "a number of messages a second, at least 0.01"),
+    ("IS_WORKER", "maybe", "true or false"),
+    ("LOG_LEVEL", "loud", "one of debug, info, warning, error"),
+    ("LOG_FORMAT", "xml", "one of text, json"),
+    ("UNCONFIRMED_SENDS", "guess", "one of fail, resend"),
+    ("GMAIL_API_URL", "ftp://a", "a URL that begins with https:// or http://"),
+    ("GMAIL_API_URL", "gmail.googleapis.com", "a URL that begins with https:// or http://"),
+    ("APP_URL", "https://[::1", "a URL that begins with https:// or http://"),
+    ("APP_URL", "https://", "a URL that begins with https:// or http://"),
+    ("STATE_DIR", "var/lib", "an absolute path"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BAD)
+def test_bad_values(name: str, value: str, allowed: str) -> None:
+    """One line names the variable, the value and what is allowed."""
+    line = refusal(**{name: value})
+    assert line.startswith(f"{name} is {value!r}, allowed is {allowed}")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("DATABASE_URL", "mysql://crm:hunter2@db/crm", "postgresql:// or postgres://"),
+        ("REDIS_URL", "http://:hunter2@redis", "redis:// or rediss:// or unix:// or redis+sentinel://"),
+        ("LOCK_REDIS_URLS", "redis://a hunter2", "redis:// or rediss:// or unix:// or redis+sentinel://"),
+        ("SMTP_URL", "smpt://crm:hunter2@mail.example", "smtp:// or smtps://"),
+        ("ENCRYPTION_KEY", "hunter2" * 9, "64 hex digits (32 bytes)"),
+    ],
+)
+def test_secrets(name: str, value: str, allowed: str) -> None:
+    """A bad secret is named and what is allowed is said, but nothing of its value, nor in the error's cause."""
+    with pytest.raises(SettingsError) as caught:
+        loaded(**{name: value})
+    line = str(caught.value)
+    assert line.startswith(f"{name} is (a secret, not shown), allowed is ")
+    assert line.endswith(allowed)
+    assert "hunter2" not in line
+    assert caught.value.__suppress_context__
+
+
+@given(st.sampled_from(["DATABASE_URL", "REDIS_URL", "SMTP_URL", "ENCRYPTION_KEY"]), st.text(max_size=80))
+def test_no_secret_leaks(name: str, noise: str) -> None:
+    """Whatever is wrong with a secret, no part of it is in the message."""
+    secret = noise + "hunter2"
+    try:
+        loaded(**{name: secret})
+    except SettingsError as error:
+        assert "hunter2" not in str(error)
+
+
+@given(st.sampled_from(sorted({name for name, _, _ in BAD})), st.text(min_size=1, max_size=200))
+def test_one_line(name: str, value: str) -> None:
+    """Whatever stands in a variable, the program gets a value or one printable line that begins with its name."""
+    try:
+        loaded(**{name: value})
+    except SettingsError as error:
+        assert str(error).startswith(f"{name} is ")
+        assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "SMTP_URL", "CAMPAIGN_INTERVAL", "LOG_FORMAT"])
+def test_from_a_file(tmp_path: Path, name: str) -> None:
+    """Any variable may come from the file that NAME_FILE names; the file's last line end is no part of it."""
+    values = {
+        "DATABASE_URL": "postgres://other/crm",
+        "REDIS_URL": "redis://other",
+        "SMTP_URL": "smtps://other",
+        "CAMPAIGN_INTERVAL": "7s",
+        "LOG_FORMAT": "json",
+    }
+    path = tmp_path / "value"
+    path.write_text(values[name] + "\n")
+    environ = {key: value for key, value in NEEDED.items() if key != name}
+    settings = load(environ | {f"{name}_FILE": str(path)}, "campaign")
+    field = next(each.name for each in variables("campaign") if each.metadata["name"] == name)
+    assert getattr(settings, field) == (7.0 if name == "CAMPAIGN_INTERVAL" else values[name])
+
+
+def test_the_variable_wins_over_its_file(tmp_path: Path) -> None:
+    """A variable that is set is taken, and its file is not even opened."""
+    assert loaded(LOG_FORMAT="json", LOG_FORMAT_FILE=str(tmp_path / "none")).log_format == "json"
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    """A file that cannot be read is named with its variable; an empty one counts as not set."""
+    line = refusal(SMTP_URL_FILE=str(tmp_path / "none"))
+    assert line.startswith(f"SMTP_URL_FILE={tmp_path / 'none'} cannot be read: ")
+    latin = tmp_path / "latin"
+    latin.write_bytes(b"smtp://hunter2\xff")
+    line = refusal(SMTP_URL_FILE=str(latin))
+    assert line.startswith(f"SMTP_URL_FILE={latin} cannot be read: ")
+    assert "hunter2" not in line
+    (tmp_path / "empty").write_text(" \n")
+    assert loaded(SMTP_URL_FILE=str(tmp_path / "empty")).smtp_url is None
+
+
+def test_a_secret_in_a_file_stays_secret(tmp_path: Path) -> None:
+    """A bad secret that came from a file is shown no more than one from the environment."""
+    path = tmp_path / "key"
+    path.write_text("hunter2\n")
+    line = refusal(ENCRYPTION_KEY_FILE=str(path))
+    assert line == "ENCRYPTION_KEY is (a secret, not shown), allowed is 64 hex digits (32 bytes)"
+
+
+def test_variables_of_other_jobs() -> None:
+    """A job does not read another one's variables: a mistake in them does not stop it."""
+    environ = NEEDED | {"CAMPAIGN_INTERVAL": "nonsense", "SMTP_URL_FILE": "/none", "ENCRYPTION_KEY": "x"}
+    settings = load(environ, "trial")
+    assert settings.campaign_interval_seconds == 60.0
+    assert settings.smtp_url is None
+    with pytest.raises(SettingsError, match=r"^LOG_LEVEL is 'x'"):
+        load(environ | {"LOG_LEVEL": "x"}, "trial")
+
+
+def test_every_variable_is_explained() -> None:
+    """Every variable has a default that its own reader takes, a purpose, and a name of its own."""
+    found = [each.metadata for each in variables("campaign")]
+    assert len({meta["name"] for meta in found}) == len(found)
+    for meta in found:
+        assert re.fullmatch(r"[A-Z_]+", meta["name"])
+        assert meta["purpose"]
+        assert meta["default"] is None or meta["read"](meta["default"]) is not None
+    secrets = {meta["name"] for meta in found if meta["secret"]}
+    assert secrets == {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "ENCRYPTION_KEY"}
+
+
+def test_the_environment_is_read_nowhere_else() -> None:
+    """No other module of the worker asks the environment for a setting."""
+    folder = Path(load.__code__.co_filename).parent
+    readers = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.py")
+        if re.search(r"os\.environ|getenv", path.read_text("utf-8"))
+    }
+    assert readers <= {"program.py"}
+
+
+@pytest.mark.parametrize("raw", ["~nobody-has-this-name/state", "~"])
+def test_home_directories(raw: str) -> None:
+    """A folder under somebody's home is found, or refused with one line when nobody has that name."""
+    try:
+        assert loaded(STATE_DIR=raw).state_dir.is_absolute()
+    except SettingsError as error:
+        assert str(error).startswith("STATE_DIR is ")  # noqa: PT017 - either is right
