@@ -20,8 +20,8 @@ process and measures it. Everything it started ends with it, and nothing is left
 benchmarks:
   campaign   bin/campaign --once with CAMPAIGN_BATCH_DELAY=0 and one due campaign. For each channel and each number of
              recipients a fresh database; before it, in the same run, the bare transport: the same messages, built
-             beforehand, through plain smtplib or urllib3 over as many kept connections. Afterwards it is verified that
-             every recipient is 'sent', that the outbox ("EmailLog") has one row for each e-mail, and that the sink
+             beforehand, through plain smtplib or urllib3 over as many kept connections. Afterwards it is verified
+             that every recipient is 'sent', that the outbox ("EmailLog") has one row for each e-mail, and that the sink
              counted each message once."""
 
 EPILOG = """\
@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         "--channel", type=channels, default=["email"], metavar="C,...", help="email, whatsapp or both; default: email"
     )
     result.add_argument("--concurrency", type=number, default=8, metavar="N", help="connections; default: 8")
-    result.add_argument("--batch-size", type=number, default=100, metavar="N", help="CAMPAIGN_BATCH_SIZE; default: 100")
+    result.add_argument(
+        "--batch-size", type=number, default=100, metavar="N", help="CAMPAIGN_BATCH_SIZE; default: 100"
+    )
     result.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return result
 

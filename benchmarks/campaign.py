@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import psycopg2
 
@@ -95,7 +96,7 @@ def seed(url: str, channel: str, recipients: int) -> str:
     """A due campaign; returns its id."""
     with closing(psycopg2.connect(url)) as connection:
         crm = Crm(connection)
-        texts = {"textContent": TEXT} | ({"htmlContent": HTML} if channel == "email" else {})
+        texts: dict[str, Any] = {"textContent": TEXT} | ({"htmlContent": HTML} if channel == "email" else {})
         campaign_id = crm.add_campaign(channel, recipients=recipients, **texts)
         crm.execute("VACUUM ANALYZE")
         return campaign_id
@@ -138,7 +139,7 @@ def verified(
         rows, messages = crm.execute('SELECT count(*), count(DISTINCT "messageId") FROM "EmailLog"')[0]
         seconds = float(
             crm.value(
-                'SELECT extract(epoch FROM max("createdAt") FILTER (WHERE action = \'completed\') '
+                "SELECT extract(epoch FROM max(\"createdAt\") FILTER (WHERE action = 'completed') "
                 '- min("createdAt") FILTER (WHERE action = \'started\')) FROM "CampaignLog"'
             )
             or 0.0

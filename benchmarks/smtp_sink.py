@@ -62,7 +62,7 @@ class Session(asyncio.Protocol):
         return _REPLIES.get(verb, _UNKNOWN)
 
     def _content_reply(self) -> bytes:
-        content, end, rest = self._received.partition(_END)
+        _content, end, rest = self._received.partition(_END)
         if not end:
             return b""
         self._received, self._in_content = rest, False

@@ -1,13 +1,10 @@
 """What quickstart shows: progress while campaigns go out, then a summary, a message, and what to type next."""
 
-import email
-import email.policy
 import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
-from email.message import EmailMessage
 from typing import Any
 
 from sandbox.demo import Show
@@ -49,9 +46,7 @@ def watch(stage: Stage, show: Show, patience_seconds: float) -> bool:
             if now != before:
                 changed_at, before = time.monotonic(), now
             if time.monotonic() - changed_at > patience_seconds:
-                print(
-                    f"\nNo progress for {patience_seconds:.0f} s. The worker's log says why: {stage.logs}/campaign*.log"
-                )
+                print(f"\nNo progress for {patience_seconds:.0f} s; see {stage.logs}/campaign-error.log.")
                 return False
             time.sleep(POLL_SECONDS)
         delivered = _sum_up(cursor, stage, show, now)
@@ -114,7 +109,7 @@ def _sum_up(cursor: Any, stage: Stage, show: Show, progress: dict[str, Progress]
         for reason, count, address in cursor.fetchall():
             print(f"    {count} x {address}: {reason}" if count == 1 else f"    {count} x {reason}")
             delivered &= address == show.refused
-        received = stage.world.received("email" if name == "E-mail" else "whatsapp")
+        received = stage.world.counts("smtp" if name == "E-mail" else "whatsapp")
         twice = sum(count > 1 for count in received.values())
         print(f"    {len(received)} received it, {twice} of them twice")
         delivered &= each.status == "completed" and len(received) == each.sent and not twice
@@ -123,11 +118,11 @@ def _sum_up(cursor: Any, stage: Stage, show: Show, progress: dict[str, Progress]
 
 def _show_message(stage: Stage) -> None:
     """One of the e-mails as its recipient sees it."""
-    raw = stage.world.one_email()
-    if raw is None:
+    address = min(stage.world.counts("smtp"), default=None)
+    if address is None:
         return
-    message = email.message_from_bytes(raw, policy=email.policy.default)
-    body = message.get_body(("plain",)) if isinstance(message, EmailMessage) else None
+    message = stage.world.email(address)
+    body = message.get_body(("plain",))
     lines = [f"{name}: {message[name]}" for name in ("From", "To", "Subject", "Date")]
     lines += ["", *(body.get_content().strip().splitlines() if body else [])]
     print("\nOne of the e-mails, as its recipient sees it:\n")

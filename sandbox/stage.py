@@ -123,10 +123,7 @@ class Stage:
             "DATABASE_URL": self._database_url(),
             "REDIS_URL": self.redis.url if self.redis else self._environ["REDIS_URL"],
             "STATE_DIR": str(self.folder / "state"),
-            "SMTP_URL": self.world.smtp_url,
-            "WHATSAPP_API_URL": self.world.whatsapp_url,
-            "GMAIL_API_URL": self.world.gmail_url,
-            "GOOGLE_TOKEN_URL": self.world.token_url,
+            **self.world.environment,
             "APP_URL": "https://app.crm.example.in",
             "UNSUBSCRIBE_URL": "https://app.crm.example.in/unsubscribe?r={{recipient_id}}",
             # small batches, so that there is something to watch

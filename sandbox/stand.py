@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 from sandbox.accounts import PREFIX
 from sandbox.http import Cut, Reply
-from sandbox.records import Received, Records
+from sandbox.records import Outcome, Received, Records
 from sandbox.script import Rule, Script
 
 MakeError = Callable[[Rule], Reply]
@@ -46,9 +46,10 @@ class Stand:
                 return self.refuse(answer, *messages)
             reply = answer
         if rate and not rate.allows(first.account):
-            return self.refuse(rate.refusal, *messages)
+            return self.refuse(rate.refusal(), *messages)
         cut = rule is not None and rule.action == "cut-after"
-        outcome, status = ("unanswered", 0) if cut else ("accepted", reply.status)
+        outcome: Outcome = "unanswered" if cut else "accepted"
+        status = 0 if cut else reply.status
         self.records.add(*(replace(each, outcome=outcome, status=status) for each in messages))
         if cut:
             raise Cut
@@ -60,11 +61,16 @@ class Stand:
 class Rate:
     """At most so many requests a second for one account, in a bucket that holds one second's worth."""
 
-    def __init__(self, per_second: float, refusal: Reply) -> None:
+    def __init__(self, per_second: float, refusal: Callable[[], Reply]) -> None:
         """``per_second`` 0: no limit."""
         self.per_second = per_second
         self.refusal = refusal
         self._buckets: dict[str, tuple[float, float]] = {}
+
+    def change(self, per_second: float) -> None:
+        """Another limit from now on, with full buckets."""
+        self.per_second = per_second
+        self._buckets.clear()
 
     def allows(self, account: str) -> bool:
         if self.per_second <= 0:
@@ -83,12 +89,3 @@ def scripted(rule: Rule, error: MakeError) -> Reply:
     if rule.retry_after is not None:
         reply.headers["Retry-After"] = rule.retry_after
     return reply
-
-
-def first_text(*texts: str | None) -> str:
-    """The first that is not empty."""
-    return next((text for text in texts if text), "")
-
-
-def joined(problems: Iterable[str]) -> str:
-    return "; ".join(problems)

@@ -20,6 +20,7 @@ from worker.errors import (
     AccountRejected,
     CampaignRejected,
     RecipientOptedOut,
+    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     SendError,
@@ -57,6 +58,7 @@ class Kind(StrEnum):
     REFUSED = "refused"
     OPTED_OUT = "opted out"
     PUT_OFF = "put off"
+    PUT_OFF_ALONE = "put off alone"  # for a reason that says nothing about others
     UNCONFIRMED = "unconfirmed"
     UNTOUCHED = "untouched"
 
@@ -122,13 +124,24 @@ class Batch:
         """Lets nobody else through; what is in a lane finishes."""
         self.halted = True
 
+    def take_back(self) -> None:
+        """Takes from the lanes, one by one, who is not in one yet: from here on no lane finds anybody."""
+        self.halt()
+        while self.ready:
+            try:
+                self.waiting.append(self.ready.popleft())
+            except IndexError:
+                return  # a lane took the last one
+
     def in_lanes(self) -> list[Recipient]:
-        """Who is in a lane without an outcome, once the batch is halted."""
-        left = {recipient.id for recipient in (*self.waiting, *self.ready)} | self.outcomes.keys()
+        """Who is in a lane without an outcome, after ``take_back``."""
+        left = {recipient.id for recipient in self.waiting} | self.outcomes.keys()
         return [recipient for recipient in self.recipients if recipient.id not in left]
 
     def record(self, recipient: Recipient, outcome: Outcome) -> None:
         self.outcomes[recipient.id] = outcome
+        if outcome.kind is Kind.PUT_OFF_ALONE:
+            return
         if outcome.kind is not Kind.PUT_OFF:
             self.put_off_in_a_row = 0
             return
@@ -190,6 +203,7 @@ class Dispatcher:
         drained, self.open = self.open, []
         self._drained_early = any(not lane.done() for batch in drained for lane in batch.lanes)
         for batch in drained:
+            batch.take_back()
             for recipient in batch.in_lanes():
                 reason = "the worker was stopped before the provider answered"
                 batch.outcomes[recipient.id] = Outcome(Kind.UNCONFIRMED, self._clock(), reason)
@@ -271,6 +285,8 @@ class Dispatcher:
     def _failed(self, batch: Batch, error: SendError) -> Outcome:
         now, reason = self._clock(), str(error)
         match error:
+            case RecipientPutOff():
+                return Outcome(Kind.PUT_OFF_ALONE, now, reason, error.delay_seconds)
             case RetryLater():
                 return Outcome(Kind.PUT_OFF, now, reason, error.delay_seconds)
             case RecipientOptedOut():

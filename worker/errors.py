@@ -5,7 +5,8 @@
     ├── SchemaError            stop this process: bin/migrate has to run first (exit status 2)
     ├── TransportMissing       stop this campaign: its tenant has no way to send configured
     └── SendError              what became of one message
-        ├── RetryLater         not sent; try this recipient again later
+        ├── RetryLater         not sent; try again later, whoever the recipient is
+        │   └── RecipientPutOff    ... this recipient; others can be written to now
         ├── RecipientRefused   not sent; give up on this recipient
         │   └── RecipientOptedOut   ... and never write to this address again
         ├── CampaignRejected   not sent; stop the campaign (template or content refused)
@@ -45,6 +46,10 @@ class RetryLater(SendError):
     def __init__(self, reason: str, delay_seconds: float | None = None) -> None:
         super().__init__(reason)
         self.delay_seconds = delay_seconds
+
+
+class RecipientPutOff(RetryLater):
+    """As RetryLater, for a reason that says nothing about other recipients (greylisting, one person's limit)."""
 
 
 class RecipientRefused(SendError):

@@ -43,7 +43,7 @@ class TextFormatter(logging.Formatter):
         pairs = "".join(f" {key}={_shown(value)}" for key, value in keys_of(record).items())
         line = f"{_stamp(record)} {record.levelname} {_one_line(record.getMessage())}{pairs}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "".join(f"\n  {_one_line(each)}" for each in self.formatException(record.exc_info).split("\n"))
         return line
 
 
@@ -60,7 +60,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return json.dumps(line, default=str)
 
 
 def _shown(value: object) -> str:

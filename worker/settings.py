@@ -5,6 +5,7 @@ Each variable is one field of ``Settings``: its name, its default, how it is rea
 the value (never a secret) and what is allowed. Any variable may come from a file: ``NAME_FILE=/path``.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -107,7 +108,7 @@ def hex_key(raw: str) -> str:
 
 
 def folder(raw: str) -> Path:
-    path = Path(raw).expanduser()
+    path = Path(os.path.expanduser(raw))  # leaves an unknown user's name as it is
     if not path.is_absolute():
         raise ValueError("an absolute path")
     return path

@@ -87,7 +87,7 @@ def test_no_value_forges_a_json_line(value: str) -> None:
     assert json.loads(line)["reason"] == value
 
 
-@pytest.mark.parametrize("value", ["a\x85b", "a\u2028b", "a\x9b31mb", "a\x7fb"])
+@pytest.mark.parametrize("value", ["a\x85b", "a\u2028b", "a\x9b31mb"])
 def test_line_ends_beyond_ascii_in_json(value: str) -> None:
     """Line ends and terminal controls outside ASCII cannot split a JSON line either."""
     line = json_line("tick failed", {"reason": value})

@@ -268,10 +268,14 @@ def test_the_environment_is_read_nowhere_else() -> None:
     assert readers <= {"program.py"}
 
 
-@pytest.mark.parametrize("raw", ["~nobody-has-this-name/state", "~"])
-def test_home_directories(raw: str) -> None:
-    """A folder under somebody's home is found, or refused with one line when nobody has that name."""
-    try:
-        assert loaded(STATE_DIR=raw).state_dir.is_absolute()
-    except SettingsError as error:
-        assert str(error).startswith("STATE_DIR is ")  # noqa: PT017 - either is right
+def test_home_directories() -> None:
+    """A folder may lie in somebody's home; a name that nobody has is refused like any bad value."""
+    assert loaded(STATE_DIR="~/state").state_dir == Path.home() / "state"
+    assert refusal(STATE_DIR="~no-such-user/state") == "STATE_DIR is '~no-such-user/state', allowed is an absolute path"
+
+
+@pytest.mark.parametrize("name", ["CAMPAIGN_ADOPT_AFTER", "CAMPAIGN_INTERVAL", "CAMPAIGN_BATCH_DELAY"])
+@pytest.mark.xfail(reason="durations have no upper bound: now plus or minus one overflows in each tick", strict=True)
+def test_endless_durations(name: str) -> None:
+    """A duration longer than the calendar is refused at start, not in every tick."""
+    assert refusal(**{name: "99999999999s"}).startswith(f"{name} is ")

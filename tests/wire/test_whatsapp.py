@@ -19,6 +19,7 @@ from worker.errors import (
     AccountRejected,
     CampaignRejected,
     RecipientOptedOut,
+    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     TransportMissing,
@@ -103,7 +104,8 @@ def test_messages_are_posted_as_json_on_one_kept_connection(provider_of) -> None
 
 
 TABLE = [
-    *[(code, 400, RetryLater) for code in (130429, 131056, 131016, 131000, 4, 80007, 131049)],
+    *[(code, 400, RetryLater) for code in (130429, 131016, 131000, 4, 80007)],
+    *[(code, 400, RecipientPutOff) for code in (131049, 131056)],
     *[(code, 400, RecipientRefused) for code in (131026, 131047)],
     (131050, 400, RecipientOptedOut),
     *[(code, 400, CampaignRejected) for code in (132000, 132001, 132007, 132008, 132012, 132015, 132016)],

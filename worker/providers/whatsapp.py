@@ -10,6 +10,7 @@ from worker.errors import (
     AccountRejected,
     CampaignRejected,
     RecipientOptedOut,
+    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     SendError,
@@ -30,6 +31,8 @@ RETRY: dict[int, float | None] = {
     131056: 6.0,  # too many messages to this recipient: one in 6 seconds is allowed
     131049: 24 * 3600.0,  # Meta limits marketing messages to one person: not before tomorrow
 }
+
+ONE_PERSONS = {131049, 131056}  # limits of one recipient: they say nothing about others
 
 # error.code -> what is refused
 REFUSED: dict[int, type[SendError]] = {
@@ -96,7 +99,8 @@ class WhatsAppProvider:
         reason = self._reason(answer.status, code, error)
         if code in RETRY:
             waits = [seconds for seconds in (RETRY[code], answer.retry_after_seconds) if seconds is not None]
-            return RetryLater(reason, max(waits, default=None))
+            kind = RecipientPutOff if code in ONE_PERSONS else RetryLater
+            return kind(reason, max(waits, default=None))
         if code in REFUSED:
             return REFUSED[code](reason)
         if 400 <= answer.status < 500 and answer.status != 429:

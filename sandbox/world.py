@@ -1,0 +1,234 @@
+"""The outside world in one process: an SMTP inbox and stand-ins of Gmail, Google's tokens, WhatsApp and Twilio.
+
+    python -m sandbox.world --dir .sandbox/world --smtp-port 2525 --http-port 8025
+
+runs it until SIGTERM. In Python, and from any process that knows its folder and ports:
+
+    world = World(folder)
+    world.start()
+    world.script("whatsapp", "+919800000001", status=400, code=131026)
+    world.counts("whatsapp")            # {"919800000002": 1, ...}
+
+What was received is read from its file, so it can be counted while the process is down, too.
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import fields
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from sandbox.ports import free_port
+from sandbox.records import Received, Records
+from sandbox.servers import Child
+from sandbox.world_server import RECORDS, Options, run
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class World:
+    """The process in ``folder``, and what it received."""
+
+    def __init__(
+        self,
+        folder: Path,
+        smtp_port: int | None = None,
+        http_port: int | None = None,
+        *,
+        ca_file: Path | None = None,
+        **options: Any,
+    ) -> None:
+        """Ports None: free ones. ``options``: those of world_server.Options, as smtp_tls, smtp_user, whatsapp_rate.
+
+        ``ca_file`` is what clients trust when there is TLS. Nothing is touched before ``start``.
+        """
+        self.folder = folder.absolute()
+        self.options = Options(self.folder, smtp_port or free_port(), http_port or free_port(), **options)
+        self._ca_file = ca_file
+        self._child: Child | None = None
+
+    @property
+    def smtp_url(self) -> str:
+        """SMTP_URL for the worker."""
+        options = self.options
+        scheme = "smtps" if options.smtp_tls == "implicit" else "smtp"
+        login = f"{quote(options.smtp_user)}:{quote(options.smtp_password)}@" if options.smtp_user else ""
+        trusted = f"?{urlencode({'ca_file': self._ca_file})}" if self._ca_file else ""
+        return f"{scheme}://{login}127.0.0.1:{options.smtp_port}{trusted}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.options.http_port}"
+
+    @property
+    def gmail_url(self) -> str:
+        return self.http_url
+
+    @property
+    def token_url(self) -> str:
+        return f"{self.http_url}/token"
+
+    @property
+    def whatsapp_url(self) -> str:
+        return f"{self.http_url}/whatsapp/v26.0"
+
+    @property
+    def twilio_url(self) -> str:
+        return f"{self.http_url}/twilio"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The worker's variables that lead here."""
+        return {
+            "SMTP_URL": self.smtp_url,
+            "GMAIL_API_URL": self.gmail_url,
+            "GOOGLE_TOKEN_URL": self.token_url,
+            "WHATSAPP_API_URL": self.whatsapp_url,
+            "TWILIO_API_URL": self.twilio_url,
+        }
+
+    def command(self) -> list[str]:
+        """What runs it in the foreground, for supervisord, with the project as working directory."""
+        values = vars(self.options)
+        given = {name: value for name, value in values.items() if value not in ("", None)}
+        given["dir"] = given.pop("folder")
+        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        return [sys.executable, "-m", "sandbox.world", *arguments]
+
+    def start(self) -> None:
+        """Starts the process and waits until it answers. It ends with the thread that calls this."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._child = Child(self.command(), self.folder / "world.log", directory=PROJECT)
+        self._child.wait_until(self.answers, "sandbox.world")
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def answers(self) -> bool:
+        """Whether the stand-ins answer at the port, whoever started them."""
+        try:
+            self._control("GET", "health")
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
+
+    def script(self, channel: str, address: str | None = None, action: str = "answer", **rule: Any) -> None:
+        """Lets something go wrong from now on. ``rule``: further fields of script.Rule; ValueError: no such rule."""
+        self._control("POST", "script", {"channel": channel, "address": address, "action": action} | rule)
+
+    def clear_script(self, channel: str | None = None) -> None:
+        """Everything goes well again."""
+        self._control("DELETE", f"script?channel={channel}" if channel else "script")
+
+    def set_rates(self, **per_second: float) -> None:
+        """whatsapp_rate (one phone id), twilio_rate (one account), gmail_rate (one token); 0: no limit."""
+        self._control("POST", "settings", per_second)
+
+    def revoke(self, credential: str) -> None:
+        """A token, secret or password is refused from now on."""
+        self._control("POST", "revoke", {"credential": credential})
+
+    def reset(self) -> None:
+        """As new: nothing received, nothing scripted, nothing revoked, the rates of the start."""
+        self._control("POST", "reset", {})
+
+    def deliveries(self, channel: str | None = None, address: str | None = None) -> list[Received]:
+        """What was accepted, answered or not, in its order."""
+        with closing(self._records()) as records:
+            return records.deliveries(channel, address)
+
+    def refusals(self, channel: str | None = None, address: str | None = None) -> list[Received]:
+        """What was refused or cut off unread, in its order."""
+        with closing(self._records()) as records:
+            return records.refusals(channel, address)
+
+    def counts(self, channel: str | None = None) -> Counter[str]:
+        """How often each address (lower case, or digits) got something."""
+        with closing(self._records()) as records:
+            return records.counts(channel)
+
+    def duplicates(self, channel: str | None = None) -> dict[str, int]:
+        """The addresses that got something more than once."""
+        return {address: count for address, count in self.counts(channel).items() if count > 1}
+
+    def total(self, channel: str | None = None) -> int:
+        with closing(self._records()) as records:
+            return records.total(channel)
+
+    def email(self, address: str) -> EmailMessage:
+        """The newest e-mail to an address, through SMTP or Gmail; KeyError when there is none."""
+        found = [*self.deliveries("smtp", address), *self.deliveries("gmail", address)]
+        if not found:
+            raise KeyError(f"no e-mail to {address}")
+        newest = max(found, key=lambda each: each.at)
+        return message_from_bytes(newest.content, policy=policy.default)
+
+    def wait_for(self, channel: str, count: int, seconds: float = 20.0) -> None:
+        """Waits until ``count`` deliveries came; raises TimeoutError when they do not."""
+        deadline = time.monotonic() + seconds
+        with closing(self._records()) as records:
+            while (came := records.total(channel)) < count:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{came} of {count} {channel} deliveries within {seconds:g} s")
+                time.sleep(0.005)
+
+    def _records(self) -> Records:
+        return Records(self.folder / RECORDS)
+
+    def _control(self, method: str, action: str, body: Any = None) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self.options.http_port, timeout=10)
+        with closing(connection):
+            content = None if body is None else json.dumps(body)
+            connection.request(method, f"/control/{action}", content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        if response.status != 200:
+            raise ValueError(answer.get("error", f"HTTP {response.status}"))
+        return answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the stand-ins in the foreground until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m sandbox.world", description="Stand-ins of the outside world.")
+    parser.add_argument("--dir", dest="folder", type=Path, required=True, help="what was received is kept here")
+    parser.add_argument("--smtp-port", type=int, required=True)
+    parser.add_argument("--http-port", type=int, required=True)
+    parser.add_argument("--smtp-tls", choices=("starttls", "implicit"), default="", help="no clear text then")
+    parser.add_argument("--certificate", type=Path, help="PEM file with certificate and key, for TLS")
+    parser.add_argument("--smtp-user", default="", help="ask for AUTH with this user")
+    parser.add_argument("--smtp-password", default="")
+    rates = [each for each in fields(Options) if each.name.endswith("_rate")]
+    for each in rates:
+        name = each.name.replace("_", "-")
+        parser.add_argument(f"--{name}", type=float, default=each.default, help="requests a second, 0: no limit")
+    options = Options(**vars(parser.parse_args(arguments)))
+    try:
+        asyncio.run(run(options, lambda: print(f"listening: {options.smtp_port}, {options.http_port}", flush=True)))
+    except OSError as error:
+        print(f"sandbox.world: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

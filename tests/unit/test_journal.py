@@ -1,0 +1,342 @@
+"""The journal: what a process handed over is known to its successor, however it died, and to nobody before."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from worker import journal
+from worker.errors import SettingsError
+from worker.journal import BYTES_FOR_A_RECIPIENT, Journal, JournalDirectory, JournalUnwritable
+
+BATCH = "0b6c2f0e-4f0b-4a55-9d6e-2f6f7c0f3c11"
+DEADLINE_SECONDS = 60.0
+SENT = ["accepted", "2026-01-31T12:00:00", None, None, ["<r-1@x>", None, None]]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> JournalDirectory:
+    return JournalDirectory(tmp_path / "state")
+
+
+def left(place: JournalDirectory) -> dict[str, journal.Entry]:
+    """What a successor reads once the writer is gone."""
+    found = place.seize(BATCH)
+    assert found is not None
+    try:
+        return found.read()
+    finally:
+        found.close()
+
+
+def path_of(place: JournalDirectory) -> Path:
+    return place.path / f"{BATCH}.journal"
+
+
+def test_what_a_successor_reads(place: JournalDirectory) -> None:
+    """A recipient who was begun has no outcome, one whose answer came has it, one not touched is not there."""
+    written = place.create(BATCH, 3)
+    written.started("r-1")
+    written.ended("r-1", SENT)
+    written.started("r-2")
+    written.close()
+    assert left(place) == {"r-1": SENT, "r-2": None}
+
+
+def test_nothing_written(place: JournalDirectory) -> None:
+    """The journal of a batch of which nothing was sent has nobody in it."""
+    place.create(BATCH, 3).close()
+    assert left(place) == {}
+
+
+texts = st.text(max_size=60)
+answers = st.lists(st.none() | st.booleans() | st.integers() | texts, max_size=5)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(texts, st.none() | answers, max_size=5))
+def test_any_text_comes_back(place: JournalDirectory, said: dict[str, journal.Entry]) -> None:
+    """Whatever ids and reasons hold (line ends, NUL, quotes, scripts), it reads back as it was."""
+    written = place.create(BATCH, 5)
+    for recipient_id, outcome in said.items():
+        written.started(recipient_id)
+        if outcome is not None:
+            written.ended(recipient_id, outcome)
+    written.close()
+    assert left(place) == said
+    path_of(place).unlink()
+
+
+def test_lanes_write_side_by_side(place: JournalDirectory) -> None:
+    """Lines of many threads do not run into each other."""
+    written = place.create(BATCH, 800)
+
+    def write(lane: int) -> None:
+        for number in range(100):
+            written.started(f"{lane}-{number}")
+            written.ended(f"{lane}-{number}", ["accepted", lane, number])
+
+    lanes = [threading.Thread(target=write, args=(lane,)) for lane in range(8)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    entries = written.read()
+    written.close()
+    assert entries == {f"{lane}-{n}": ["accepted", lane, n] for lane in range(8) for n in range(100)}
+
+
+def test_a_torn_last_line(place: JournalDirectory) -> None:
+    """Of a line that was being stored when its writer died, the line before it is what counts."""
+    written = place.create(BATCH, 2)
+    written.started("r-1")
+    written.ended("r-1", SENT)
+    written.started("r-2")
+    written.close()
+    content = path_of(place).read_bytes()
+    end = content.index(b"\0")
+    torn = b'["r-2", ["accepted", "2026-01-31T12:'
+    path_of(place).write_bytes(content[:end] + torn + content[end + len(torn) :])
+    assert left(place) == {"r-1": SENT, "r-2": None}
+
+
+@given(cut=st.integers(0, 200))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_torn_anywhere(place: JournalDirectory, cut: int) -> None:
+    """A journal cut at any byte never says more than was said, and never forgets a whole line."""
+    written = place.create(BATCH, 1)
+    for number in (1, 2):
+        written.started(f"r-{number}")
+        written.ended(f"r-{number}", SENT)
+    written.close()
+    content = path_of(place).read_bytes()
+    kept = content[:cut].split(b"\n")[:-1]
+    path_of(place).write_bytes(content[:cut] + bytes(len(content) - cut))
+    entries = left(place)
+    path_of(place).unlink()
+    lines = [b'["r-1"]', b'["r-1", ', b'["r-2"]', b'["r-2", ']
+    whole = sum(any(line.startswith(begin) for line in kept) for begin in lines)
+    known = [{}, {"r-1": None}, {"r-1": SENT}, {"r-1": SENT, "r-2": None}, {"r-1": SENT, "r-2": SENT}]
+    # a line that lacks only its line end may be read as well
+    assert entries in known[whole : whole + 2]
+
+
+def test_a_full_journal(place: JournalDirectory) -> None:
+    """A journal that takes no more says so before anything is sent, and keeps all it has."""
+    written = place.create(BATCH, 1)
+    stored = []
+    with pytest.raises(JournalUnwritable, match="takes no more"):
+        for number in range(BYTES_FOR_A_RECIPIENT):
+            written.started(f"r-{number}")
+            stored.append(f"r-{number}")
+    assert list(written.read()) == stored
+    written.close()
+    assert list(left(place)) == stored
+
+
+def test_a_journal_full_to_the_last_byte(place: JournalDirectory) -> None:
+    """A journal without a byte left can still be read, and takes nothing more."""
+    place.create(BATCH, 1).close()
+    line = b'["r-1"]\n'
+    path_of(place).write_bytes(line + b'["' + b"x" * (BYTES_FOR_A_RECIPIENT - len(line) - 5) + b'"]\n')
+    found = place.seize(BATCH)
+    assert found
+    assert set(found.read()) == {"r-1", "x" * (BYTES_FOR_A_RECIPIENT - len(line) - 5)}
+    with pytest.raises(JournalUnwritable):
+        found.started("r-2")
+    found.close()
+
+
+def test_a_closed_journal_takes_nothing(place: JournalDirectory) -> None:
+    """A lane that comes late finds the journal closed, so it sends nothing."""
+    written = place.create(BATCH, 1)
+    written.close()
+    written.close()
+    with pytest.raises(JournalUnwritable):
+        written.started("r-1")
+
+
+def test_reserved_beforehand(place: JournalDirectory) -> None:
+    """The room for all recipients is taken on the disk when the batch is claimed, not while it is sent."""
+    written = place.create(BATCH, 100)
+    status = path_of(place).stat()
+    written.close()
+    assert status.st_size >= 100 * BYTES_FOR_A_RECIPIENT
+    assert status.st_blocks * 512 >= status.st_size
+
+
+def test_a_batch_has_one_journal(place: JournalDirectory) -> None:
+    """The settled batch's journal is gone; seizing it says so."""
+    written = place.create(BATCH, 1)
+    assert place.left_behind() == [BATCH]
+    written.remove()
+    assert place.left_behind() == []
+    with pytest.raises(FileNotFoundError):
+        place.seize(BATCH)
+
+
+def test_nobody_else_reads_it(place: JournalDirectory) -> None:
+    """Journals hold ids of customers: only the worker's user may enter."""
+    place.create(BATCH, 1).close()
+    assert place.path.stat().st_mode & 0o077 == 0
+    assert path_of(place).stat().st_mode & 0o077 == 0
+
+
+WRITER = """
+import signal, sys
+from pathlib import Path
+from worker.journal import JournalDirectory
+written = JournalDirectory(Path(sys.argv[1])).create(sys.argv[2], 10)
+written.started("r-1")
+written.ended("r-1", ["accepted", "2026-01-31T12:00:00", None, None, ["<r-1@x>", None, None]])
+written.started("r-2")
+print("written", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def writer(place: JournalDirectory) -> Iterator[subprocess.Popen[str]]:
+    """Another process with a batch in hand: one message accepted, one on the wire."""
+    argv = [sys.executable, "-c", WRITER, str(place.path.parent), BATCH]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "written\n"
+        yield process
+        process.kill()
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_living_frozen_dead(place: JournalDirectory, writer: subprocess.Popen[str]) -> None:
+    """A batch is left alone while its writer lives, also while it is frozen; once it is killed all of it is known."""
+    assert place.seize(BATCH) is None
+    writer.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while state_of(writer.pid) != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert place.seize(BATCH) is None
+    assert place.left_behind() == [BATCH]
+    writer.kill()
+    writer.wait(DEADLINE_SECONDS)
+    assert left(place) == {"r-1": SENT, "r-2": None}
+
+
+def test_one_successor(place: JournalDirectory, writer: subprocess.Popen[str]) -> None:
+    """Of two successors one gets the journal, until it closes it."""
+    writer.kill()
+    writer.wait(DEADLINE_SECONDS)
+    first = place.seize(BATCH)
+    assert first
+    assert place.seize(BATCH) is None
+    first.close()
+    second = place.seize(BATCH)
+    assert second
+    second.remove()
+
+
+def test_never_seen_unlocked(place: JournalDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal can be found only once it is locked: a successor cannot take it from under its maker."""
+    seen: list[list[str]] = []
+    really = fcntl.flock
+
+    def lock(descriptor: int, how: int) -> None:
+        seen.append(place.left_behind())
+        really(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    place.create(BATCH, 1).close()
+    assert seen == [[]]
+
+
+@pytest.mark.parametrize("where", ["file/state", "file"])
+def test_unusable_state_dir(tmp_path: Path, where: str) -> None:
+    """A STATE_DIR that cannot be made ends the program with one line that says which and what to do."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError) as caught:
+        JournalDirectory(tmp_path / where)
+    line = str(caught.value)
+    assert line.startswith(f"STATE_DIR is {str(tmp_path / where)!r}, which cannot be used (")
+    assert line.endswith("name a directory on a local disk that this user may write")
+    assert "\n" not in line
+
+
+TRY = "import sys; from pathlib import Path; from worker.journal import JournalDirectory as J; J(Path(sys.argv[1]))"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_somebody_elses_state_dir(place: JournalDirectory) -> None:
+    """A directory that exists but belongs to another user is refused when the program starts, not at a claim."""
+    reader = os.open("/", os.O_RDONLY)
+    try:
+        code = f"import os; os.chdir('/'); os.setgid(65534); os.setuid(65534)\n{TRY}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(place.path.parent)], capture_output=True, text=True, check=False
+        )
+    finally:
+        os.close(reader)
+    assert done.returncode == 1
+    assert "SettingsError: STATE_DIR is " in done.stderr
+
+
+def test_machines_differ(tmp_path: Path) -> None:
+    """A directory keeps its name over restarts, and another directory has another one, whatever the host is called."""
+    here, there = JournalDirectory(tmp_path / "a"), JournalDirectory(tmp_path / "b")
+    assert here.machine == JournalDirectory(tmp_path / "a").machine
+    assert here.machine != there.machine
+
+
+def test_a_new_boot_is_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a boot the journals of before count no more: a power cut may have taken their last lines."""
+    before = JournalDirectory(tmp_path).machine
+    monkeypatch.setattr(journal, "_boot_id", lambda: "another-boot")
+    assert JournalDirectory(tmp_path).machine != before
+    assert JournalDirectory(tmp_path).machine.partition("/")[2] == before.partition("/")[2]
+
+
+def test_two_start_at_once(tmp_path: Path) -> None:
+    """Processes that meet in a new directory agree on its name."""
+    barrier = threading.Barrier(8)
+    names = []
+
+    def start() -> None:
+        barrier.wait(DEADLINE_SECONDS)
+        names.append(JournalDirectory(tmp_path / "state").machine)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+    assert len(names) == 8
+    assert len(set(names)) == 1
+    assert [path.name for path in (tmp_path / "state" / "journals").iterdir()] == ["id"]
+
+
+def test_a_draft_of_the_dead_is_removed(place: JournalDirectory) -> None:
+    """Only whole journals count as left behind; the draft of a process that died while making one does not."""
+    (place.path / f"{BATCH}.new").write_bytes(b"")
+    assert place.left_behind() == []
+    with pytest.raises(FileNotFoundError):
+        place.seize(BATCH)
+
+
+def test_an_impossible_journal(place: JournalDirectory) -> None:
+    """A journal that cannot be made is said before anything is claimed."""
+    taken: Journal = place.create(BATCH, 1)
+    (place.path / f"{BATCH}.new").write_bytes(b"")
+    with pytest.raises(JournalUnwritable, match="cannot be made"):
+        place.create(BATCH, 1)
+    taken.close()

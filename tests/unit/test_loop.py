@@ -1,0 +1,435 @@
+"""The loop: when it runs its job, what it says of an outage, and how it ends."""
+
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+
+import psycopg2
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.redis import Redis
+from worker.counters import Counters, read_all
+from worker.errors import SchemaError, SettingsError, WorkerError
+from worker.lock import Lock
+from worker.loop import Loop, Result, Signals, growing_pause, next_aligned
+from worker.redis_client import connect
+
+EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
+NOON = datetime(2026, 1, 31, 12, 0, 7)  # noqa: DTZ001
+DEADLINE_SECONDS = 60.0
+
+moments = st.datetimes(datetime(1971, 1, 1), datetime(2200, 1, 1))  # noqa: DTZ001
+milliseconds = st.integers(100, 7 * 86_400_000)
+
+
+@given(moments, milliseconds)
+def test_aligned_ticks(now: datetime, interval_ms: int) -> None:
+    """The next tick is the first multiple of the interval that is later than now, on the same grid for all."""
+    interval = timedelta(milliseconds=interval_ms)
+    tick = next_aligned(now, interval_ms / 1000)
+    assert now < tick <= now + interval
+    assert (tick - EPOCH) % interval == timedelta(0)
+    assert next_aligned(tick, interval_ms / 1000) == tick + interval
+
+
+def test_ticks_that_people_know() -> None:
+    """A 30 s job runs at :00 and :30, a daily one at midnight UTC."""
+    assert next_aligned(NOON, 30.0) == NOON.replace(second=30)
+    assert next_aligned(NOON.replace(second=30), 30.0) == NOON.replace(minute=1, second=0)
+    assert next_aligned(NOON, 86_400.0) == datetime(2026, 2, 1)  # noqa: DTZ001
+
+
+@given(st.integers(1, 10_000), st.floats(0.001, 100.0), st.floats(0.001, 10_000.0))
+def test_growing_pauses(failures: int, first: float, limit: float) -> None:
+    """A pause begins with the first one, doubles with each failure, and stays at the limit for ever."""
+    pause = growing_pause(failures, first, limit)
+    assert 0 < pause <= limit
+    assert growing_pause(1, first, limit) == min(first, limit)
+    assert growing_pause(failures + 1, first, limit) in (pause * 2, limit)
+
+
+class Clock:
+    """A clock that only sleeping, and the work of a tick, moves."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class Sleeper(Signals):
+    """Signals whose sleep takes no time, and during which something may happen."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.slept: list[float] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def wait(self, seconds: float) -> None:
+        assert seconds <= 60.0  # in pieces, since the wall clock may be set
+        self.slept.append(seconds)
+        self.clock.pass_by(seconds)
+        self.meanwhile()
+
+    def close(self) -> None:
+        self._woken.close()
+        self._waker.close()
+
+
+class Ledger:
+    """A job that does what its script says, one item a tick, writes down when, and then asks to be stopped."""
+
+    name = "ledger"
+    interval_seconds = 30.0
+
+    def __init__(self, clock: Clock, signals: Signals, *script: Result | Exception | Callable[[], Result]) -> None:
+        self._clock, self._signals = clock, signals
+        self._script = list(script)
+        self.ticks: list[datetime] = []
+        self.starts = 0
+        self.start_errors: list[Exception] = []
+        self.closed = 0
+
+    def start(self) -> None:
+        self.starts += 1
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+
+    def tick(self, now: datetime) -> Result:
+        self.ticks.append(now)
+        step = self._script.pop(0)
+        if not self._script:
+            self._signals.stopping = True
+        if isinstance(step, Exception):
+            raise step
+        return step() if callable(step) else step
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def seconds(self) -> list[float]:
+        """When it ran, in seconds since the first tick."""
+        return [(tick - self.ticks[0]).total_seconds() for tick in self.ticks]
+
+
+class Bench:
+    """A loop with its ledger, on a real Redis."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.clock = Clock()
+        self.signals = Sleeper(self.clock)
+        self.lock = Lock([client], "ledger", 60_000)
+        self.counters = Counters(client, "ledger")
+        self.job: Ledger | None = None
+
+    def run(self, *script: Result | Exception | Callable[[], Result], once: bool = False) -> Ledger:
+        """Runs the script to its end and returns the job; ``status`` has the exit status."""
+        self.job = Ledger(self.clock, self.signals, *script)
+        self.status = self.again(once=once)
+        return self.job
+
+    def again(self, *, once: bool) -> int:
+        assert self.job
+        return Loop(self.job, self.lock, self.counters, self.signals, self.clock).run(once=once)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def bench(client: redis.Redis) -> Iterator[Bench]:
+    made = Bench(client)
+    yield made
+    made.signals.close()
+
+
+def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+def after(seconds: float) -> Result:
+    return Result(next_at=NOON + timedelta(seconds=seconds))
+
+
+def test_at_once_and_then_aligned(bench: Bench) -> None:
+    """The first tick is at the start, all others are on the grid: 12:00:07, 12:00:30, 12:01:00."""
+    assert bench.run(Result(), Result(), Result()).seconds() == [0.0, 23.0, 53.0]
+    assert bench.status == 0
+
+
+def test_woken_early(bench: Bench) -> None:
+    """A tick that says when it wants to run next is run then, not at the next full interval."""
+    assert bench.run(after(5.25), Result(), Result()).seconds() == [0.0, 5.25, 23.0]
+
+
+def test_never_later_than_the_interval(bench: Bench) -> None:
+    """A tick that wants to run next week is run at the next interval all the same: something may come up before."""
+    assert bench.run(after(7 * 86_400), after(7 * 86_400), Result()).seconds() == [0.0, 23.0, 53.0]
+
+
+def test_a_missed_tick_is_run_once(bench: Bench) -> None:
+    """A tick that takes three intervals is followed by one tick on the grid, not by one for each it missed."""
+
+    def slow() -> Result:
+        bench.clock.pass_by(100.0)
+        return Result()
+
+    assert bench.run(slow, Result(), Result()).seconds() == [0.0, 113.0, 143.0]
+
+
+def test_work_in_hand_goes_on_at_once(bench: Bench) -> None:
+    """While there is work the tick runs again at once; one that only says so does not make the loop spin."""
+    busy, idle = Result({"sent": 5}, next_at=NOON), Result({"sent": 0}, next_at=NOON)
+    assert bench.run(busy, idle, Result()).seconds() == [0.0, 0.0, 0.05]
+
+
+def test_a_long_sleep_follows_the_wall_clock(bench: Bench) -> None:
+    """A clock that is set during a long sleep is noticed within a minute."""
+
+    def set_the_clock() -> None:
+        bench.clock.now = NOON + timedelta(days=1)
+
+    bench.signals.meanwhile = set_the_clock
+    Ledger.interval_seconds, usual = 7 * 86_400.0, Ledger.interval_seconds
+    try:
+        job = bench.run(after(3600.0), Result())
+    finally:
+        Ledger.interval_seconds = usual
+    assert job.seconds() == [0.0, 86_400.0]
+
+
+def test_the_lock_is_held_in_a_tick_only(bench: Bench) -> None:
+    """A tick has the lock; between ticks, and after the last one, anybody may take it."""
+    held: list[bool] = []
+
+    def looks() -> Result:
+        held.append(bench.lock.held and bench.client.get("lock:ledger") == bench.lock.token)
+        return Result()
+
+    bench.signals.meanwhile = lambda: held.append(bench.client.get("lock:ledger") is not None)
+    bench.run(looks, looks)
+    assert held == [True, False, True]
+    assert bench.client.get("lock:ledger") is None
+
+
+def test_another_worker_has_the_lock(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """While another worker holds the lock no tick runs; that is said once, and its end is noticed soon."""
+    caplog.set_level(logging.INFO)
+    with connect_like(bench.client) as other, Lock([other], "ledger", 60_000) as taken:
+        waits = 0
+
+        def give_back() -> None:
+            nonlocal waits
+            waits += 1
+            if waits == 3:
+                taken.release()
+
+        bench.signals.meanwhile = give_back
+        job = bench.run(Result())
+        taken.close()
+    assert job.seconds() == [0.0]
+    assert job.ticks == [NOON + timedelta(seconds=3 * 20)]  # a third of the lock's life, or the interval
+    assert said(caplog, logging.INFO).count("another worker is at it") == 1
+    outcomes = {each.labels["outcome"]: each.value for each in read_all(bench.client).counters}
+    assert outcomes == {"skipped": 3.0, "success": 1.0}
+
+
+def connect_like(client: redis.Redis) -> redis.Redis:
+    """Another client of the same server."""
+    return redis.Redis(connection_pool=redis.ConnectionPool(**client.connection_pool.connection_kwargs))
+
+
+@pytest.mark.parametrize(
+    "error", [psycopg2.OperationalError("gone"), psycopg2.InterfaceError("closed"), redis.ConnectionError("gone")]
+)
+def test_an_outage_is_said_once(bench: Bench, caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    """While a server is away the loop waits 1, 2, 4 ... seconds, says so once, and says when it is back."""
+    job = bench.run(error, error, error, error, Result(), Result())
+    assert job.seconds() == [0.0, 1.0, 3.0, 7.0, 15.0, 23.0]
+    assert said(caplog, logging.ERROR) == ["cannot work for want of a server; goes on by itself when it is back"]
+    (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.args["server"] == ("Redis" if isinstance(error, redis.RedisError) else "PostgreSQL")
+    assert said(caplog, logging.WARNING) == ["server is back, work goes on"]
+
+
+def test_a_long_outage(bench: Bench) -> None:
+    """The pauses of a long outage grow to 30 seconds and no further."""
+    gone = psycopg2.OperationalError("gone")
+    job = bench.run(*[gone] * 9, Result())
+    pauses = [late - early for early, late in zip(job.seconds(), job.seconds()[1:], strict=False)]
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0]
+
+
+def test_a_real_redis_that_goes_and_comes(
+    new_redis: Callable[..., Redis], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Redis that is killed and started again between ticks costs some rounds and nothing else."""
+    server = new_redis()
+    with connect(server.url) as client:
+        bench = Bench(client)
+        waits = 0
+
+        def goes_and_comes() -> None:
+            nonlocal waits
+            waits += 1
+            if waits == 1:
+                server.kill()
+            if waits == 3:
+                server.start()
+
+        bench.signals.meanwhile = goes_and_comes
+        job = bench.run(Result(), Result())
+        bench.signals.close()
+        assert job.seconds()[0] == 0.0
+        assert len(job.ticks) == 2
+        assert waits == 3
+        errors = [line for line in said(caplog, logging.ERROR) if line.startswith("cannot work")]
+        assert len(errors) == 1
+        assert "server is back, work goes on" in said(caplog, logging.WARNING)
+        outcomes = {each.labels["outcome"]: each.value for each in read_all(client).counters}
+        assert outcomes == {"success": 2.0, "failure": 2.0}  # counted while Redis was away, written later
+
+
+def test_other_failures(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A tick that fails for another reason is logged, with a traceback when it is a bug, and run at the next interval."""
+    job = bench.run(WorkerError("no room"), ZeroDivisionError("oops"), Result())
+    assert job.seconds() == [0.0, 23.0, 53.0]
+    assert said(caplog, logging.ERROR) == ["tick failed", "tick failed: a bug, please report it"]
+    assert [bool(record.exc_info) for record in caplog.records] == [False, True]
+    state = read_all(bench.client).jobs["ledger"]
+    assert state.last_error == "oops"
+    assert not state.running
+    assert bench.client.get("lock:ledger") is None
+
+
+@pytest.mark.parametrize("error", [SettingsError("SMTP_URL is bad"), SchemaError("run bin/migrate")])
+def test_what_cannot_get_better(bench: Bench, error: Exception) -> None:
+    """Bad settings and missing tables end the loop, with the lock given back and the job closed."""
+    with pytest.raises(type(error), match=str(error)):
+        bench.run(error, Result())
+    assert bench.job
+    assert bench.job.closed == 1
+    assert bench.client.get("lock:ledger") is None
+
+
+def test_start_is_tried_until_it_works(bench: Bench) -> None:
+    """The job is started before its first tick, again until the database can be reached, and then no more."""
+    job = bench.job = Ledger(bench.clock, bench.signals, Result(), Result())
+    job.start_errors = [psycopg2.OperationalError("gone"), psycopg2.OperationalError("gone")]
+    assert bench.again(once=False) == 0
+    assert job.starts == 3
+    assert len(job.ticks) == 2
+    assert job.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "ticks"),
+    [
+        ([Result(), Result()], 0, 1),
+        ([Result({"sent": 1}, next_at=NOON), Result()], 0, 1),
+        ([WorkerError("no"), Result()], 1, 1),
+        ([ZeroDivisionError("oops"), Result()], 1, 1),
+        ([psycopg2.OperationalError("gone"), Result()], 1, 1),
+        ([Result(unfinished=True), Result(unfinished=True), Result(), Result()], 0, 3),
+        ([Result(unfinished=True), WorkerError("no"), Result()], 1, 2),
+    ],
+)
+def test_once(bench: Bench, script: list[Result | Exception], status: int, ticks: int) -> None:
+    """With --once the loop goes on while work in hand is left, and ends with 1 when a round failed, else 0."""
+    job = bench.run(*script, once=True)
+    assert (bench.status, len(job.ticks), job.closed) == (status, ticks, 1)
+
+
+def test_once_keeps_its_pace(bench: Bench) -> None:
+    """With --once, work that its pace holds back is waited for, not forced."""
+    job = bench.run(Result(next_at=NOON + timedelta(seconds=4), unfinished=True), Result(), once=True)
+    assert job.seconds() == [0.0, 4.0]
+
+
+PROGRAM = """
+import sys
+from datetime import timedelta
+from worker.counters import Counters
+from worker.lock import Lock
+from worker.loop import Loop, Result, Signals
+from worker.redis_client import connect
+
+class Job:
+    name, interval_seconds = "ledger", 86_400.0
+    def start(self): print("start", flush=True)
+    def tick(self, now):
+        print("tick", flush=True)
+        return Result(next_at=now + timedelta(days=1))
+    def close(self): print("close", flush=True)
+
+client = connect(sys.argv[1])
+signals = Signals()
+signals.install()
+status = Loop(Job(), Lock([client], "ledger"), Counters(client, "ledger"), signals).run(once=False)
+client.close()
+sys.exit(status)
+"""
+
+
+class Program:
+    """The program above as a process, whose lines can be waited for."""
+
+    def __init__(self, url: str) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", PROGRAM, url], stdout=subprocess.PIPE, text=True)
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._lines.put(line.strip())
+
+    def line(self) -> str:
+        return self._lines.get(timeout=DEADLINE_SECONDS)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE_SECONDS)
+        self._reader.join(DEADLINE_SECONDS)
+        assert self.process.stdout
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def program(redis_url: str) -> Iterator[Program]:
+    made = Program(redis_url)
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals(program: Program, client: redis.Redis, number: signal.Signals) -> None:
+    """SIGUSR1 makes a sleeping program run a tick now; SIGTERM and SIGINT end it in good order with status 0."""
+    assert [program.line(), program.line()] == ["start", "tick"]
+    for _ in range(2):
+        os.kill(program.process.pid, signal.SIGUSR1)
+        assert program.line() == "tick"
+    os.kill(program.process.pid, number)
+    assert program.line() == "close"
+    assert program.process.wait(DEADLINE_SECONDS) == 0
+    assert client.get("lock:ledger") is None
+    assert not read_all(client).jobs["ledger"].running
