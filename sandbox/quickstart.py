@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BlockingIOError:
             print("bin/quickstart is already running here; stop it with: bin/supervisorctl shutdown", file=sys.stderr)
             return 1
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
         return _run(once=options.once, fresh=options.fresh)
 

@@ -54,7 +54,6 @@ class Redis:
 
     @property
     def password(self) -> str:
-        self.data_dir.mkdir(parents=True, exist_ok=True)
         return kept_password(self.data_dir / "password")
 
     @property
@@ -81,6 +80,7 @@ class Redis:
     def prepare(self) -> None:
         """Writes the configuration. Raises ServerMissing when there is no server to run."""
         program()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
         path = self.data_dir / "redis.conf"
         lines = "".join(f"{name} {value}\n" for name, value in self._configuration().items())
         path.touch(0o600)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -123,11 +123,13 @@ def wheel_folder(package: str) -> Path:
 
 def kept_password(path: Path) -> str:
     """The password in ``path``, made when there is none yet; only the owner of the file can read it."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text("ascii")
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        password = secrets.token_hex(16)
-        file.write(password)
-    return password
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        making = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(16))
+        with suppress(FileExistsError):  # somebody else was quicker
+            path.hardlink_to(making)
+        making.unlink()
+    return path.read_text("ascii")

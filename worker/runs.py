@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import psycopg2
@@ -25,15 +24,6 @@ REFUSED_SECONDS = 300.0  # how long a campaign waits whose rows the database ref
 WAIT_LIMIT_SECONDS = 60.0  # how long a campaign that has nobody to send to now is left unlooked at
 
 
-@dataclass
-class Run:
-    """What this process remembers of a run, for its last log line."""
-
-    began: float  # time.monotonic()
-    sent: int = 0
-    told_at: float = 0.0
-
-
 class Runs:
     """The running campaigns of the worker."""
 
@@ -42,13 +32,12 @@ class Runs:
         self._events = events
         self._clock = clock
         self._sql = queries("campaign")
-        self._runs: dict[str, Run] = {}
+        self._told_at: dict[str, float] = {}  # time.monotonic() of the last progress event
 
     def start_due(self, now: datetime) -> int:
         """Starts the campaigns whose time has come and returns how many."""
         started = self._db.all(self._sql["start_due"], now=now)
         for row in started:
-            self._remembered(row["id"])
             log.info(
                 "campaign started",
                 {"campaign": row["id"], "tenant": row["tenantId"], "channel": row["channel"],
@@ -59,7 +48,7 @@ class Runs:
     def disown(self) -> None:
         """Gives up the runs that are no longer the worker's."""
         for row in self._db.all(self._sql["disown"]):
-            self._runs.pop(row["id"], None)
+            self._told_at.pop(row["id"], None)
             log.info("campaign given up: paused, stopped or resumed in the CRM", {"campaign": row["id"]})
 
     def adopt(self, now: datetime, after_seconds: float) -> int:
@@ -67,7 +56,6 @@ class Runs:
         quiet_since = now - timedelta(seconds=after_seconds)
         adopted = self._db.all(self._sql["adopt"], now=now, quiet_since=quiet_since)
         for row in adopted:
-            self._remembered(row["id"])
             log.info("campaign adopted: nobody was sending it", {"campaign": row["id"]})
         return len(adopted)
 
@@ -76,11 +64,10 @@ class Runs:
         counts = settled.campaign
         if counts is None:
             return
-        run = self._remembered(campaign["id"])
-        run.sent += settled.sent
         log.debug("batch settled", {"campaign": campaign["id"], "sent": settled.sent, "failed": settled.failed})
-        if time.monotonic() - run.told_at >= PROGRESS_SECONDS:
-            run.told_at = time.monotonic()
+        now = time.monotonic()
+        if now - self._told_at.get(campaign["id"], -PROGRESS_SECONDS) >= PROGRESS_SECONDS:
+            self._told_at[campaign["id"]] = now
             self._tell(campaign["userId"], "campaign:progress", {"campaignId": campaign["id"], **counts})
 
     def held(self, campaign: Row, batch: Batch) -> None:
@@ -94,7 +81,7 @@ class Runs:
     def fail(self, campaign_ids: list[str], reason: str) -> None:
         """Ends runs that cannot go on; their recipients stay pending."""
         for row in self._db.all(self._sql["fail"], campaign_ids=campaign_ids, reason=reason, now=self._clock()):
-            self._runs.pop(row["id"], None)
+            self._told_at.pop(row["id"], None)
             log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})
             self._tell(row["userId"], "campaign:failed", {"campaignId": row["id"], "error": reason})
 
@@ -151,14 +138,14 @@ class Runs:
         if ended is None:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
             return False
-        run = self._remembered(campaign["id"])
-        del self._runs[campaign["id"]]
-        seconds = max(time.monotonic() - run.began, 0.001)
+        self._told_at.pop(campaign["id"], None)
+        seconds = max((now - campaign["started_at"]).total_seconds(), 0.001)
         counts = {key: ended[key] for key in ("sentCount", "failedCount", "totalRecipients")}
         log.info(
             "campaign ended",
             {"campaign": campaign["id"], "status": ended["status"], "sent": ended["sentCount"],
-             "failed": ended["failedCount"], "seconds": round(seconds, 1), "per_second": round(run.sent / seconds)},
+             "failed": ended["failedCount"], "seconds": round(seconds, 1),
+             "per_second": round(ended["sentCount"] / seconds)},
         )  # fmt: skip
         if ended["status"] == "failed":
             error = {"campaignId": campaign["id"], "error": "Every send failed"}
@@ -166,9 +153,6 @@ class Runs:
         else:
             self._tell(campaign["userId"], "campaign:completed", {"campaignId": campaign["id"], "stats": counts})
         return True
-
-    def _remembered(self, campaign_id: str) -> Run:
-        return self._runs.setdefault(campaign_id, Run(time.monotonic()))
 
     def _tell(self, user_id: str, event: str, payload: dict[str, object]) -> None:
         self._events.emit(f"user:{user_id}", event, payload)

