@@ -50,7 +50,7 @@ def test_no_way_back() -> None:
 
 
 UPDATE = re.compile(
-    r'UPDATE "(?P<table>Campaign|CampaignRecipient)" ?(?P<alias>\w*)\s+SET\s+(?P<set>.*?)\n?\s+'
+    r'UPDATE "(?P<table>Campaign|CampaignRecipient)" ?(?P<alias>\w*)\s+SET\s+(?P<set>.*?)\n\s*'
     r"(?=FROM |WHERE )(?P<rest>.*?)(?=RETURNING|;|\Z)",
     re.DOTALL,
 )
