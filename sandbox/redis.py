@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sandbox.ports import free_port
 from sandbox.servers import Child, ServerMissing, kept_password, wheel_folder
@@ -71,7 +73,8 @@ class Redis:
 
     def answers(self) -> bool:
         """Whether a server answers at the port, whoever started it."""
-        with self.client() as client:
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis(port=self.port, password=self.password, socket_timeout=5, retry=once) as client:
             try:
                 return bool(client.ping())
             except (redis.ConnectionError, redis.TimeoutError):

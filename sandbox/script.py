@@ -46,6 +46,8 @@ class Rule:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(get_args(allowed))}")
         if self.action in ("cut-after", "hang") and self.stage not in ("data", "request"):
             raise ValueError(f"{self.action} needs a whole message: stage data")
+        if self.stage == "auth" and self.action != "answer":
+            raise ValueError("a login can only be answered")
         if (self.channel == "smtp") == (self.stage == "request"):
             raise ValueError(f"the channel {self.channel} has no stage {self.stage}")
 

@@ -63,7 +63,11 @@ class World:
         """SMTP_URL for the worker."""
         options = self.options
         scheme = "smtps" if options.smtp_tls == "implicit" else "smtp"
-        login = f"{quote(options.smtp_user)}:{quote(options.smtp_password)}@" if options.smtp_user else ""
+        login = (
+            f"{quote(options.smtp_user, safe='')}:{quote(options.smtp_password, safe='')}@"
+            if options.smtp_user
+            else ""
+        )
         trusted = f"?{urlencode({'ca_file': self._ca_file})}" if self._ca_file else ""
         return f"{scheme}://{login}127.0.0.1:{options.smtp_port}{trusted}"
 

@@ -7,13 +7,14 @@ statement, so it is settled once, and a former holder settles nothing.
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 from worker.counters import Counters
-from worker.db import Database, Row, queries
+from worker.db import STATEMENT_TIMEOUT_SECONDS, Database, Row, queries
 from worker.dispatch import Batch, Kind, Outcome, Recipient
 from worker.journal import Journal, JournalDirectory
 from worker.loop import growing_pause
@@ -25,11 +26,12 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 300.0  # a batch of another machine that was not renewed for so long has lost its holder
 RENEW_SECONDS = 30.0
+CLAIM_SECONDS = 2.0 * STATEMENT_TIMEOUT_SECONDS  # after it, a claim that did not commit never will
 ASK_AFTER_SECONDS = 30.0  # by then a provider has filed, or never will, what was on the wire
 RETRY_LIMIT_SECONDS = 3600.0
 HOLD_SECONDS = 15.0  # first pause of a campaign that the provider puts off as a whole; doubles up to
 HOLD_LIMIT_SECONDS = 300.0
-ROUND_SECONDS = 5.0  # a slow sender's batch is no larger than what it can send in this time
+ROUND_SECONDS = 1.0  # a slow sender's batch is no larger than what it can send in this time
 
 
 @dataclass(frozen=True)
@@ -203,16 +205,16 @@ class Batches:
                 yield orphan
 
     def _orphan(self, row: Row) -> "Orphan | None":
-        journal = None
         if row["machine"] == self._journals.machine:
-            try:
+            with suppress(FileNotFoundError):
                 journal = self._journals.seize(row["id"])
-            except FileNotFoundError:
-                log.warning("the journal of a batch is gone", {"campaign": row["campaign_id"], "batch": row["id"]})
-            else:
                 return Orphan(row, journal) if journal else None
-        lapsed = (self._clock() - row["renewed_at"]).total_seconds() > LEASE_SECONDS
-        return Orphan(row, None) if lapsed else None
+        if (self._clock() - row["renewed_at"]).total_seconds() <= LEASE_SECONDS:
+            return None
+        log.warning(
+            "the journal of a batch is out of reach", {"campaign": row["campaign_id"], "holder": row["holder"]}
+        )
+        return Orphan(row, None)
 
     def recover(self, orphan: "Orphan", campaign: Row, transport: Transport) -> Batch:
         """The batch of a dead holder with what its journal knows; without a journal nothing is confirmed."""
@@ -233,13 +235,12 @@ class Batches:
 
     def sweep_journals(self) -> None:
         """Removes journals whose batch was settled just before its writer died."""
-        ids = self._journals.left_behind()
-        if not ids:
-            return
-        held = {row["id"] for row in self._db.all(self._sql["batches"])}
-        for batch_id in ids:
-            if batch_id not in held and (journal := self._journals.seize(batch_id)):
-                journal.remove()
+        old = self._journals.left_behind()
+        held = {row["id"] for row in self._db.all(self._sql["batches"])} if old else set()
+        for batch_id in old:
+            with suppress(FileNotFoundError):
+                if batch_id not in held and (journal := self._journals.seize(batch_id)):
+                    journal.remove()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from worker import migrate, program
 from worker.batches import ROUND_SECONDS, Batches, Orphan
 from worker.counters import Counters
 from worker.db import Database, Row, queries
-from worker.dispatch import Batch, Dispatcher, Kind, Outcome, Recipient
+from worker.dispatch import Batch, Dispatcher, Kind, Outcome
 from worker.errors import AccountRejected, CampaignRejected, SendError, TransportMissing
 from worker.events import Events
 from worker.lock import Lock
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 DESCRIPTION = """\
 Sends the due e-mail and WhatsApp campaigns of all tenants, each message once: starts campaigns whose time has
 come, gives every running campaign one batch after the other, and settles what a killed worker left behind."""
+
+STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,13 +81,11 @@ class CampaignJob:
             self._recover()
         if todo["next_ask"] and todo["next_ask"] <= now:
             self._ask(now)
-        if todo["next_scheduled"] and todo["next_scheduled"] <= now:
-            self._counts["started"] = self._runs.start_due(now)
-        elif not (todo["any_running"] or todo["next_batch"]):
+        idle = not (todo["any_running"] or todo["next_batch"])
+        if idle and not (todo["next_scheduled"] and todo["next_scheduled"] <= now):
             self._measure(pending=0.0, oldest_due_seconds=0.0)
             return Result(self._counts, todo["next_scheduled"])
-        self._runs.disown()
-        self._counts["adopted"] = self._runs.adopt(now, self._settings.campaign_adopt_after_seconds)
+        self._look_for_work(now)
         self._send()
         todo = self._survey()
         self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
@@ -112,12 +112,26 @@ class CampaignJob:
     def _survey(self) -> Row:
         return self._db.one(self._sql["survey"]) or {}
 
+    def _look_for_work(self, now: datetime) -> None:
+        self._counts["started"] += self._runs.start_due(now)
+        self._runs.disown()
+        self._counts["adopted"] += self._runs.adopt(now, self._settings.campaign_adopt_after_seconds)
+
     def _send(self) -> None:
-        """Gives every ready run a batch, again and again for a few seconds, and settles each as it ends."""
-        until = time.monotonic() + ROUND_SECONDS
+        """Gives every ready run a batch, again and again for a second, and settles each as it ends.
+
+        When a message hangs, so that the tick cannot end, it goes on for the others.
+        """
+        began = looked = time.monotonic()
         try:
             while True:
-                if time.monotonic() < until and self._may_claim():
+                seconds = time.monotonic() - began
+                stuck = seconds > STUCK_SECONDS
+                if stuck and time.monotonic() - looked > ROUND_SECONDS and self._may_claim():
+                    self._counters.heartbeat(self._clock())
+                    self._look_for_work(self._clock())
+                    looked = time.monotonic()
+                if (seconds < ROUND_SECONDS or stuck) and self._may_claim():
                     self._claim_for_ready_runs()
                 if not self._dispatcher.open:
                     return
@@ -145,8 +159,9 @@ class CampaignJob:
     def _claim(self, campaign: Row) -> None:
         try:
             transport = self._transports.route(campaign)
-            if not campaign["prepared"]:
-                prepare(self._db, self._sql, campaign, transport, self._clock())
+            if not (campaign["prepared"] or prepare(self._db, self._sql, campaign, transport, self._clock())):
+                self._runs.wait_for_another(campaign)
+                return
         except (TransportMissing, CampaignRejected) as error:
             self._runs.fail([campaign["id"]], str(error))
             return
@@ -173,8 +188,10 @@ class CampaignJob:
         self._runs.progress(campaign, settled)
         self._keep_grant(batch)
         reason = str(batch.rejected)
+        if batch.rejected or batch.held:
+            self._dispatcher.halt(campaign["id"])
         if isinstance(batch.rejected, AccountRejected):
-            self._runs.fail_account(campaign, batch.transport.account_user_id, reason)
+            self._runs.fail_account(batch, reason)
         elif batch.rejected:
             self._runs.fail([campaign["id"]], reason)
         elif batch.held:
@@ -220,18 +237,24 @@ class CampaignJob:
             if batch is None:
                 continue
             with self._runs.contained(campaign["id"]), closing(batch.journal):
-                for recipient in batch.recipients:
-                    batch.outcomes[recipient.id] = self._asked(batch, recipient)
+                self._ask_about(batch)
                 self._settle(batch)
 
-    def _asked(self, batch: Batch, recipient: Recipient) -> Outcome:
-        try:
-            accepted = batch.transport.find(recipient)
-        except SendError as error:
-            return Outcome(Kind.UNCONFIRMED, self._clock(), str(error))
-        if accepted is None:
-            return Outcome(Kind.UNTOUCHED, self._clock(), "the provider does not know it")
-        return Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted)
+    def _ask_about(self, batch: Batch) -> None:
+        """Gives each recipient the outcome that the provider knows of; if it cannot be asked, none."""
+        reason = None
+        for recipient in batch.recipients:
+            try:
+                accepted = None if reason else batch.transport.find(recipient)
+            except SendError as error:
+                reason = str(error)
+            if reason:
+                outcome = Outcome(Kind.UNCONFIRMED, self._clock(), reason)
+            elif accepted:
+                outcome = Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted)
+            else:
+                outcome = Outcome(Kind.UNTOUCHED, self._clock(), "the provider does not know it")
+            batch.outcomes[recipient.id] = outcome
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from worker.errors import SettingsError, WorkerError
 Entry = list[Any] | None  # None: handed over, no answer known
 
 BYTES_FOR_A_RECIPIENT = 2048
-DRAFT_SECONDS = 3600.0  # a journal takes microseconds to make
+OLD_SECONDS = 3600.0  # longer than a statement of a dead process can go on in the database
 
 
 class JournalUnwritable(WorkerError):
@@ -94,11 +94,11 @@ class JournalDirectory:
         return Journal(path, descriptor)
 
     def left_behind(self) -> list[str]:
-        """The ids of batches that have a journal here, held or not; half-made ones of the dead are removed."""
+        """The ids of batches whose journal is so old that their claim cannot be under way any more."""
         for draft in self.path.glob("*.new"):
-            if time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
+            if _age_seconds(draft) > OLD_SECONDS:
                 draft.unlink(missing_ok=True)
-        return [path.stem for path in self.path.glob("*.journal")]
+        return [path.stem for path in self.path.glob("*.journal") if _age_seconds(path) > OLD_SECONDS]
 
 
 class Journal:
@@ -130,6 +130,10 @@ class Journal:
             entries[recipient_id] = outcome[0] if outcome else None
         return entries
 
+    def age_seconds(self) -> float:
+        """Seconds since the file was made or written to."""
+        return time.time() - os.fstat(self._descriptor).st_mtime
+
     def close(self) -> None:
         """Gives up the lock and leaves the file to whoever settles the batch."""
         if self._descriptor >= 0:
@@ -151,6 +155,13 @@ class Journal:
             except (ValueError, IndexError) as error:  # closed, or full
                 raise JournalUnwritable(f"journal {self._path} takes no more: {error}") from error
             self._end = end
+
+
+def _age_seconds(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _boot_id() -> str:

@@ -19,6 +19,7 @@ from worker.events import Events
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.5  # the pages hear of one campaign's progress no more often
+PREPARING_SECONDS = 1.0  # until a run is looked at again that another worker prepares
 LOOK_AGAIN_SECONDS = 10.0  # at a campaign whose last recipients another process holds
 REFUSED_SECONDS = 300.0  # how long a campaign waits whose rows the database refused
 WAIT_LIMIT_SECONDS = 60.0  # how long a campaign that has nobody to send to now is left unlooked at
@@ -85,13 +86,20 @@ class Runs:
             log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})
             self._tell(row["userId"], "campaign:failed", {"campaignId": row["id"], "error": reason})
 
-    def fail_account(self, campaign: Row, user_id: str | None, reason: str) -> None:
-        """Ends all runs that send through the same refused account; a user's own, or the tenant's."""
+    def fail_account(self, batch: Batch, reason: str) -> None:
+        """Ends all runs that send through the account that was refused: a user's Gmail, a tenant's WhatsApp.
+
+        SMTP_URL is the operator's: each campaign finds out by itself whether it works again.
+        """
+        campaign, gmail = batch.campaign, batch.transport.gmail
+        if campaign["channel"] == "email" and gmail is None:
+            self.fail([campaign["id"]], reason)
+            return
         rows = self._db.all(
             self._sql["account_runs"],
             tenant_id=campaign["tenantId"],
             channel=campaign["channel"],
-            user_id=user_id,
+            user_id=gmail and gmail.user_id,
         )
         self.fail([row["id"] for row in rows], reason)
 
@@ -127,6 +135,10 @@ class Runs:
         else:
             return self._end(campaign, now)
         return False
+
+    def wait_for_another(self, campaign: Row) -> None:
+        """Another worker prepares the run."""
+        self._wait(campaign, self._clock() + timedelta(seconds=PREPARING_SECONDS))
 
     def _wait(self, campaign: Row, until: datetime) -> None:
         self._db.all(self._sql["postpone"], campaign_id=campaign["id"], next_batch_at=until, holds=campaign["holds"])

@@ -14,9 +14,10 @@ UTM_NAMES = ("source", "medium", "campaign", "term", "content")
 TARGETS = ("all", "leads", "contacts", "tags", "custom")
 
 
-def prepare(db: Database, sql: Mapping[str, str], campaign: Row, transport: Transport, now: datetime) -> None:
+def prepare(db: Database, sql: Mapping[str, str], campaign: Row, transport: Transport, now: datetime) -> bool:
     """Builds the recipients if the CRM left that to the worker, and takes out double addresses, in one transaction.
 
+    Returns False when another worker is at it: then nothing can be claimed yet.
     Raises CampaignRejected when the target cannot be understood.
     """
     target = target_parameters(campaign)
@@ -24,7 +25,7 @@ def prepare(db: Database, sql: Mapping[str, str], campaign: Row, transport: Tran
     with db.transaction():
         locked = db.one(sql["lock_unprepared"], campaign_id=campaign["id"])
         if locked is None:
-            return  # another worker is at it, or done
+            return False
         if not locked["has_recipients"]:
             db.all(
                 sql["build_targets"],
@@ -37,6 +38,7 @@ def prepare(db: Database, sql: Mapping[str, str], campaign: Row, transport: Tran
         if transport.links:
             db.all(sql["add_links"], tenant_id=campaign["tenantId"], **_link_columns(transport.links), **which)
         db.all(sql["mark_prepared"], campaign_id=campaign["id"])
+    return True
 
 
 def _link_columns(links: list[Link]) -> dict[str, list[str | None]]:

@@ -71,11 +71,6 @@ class Transport:
         return self.content.sender_address
 
     @property
-    def account_user_id(self) -> str | None:
-        """Whose own account it is; None: the tenant's."""
-        return self.gmail.user_id if self.gmail else None
-
-    @property
     def can_be_asked(self) -> bool:
         """Whether the provider can tell what became of a message."""
         return self.gmail is not None

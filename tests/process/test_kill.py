@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import psycopg2.extensions
 import pytest
 import redis
-from conftest import Books, Start, wait_for
+from books import Books
+from workers import Start, wait_for
 
 from sandbox import accounts
 from sandbox.crm import Crm
@@ -47,3 +48,118 @@ def test_kills_at_random_instants_lose_nobody_and_repeat_nobody(
     lost = books.balance(campaign, channel)
     assert lost <= CONCURRENCY * done
     print(f"{channel}: {done} kills, {lost} unconfirmed, at most {CONCURRENCY * done} allowed")  # noqa: T201
+
+
+@pytest.fixture
+def silent_smtp() -> Iterator[str]:
+    """The URL of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield f"smtp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def hold_batches(connection: psycopg2.extensions.connection) -> None:
+    """Locks the claimed batches until the transaction ends: no settlement gets through."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT id FROM worker.campaign_batch FOR UPDATE")
+
+
+def statements_waiting(crm: Crm) -> int:
+    """How many sessions wait for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return int(crm.value(waiting))
+
+
+@pytest.mark.parametrize("channel", ["smtp", "whatsapp"])
+def test_messages_on_the_wire_at_a_kill_are_unconfirmed_and_all_others_are_sent_once(
+    channel: str, crm: Crm, world: World, books: Books, start: Start
+) -> None:
+    """Those whose answer was awaited fail as unconfirmed; nobody writes to them again, since they may have it."""
+    world.script(channel, action="hang", seconds=60)
+    campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=60)
+    worker = start()
+    world.wait_for(channel, CONCURRENCY)
+    worker.kill()
+    world.clear_script()
+    start()
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign, channel) == CONCURRENCY
+    assert world.total(channel) == 60
+
+
+@pytest.mark.parametrize("channel", ["smtp", "whatsapp"])
+def test_a_kill_between_the_last_answer_and_the_settlement_loses_no_result(
+    channel: str,
+    crm: Crm,
+    world: World,
+    books: Books,
+    start: Start,
+    second_connection: psycopg2.extensions.connection,
+) -> None:
+    """What was accepted is settled as sent from the journal, although the worker that sent it could not say so."""
+    world.script(channel, action="hang", seconds=0.5, times=1)
+    campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=30)
+    worker = start()
+    world.wait_for(channel, 1)
+    hold_batches(second_connection)
+    world.wait_for(channel, 30)
+    wait_for(lambda: statements_waiting(crm) == 1, "the settlement waits for the lock")
+    worker.kill()
+    second_connection.rollback()
+    start()
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign, channel) == 0
+
+
+def test_a_kill_before_anything_left_puts_the_whole_batch_back(
+    crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
+) -> None:
+    """A batch that was claimed and waits for its pace is pending again after a kill, and then sent."""
+    seconds, microseconds = redis_client.time()
+    in_four_seconds = seconds * 1_000_000 + microseconds + 4_000_000
+    redis_client.set(f"pace:whatsapp:{accounts.WHATSAPP_PHONE_ID}", in_four_seconds, px=4000)
+    campaign = crm.add_campaign("whatsapp", recipients=20)
+    worker = start(WHATSAPP_RATE="10")
+    wait_for(books.held, "a batch is claimed")
+    worker.kill()
+    assert crm.counts(campaign) == {"sending": 20}
+    start(WHATSAPP_RATE="40")
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign, "whatsapp") == 0
+
+
+def test_a_kill_while_the_server_does_not_greet_costs_at_most_the_open_connections(
+    crm: Crm, world: World, books: Books, start: Start, silent_smtp: str
+) -> None:
+    """Of a batch that got no further than connecting, at most one recipient a connection is unconfirmed."""
+    campaign = crm.add_campaign("email", recipients=50)
+    worker = start(SMTP_URL=silent_smtp, CAMPAIGN_BATCH_DELAY="50ms")
+    wait_for(lambda: crm.counts(campaign) == {"sending": 50}, "a batch is claimed")
+    wait_for(books.journals, "the first message is handed over")
+    worker.kill()
+    start()
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign) <= CONCURRENCY
+    assert world.total("smtp") >= 50 - CONCURRENCY
+
+
+def test_a_claim_that_commits_after_its_worker_was_killed_is_put_back(
+    crm: Crm, world: World, books: Books, start: Start, second_connection: psycopg2.extensions.connection
+) -> None:
+    """The server may finish a dead worker's claim long after its successor looked around: nobody is lost by it."""
+    campaign = crm.add_campaign("email", recipients=20, status="running")
+    crm.execute(
+        """INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, prepared, next_batch_at)
+           VALUES (%s, %s, now() AT TIME ZONE 'UTC', true, now() AT TIME ZONE 'UTC')""",
+        (campaign, crm.tenant_id),
+    )
+    with second_connection.cursor() as cursor:
+        cursor.execute('SELECT FROM "Campaign" WHERE id = %s FOR UPDATE', (campaign,))
+    worker = start()
+    wait_for(lambda: statements_waiting(crm) == 1, "the claim waits for the lock")
+    worker.kill()
+    start()
+    wait_for(lambda: statements_waiting(crm) == 2, "the successor's claim waits, too")
+    second_connection.rollback()
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert world.total("smtp") == 20
+    assert books.unconfirmed(campaign) == 0

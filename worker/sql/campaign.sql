@@ -288,7 +288,9 @@ WITH held AS (
         %(email_at)s::timestamp(3)[]
     ) AS e (address, subject, body, html, message_id, gmail_id, gmail_thread_id, at)
 ), paced AS (
-    UPDATE worker.campaign_run r SET next_batch_at = %(next_batch_at)s, holds = %(holds)s
+    UPDATE worker.campaign_run r
+    SET next_batch_at = greatest(r.next_batch_at, %(next_batch_at)s),  -- a hold by another batch stays
+        holds = CASE WHEN r.next_batch_at > %(now)s THEN r.holds ELSE %(holds)s END
     FROM held WHERE r.campaign_id = held.campaign_id
 ), released AS (
     DELETE FROM worker.campaign_batch b USING held WHERE b.id = held.id
@@ -323,21 +325,23 @@ UPDATE worker.campaign_run SET prepared = false WHERE campaign_id = %(campaign_i
 -- name: fail_lost  Recipients held by no batch at all: somebody emptied the worker's own tables.
 UPDATE "CampaignRecipient" SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
     "errorMessage" = 'Unconfirmed: the worker lost its record of this message'
-WHERE "campaignId" = %(campaign_id)s AND status = 'sending';
+WHERE "campaignId" = %(campaign_id)s AND status = 'sending'
+  AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)
+  AND NOT EXISTS (SELECT FROM worker.unconfirmed_send s WHERE s.campaign_id = %(campaign_id)s);
 
 -- name: finish  Ends a run whose recipients are all settled, with its exact counts.
 WITH total AS (
     SELECT count(*) FILTER (WHERE status IN ('sent', 'delivered', 'opened')) AS sent,
            count(*) FILTER (WHERE status = 'failed')                         AS failed,
-           count(*) FILTER (WHERE status = 'pending')                        AS pending
+           count(*) FILTER (WHERE status IN ('pending', 'sending'))          AS left_over
     FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s
 ), ended AS (
     UPDATE "Campaign" c
     SET status = CASE WHEN total.failed > 0 AND total.sent = 0 THEN 'failed' ELSE 'completed' END,
         "completedAt" = %(now)s, "sentCount" = total.sent, "failedCount" = total.failed, "updatedAt" = %(now)s
     FROM total
-    WHERE c.id = %(campaign_id)s AND c.status = 'running' AND total.pending = 0
-      AND EXISTS (SELECT FROM worker.campaign_run r WHERE r.campaign_id = c.id)
+    WHERE c.id = %(campaign_id)s AND c.status = 'running' AND total.left_over = 0
+      AND EXISTS (SELECT FROM worker.campaign_run r WHERE r.campaign_id = c.id AND r.prepared)
     RETURNING c.id, c."tenantId", c.status, c."sentCount", c."failedCount", c."totalRecipients"
 ), run AS (
     DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id

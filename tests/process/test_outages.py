@@ -1,0 +1,181 @@
+"""PostgreSQL, Redis or the mail server away in mid-run: the job goes on by itself, and nobody gets two copies."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import psycopg2
+import pytest
+from books import Books
+from workers import Start, wait_for
+
+from sandbox.crm import Crm, apply_schema
+from sandbox.postgres import Postgres
+from sandbox.redis import Redis
+from sandbox.servers import ServerMissing
+from sandbox.world import World
+from worker.migrate import migrate
+
+AWAY = "cannot work for want of a server"
+BACK = "server is back, work goes on"
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A server that the tests of this file may stop and kill, with settings that lose commits when it is killed."""
+    server = Postgres(tmp_path_factory.mktemp("fragile") / "data", fsync=False, timezone="Asia/Kolkata")
+    try:
+        server.start()
+    except ServerMissing as error:
+        pytest.skip(str(error))
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def fragile_url(postgres: Postgres, tmp_path: Path) -> str:
+    """A database on it with all tables."""
+    if not postgres.running:
+        postgres.start()
+    url = postgres.database(tmp_path.name.lower().replace("-", "_"))
+    with closing(psycopg2.connect(url)) as connection:
+        apply_schema(connection)
+        migrate(connection)
+    return url
+
+
+@contextmanager
+def opened(url: str, world: World, state_dir: Path) -> Iterator[Books]:
+    """The books of a database, over a connection that did not see the outage."""
+    with closing(psycopg2.connect(url)) as connection:
+        yield Books(Crm(connection), world, state_dir)
+
+
+def stop(server: Postgres) -> None:
+    server.stop()
+
+
+def kill(server: Postgres) -> None:
+    server.kill()
+
+
+@pytest.mark.parametrize("outage", [stop, kill])
+def test_the_job_outlives_an_outage_of_postgresql_in_mid_run(
+    outage: Callable[[Postgres], None],
+    postgres: Postgres,
+    fragile_url: str,
+    world: World,
+    state_dir: Path,
+    start: Start,
+) -> None:
+    """What was accepted before and during the outage is settled as sent after it; the outage is told once."""
+    with opened(fragile_url, world, state_dir) as books:
+        campaigns = [books.crm.add_campaign("email", recipients=300, textContent=f"Text {n}") for n in range(2)]
+        campaigns.append(books.crm.add_campaign("whatsapp", recipients=150))
+        books.crm.execute('CHECKPOINT')
+    world.set_rates(whatsapp_rate=0)
+    worker = start(DATABASE_URL=fragile_url, CAMPAIGN_BATCH_SIZE="50")
+    world.wait_for("smtp", 150)
+    outage(postgres)
+    wait_for(lambda: worker.said(AWAY), "the worker says that a server is away")
+    postgres.start()
+    with opened(fragile_url, world, state_dir) as books:
+        wait_for(lambda: books.ended(*campaigns), "the campaigns end")
+        assert [books.crm.counts(each) for each in campaigns] == [{"sent": 300}, {"sent": 300}, {"sent": 150}]
+        wait_for(lambda: not books.held(), "all batches are settled")
+        assert world.total("smtp") == 600
+        assert world.total("whatsapp") == 150
+        assert books.crm.value('SELECT count(*) FROM "EmailLog"') == 600
+    assert worker.said(AWAY) == 1
+    assert worker.said(BACK) == 1
+    assert worker.stop() == 0
+    assert books.journals() == []
+
+
+@pytest.mark.parametrize("outage", [stop, kill])
+def test_a_settlement_that_the_outage_cut_off_is_made_up_for(
+    outage: Callable[[Postgres], None],
+    postgres: Postgres,
+    fragile_url: str,
+    world: World,
+    state_dir: Path,
+    start: Start,
+) -> None:
+    """Several batches had all their answers when the server went: each is settled as sent when it is back."""
+    world.script("smtp", action="hang", seconds=0.5)
+    with opened(fragile_url, world, state_dir) as books, ExitStack() as stack:
+        campaigns = [books.crm.add_campaign("email", recipients=2) for _ in range(3)]
+        worker = start(DATABASE_URL=fragile_url, CAMPAIGN_BATCH_DELAY="1ms")
+        wait_for(lambda: books.held() == 3, "three batches are claimed")
+        lock = stack.enter_context(closing(psycopg2.connect(fragile_url)))
+        with lock.cursor() as cursor:
+            cursor.execute("SELECT id FROM worker.campaign_batch FOR UPDATE")
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        wait_for(lambda: books.crm.value(waiting) == 1, "a settlement waits")
+        outage(postgres)
+    postgres.start()
+    with opened(fragile_url, world, state_dir) as books:
+        wait_for(lambda: books.ended(*campaigns), "the campaigns end")
+        assert [books.crm.counts(each) for each in campaigns] == [{"sent": 2}] * 3
+    assert world.total("smtp") == 6
+    assert worker.said("Traceback") == 0
+
+
+def test_redis_restarted_in_mid_run_stops_nobody(
+    crm: Crm, world: World, books: Books, start: Start, new_redis: Callable[..., Redis]
+) -> None:
+    """The lock, the pace and the counters are gone with Redis's memory; the campaigns are sent all the same."""
+    server = new_redis()
+    email = crm.add_campaign("email", recipients=400)
+    whatsapp = crm.add_campaign("whatsapp", recipients=150)
+    world.set_rates(whatsapp_rate=0)
+    worker = start(REDIS_URL=server.url, CAMPAIGN_BATCH_SIZE="50", LOCK_TTL_MS="1000", WHATSAPP_RATE="100")
+    world.wait_for("smtp", 60)
+    server.kill()
+    wait_for(lambda: worker.said(AWAY), "the worker says that Redis is away")
+    arrived = world.total()
+    assert crm.value(f'SELECT count(*) FROM "CampaignRecipient" WHERE status = {"sent"!r}') <= arrived
+    server.start()
+    wait_for(lambda: books.ended(email, whatsapp), "the campaigns end")
+    assert [crm.counts(email), crm.counts(whatsapp)] == [{"sent": 400}, {"sent": 150}]
+    books.nobody_twice("smtp", "whatsapp")
+    assert worker.said(AWAY) == 1
+    assert worker.said(BACK) == 1
+    assert worker.stop() == 0
+
+
+def test_redis_flushed_again_and_again_repeats_nobody(
+    crm: Crm, world: World, books: Books, start: Start, new_redis: Callable[..., Redis]
+) -> None:
+    """FLUSHALL takes the lock from its holder each time; two workers, and still nobody gets two copies."""
+    server = new_redis()
+    campaign = crm.add_campaign("email", recipients=800)
+    for _ in range(2):
+        start(REDIS_URL=server.url, CAMPAIGN_BATCH_SIZE="40", LOCK_TTL_MS="1000")
+    with server.client() as client:
+
+        def flushed_to_the_end() -> bool:
+            client.flushall()
+            return books.ended(campaign)
+
+        wait_for(flushed_to_the_end, "the campaign ends")
+    assert books.balance(campaign) == 0
+
+
+def test_a_mail_server_that_is_away_costs_no_recipient_a_try(
+    crm: Crm, books: Books, start: Start, tmp_path: Path
+) -> None:
+    """The campaign waits as a whole, says so, and goes on when the server is back."""
+    late = World(tmp_path / "late")
+    campaign = crm.add_campaign("email", recipients=120)
+    worker = start(SMTP_URL=late.smtp_url, CAMPAIGN_MAX_ATTEMPTS="1")
+    wait_for(lambda: worker.said("campaign waits"), "the worker says that the campaign waits")
+    wait_for(lambda: crm.counts(campaign) == {"pending": 120}, "everybody is pending again")
+    assert crm.value("SELECT coalesce(max(attempts), 0) FROM worker.campaign_retry") == 0
+    assert crm.value("SELECT next_batch_at > now() AT TIME ZONE 'UTC' + interval '5 s' FROM worker.campaign_run")
+    late.start()
+    crm.execute("UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'")
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert Books(crm, late, books.state_dir).balance(campaign) == 0
+    late.stop()

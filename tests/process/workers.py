@@ -1,0 +1,69 @@
+"""bin/campaign as a child process, and waiting for what it does."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from sandbox.servers import Child
+
+PROJECT = Path(__file__).resolve().parents[2]
+LOCK = "lock:campaign-scheduler"
+WAIT_SECONDS = 30.0
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
+    """Looks again and again until ``condition`` is true; fails the test when it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:g} s: {what}")
+        time.sleep(0.01)
+
+
+class Worker(Child):
+    """One bin/campaign, as a child process with a log file of its own."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path, *arguments: str) -> None:
+        self.log_path = log
+        super().__init__([PROJECT / "bin" / "campaign", *arguments], log, environment=environment, directory=PROJECT)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text("utf-8")
+
+    def said(self, text: str) -> int:
+        """How many lines of the log hold ``text``."""
+        return sum(text in line for line in self.log.splitlines())
+
+    def wait(self, seconds: float = WAIT_SECONDS) -> int:
+        """Waits for the end and returns the exit status."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds:g} s{self.tail()}")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 15.0) -> int:
+        self.send(number)
+        return self.wait(seconds)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.send(signal.SIGKILL)
+        self._process.wait()
+
+    def freeze(self) -> None:
+        self.send(signal.SIGSTOP)
+        wait_for(lambda: self._state() == "T", "the worker is stopped")
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
+
+
+Start = Callable[..., Worker]

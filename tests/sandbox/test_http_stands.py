@@ -1,0 +1,377 @@
+"""The stand-ins of Gmail, Google's tokens, WhatsApp and Twilio: their checks, their errors, failures on demand."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import urllib3
+
+from sandbox.accounts import GMAIL_ACCESS_TOKEN, TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, WHATSAPP_TOKEN
+from sandbox.world import World
+
+RAW = b"From: a@shop.example\r\nTo: Priya <priya@x.example>\r\nMessage-ID: <1@shop.example>\r\n\r\n?>~\xff\r\n"
+TEXT = {"messaging_product": "whatsapp", "to": "+919800000001", "type": "text", "text": {"body": "Namaste"}}
+CALL = {"To": "+919800000001", "From": "+918047112233", "Url": "http://app.example/twiml"}
+AUTH = {"Authorization": f"Bearer {WHATSAPP_TOKEN}", "Content-Type": "application/json"}
+FORM = "application/x-www-form-urlencoded"
+Json = dict[str, Any]
+
+
+class Http:
+    """Talks to a world over kept connections."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.pool = urllib3.PoolManager(retries=False, timeout=20)
+
+    def ask(self, method: str, url: str, body: Any = None, **headers: str) -> tuple[int, Json, dict[str, str]]:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        response = self.pool.request(method, url, body=body, headers=sent)
+        return response.status, json.loads(response.data), dict(response.headers)
+
+    def gmail(self, raw: bytes = RAW, token: str = GMAIL_ACCESS_TOKEN) -> tuple[int, Json, dict[str, str]]:
+        body = json.dumps({"raw": base64.urlsafe_b64encode(raw).decode()})
+        url = f"{self.world.gmail_url}/gmail/v1/users/me/messages/send"
+        return self.ask("POST", url, body, Authorization=f"Bearer {token}", Content_Type="application/json")
+
+    def search(self, message_id: str, token: str = GMAIL_ACCESS_TOKEN) -> Json:
+        query = urlencode({"q": f"rfc822msgid:{message_id}"})
+        url = f"{self.world.gmail_url}/gmail/v1/users/me/messages?{query}"
+        return self.ask("GET", url, Authorization=f"Bearer {token}")[1]
+
+    def token(self, **form: str) -> tuple[int, Json, dict[str, str]]:
+        usual = {"grant_type": "refresh_token", "client_id": "sandbox-id", "client_secret": "sandbox-secret"}
+        fields = usual | {"refresh_token": "sandbox-refresh"} | form
+        return self.ask("POST", self.world.token_url, urlencode(fields), Content_Type=FORM)
+
+    def whatsapp(
+        self, payload: Any = None, token: str = WHATSAPP_TOKEN, phone_id: str = "105550100100100"
+    ) -> tuple[int, Json, dict[str, str]]:
+        url = f"{self.world.whatsapp_url}/{phone_id}/messages"
+        body = json.dumps(TEXT if payload is None else payload)
+        return self.ask("POST", url, body, Authorization=f"Bearer {token}", Content_Type="application/json")
+
+    def twilio(
+        self, method: str, rest: str, fields: Json | None = None, password: str = TWILIO_AUTH_TOKEN
+    ) -> tuple[int, Json, dict[str, str]]:
+        login = urllib3.make_headers(basic_auth=f"{TWILIO_ACCOUNT_SID}:{password}")["authorization"]
+        url = f"{self.world.twilio_url}/2010-04-01/Accounts/{TWILIO_ACCOUNT_SID}/{rest}"
+        body = urlencode(fields) if fields else None
+        return self.ask(method, url, body, Authorization=login, Content_Type=FORM)
+
+
+@pytest.fixture
+def http(world: World) -> Iterator[Http]:
+    made = Http(world)
+    yield made
+    made.pool.clear()
+
+
+class TestGmail:
+    def test_a_message_is_decoded_kept_and_found(self, http: Http, world: World) -> None:
+        status, answer, _ = http.gmail()
+        assert status == 200
+        (received,) = world.deliveries("gmail")
+        assert (received.address, received.content) == ("priya@x.example", RAW)
+        assert (received.credential, received.account) == (GMAIL_ACCESS_TOKEN, "a@shop.example")
+        found = http.search("<1@shop.example>")
+        assert found["messages"] == [{"id": answer["id"], "threadId": answer["threadId"]}]
+        assert http.search("<2@shop.example>") == {"resultSizeEstimate": 0}
+
+    def test_a_bad_token_is_refused(self, http: Http, world: World) -> None:
+        status, answer, _ = http.gmail(token="stolen")
+        assert (status, answer["error"]["status"]) == (401, "UNAUTHENTICATED")
+        world.revoke(GMAIL_ACCESS_TOKEN)
+        assert http.gmail()[0] == 401
+        assert world.total("gmail") == 0
+
+    @pytest.mark.parametrize(
+        ("raw", "message"),
+        [(b"Subject: x\r\n\r\n", "Recipient address required"), (b"To: nobody\r\n\r\n", "Invalid To header")],
+    )
+    def test_messages_without_a_good_recipient(self, http: Http, raw: bytes, message: str) -> None:
+        status, answer, _ = http.gmail(raw)
+        assert (status, answer["error"]["message"]) == (400, message)
+        assert answer["error"]["errors"] == [{"message": message, "domain": "global", "reason": "invalidArgument"}]
+
+    def test_a_scripted_limit_has_googles_shape(self, http: Http, world: World) -> None:
+        world.script("gmail", status=403, code="userRateLimitExceeded", retry_after="7", times=1)
+        status, answer, headers = http.gmail()
+        assert (status, headers["Retry-After"]) == (403, "7")
+        assert answer["error"]["errors"][0]["reason"] == "userRateLimitExceeded"
+        assert http.gmail()[0] == 200
+
+    def test_a_rate_that_is_set_holds(self, http: Http, world: World) -> None:
+        world.set_rates(gmail_rate=1)
+        assert [http.gmail()[0] for _ in range(2)] == [200, 429]
+
+
+class TestToken:
+    def test_a_refresh_gives_a_token_that_works(self, http: Http) -> None:
+        status, answer, _ = http.token()
+        assert (status, answer["token_type"], answer["expires_in"]) == (200, "Bearer", 3599)
+        assert http.gmail(token=answer["access_token"])[0] == 200
+
+    @pytest.mark.parametrize(
+        ("form", "status", "error"),
+        [
+            ({"refresh_token": "gone"}, 400, "invalid_grant"),
+            ({"client_secret": "wrong"}, 401, "invalid_client"),
+            ({"grant_type": "password"}, 400, "unsupported_grant_type"),
+        ],
+    )
+    def test_errors(self, http: Http, form: dict[str, str], status: int, error: str) -> None:
+        answered, answer, _ = http.token(**form)
+        assert (answered, answer["error"]) == (status, error)
+        assert answer["error_description"]
+
+    def test_a_revoked_consent(self, http: Http, world: World) -> None:
+        world.revoke("sandbox-refresh")
+        assert http.token()[:2] == (
+            400,
+            {"error": "invalid_grant", "error_description": "Token has been expired or revoked."},
+        )
+
+
+def template(**changes: Any) -> Json:
+    body = {"type": "body", "parameters": [{"type": "text", "text": "Priya"}]}
+    content = {"name": "diwali", "language": {"code": "en_IN"}, "components": [body]} | changes
+    return _typed("template", content)
+
+
+def _typed(kind: str, content: Any) -> Json:
+    return {"messaging_product": "whatsapp", "to": "919800000001", "type": kind, kind: content}
+
+
+class TestWhatsApp:
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            TEXT,
+            TEXT | {"recipient_type": "individual", "biz_opaque_callback_data": "row-1"},
+            template(),
+            _typed("image", {"link": "https://shop.example/a.png", "caption": "Sale"}),
+            _typed("document", {"link": "https://shop.example/a.pdf", "filename": "a.pdf"}),
+            _typed("video", {"link": "https://shop.example/a.mp4"}),
+            _typed("audio", {"link": "https://shop.example/a.mp3"}),
+        ],
+    )
+    def test_good_messages_are_kept(self, http: Http, world: World, payload: Json) -> None:
+        status, answer, _ = http.whatsapp(payload)
+        assert status == 200
+        assert answer["contacts"] == [{"input": payload["to"], "wa_id": "919800000001"}]
+        (received,) = world.deliveries("whatsapp", "+91 98000 00001")
+        assert answer["messages"] == [{"id": received.external_id}]
+        assert received.external_id.startswith("wamid.")
+        assert (received.account, received.credential) == ("105550100100100", WHATSAPP_TOKEN)
+        assert json.loads(received.content) == payload
+
+    @pytest.mark.parametrize(
+        ("payload", "code"),
+        [
+            ([], 100),
+            ({key: value for key, value in TEXT.items() if key != "messaging_product"}, 100),
+            ({key: value for key, value in TEXT.items() if key != "to"}, 131008),
+            (TEXT | {"to": "priya"}, 131009),
+            (TEXT | {"type": "poem"}, 100),
+            (TEXT | {"colour": "red"}, 100),
+            (TEXT | {"recipient_type": "crowd"}, 131009),
+            (TEXT | {"biz_opaque_callback_data": "x" * 513}, 100),
+            (_typed("text", {"body": "x" * 4097}), 100),
+            (_typed("text", {"body": ""}), 131008),
+            (_typed("text", "hello"), 131008),
+            (_typed("text", {"body": "x", "preview_url": "yes"}), 100),
+            (template(name=""), 131008),
+            (template(language={}), 131008),
+            (template(components={}), 100),
+            (template(components=[{"type": "tail"}]), 100),
+            (template(components=[{"type": "body", "parameters": [{"type": "text", "text": ""}]}]), 131008),
+            (template(components=[{"type": "body", "parameters": [{"type": "text", "text": "a\nb"}]}]), 100),
+            (_typed("image", {"caption": "no picture"}), 131008),
+            (_typed("image", {"link": "ftp://shop.example/a.png"}), 131009),
+            (_typed("audio", {"link": "https://shop.example/a.mp3", "caption": "x"}), 100),
+            (_typed("video", {"link": "https://shop.example/a.mp4", "caption": "x" * 1025}), 100),
+        ],
+    )
+    def test_bad_payloads_are_refused_as_meta_does(self, http: Http, world: World, payload: Any, code: int) -> None:
+        status, answer, _ = http.whatsapp(payload)
+        error = answer["error"]
+        assert (status, error["code"], error["type"]) == (400, code, "OAuthException")
+        assert error["error_data"]["messaging_product"] == "whatsapp"
+        assert error["error_data"]["details"]
+        assert error["fbtrace_id"]
+        assert world.total("whatsapp") == 0
+
+    def test_a_bad_token_is_code_190(self, http: Http) -> None:
+        status, answer, _ = http.whatsapp(token="expired")
+        assert (status, answer["error"]["code"]) == (401, 190)
+
+    def test_a_number_that_is_refused_is_refused_alone(self, http: Http, world: World) -> None:
+        world.script("whatsapp", "+91 9800 000001", code=131026)
+        status, answer, _ = http.whatsapp()
+        assert (status, answer["error"]["code"]) == (400, 131026)
+        assert http.whatsapp(TEXT | {"to": "919800000002"})[0] == 200
+        assert world.counts("whatsapp") == {"919800000002": 1}
+        assert [each.address for each in world.refusals("whatsapp")] == ["919800000001"]
+
+    def test_the_rate_is_each_phone_ids_own(self, http: Http, world: World) -> None:
+        world.set_rates(whatsapp_rate=2)
+        statuses = [http.whatsapp()[0] for _ in range(3)]
+        assert statuses == [200, 200, 429]
+        status, answer, _ = http.whatsapp()
+        assert (status, answer["error"]["code"]) == (429, 130429)
+        assert http.whatsapp(phone_id="2")[0] == 200
+
+
+class TestTwilio:
+    def test_a_call_is_made_listed_and_fetched(self, http: Http, world: World) -> None:
+        status, call, _ = http.twilio("POST", "Calls.json", CALL)
+        assert (status, call["status"], call["to"]) == (201, "queued", CALL["To"])
+        assert world.counts("twilio") == {"919800000001": 1}
+        assert http.twilio("GET", f"Calls/{call['sid']}.json")[1]["sid"] == call["sid"]
+        assert http.twilio("GET", f"Calls/CA{'0' * 32}.json")[0] == 404
+
+    @pytest.mark.parametrize(
+        ("to", "since", "count"),
+        [
+            (CALL["To"], timedelta(minutes=-1), 1),
+            (CALL["To"], timedelta(minutes=1), 0),
+            ("+919800000002", timedelta(minutes=-1), 0),
+        ],
+    )
+    def test_calls_are_listed_by_number_and_time(self, http: Http, to: str, since: timedelta, count: int) -> None:
+        http.twilio("POST", "Calls.json", CALL)
+        start = (datetime.now(UTC) + since).strftime("%Y-%m-%dT%H:%M:%SZ")
+        answer = http.twilio("GET", "Calls.json?" + urlencode({"To": to, "StartTime>": start}))[1]
+        assert len(answer["calls"]) == count
+
+    def test_a_day_is_a_start_time_too(self, http: Http) -> None:
+        http.twilio("POST", "Calls.json", CALL)
+        today = f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%d}"
+        assert len(http.twilio("GET", f"Calls.json?StartTime>={today}")[1]["calls"]) == 1
+
+    @pytest.mark.parametrize(
+        ("change", "code"),
+        [
+            ({"To": ""}, 21201),
+            ({"To": "9800000001"}, 21211),
+            ({"From": ""}, 21213),
+            ({"From": "shop"}, 21212),
+            ({"Url": "nowhere"}, 21205),
+        ],
+    )
+    def test_errors_have_twilios_shape(self, http: Http, change: dict[str, str], code: int) -> None:
+        status, answer, _ = http.twilio("POST", "Calls.json", CALL | change)
+        assert (status, answer["code"], answer["status"]) == (400, code, 400)
+        assert answer["more_info"].endswith(str(code))
+        assert answer["message"]
+
+    def test_a_bad_password_is_20003(self, http: Http) -> None:
+        status, answer, _ = http.twilio("POST", "Calls.json", CALL, password="wrong")
+        assert (status, answer["code"]) == (401, 20003)
+        assert http.twilio("GET", "Calls.json", password="wrong")[0] == 401
+
+    def test_one_call_a_second_where_wanted(self, http: Http, world: World) -> None:
+        world.set_rates(twilio_rate=1)
+        answers = [http.twilio("POST", "Calls.json", CALL) for _ in range(2)]
+        assert [status for status, _, _ in answers] == [201, 429]
+        assert answers[1][1]["code"] == 20429
+
+
+class TestScript:
+    def test_any_answer_can_be_given(self, http: Http, world: World) -> None:
+        world.script("whatsapp", status=502, body="<html>bad gateway</html>", retry_after="3", times=1)
+        response = http.pool.request("POST", f"{world.whatsapp_url}/1/messages", body=json.dumps(TEXT), headers=AUTH)
+        assert (response.status, response.data) == (502, b"<html>bad gateway</html>")
+        assert response.headers["Retry-After"] == "3"
+
+    def test_a_connection_cut_after_accepting_leaves_a_delivery(self, http: Http, world: World) -> None:
+        world.script("whatsapp", action="cut-after", times=1)
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            http.whatsapp()
+        assert [each.outcome for each in world.deliveries("whatsapp")] == ["unanswered"]
+        assert http.whatsapp()[0] == 200
+        assert world.duplicates("whatsapp") == {"919800000001": 2}
+
+    def test_a_connection_cut_before_leaves_none(self, http: Http, world: World) -> None:
+        world.script("twilio", action="cut-before", times=1)
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            http.twilio("POST", "Calls.json", CALL)
+        assert world.total("twilio") == 0
+
+    def test_an_answer_that_hangs(self, http: Http, world: World) -> None:
+        world.script("gmail", "priya@x.example", action="hang", seconds=0.3, times=1)
+        started = time.monotonic()
+        assert http.gmail()[0] == 200
+        assert time.monotonic() - started >= 0.3
+        assert world.total("gmail") == 1
+
+    def test_the_newest_rule_goes_first_and_rules_can_be_cleared(self, http: Http, world: World) -> None:
+        world.script("whatsapp", code=131026)
+        world.script("whatsapp", code=131047, times=1)
+        codes = [http.whatsapp()[1]["error"]["code"] for _ in range(2)]
+        assert codes == [131047, 131026]
+        world.clear_script("twilio")
+        assert http.whatsapp()[0] == 400
+        world.clear_script("whatsapp")
+        assert http.whatsapp()[0] == 200
+
+
+class TestControl:
+    def test_it_counts_over_http(self, http: Http, world: World) -> None:
+        http.whatsapp()
+        http.whatsapp()
+        base = f"{world.http_url}/control"
+        assert http.ask("GET", f"{base}/counts?channel=whatsapp")[1] == {"919800000001": 2}
+        summary = http.ask("GET", f"{base}/summary")[1]["whatsapp"]
+        assert summary == {"deliveries": 2, "addresses": 1, "duplicates": 1, "unanswered": 0, "refused": 0}
+        listed = http.ask("GET", f"{base}/deliveries?channel=whatsapp&limit=1")[1]["deliveries"]
+        assert [each["address"] for each in listed] == ["919800000001"]
+        assert http.ask("GET", f"{base}/message?channel=whatsapp&address=919800000001")[1] == TEXT
+        assert http.ask("GET", f"{base}/message?channel=smtp")[0] == 404
+
+    @pytest.mark.parametrize(
+        ("action", "body"),
+        [
+            ("script", {"channel": "pigeon"}),
+            ("script", ["whatsapp"]),
+            ("settings", {"pigeon_rate": 1}),
+            ("revoke", {}),
+        ],
+    )
+    def test_what_it_does_not_understand_it_says(self, http: Http, world: World, action: str, body: Any) -> None:
+        status, answer, _ = http.ask("POST", f"{world.http_url}/control/{action}", json.dumps(body))
+        assert status == 400
+        assert answer["error"]
+
+    def test_a_reset_makes_all_new(self, http: Http, world: World) -> None:
+        http.whatsapp()
+        world.script("whatsapp", code=131026)
+        world.revoke(WHATSAPP_TOKEN)
+        world.set_rates(whatsapp_rate=0.01)
+        world.reset()
+        assert world.total() == 0
+        assert [http.whatsapp()[0] for _ in range(2)] == [200, 200]
+
+    def test_records_are_read_while_the_stand_ins_are_down(self, tmp_path: Path) -> None:
+        world = World(tmp_path / "world")
+        world.start()
+        http = Http(world)
+        http.whatsapp()
+        http.pool.clear()
+        world.kill()
+        assert world.counts("whatsapp") == {"919800000001": 1}
+        again = World(tmp_path / "world", http_port=world.options.http_port)
+        again.start()
+        http.whatsapp()
+        http.pool.clear()
+        again.stop()
+        assert world.duplicates("whatsapp") == {"919800000001": 2}
+        with pytest.raises(TimeoutError, match="2 of 3"):
+            world.wait_for("whatsapp", 3, seconds=0.05)
