@@ -30,7 +30,7 @@ def main() -> None:
         os.setuid(uid)
     if sys.platform == "linux":
         # after the change of user, which forgets the wish
-        (lambda *_: 0)(_PR_SET_PDEATHSIG, int(signal.Signals["SIG" + options.signal]), 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.Signals["SIG" + options.signal]), 0, 0, 0)
     if os.getppid() != options.parent:
         sys.exit("the one who started this is gone already")
     os.execv(options.program[0], options.program)  # noqa: S606 - no shell is wanted

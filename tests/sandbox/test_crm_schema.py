@@ -1,5 +1,6 @@
 """The stand-in of the CRM's database bites where the real one does, and holds what the contract names."""
 
+import os
 import re
 import time
 from datetime import datetime
@@ -68,7 +69,7 @@ def test_times_have_milliseconds_and_no_zone(crm: Crm) -> None:
 
 def test_a_session_that_forgets_utc_writes_indian_time(crm: Crm, database_url: str) -> None:
     """What the contract calls a bug shows in the tests' database."""
-    if psycopg2.extensions.parse_dsn(database_url)["user"] != "crm":
+    if os.environ.get("DATABASE_URL"):
         pytest.skip("another server's time zone")
     crm.add_tenant()
     with psycopg2.connect(database_url) as careless, careless.cursor() as cursor:

@@ -1,76 +1,15 @@
-"""The stand-ins of Gmail, Google's tokens, WhatsApp and Twilio: their checks, their errors, failures on demand."""
+"""The stand-ins of Gmail, Google's tokens, WhatsApp and Twilio: their checks, their errors, their rates."""
 
-import base64
 import json
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-import urllib3
+from stand_client import CALL, RAW, TEXT, Http, Json
 
-from sandbox.accounts import GMAIL_ACCESS_TOKEN, TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, WHATSAPP_TOKEN
+from sandbox.accounts import GMAIL_ACCESS_TOKEN, WHATSAPP_TOKEN
 from sandbox.world import World
-
-RAW = b"From: a@shop.example\r\nTo: Priya <priya@x.example>\r\nMessage-ID: <1@shop.example>\r\n\r\n?>~\xff\r\n"
-TEXT = {"messaging_product": "whatsapp", "to": "+919800000001", "type": "text", "text": {"body": "Namaste"}}
-CALL = {"To": "+919800000001", "From": "+918047112233", "Url": "http://app.example/twiml"}
-AUTH = {"Authorization": f"Bearer {WHATSAPP_TOKEN}", "Content-Type": "application/json"}
-FORM = "application/x-www-form-urlencoded"
-Json = dict[str, Any]
-
-
-class Http:
-    """Talks to a world over kept connections."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.pool = urllib3.PoolManager(retries=False, timeout=20)
-
-    def ask(self, method: str, url: str, body: Any = None, **headers: str) -> tuple[int, Json, dict[str, str]]:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        response = self.pool.request(method, url, body=body, headers=sent)
-        return response.status, json.loads(response.data), dict(response.headers)
-
-    def gmail(self, raw: bytes = RAW, token: str = GMAIL_ACCESS_TOKEN) -> tuple[int, Json, dict[str, str]]:
-        body = json.dumps({"raw": base64.urlsafe_b64encode(raw).decode()})
-        url = f"{self.world.gmail_url}/gmail/v1/users/me/messages/send"
-        return self.ask("POST", url, body, Authorization=f"Bearer {token}", Content_Type="application/json")
-
-    def search(self, message_id: str, token: str = GMAIL_ACCESS_TOKEN) -> Json:
-        query = urlencode({"q": f"rfc822msgid:{message_id}"})
-        url = f"{self.world.gmail_url}/gmail/v1/users/me/messages?{query}"
-        return self.ask("GET", url, Authorization=f"Bearer {token}")[1]
-
-    def token(self, **form: str) -> tuple[int, Json, dict[str, str]]:
-        usual = {"grant_type": "refresh_token", "client_id": "sandbox-id", "client_secret": "sandbox-secret"}
-        fields = usual | {"refresh_token": "sandbox-refresh"} | form
-        return self.ask("POST", self.world.token_url, urlencode(fields), Content_Type=FORM)
-
-    def whatsapp(
-        self, payload: Any = None, token: str = WHATSAPP_TOKEN, phone_id: str = "105550100100100"
-    ) -> tuple[int, Json, dict[str, str]]:
-        url = f"{self.world.whatsapp_url}/{phone_id}/messages"
-        body = json.dumps(TEXT if payload is None else payload)
-        return self.ask("POST", url, body, Authorization=f"Bearer {token}", Content_Type="application/json")
-
-    def twilio(
-        self, method: str, rest: str, fields: Json | None = None, password: str = TWILIO_AUTH_TOKEN
-    ) -> tuple[int, Json, dict[str, str]]:
-        login = urllib3.make_headers(basic_auth=f"{TWILIO_ACCOUNT_SID}:{password}")["authorization"]
-        url = f"{self.world.twilio_url}/2010-04-01/Accounts/{TWILIO_ACCOUNT_SID}/{rest}"
-        body = urlencode(fields) if fields else None
-        return self.ask(method, url, body, Authorization=login, Content_Type=FORM)
-
-
-@pytest.fixture
-def http(world: World) -> Iterator[Http]:
-    made = Http(world)
-    yield made
-    made.pool.clear()
 
 
 class TestGmail:
@@ -282,96 +221,3 @@ class TestTwilio:
         answers = [http.twilio("POST", "Calls.json", CALL) for _ in range(2)]
         assert [status for status, _, _ in answers] == [201, 429]
         assert answers[1][1]["code"] == 20429
-
-
-class TestScript:
-    def test_any_answer_can_be_given(self, http: Http, world: World) -> None:
-        world.script("whatsapp", status=502, body="<html>bad gateway</html>", retry_after="3", times=1)
-        response = http.pool.request("POST", f"{world.whatsapp_url}/1/messages", body=json.dumps(TEXT), headers=AUTH)
-        assert (response.status, response.data) == (502, b"<html>bad gateway</html>")
-        assert response.headers["Retry-After"] == "3"
-
-    def test_a_connection_cut_after_accepting_leaves_a_delivery(self, http: Http, world: World) -> None:
-        world.script("whatsapp", action="cut-after", times=1)
-        with pytest.raises(urllib3.exceptions.ProtocolError):
-            http.whatsapp()
-        assert [each.outcome for each in world.deliveries("whatsapp")] == ["unanswered"]
-        assert http.whatsapp()[0] == 200
-        assert world.duplicates("whatsapp") == {"919800000001": 2}
-
-    def test_a_connection_cut_before_leaves_none(self, http: Http, world: World) -> None:
-        world.script("twilio", action="cut-before", times=1)
-        with pytest.raises(urllib3.exceptions.ProtocolError):
-            http.twilio("POST", "Calls.json", CALL)
-        assert world.total("twilio") == 0
-
-    def test_an_answer_that_hangs(self, http: Http, world: World) -> None:
-        world.script("gmail", "priya@x.example", action="hang", seconds=0.3, times=1)
-        started = time.monotonic()
-        assert http.gmail()[0] == 200
-        assert time.monotonic() - started >= 0.3
-        assert world.total("gmail") == 1
-
-    def test_the_newest_rule_goes_first_and_rules_can_be_cleared(self, http: Http, world: World) -> None:
-        world.script("whatsapp", code=131026)
-        world.script("whatsapp", code=131047, times=1)
-        codes = [http.whatsapp()[1]["error"]["code"] for _ in range(2)]
-        assert codes == [131047, 131026]
-        world.clear_script("twilio")
-        assert http.whatsapp()[0] == 400
-        world.clear_script("whatsapp")
-        assert http.whatsapp()[0] == 200
-
-
-class TestControl:
-    def test_it_counts_over_http(self, http: Http, world: World) -> None:
-        http.whatsapp()
-        http.whatsapp()
-        base = f"{world.http_url}/control"
-        assert http.ask("GET", f"{base}/counts?channel=whatsapp")[1] == {"919800000001": 2}
-        summary = http.ask("GET", f"{base}/summary")[1]["whatsapp"]
-        assert summary == {"deliveries": 2, "addresses": 1, "duplicates": 1, "unanswered": 0, "refused": 0}
-        listed = http.ask("GET", f"{base}/deliveries?channel=whatsapp&limit=1")[1]["deliveries"]
-        assert [each["address"] for each in listed] == ["919800000001"]
-        assert http.ask("GET", f"{base}/message?channel=whatsapp&address=919800000001")[1] == TEXT
-        assert http.ask("GET", f"{base}/message?channel=smtp")[0] == 404
-
-    @pytest.mark.parametrize(
-        ("action", "body"),
-        [
-            ("script", {"channel": "pigeon"}),
-            ("script", ["whatsapp"]),
-            ("settings", {"pigeon_rate": 1}),
-            ("revoke", {}),
-        ],
-    )
-    def test_what_it_does_not_understand_it_says(self, http: Http, world: World, action: str, body: Any) -> None:
-        status, answer, _ = http.ask("POST", f"{world.http_url}/control/{action}", json.dumps(body))
-        assert status == 400
-        assert answer["error"]
-
-    def test_a_reset_makes_all_new(self, http: Http, world: World) -> None:
-        http.whatsapp()
-        world.script("whatsapp", code=131026)
-        world.revoke(WHATSAPP_TOKEN)
-        world.set_rates(whatsapp_rate=0.01)
-        world.reset()
-        assert world.total() == 0
-        assert [http.whatsapp()[0] for _ in range(2)] == [200, 200]
-
-    def test_records_are_read_while_the_stand_ins_are_down(self, tmp_path: Path) -> None:
-        world = World(tmp_path / "world")
-        world.start()
-        http = Http(world)
-        http.whatsapp()
-        http.pool.clear()
-        world.kill()
-        assert world.counts("whatsapp") == {"919800000001": 1}
-        again = World(tmp_path / "world", http_port=world.options.http_port)
-        again.start()
-        http.whatsapp()
-        http.pool.clear()
-        again.stop()
-        assert world.duplicates("whatsapp") == {"919800000001": 2}
-        with pytest.raises(TimeoutError, match="2 of 3"):
-            world.wait_for("whatsapp", 3, seconds=0.05)
