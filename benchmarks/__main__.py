@@ -20,9 +20,9 @@ process and measures it. Everything it started ends with it, and nothing is left
 benchmarks:
   campaign   bin/campaign --once with CAMPAIGN_BATCH_DELAY=0 and one due campaign. For each channel and each number of
              recipients a fresh database; before it, in the same run, the bare transport: the same messages, built
-             beforehand, through plain smtplib or urllib3 over as many kept connections. Afterwards it is verified
-             that every recipient is 'sent', that the outbox ("EmailLog") has one row for each e-mail, and that the sink
-             counted each message once."""
+             beforehand, through plain smtplib or urllib3 over as many kept connections (20,000 at most). Afterwards
+             it is verified that every recipient is 'sent', that the outbox ("EmailLog") has one row for each e-mail,
+             and that the sink counted each message once."""
 
 EPILOG = """\
 columns:

@@ -138,6 +138,7 @@ class CampaignJob:
                 for batch in self._finished_batches():
                     with self._runs.contained(batch.campaign["id"]), closing(batch.journal):
                         self._settle(batch)
+                    self._dispatcher.forget(batch)
                 self._batches.renew(self._dispatcher.open)
         finally:
             # on an error the batches stay claimed, and the next tick settles them from their journals

@@ -57,13 +57,15 @@ class Database:
         self._application_name = application_name
         self._connection: psycopg2.extensions.connection | None = None
         try:
-            psycopg2.extensions.parse_dsn(self._url)
-        except psycopg2.ProgrammingError as error:
-            # libpq quotes the part it stumbled over, which may be the password
+            ports = psycopg2.extensions.parse_dsn(self._url).get("port", "")
+        except psycopg2.ProgrammingError:
+            ports = "unknown"
+        # libpq and its error texts quote the part they stumble over, which may be a piece of the password
+        if not all(port == "" or (port.isdecimal() and 0 < int(port) < 65536) for port in str(ports).split(",")):
             raise SettingsError(
                 "DATABASE_URL cannot be read by PostgreSQL's client library: check its user, password "
                 "(percent-encode special characters), host, port and parameters"
-            ) from error
+            )
 
     def all(self, statement: str, /, **parameters: Any) -> list[Row]:
         """Runs one statement and returns its rows."""
@@ -119,6 +121,11 @@ class Database:
                 "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', %s, false), "
                 "set_config('lock_timeout', %s, false), set_config('client_encoding', 'UTF8', false)",
                 (f"{STATEMENT_TIMEOUT_SECONDS}s", f"{LOCK_TIMEOUT_SECONDS}s"),
+            )
+            # a claim that the server could forget in a crash would be claimed, and sent, again
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'on', false) "
+                "WHERE current_setting('synchronous_commit') = 'off'"
             )
             if self._schema:
                 cursor.execute("SELECT set_config('search_path', quote_ident(%s), false)", (self._schema,))

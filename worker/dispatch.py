@@ -197,22 +197,23 @@ class Dispatcher:
                 batch.lanes.discard(lane)
                 self._fit(batch, lane.result())
             self._let_through(batch)
-        done = [batch for batch in self.open if batch.done]
-        self.open = [batch for batch in self.open if not batch.done]
-        return done
+        return [batch for batch in self.open if batch.done]
+
+    def forget(self, batch: Batch) -> None:
+        """It is settled. Until then it stays open: if a settlement fails, all of them are abandoned."""
+        self.open.remove(batch)
 
     def drain(self, grace_seconds: float) -> list[Batch]:
         """All batches, after at most so long; messages still on the wire then count as unconfirmed."""
         self.halt()
         wait([lane for batch in self.open for lane in batch.lanes], timeout=grace_seconds)
-        drained, self.open = self.open, []
-        self._drained_early = any(not lane.done() for batch in drained for lane in batch.lanes)
-        for batch in drained:
+        self._drained_early = any(not lane.done() for batch in self.open for lane in batch.lanes)
+        for batch in self.open:
             batch.take_back()
             for recipient in batch.in_lanes():
                 reason = "the worker was stopped before the provider answered"
                 batch.outcomes[recipient.id] = Outcome(Kind.UNCONFIRMED, self._clock(), reason)
-        return drained
+        return list(self.open)
 
     def abandon(self) -> None:
         """After an error: nobody else is let through, and what was sent is settled from the journals later."""
@@ -241,22 +242,28 @@ class Dispatcher:
         return min(POLL_SECONDS, max(0.0, until_token - time.monotonic()))
 
     def _let_through(self, batch: Batch) -> None:
-        """Moves recipients from waiting to ready, as many as the sender's pace allows, and opens lanes."""
-        if batch.halted or not batch.waiting or time.monotonic() < batch.token_at:
+        """Moves recipients from waiting to ready, as many as the sender's pace allows, and opens lanes for them."""
+        if batch.halted:
             return
-        pace = batch.transport.pace
-        granted = len(batch.waiting)
-        if pace is not None:
-            granted, wait_seconds = pace.take(granted)
-            batch.token_at = time.monotonic() + wait_seconds
-            if not granted and wait_seconds > LONG_WAIT_SECONDS:
-                batch.held, batch.hold_seconds = True, wait_seconds
-                batch.halt()
-        for _ in range(granted):
-            batch.ready.append(batch.waiting.popleft())
+        if batch.waiting and time.monotonic() >= batch.token_at:
+            for _ in range(self._granted(batch)):
+                batch.ready.append(batch.waiting.popleft())
         useful = self._useful.get(type(batch.transport.provider), self._concurrency)
-        for _ in range(min(granted, useful - len(batch.lanes), len(batch.ready))):
+        # a lane that has just found nobody still counts: whoever became ready since gets one at the next look
+        for _ in range(min(useful - len(batch.lanes), len(batch.ready))):
             batch.lanes.add(self._executor.submit(self._lane, batch))
+
+    def _granted(self, batch: Batch) -> int:
+        """How many may be let through now; a sender that has to be silent for long holds the campaign."""
+        pace = batch.transport.pace
+        if pace is None:
+            return len(batch.waiting)
+        granted, wait_seconds = pace.take(len(batch.waiting))
+        batch.token_at = time.monotonic() + wait_seconds
+        if not granted and wait_seconds > LONG_WAIT_SECONDS:
+            batch.held, batch.hold_seconds = True, wait_seconds
+            batch.halt()
+        return granted
 
     def _fit(self, batch: Batch, seconds: float | None) -> None:
         """One lane more or fewer next time, by the seconds that a message took this one.

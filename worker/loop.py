@@ -164,8 +164,6 @@ class Loop:
         self._skipped = False
         self._counters.job_ended(self._clock(), "success", time.monotonic() - began, None)
         self._counters.flush()
-        aligned = next_aligned(self._clock(), self._job.interval_seconds)
-        result.next_at = min(result.next_at or aligned, aligned)
         self._tell(result, time.monotonic() - began)
         return result
 

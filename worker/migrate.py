@@ -6,9 +6,11 @@ CRM's tables are built without blocking it. Safe to run twice, and by two at onc
 """
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
 
@@ -18,6 +20,8 @@ import psycopg2.extensions
 from worker import program
 from worker.db import Database
 from worker.errors import SchemaError, WorkerError
+
+log = logging.getLogger(__name__)
 
 ADVISORY_LOCK = 0x63726D77  # one number for all migrations of this product
 WAIT_SECONDS = 600
@@ -61,9 +65,10 @@ def migrate(connection: psycopg2.extensions.connection) -> list[str]:
     """Brings the database up to date and returns the names of what was done."""
     connection.autocommit = True
     with connection.cursor() as cursor:
+        # no limits: indexes are built concurrently, make nobody wait, and take as long as they take
         cursor.execute(
-            "SELECT set_config('TimeZone', 'UTC', false), set_config('lock_timeout', %s, false)",
-            (LOCK_TIMEOUT,),
+            "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', '0', false), "
+            "set_config('lock_timeout', '0', false)"
         )
         _take_turn(cursor)
         try:
@@ -100,6 +105,7 @@ def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
     if not migration.concurrently:
         cursor.execute("BEGIN")
         try:
+            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
             cursor.execute(migration.sql)
             cursor.execute(record, (migration.version, migration.name))
         except psycopg2.Error:
@@ -135,11 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _migrate_configured() -> int:
     settings = program.settings_from_environment("migrate")
-    connection = Database(settings.database_url, "crm-worker migrate").connect()
     try:
-        done = migrate(connection)
-    finally:
-        connection.close()
+        with closing(Database(settings.database_url, "crm-worker migrate").connect()) as connection:
+            done = migrate(connection)
+    except psycopg2.Error as error:
+        log.error("not migrated", {"reason": str(error).strip()})
+        return 1
     print("\n".join(f"done: {name}" for name in done) or "nothing to do: the database is up to date")  # noqa: T201 - a person reads it
     return 0
 

@@ -19,6 +19,7 @@ from worker.events import Events
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.5  # the pages hear of one campaign's progress no more often
+LOCKED_SECONDS = 0.2  # until rows are looked at again that somebody had locked
 PREPARING_SECONDS = 1.0  # until a run is looked at again that another worker prepares
 LOOK_AGAIN_SECONDS = 10.0  # at a campaign whose last recipients another process holds
 REFUSED_SECONDS = 300.0  # how long a campaign waits whose rows the database refused
@@ -122,15 +123,19 @@ class Runs:
     def end_or_wait(self, campaign: Row) -> bool:
         """Nothing of the run could be claimed: ends it if all is settled (True), else says when to look again."""
         now, which = self._clock(), {"campaign_id": campaign["id"]}
-        left = self._db.one(self._sql["remaining"], **which) or {}
-        if left["unclaimed"]:
+        left = self._db.one(self._sql["remaining"], **which)
+        if left is None:
+            return False  # somebody else ended it
+        if left["ahead"]:
+            self._wait(campaign, now + timedelta(seconds=LOCKED_SECONDS))  # locked by the CRM just now
+        elif left["behind"]:
             self._db.all(self._sql["unprepare"], **which)
         elif left["held_elsewhere"]:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
         elif left["next_retry"] or left["next_ask"]:
             due = min(each for each in (left["next_retry"], left["next_ask"]) if each)
             # an overdue one may be locked by the CRM just now; a far one may be overtaken by added recipients
-            soonest, latest = (now + timedelta(seconds=each) for each in (0.2, WAIT_LIMIT_SECONDS))
+            soonest, latest = (now + timedelta(seconds=each) for each in (LOCKED_SECONDS, WAIT_LIMIT_SECONDS))
             self._wait(campaign, min(max(due, soonest), latest))
         else:
             return self._end(campaign, now)

@@ -210,10 +210,7 @@ def test_a_terminated_build(crm_only_url: str, fresh: Connection) -> None:
     assert indexes(fresh) == dict.fromkeys(INDEXES, True)
 
 
-@pytest.mark.xfail(reason="lock_timeout ends CREATE INDEX CONCURRENTLY, though it makes nobody wait", strict=True)
-def test_a_long_transaction_of_the_crm(
-    crm_only_url: str, fresh: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_transaction_of_the_crm(crm_only_url: str, fresh: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """An index is built however long the CRM's transactions take: it waits for them and nobody waits for it."""
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "200ms")
     with closing(psycopg2.connect(crm_only_url)) as busy:
@@ -226,7 +223,6 @@ def test_a_long_transaction_of_the_crm(
             commit.join()
 
 
-@pytest.mark.xfail(reason="bin/migrate's connection has the jobs' statement_timeout of 300 s", strict=True)
 def test_a_large_table(crm_only_url: str) -> None:
     """Building an index of a large table may take as long as it takes: no statement of bin/migrate runs out."""
     with closing(Database(crm_only_url, "crm-worker migrate").connect()) as connection:
@@ -319,7 +315,6 @@ def test_the_programs(crm_only_url: str, redis_url: str, tmp_path: Path) -> None
     assert allowed.returncode == 0, allowed.stderr
 
 
-@pytest.mark.xfail(reason="psycopg2's error comes out as a traceback", strict=True)
 def test_no_database(tmp_path: Path) -> None:
     """bin/migrate without a database to talk to says so in a line, not in a traceback."""
     done = run_program("worker.migrate", "postgresql://crm:hunter2@127.0.0.1:1/crm", tmp_path)

@@ -57,6 +57,7 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     for worker in workers:
         worker.thaw()
         worker.kill()
+        print(f"--- {worker.log_path.name}\n{worker.log}")  # noqa: T201 - pytest shows it when the test fails
 
 
 @pytest.fixture

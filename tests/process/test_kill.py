@@ -4,6 +4,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import psycopg2.extensions
 import pytest
@@ -12,7 +13,7 @@ from books import Books
 from workers import Start, wait_for
 
 from sandbox import accounts
-from sandbox.crm import Crm
+from sandbox.crm import Crm, utc_now
 from sandbox.world import World
 
 CONCURRENCY = 8
@@ -163,3 +164,98 @@ def test_a_claim_that_commits_after_its_worker_was_killed_is_put_back(
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert world.total("smtp") == 20
     assert books.unconfirmed(campaign) == 0
+
+
+@pytest.fixture
+def gmail_user(crm: Crm) -> str:
+    """A user whose campaigns leave through Gmail."""
+    tenant = crm.add_tenant(
+        settings={"mail": accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)},
+    )
+    expiry = utc_now() + timedelta(hours=1)
+    return crm.add_user(tenant, **accounts.gmail_columns("asha@shop.example"), gmailTokenExpiry=expiry)
+
+
+def gmail_campaign(crm: Crm, user: str, recipients: int) -> str:
+    tenant = crm.value('SELECT "tenantId" FROM "User" WHERE id = %s', user)
+    return crm.add_campaign("email", recipients=recipients, tenant_id=tenant, user_id=user)
+
+
+def waiting_to_ask(crm: Crm) -> int:
+    return int(crm.value("SELECT count(*) FROM worker.unconfirmed_send"))
+
+
+def ask_now(crm: Crm) -> None:
+    """The half minute is over after which Gmail knows what it sent."""
+    crm.execute("UPDATE worker.unconfirmed_send SET ask_at = now() AT TIME ZONE 'UTC'")
+
+
+def test_gmail_is_asked_what_became_of_messages_on_the_wire_and_knows_them(
+    crm: Crm, world: World, books: Books, start: Start, gmail_user: str
+) -> None:
+    """Those that Gmail sent are settled as sent, with Gmail's ids, and not sent again."""
+    world.script("gmail", action="hang", seconds=60)
+    campaign = gmail_campaign(crm, gmail_user, 30)
+    worker = start()
+    world.wait_for("gmail", CONCURRENCY)
+    worker.kill()
+    world.clear_script()
+    start()
+    wait_for(lambda: waiting_to_ask(crm) == CONCURRENCY, "the dead worker's batch is settled")
+    wait_for(lambda: books.sent(campaign) == 30 - CONCURRENCY, "the others are sent")
+    assert books.status(campaign) == "running"
+    ask_now(crm)
+    crm.execute("UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC' + interval '1 s'")
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign, "gmail") == 0
+    assert world.total("gmail") == 30
+    assert crm.value('SELECT count(DISTINCT "gmailMessageId") FROM "EmailLog"') == 30
+
+
+def test_messages_that_gmail_does_not_know_are_sent_again_once(
+    crm: Crm, world: World, books: Books, start: Start, gmail_user: str
+) -> None:
+    """The connection died before Gmail had the message: asked about it, it knows nothing, and gets it again."""
+    campaign = gmail_campaign(crm, gmail_user, 30)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        worker = start(GMAIL_API_URL=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        wait_for(lambda: started_messages(books) == CONCURRENCY, "the first messages are on the wire")
+        worker.kill()
+    start()
+    wait_for(lambda: waiting_to_ask(crm) == CONCURRENCY, "the dead worker's batch is settled")
+    wait_for(lambda: books.sent(campaign) == 30 - CONCURRENCY, "the others are sent")
+    ask_now(crm)
+    crm.execute("UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC' + interval '1 s'")
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign, "gmail") == 0
+    assert world.total("gmail") == 30
+
+
+def started_messages(books: Books) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in books.state_dir.rglob("*.journal"))
+
+
+def test_a_grant_that_was_revoked_before_gmail_could_be_asked_ends_the_waiting(
+    crm: Crm, world: World, books: Books, start: Start, gmail_user: str
+) -> None:
+    """Nobody can be asked any more: the connection is cleared, the recipients are unconfirmed, nothing waits."""
+    world.script("gmail", action="hang", seconds=60)
+    campaign = gmail_campaign(crm, gmail_user, 4)
+    worker = start()
+    world.wait_for("gmail", 4)
+    worker.kill()
+    world.clear_script()
+    world.revoke(accounts.GMAIL_ACCESS_TOKEN)
+    world.revoke(accounts.GMAIL_REFRESH_TOKEN)
+    start()
+    wait_for(lambda: waiting_to_ask(crm) == 4, "the dead worker's batch is settled")
+
+    def asked_to_the_end() -> bool:
+        ask_now(crm)
+        return crm.counts(campaign) == {"failed": 4}
+
+    wait_for(asked_to_the_end, "the recipients are given up", 10)
+    assert books.unconfirmed(campaign) == 4
+    assert crm.value('SELECT "gmailRefreshToken" FROM "User" WHERE id = %s', gmail_user) is None
+    assert waiting_to_ask(crm) == 0
+    assert world.total("gmail") == 4

@@ -99,10 +99,9 @@ def test_line_ends_beyond_ascii_in_json(value: str) -> None:
 def failed(text: str) -> logging.LogRecord:
     """The record of an exception with this text."""
     event = record("tick failed", level=logging.ERROR)
-    try:
-        raise ValueError(text)
-    except ValueError:
-        event.exc_info = sys.exc_info()
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        int(text)
+    event.exc_info = (caught.type, ValueError(text), caught.tb)
     return event
 
 

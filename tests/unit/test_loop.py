@@ -278,9 +278,7 @@ def test_a_long_outage(bench: Bench) -> None:
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0]
 
 
-def test_a_real_redis_that_goes_and_comes(
-    new_redis: Callable[..., Redis], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_real_redis_that_goes_and_comes(new_redis: Callable[..., Redis], caplog: pytest.LogCaptureFixture) -> None:
     """A Redis that is killed and started again between ticks costs some rounds and nothing else."""
     server = new_redis()
     with connect(server.url) as client:
@@ -309,7 +307,7 @@ def test_a_real_redis_that_goes_and_comes(
 
 
 def test_other_failures(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A tick that fails for another reason is logged, with a traceback when it is a bug, and run at the next interval."""
+    """A tick that fails for another reason is logged, a bug with its traceback, and run at the next interval."""
     job = bench.run(WorkerError("no room"), ZeroDivisionError("oops"), Result())
     assert job.seconds() == [0.0, 23.0, 53.0]
     assert said(caplog, logging.ERROR) == ["tick failed", "tick failed: a bug, please report it"]

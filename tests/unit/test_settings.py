@@ -119,8 +119,8 @@ BAD = [
     ("CAMPAIGN_INTERVAL", "5 days", "a duration such as"),
     ("CAMPAIGN_INTERVAL", "nan", "a duration such as"),
     ("CAMPAIGN_INTERVAL", "inf", "a duration such as"),
-    ("CAMPAIGN_INTERVAL", "0", "at least 0.1 seconds"),
-    ("CAMPAIGN_RETRY_DELAY", "1ms", "at least 0.1 seconds"),
+    ("CAMPAIGN_INTERVAL", "0", "from 0.1 seconds to 31 days"),
+    ("CAMPAIGN_RETRY_DELAY", "1ms", "from 0.1 seconds to 31 days"),
     ("CAMPAIGN_BATCH_SIZE", "0", "a whole number from 1 to 10000"),
     ("CAMPAIGN_BATCH_SIZE", "1e3", "a whole number from 1 to 10000"),
     ("CAMPAIGN_BATCH_SIZE", "10001", "a whole number from 1 to 10000"),
@@ -171,24 +171,27 @@ def test_secrets(name: str, value: str, allowed: str) -> None:
     assert caught.value.__suppress_context__
 
 
+def said_of(name: str, value: str) -> str:
+    """What is said of a value; '' when it can be used."""
+    try:
+        loaded(**{name: value})
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
 @given(st.sampled_from(["DATABASE_URL", "REDIS_URL", "SMTP_URL", "ENCRYPTION_KEY"]), st.text(max_size=80))
 def test_no_secret_leaks(name: str, noise: str) -> None:
     """Whatever is wrong with a secret, no part of it is in the message."""
     secret = noise + "hunter2"
-    try:
-        loaded(**{name: secret})
-    except SettingsError as error:
-        assert "hunter2" not in str(error)
+    assert "hunter2" not in said_of(name, secret)
 
 
 @given(st.sampled_from(sorted({name for name, _, _ in BAD})), st.text(min_size=1, max_size=200))
 def test_one_line(name: str, value: str) -> None:
     """Whatever stands in a variable, the program gets a value or one printable line that begins with its name."""
-    try:
-        loaded(**{name: value})
-    except SettingsError as error:
-        assert str(error).startswith(f"{name} is ")
-        assert str(error).isprintable()
+    line = said_of(name, value)
+    assert not line or (line.startswith(f"{name} is ") and line.isprintable())
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "SMTP_URL", "CAMPAIGN_INTERVAL", "LOG_FORMAT"])
@@ -271,11 +274,12 @@ def test_the_environment_is_read_nowhere_else() -> None:
 def test_home_directories() -> None:
     """A folder may lie in somebody's home; a name that nobody has is refused like any bad value."""
     assert loaded(STATE_DIR="~/state").state_dir == Path.home() / "state"
-    assert refusal(STATE_DIR="~no-such-user/state") == "STATE_DIR is '~no-such-user/state', allowed is an absolute path"
+    assert (
+        refusal(STATE_DIR="~no-such-user/state") == "STATE_DIR is '~no-such-user/state', allowed is an absolute path"
+    )
 
 
 @pytest.mark.parametrize("name", ["CAMPAIGN_ADOPT_AFTER", "CAMPAIGN_INTERVAL", "CAMPAIGN_BATCH_DELAY"])
-@pytest.mark.xfail(reason="durations have no upper bound: now plus or minus one overflows in each tick", strict=True)
 def test_endless_durations(name: str) -> None:
     """A duration longer than the calendar is refused at start, not in every tick."""
     assert refusal(**{name: "99999999999s"}).startswith(f"{name} is ")

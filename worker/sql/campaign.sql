@@ -187,7 +187,9 @@ WITH run AS (
           WHERE l."campaignId" = %(campaign_id)s AND l.action IN ('paused', 'resumed')
             AND l."createdAt" > r.started_at
       )
-    FOR NO KEY UPDATE OF r FOR SHARE OF c
+      -- whoever changed the row while this statement waited for it may have paused and resumed: look again later
+      AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
+    FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could wait for each other
 ), retried AS (
     SELECT q.recipient_id AS id, q.attempts
     FROM run JOIN worker.campaign_retry q ON q.campaign_id = run.campaign_id
@@ -241,10 +243,8 @@ WITH held AS (
     FOR UPDATE
 ), outcome AS (
     SELECT o.*, held.campaign_id
-    FROM held, unnest(
-        %(ids)s::text[], %(statuses)s::text[], %(message_ids)s::text[], %(reasons)s::text[],
-        %(attempts)s::int[], %(times)s::timestamp(3)[]
-    ) AS o (id, status, message_id, reason, attempts, at)
+    FROM held, json_to_recordset(%(outcomes)s::json)
+        AS o (id text, status text, message_id text, reason text, attempts int, at timestamp(3))
 ), settled AS (
     UPDATE "CampaignRecipient" p
     SET status = o.status,
@@ -282,11 +282,9 @@ WITH held AS (
     SELECT gen_random_uuid()::text, ARRAY[e.address], %(sender)s, e.subject, e.body, e.html, 'sent',
            e.message_id, e.gmail_id, e.gmail_thread_id, 'Campaign', held.campaign_id, e.at,
            %(tenant_id)s, %(user_id)s, e.at, %(now)s
-    FROM held, unnest(
-        %(email_to)s::text[], %(email_subject)s::text[], %(email_body)s::text[], %(email_html)s::text[],
-        %(email_message_id)s::text[], %(email_gmail_id)s::text[], %(email_gmail_thread_id)s::text[],
-        %(email_at)s::timestamp(3)[]
-    ) AS e (address, subject, body, html, message_id, gmail_id, gmail_thread_id, at)
+    FROM held, json_to_recordset(%(outbox)s::json)
+        AS e (address text, subject text, body text, html text, message_id text, gmail_id text, gmail_thread_id text,
+              at timestamp(3))
 ), paced AS (
     UPDATE worker.campaign_run r
     SET next_batch_at = greatest(r.next_batch_at, %(next_batch_at)s),  -- a hold by another batch stays
@@ -316,8 +314,12 @@ SELECT
     (SELECT min(ask_at) FROM worker.unconfirmed_send s
      WHERE s.campaign_id = %(campaign_id)s)                                             AS next_ask,
     EXISTS (SELECT FROM "CampaignRecipient" p
-            WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending'
-              AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)) AS unclaimed;
+            WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending' AND p.id > r.position
+              AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)) AS ahead,
+    EXISTS (SELECT FROM "CampaignRecipient" p
+            WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending' AND p.id <= r.position
+              AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)) AS behind
+FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s;
 
 -- name: unprepare  Looks at the campaign from its start again: recipients were added or set back meanwhile.
 UPDATE worker.campaign_run SET prepared = false WHERE campaign_id = %(campaign_id)s;
@@ -401,14 +403,16 @@ WITH picked AS (
         ORDER BY ask_at LIMIT %(size)s FOR UPDATE SKIP LOCKED
     )
     RETURNING recipient_id, attempts
+), claimed AS (
+    SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
+           picked.attempts, NULL AS opted_out
+    FROM picked JOIN "CampaignRecipient" p ON p.id = picked.recipient_id AND p.status || '' = 'sending'
 ), batch AS (
     INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, recipient_ids, renewed_at)
-    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, array_agg(recipient_id), %(now)s
-    FROM picked HAVING count(*) > 0
+    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, array_agg(id), %(now)s
+    FROM claimed HAVING count(*) > 0
 )
-SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
-       picked.attempts, NULL AS opted_out
-FROM picked JOIN "CampaignRecipient" p ON p.id = picked.recipient_id AND p.status = 'sending';
+SELECT * FROM claimed;
 
 -- name: add_links  One row for each distinct link of a campaign.
 INSERT INTO campaign_links (id, "tenantId", "campaignId", "originalUrl", "taggedUrl", "shortCode", "shortUrl",

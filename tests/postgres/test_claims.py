@@ -1,0 +1,1018 @@
+"""Claims and settlements: who may send what, and that each recipient's outcome is written once, by who holds it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+import redis
+
+from sandbox import accounts
+from sandbox.crm import Crm, utc_now
+from worker.batches import HOLD_SECONDS, LEASE_SECONDS, Batches, Settled
+from worker.counters import Counters
+from worker.db import Database, Row, queries
+from worker.dispatch import HANDFUL, Batch, Kind, Outcome
+from worker.events import Events
+from worker.providers import Accepted
+from worker.redis_client import connect
+from worker.runs import Runs
+from worker.settings import load
+from worker.targets import prepare
+from worker.transports import Transports
+
+SQL = queries("campaign")
+DEADLINE_SECONDS = 60.0
+
+
+CHANGE = """
+UPDATE "Campaign" SET status = %s, "updatedAt" = %s WHERE id = %s;
+INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
+SELECT gen_random_uuid()::text, "tenantId", id, %s, '', statement_timestamp() AT TIME ZONE 'UTC' + interval '2 ms'
+FROM "Campaign" WHERE id = %s
+"""
+
+
+class Clock:
+    """Now, unless a test moves it."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def __call__(self) -> datetime:
+        return utc_now() + self.ahead
+
+
+class Worker:
+    """One worker process's hands: its connection, its claims, its runs; sends are the test's."""
+
+    def __init__(self, name: str, environ: dict[str, str], client: redis.Redis, clock: Clock) -> None:
+        self.holder = f"{name}:1:x"
+        self.clock = clock
+        self.settings = load(environ, "campaign")
+        self.db = Database(self.settings.database_url, name)
+        self.transports = Transports(self.settings, client, clock)
+        self.batches = Batches(self.db, self.settings, Counters(client, "campaign"), clock)
+        self.runs = Runs(self.db, Events(client), clock)
+        self.open: list[Batch] = []
+
+    def close(self) -> None:
+        for batch in self.open:
+            batch.journal.close()
+        self.db.close()
+        self.transports.close()
+
+    def row(self, campaign_id: str) -> Row:
+        row = self.db.one(SQL["campaign"], campaign_id=campaign_id)
+        assert row
+        return row
+
+    def start(self, campaign_id: str) -> None:
+        assert self.runs.start_due(self.clock())
+        self.prepare(campaign_id)
+
+    def prepare(self, campaign_id: str) -> None:
+        row = self.row(campaign_id)
+        prepare(self.db, SQL, row, self.transports.route(row), self.clock())
+
+    def claim(self, campaign_id: str) -> Batch | None:
+        row = self.row(campaign_id)
+        batch = self.batches.claim(row, self.transports.route_or_settle_only(row), self.holder)
+        self.open += [batch] if batch else []
+        return batch
+
+    def settle(self, batch: Batch, **outcomes: Outcome) -> Settled:
+        return self.batches.settle(self.row(batch.campaign["id"]), batch)
+
+    def send(self, campaign_id: str, *kinds: Kind) -> Settled | None:
+        """Claims a batch and settles it with these outcomes, one for each recipient, the last one for the rest."""
+        batch = self.claim(campaign_id)
+        if batch is None:
+            return None
+        outcome(self, batch, *kinds)
+        return self.settle(batch)
+
+    def end(self, campaign_id: str) -> bool:
+        return self.runs.end_or_wait(self.row(campaign_id))
+
+
+def journals(worker: Worker) -> list[str]:
+    """The ids of the batches that have a journal on this machine."""
+    return [path.stem for path in worker.settings.state_dir.rglob("*.journal")]
+
+
+def outcome(worker: Worker, batch: Batch, *kinds: Kind) -> None:
+    for number, recipient in enumerate(batch.recipients):
+        kind = (kinds or (Kind.ACCEPTED,))[min(number, len(kinds) - 1) if kinds else 0]
+        accepted = Accepted(f"<{recipient.id}@x>") if kind is Kind.ACCEPTED else None
+        reason = None if accepted else f"550 {kind}"
+        batch.outcomes[recipient.id] = Outcome(kind, worker.clock(), reason, accepted=accepted)
+
+
+class Office:
+    """The CRM's tables as its users see them, and any number of workers."""
+
+    def __init__(self, crm: Crm, environ: dict[str, str], client: redis.Redis, stack: ExitStack) -> None:
+        self.crm = crm
+        self.clock = Clock()
+        self.environ = environ
+        self._client = client
+        self._stack = stack
+
+    def worker(self, name: str = "one", **environ: str) -> Worker:
+        made = Worker(name, self.environ | environ, self._client, self.clock)
+        self._stack.callback(made.close)
+        return made
+
+    def one(self, statement: str, *parameters: Any) -> Any:
+        return self.crm.value(statement, *parameters)
+
+    def rows(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        return self.crm.execute(statement, parameters)
+
+    def status(self, campaign_id: str) -> str:
+        return str(self.one('SELECT status FROM "Campaign" WHERE id = %s', campaign_id))
+
+    def set_status(self, campaign_id: str, status: str, action: str) -> None:
+        """As the CRM's pages do: the status, and what was done in the log; never in the millisecond of a start."""
+        self.crm.execute(CHANGE, (status, utc_now(), campaign_id, action, campaign_id))
+
+    def pause(self, campaign_id: str) -> None:
+        self.set_status(campaign_id, "paused", "paused")
+
+    def resume(self, campaign_id: str) -> None:
+        self.set_status(campaign_id, "running", "resumed")
+
+    def log(self, campaign_id: str) -> list[str]:
+        statement = 'SELECT action FROM "CampaignLog" WHERE "campaignId" = %s ORDER BY "createdAt"'
+        return [action for (action,) in self.rows(statement, campaign_id)]
+
+    def counts(self, campaign_id: str) -> dict[str, int]:
+        return self.crm.counts(campaign_id)
+
+    def counted(self, campaign_id: str) -> tuple[int, int]:
+        return self.rows('SELECT "sentCount", "failedCount" FROM "Campaign" WHERE id = %s', campaign_id)[0]
+
+
+@pytest.fixture
+def office(crm: Crm, database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Office]:
+    environ = {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "STATE_DIR": str(tmp_path),
+        "SMTP_URL": "smtp://127.0.0.1:1",
+        "CAMPAIGN_BATCH_SIZE": "10",
+        "ENCRYPTION_KEY": accounts.ENCRYPTION_KEY,
+    }
+    with ExitStack() as stack:
+        client = stack.enter_context(connect(redis_url))
+        yield Office(crm, environ, client, stack)
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.005)
+
+
+def waits_for_a_lock(office: Office, name: str) -> bool:
+    statement = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+    return bool(office.one(statement, name))
+
+
+class InBackground:
+    """Something that another worker does meanwhile; ``result()`` waits for it."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._results: list[Any] = []
+        self._thread = threading.Thread(target=lambda: self._results.append(work()))
+        self._thread.start()
+
+    def result(self) -> Any:
+        self._thread.join(DEADLINE_SECONDS)
+        assert self._results, "it failed or takes too long"
+        return self._results[0]
+
+
+def test_what_is_due(office: Office) -> None:
+    """A campaign starts when its time has come: neither before, nor from another status."""
+    soon = office.crm.add_campaign(scheduled_at=utc_now() + timedelta(hours=1))
+    others = {status: office.crm.add_campaign(status=status) for status in ("draft", "paused", "failed", "completed")}
+    due = office.crm.add_campaign()
+    worker = office.worker()
+    assert worker.runs.start_due(utc_now()) == 1
+    assert (office.status(due), office.log(due)) == ("running", ["started"])
+    assert office.status(soon) == "scheduled"
+    assert all(office.status(campaign_id) == status for status, campaign_id in others.items())
+    office.clock.ahead = timedelta(hours=2)
+    assert worker.runs.start_due(office.clock()) == 1
+    assert office.status(soon) == "running"
+    assert office.one('SELECT "updatedAt" FROM "Campaign" WHERE id = %s', soon) > utc_now() + timedelta(hours=1)
+
+
+def test_started_once(office: Office) -> None:
+    """Workers that look at the same time start each campaign once, with one line in its log."""
+    campaigns = [office.crm.add_campaign() for _ in range(20)]
+    workers = [office.worker(f"w{number}") for number in range(4)]
+    barrier = threading.Barrier(4)
+
+    def start(worker: Worker) -> int:
+        worker.db.one("SELECT 1")
+        barrier.wait(DEADLINE_SECONDS)
+        return worker.runs.start_due(utc_now())
+
+    threads = [InBackground(lambda worker=worker: start(worker)) for worker in workers]
+    assert sum(thread.result() for thread in threads) == 20
+    assert all(office.log(campaign_id) == ["started"] for campaign_id in campaigns)
+
+
+def test_a_settlement(office: Office) -> None:
+    """Accepted recipients are 'sent' with time and message id, refused ones 'failed' with time and reason."""
+    campaign = office.crm.add_campaign(recipients=3)
+    worker = office.worker()
+    worker.start(campaign)
+    office.clock.ahead = timedelta(minutes=7)
+    batch = worker.claim(campaign)
+    assert batch
+    outcome(worker, batch, Kind.ACCEPTED, Kind.REFUSED, Kind.UNCONFIRMED)
+    kinds = {recipient_id: each.kind for recipient_id, each in batch.outcomes.items()}
+    settled = worker.settle(batch)
+    assert (settled.sent, settled.failed) == (1, 2)
+    columns = 'status, "sentAt", "failedAt", "errorMessage", "messageId", "updatedAt", id'
+    rows = office.rows(f'SELECT {columns} FROM "CampaignRecipient" ORDER BY id')
+    by_kind = {kind: recipient_id for recipient_id, kind in kinds.items()}
+    sent, refused, unconfirmed = (
+        next(row for row in rows if row[6] == by_kind[kind])
+        for kind in (Kind.ACCEPTED, Kind.REFUSED, Kind.UNCONFIRMED)
+    )
+    late = utc_now() + timedelta(minutes=6)
+    assert sent[0] == "sent"
+    assert sent[1] > late
+    assert sent[2:5] == (None, None, f"<{sent[6]}@x>")
+    assert refused[0] == "failed"
+    assert refused[2] > late
+    assert (refused[1], refused[3], refused[4]) == (None, "550 refused", None)
+    assert unconfirmed[0] == "failed"
+    assert unconfirmed[3] == "Unconfirmed, it may have arrived: 550 unconfirmed"
+    assert all(row[5] > late for row in rows)
+    assert office.counted(campaign) == (1, 2)
+    assert office.one('SELECT "updatedAt" FROM "Campaign" WHERE id = %s', campaign) > late
+    assert office.one("SELECT count(*) FROM worker.campaign_batch") == 0
+    assert journals(worker) == []
+
+
+def test_the_outbox(office: Office) -> None:
+    """Each accepted e-mail has one row in the CRM's outbox, filled in for its recipient; a refused one has none."""
+    campaign = office.crm.add_campaign(
+        recipients=[{"recipientName": "Asha", "recipientEmail": "asha@a.example"}, {"recipientName": "Ravi"}],
+        subject="Hello {{name}}",
+        textContent="Dear {{name}}",
+        htmlContent="<p>Dear {{name}}</p>",
+    )
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    by_name = {recipient.name: recipient for recipient in batch.recipients}
+    outcome(worker, batch, Kind.REFUSED)
+    ids = Accepted("<m-1@x>", "gmail-1", "thread-1")
+    batch.outcomes[by_name["Asha"].id] = Outcome(Kind.ACCEPTED, utc_now(), accepted=ids)
+    worker.settle(batch)
+    columns = '"to", subject, body, "htmlBody", status, "messageId", "gmailMessageId", "gmailThreadId"'
+    assert office.rows(f'SELECT {columns} FROM "EmailLog"') == [
+        (["asha@a.example"], "Hello Asha", "Dear Asha", "<p>Dear Asha</p>", "sent", "<m-1@x>", "gmail-1", "thread-1")
+    ]
+    columns = '"entityType", "entityId", "tenantId", "userId", "sentAt" IS NOT NULL, cc, bcc, "from"'
+    row = office.rows(f'SELECT {columns} FROM "EmailLog"')[0]
+    assert row[:6] == ("Campaign", campaign, office.crm.tenant_id, office.crm.user_id, True, [])
+    assert row[6:] == ([], "hello@chaiwala.example")
+
+
+def test_paused_in_mid_run(office: Office) -> None:
+    """A campaign that is paused between two batches stops there, and all others of it stay pending."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker()
+    worker.start(campaign)
+    worker.send(campaign)
+    office.pause(campaign)
+    assert worker.claim(campaign) is None
+    worker.runs.disown()
+    assert office.counts(campaign) == {"sent": 10, "pending": 20}
+    assert office.status(campaign) == "paused"
+    assert office.one("SELECT count(*) FROM worker.campaign_run") == 0
+    assert worker.runs.adopt(utc_now(), 0.0) == 0
+
+
+def test_paused_with_a_batch_in_flight(office: Office) -> None:
+    """What was claimed before the pause is settled as it went, and the campaign stays paused."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    office.pause(campaign)
+    worker.runs.disown()
+    outcome(worker, batch)
+    assert worker.settle(batch).sent == 10
+    assert office.counts(campaign) == {"sent": 10, "pending": 20}
+    assert (office.status(campaign), office.counted(campaign)) == ("paused", (10, 0))
+    assert worker.end(campaign) is False
+    assert office.status(campaign) == "paused"
+
+
+def test_paused_and_resumed_between_two_claims(office: Office) -> None:
+    """A resume in the CRM makes the app server send: the worker notices by the log and claims nothing more."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker()
+    worker.start(campaign)
+    worker.send(campaign)
+    office.pause(campaign)
+    office.resume(campaign)
+    assert office.status(campaign) == "running"
+    assert worker.claim(campaign) is None
+    worker.runs.disown()
+    assert office.one("SELECT count(*) FROM worker.campaign_run") == 0
+    assert worker.runs.adopt(utc_now(), 600.0) == 0
+    assert office.counts(campaign) == {"sent": 10, "pending": 20}
+
+
+def test_a_pause_while_a_claim_waits(office: Office, database_url: str) -> None:
+    """A claim that meets a pause which is just being written waits for it, and then takes nobody."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker("claimer")
+    worker.start(campaign)
+    with closing(psycopg2.connect(database_url)) as page:
+        page.cursor().execute('UPDATE "Campaign" SET status = %s WHERE id = %s', ("paused", campaign))
+        claim = InBackground(lambda: worker.claim(campaign))
+        wait_until(lambda: waits_for_a_lock(office, "claimer"), "a claim that waits")
+        page.commit()
+        assert claim.result() is None
+    assert office.counts(campaign) == {"pending": 30}
+
+
+def test_a_pause_and_resume_while_a_claim_waits(office: Office, database_url: str) -> None:
+    """A pause and a resume that both happen while a claim waits for the campaign's row are noticed by it."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker("claimer")
+    worker.start(campaign)
+    with closing(psycopg2.connect(database_url)) as page, page.cursor() as cursor:
+        cursor.execute(CHANGE, ("paused", utc_now() + timedelta(seconds=1), campaign, "paused", campaign))
+        cursor.execute(CHANGE, ("running", utc_now() + timedelta(seconds=2), campaign, "resumed", campaign))
+        claim = InBackground(lambda: worker.claim(campaign))
+        wait_until(lambda: waits_for_a_lock(office, "claimer"), "a claim that waits")
+        page.commit()
+        assert claim.result() is None
+    assert worker.claim(campaign) is None
+    assert office.counts(campaign) == {"pending": 30}
+
+
+def quiet(office: Office, seconds: float, recipients: int = 3) -> str:
+    """A campaign that an app server began to send, with nothing changed for so many seconds."""
+    then = utc_now() - timedelta(seconds=seconds)
+    rows = [{"updatedAt": then} for _ in range(recipients)]
+    return office.crm.add_campaign(status="running", recipients=rows, updatedAt=then)
+
+
+def test_the_app_servers_campaign(office: Office) -> None:
+    """A campaign that an app server sends is left alone: nobody of it is claimed, and no run is made of it."""
+    campaign = quiet(office, 599.0)
+    worker = office.worker()
+    worker.runs.start_due(utc_now())
+    assert worker.runs.adopt(utc_now(), 600.0) == 0
+    assert worker.claim(campaign) is None
+    assert office.counts(campaign) == {"pending": 3}
+    assert office.log(campaign) == []
+
+
+def test_an_orphan_is_adopted(office: Office) -> None:
+    """When nothing changed for CAMPAIGN_ADOPT_AFTER the worker takes over, says so in the log, and sends the rest."""
+    campaign = quiet(office, 601.0)
+    worker = office.worker()
+    assert worker.runs.adopt(utc_now(), 600.0) == 1
+    assert worker.runs.adopt(utc_now(), 600.0) == 0
+    assert office.log(campaign) == ["resumed"]
+    worker.runs.disown()  # its own line in the log is not somebody's resume
+    worker.prepare(campaign)
+    settled = worker.send(campaign)
+    assert settled
+    assert settled.sent == 3
+    assert worker.end(campaign)
+    assert office.status(campaign) == "completed"
+
+
+@pytest.mark.parametrize("table", ["Campaign", "CampaignRecipient"])
+def test_one_sign_of_life(office: Office, table: str) -> None:
+    """One recipient that was sent to, or the campaign's own row, shows that the app server is alive."""
+    campaign = quiet(office, 3600.0)
+    column = "id" if table == "Campaign" else '"campaignId"'
+    office.crm.execute(
+        f'UPDATE "{table}" SET "updatedAt" = %s WHERE id = (SELECT min(id) FROM "{table}" WHERE {column} = %s)',
+        (utc_now() - timedelta(seconds=300), campaign),
+    )
+    worker = office.worker()
+    assert worker.runs.adopt(utc_now(), 600.0) == 0
+    assert worker.runs.adopt(utc_now(), 299.0) == 1
+
+
+def test_adopted_at_once(office: Office) -> None:
+    """With CAMPAIGN_ADOPT_AFTER=0 a campaign that the CRM set to 'running' is the worker's at once."""
+    campaign = office.crm.add_campaign(status="running", recipients=3)
+    worker = office.worker()
+    assert worker.runs.adopt(utc_now(), 0.0) == 1
+    worker.prepare(campaign)
+    assert worker.claim(campaign)
+
+
+def test_adopted_once(office: Office) -> None:
+    """Two workers that find an orphan at the same time do not both take it."""
+    for _ in range(10):
+        quiet(office, 3600.0)
+    workers = [office.worker(f"w{number}") for number in range(4)]
+    barrier = threading.Barrier(4)
+
+    def adopt(worker: Worker) -> int:
+        worker.db.one("SELECT 1")
+        barrier.wait(DEADLINE_SECONDS)
+        return worker.runs.adopt(utc_now(), 600.0)
+
+    threads = [InBackground(lambda worker=worker: adopt(worker)) for worker in workers]
+    assert sum(thread.result() for thread in threads) == 10
+    assert office.one('SELECT count(*) FROM "CampaignLog" WHERE action = %s', "resumed") == 10
+
+
+def test_disjoint_claims(office: Office) -> None:
+    """Workers that claim side by side, lock or no lock, never get the same recipient, and together get all."""
+    campaign = office.crm.add_campaign(recipients=400)
+    workers = [office.worker(f"w{number}") for number in range(4)]
+    workers[0].start(campaign)
+    barrier = threading.Barrier(4)
+
+    def claim_all(worker: Worker) -> list[str]:
+        barrier.wait(DEADLINE_SECONDS)
+        ids: list[str] = []
+        while batch := worker.claim(campaign):
+            ids += [recipient.id for recipient in batch.recipients]
+        return ids
+
+    threads = [InBackground(lambda worker=worker: claim_all(worker)) for worker in workers]
+    claimed = Counter(recipient_id for thread in threads for recipient_id in thread.result())
+    assert set(claimed.values()) == {1}
+    assert len(claimed) == 400
+    held = office.rows("SELECT unnest(recipient_ids) FROM worker.campaign_batch")
+    assert Counter(recipient_id for (recipient_id,) in held) == claimed
+
+
+def test_a_lost_claim(office: Office) -> None:
+    """A worker whose claim is gone writes nothing at all: no status, no count, no outbox row, no retry."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    office.crm.execute("DELETE FROM worker.campaign_batch")
+    outcome(worker, batch, Kind.ACCEPTED, Kind.REFUSED, Kind.PUT_OFF, Kind.OPTED_OUT)
+    assert worker.settle(batch) == Settled(0, 0, None)
+    assert office.counts(campaign) == {"sending": 10}
+    assert office.counted(campaign) == (0, 0)
+    for table in ('"EmailLog"', "worker.campaign_retry", "worker.suppression"):
+        assert office.one(f"SELECT count(*) FROM {table}") == 0
+
+
+def test_a_former_holder(office: Office) -> None:
+    """Once another worker has settled a batch, the one who held it changes nothing, whatever it believes."""
+    campaign = office.crm.add_campaign(recipients=10)
+    first, second = office.worker("first"), office.worker("second")
+    first.start(campaign)
+    batch = first.claim(campaign)
+    assert batch
+    batch.journal.started(batch.recipients[0].id)
+    batch.journal.close()  # as a process does that dies
+    (orphan,) = second.batches.orphans()
+    row = second.row(campaign)
+    recovered = second.batches.recover(orphan, row, second.transports.route(row))
+    settled = second.batches.settle(row, recovered)
+    assert (settled.sent, settled.failed) == (0, 1)
+    assert office.counts(campaign) == {"failed": 1, "pending": 9}
+    outcome(first, batch)
+    assert first.settle(batch).campaign is None
+    assert office.counts(campaign) == {"failed": 1, "pending": 9}
+    assert office.one('SELECT count(*) FROM "EmailLog"') == 0
+
+
+def test_another_name(office: Office) -> None:
+    """A batch is settled and renewed by the holder that its row names, and by nobody else."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    office.crm.execute("UPDATE worker.campaign_batch SET holder = 'somebody:2:y'")
+    outcome(worker, batch)
+    assert worker.settle(batch) == Settled(0, 0, None)
+    assert office.counts(campaign) == {"sending": 10}
+
+
+def test_a_dead_workers_batch(office: Office) -> None:
+    """From the journal: accepted is sent, refused failed, begun without an answer unconfirmed, untouched pending."""
+    campaign = office.crm.add_campaign(recipients=10)
+    first, second = office.worker("first"), office.worker("second")
+    first.start(campaign)
+    batch = first.claim(campaign)
+    assert batch
+    ids = [recipient.id for recipient in batch.recipients]
+    then = utc_now() - timedelta(seconds=30)
+    for recipient_id in ids[:4]:
+        batch.journal.started(recipient_id)
+    accepted = Outcome(Kind.ACCEPTED, then, accepted=Accepted("<m@x>"))
+    batch.journal.ended(ids[0], accepted.as_entry())
+    batch.journal.ended(ids[1], accepted.as_entry())
+    batch.journal.ended(ids[2], Outcome(Kind.REFUSED, then, "550 no such user").as_entry())
+    assert list(second.batches.orphans()) == []  # it lives
+    batch.journal.close()
+    (orphan,) = second.batches.orphans()
+    row = second.row(campaign)
+    second.batches.settle(row, second.batches.recover(orphan, row, second.transports.route(row)))
+    assert office.counts(campaign) == {"sent": 2, "failed": 2, "pending": 6}
+    statement = 'SELECT "errorMessage" FROM "CampaignRecipient" WHERE id = %s'
+    assert office.one(statement, ids[3]).startswith("Unconfirmed, it may have arrived: the worker was stopped")
+    assert office.one('SELECT "sentAt" FROM "CampaignRecipient" WHERE id = %s', ids[0]) == then
+    assert office.one('SELECT count(*) FROM "EmailLog"') == 2
+    assert journals(second) == []
+
+
+def test_another_machines_batch(office: Office, tmp_path: Path) -> None:
+    """A batch of another machine is left alone until it was not renewed for the time of a lease; then unconfirmed."""
+    campaign = office.crm.add_campaign(recipients=10)
+    here, there = office.worker("here"), office.worker("there", STATE_DIR=str(tmp_path / "elsewhere"))
+    there.start(campaign)
+    batch = there.claim(campaign)
+    assert batch
+    batch.journal.close()
+    assert list(here.batches.orphans()) == []
+    office.clock.ahead = timedelta(seconds=LEASE_SECONDS - 30)
+    there.batches._renewed_at = -1000.0
+    there.batches.renew([batch])
+    office.clock.ahead = timedelta(seconds=2 * LEASE_SECONDS - 60)
+    assert list(here.batches.orphans()) == []
+    office.clock.ahead = timedelta(seconds=2 * LEASE_SECONDS + 30)
+    (orphan,) = here.batches.orphans()
+    row = here.row(campaign)
+    here.batches.settle(row, here.batches.recover(orphan, row, here.transports.route(row)))
+    assert office.counts(campaign) == {"failed": 10}
+
+
+CLAIM_AND_DIE = """
+import os, sys
+from sandbox.crm import utc_now
+from worker.batches import Batches
+from worker.counters import Counters
+from worker.db import Database, queries
+from worker.redis_client import connect
+from worker.settings import load
+from worker.transports import Transports
+settings = load(os.environ, "campaign")
+client = connect(settings.redis_url)
+db = Database(settings.database_url, "doomed")
+row = db.one(queries("campaign")["campaign"], campaign_id=sys.argv[1])
+transport = Transports(settings, client, utc_now).route(row)
+Batches(db, settings, Counters(client, "campaign"), utc_now).claim(row, transport, "doomed:1:x")
+"""
+
+
+def test_killed_while_its_claim_waits(office: Office, database_url: str) -> None:
+    """A process killed while PostgreSQL still works on its claim has sent nothing: nobody ends as unconfirmed."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker("next")
+    worker.start(campaign)
+    environment = os.environ | office.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with closing(psycopg2.connect(database_url)) as page:
+        page.cursor().execute('UPDATE "Campaign" SET name = name WHERE id = %s', (campaign,))
+        with subprocess.Popen([sys.executable, "-c", CLAIM_AND_DIE, campaign], env=environment) as doomed:
+            wait_until(lambda: waits_for_a_lock(office, "doomed") or doomed.poll() is not None, "a claim that waits")
+            doomed.send_signal(signal.SIGKILL)
+            doomed.wait(DEADLINE_SECONDS)
+        worker.batches.sweep_journals()  # what its successor does first
+        page.commit()
+    wait_until(lambda: office.one("SELECT count(*) FROM worker.campaign_batch"), "the claim of the dead")
+    (orphan,) = worker.batches.orphans()
+    row = worker.row(campaign)
+    worker.batches.settle(row, worker.batches.recover(orphan, row, worker.transports.route(row)))
+    assert office.counts(campaign) == {"pending": 10}
+
+
+def test_journals_of_settled_batches(office: Office) -> None:
+    """A journal whose batch was settled just before its writer died is removed; one that is in use is not."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker()
+    worker.start(campaign)
+    dead, alive = worker.claim(campaign), worker.claim(campaign)
+    assert dead
+    assert alive
+    dead.journal.close()
+    office.crm.execute("DELETE FROM worker.campaign_batch")
+    worker.batches.sweep_journals()
+    assert set(journals(worker)) == {dead.id, alive.id}  # a claim of theirs may be under way
+    for path in worker.settings.state_dir.rglob("*.journal"):
+        os.utime(path, (0.0, 0.0))
+    worker.batches.sweep_journals()
+    assert journals(worker) == [alive.id]
+
+
+def test_retries(office: Office) -> None:
+    """Retries that are due come first, but never fill more than half of a batch; those not yet due wait."""
+    campaign = office.crm.add_campaign(recipients=60)
+    worker = office.worker()
+    worker.start(campaign)
+    put_off = []
+    for _ in range(2):
+        batch = worker.claim(campaign)
+        assert batch
+        put_off += [recipient.id for recipient in batch.recipients]
+        outcome(worker, batch, Kind.PUT_OFF)
+        worker.settle(batch)
+    batch = worker.claim(campaign)
+    assert batch
+    assert not {recipient.id for recipient in batch.recipients} & set(put_off)  # not due, so nobody is held up
+    outcome(worker, batch)
+    worker.settle(batch)
+    office.clock.ahead = timedelta(seconds=61)
+    batch = worker.claim(campaign)
+    assert batch
+    retried = [recipient for recipient in batch.recipients if recipient.id in put_off]
+    assert len(retried) == 5
+    assert len(batch.recipients) == 10
+    assert {recipient.attempts for recipient in retried} == {1}
+    assert {recipient.attempts for recipient in batch.recipients if recipient not in retried} == {0}
+
+
+def test_waits_that_grow(office: Office) -> None:
+    """A recipient that is put off again and again waits longer each time, and fails after the last try."""
+    campaign = office.crm.add_campaign(recipients=1)
+    worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="3")
+    worker.start(campaign)
+    waits = []
+    for _ in range(2):
+        assert worker.send(campaign, Kind.PUT_OFF)
+        due, attempts = office.rows("SELECT due_at, attempts FROM worker.campaign_retry")[0]
+        waits.append(round((due - office.clock()).total_seconds()))
+        assert worker.claim(campaign) is None
+        assert worker.end(campaign) is False
+        office.clock.ahead += timedelta(seconds=waits[-1] + 1)
+    assert waits == [60, 120]
+    assert attempts == 2
+    settled = worker.send(campaign, Kind.PUT_OFF)
+    assert settled
+    assert settled.failed == 1
+    reason = office.one('SELECT "errorMessage" FROM "CampaignRecipient"')
+    assert reason == "given up after 3 tries: 550 put off"
+    assert office.one("SELECT count(*) FROM worker.campaign_retry") == 0
+
+
+def test_the_providers_own_delay(office: Office) -> None:
+    """A delay that the provider names is kept to."""
+    campaign = office.crm.add_campaign(recipients=1)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    now = office.clock()
+    batch.outcomes[batch.recipients[0].id] = Outcome(Kind.PUT_OFF, now, "131049", delay_seconds=86_400.0)
+    worker.settle(batch)
+    due = office.one("SELECT due_at FROM worker.campaign_retry")
+    assert abs((due - now).total_seconds() - 86_400) < 60
+
+
+def test_a_held_campaign(office: Office) -> None:
+    """When the provider puts off the campaign as a whole no try is counted, and its pauses double."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="1")
+    worker.start(campaign)
+    for pause in (HOLD_SECONDS, 2 * HOLD_SECONDS):
+        batch = worker.claim(campaign)
+        assert batch
+        for recipient in batch.recipients[:HANDFUL]:
+            batch.record(recipient, Outcome(Kind.PUT_OFF, office.clock(), "421 busy"))
+        assert batch.held
+        settled = worker.settle(batch)
+        assert (settled.sent, settled.failed) == (0, 0)
+        assert office.counts(campaign) == {"pending": 30}
+        assert office.rows("SELECT DISTINCT attempts FROM worker.campaign_retry") == [(0,)]
+        next_batch = office.one("SELECT next_batch_at FROM worker.campaign_run")
+        assert abs((next_batch - office.clock()).total_seconds() - pause) < 5
+        office.clock.ahead += timedelta(seconds=pause + 1)
+    assert worker.send(campaign)
+    assert office.one("SELECT holds FROM worker.campaign_run") == 0
+
+
+def add_recipient_before_all(office: Office, campaign: str) -> str:
+    return office.crm.add_recipient(
+        campaign, id="00000000-0000-0000-0000-000000000000", recipientEmail="late@a.example"
+    )
+
+
+def test_rows_added_late(office: Office) -> None:
+    """A recipient added while the campaign runs, wherever its id sorts, is sent to before the campaign ends."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.send(campaign)
+    late = add_recipient_before_all(office, campaign)
+    assert worker.claim(campaign) is None
+    assert worker.end(campaign) is False
+    worker.prepare(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    assert [recipient.id for recipient in batch.recipients] == [late]
+    outcome(worker, batch)
+    worker.settle(batch)
+    assert worker.end(campaign)
+    assert office.counted(campaign) == (11, 0)
+
+
+def test_rows_set_back(office: Office) -> None:
+    """A failed recipient that somebody sets back to pending gets another message before the campaign ends."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.send(campaign, Kind.REFUSED, Kind.ACCEPTED)
+    office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'pending' WHERE status = 'failed'""")
+    assert worker.claim(campaign) is None
+    assert worker.end(campaign) is False
+    worker.prepare(campaign)
+    settled = worker.send(campaign)
+    assert settled
+    assert settled.sent == 1
+    assert worker.end(campaign)
+    assert office.counts(campaign) == {"sent": 10}
+    assert office.counted(campaign) == (10, 0)
+    assert office.one('SELECT count(*) FROM "CampaignRecipient" WHERE "failedAt" IS NOT NULL') == 0
+
+
+def test_scheduled_again(office: Office) -> None:
+    """A campaign that ended and is scheduled anew sends to those set back, and to nobody else."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    worker.send(campaign, Kind.REFUSED, Kind.ACCEPTED)
+    assert worker.end(campaign)
+    office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'pending' WHERE status = 'failed'""")
+    office.crm.execute("""UPDATE "Campaign" SET status = 'scheduled'""")
+    worker.start(campaign)
+    settled = worker.send(campaign)
+    assert settled
+    assert settled.sent == 1
+    assert worker.end(campaign)
+    assert office.counted(campaign) == (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "status", "counts"),
+    [
+        ([Kind.ACCEPTED], "completed", (10, 0)),
+        ([Kind.ACCEPTED, Kind.REFUSED], "completed", (1, 9)),
+        ([Kind.REFUSED], "failed", (0, 10)),
+        ([Kind.UNCONFIRMED, Kind.OPTED_OUT], "failed", (0, 10)),
+    ],
+)
+def test_how_it_ends(office: Office, kinds: list[Kind], status: str, counts: tuple[int, int]) -> None:
+    """A campaign ends 'completed' with exact counts, and 'failed' when every send failed."""
+    campaign = office.crm.add_campaign(recipients=10, totalRecipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    worker.send(campaign, *kinds)
+    assert worker.end(campaign)
+    assert office.status(campaign) == status
+    assert office.counted(campaign) == counts
+    assert office.log(campaign) == ["started", status]
+    logged = office.one('SELECT metadata FROM "CampaignLog" WHERE action = %s', status)
+    assert logged == {"sentCount": counts[0], "failedCount": counts[1]}
+    assert office.one('SELECT "completedAt" = "updatedAt" FROM "Campaign" WHERE id = %s', campaign)
+    assert office.one("SELECT count(*) FROM worker.campaign_run") == 0
+
+
+def test_nobody(office: Office) -> None:
+    """A campaign whose target matches nobody is 'completed'."""
+    campaign = office.crm.add_campaign()
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.claim(campaign) is None
+    assert worker.end(campaign)
+    assert office.status(campaign) == "completed"
+
+
+def test_counts_are_counted(office: Office) -> None:
+    """The counts at the end are those of the rows, whatever the CRM wrote meanwhile; who opened it was sent to."""
+    campaign = office.crm.add_campaign(recipients=10, sentCount=77, failedCount=5)
+    worker = office.worker()
+    worker.start(campaign)
+    worker.send(campaign, Kind.REFUSED, Kind.ACCEPTED)
+    statement = 'UPDATE "CampaignRecipient" SET status = %s WHERE id = (SELECT max(id) FROM "CampaignRecipient")'
+    office.crm.execute(statement, ("opened",))
+    assert worker.end(campaign)
+    assert office.counted(campaign) == (9, 1)
+
+
+def test_no_end_while_somebody_holds_a_batch(office: Office) -> None:
+    """A campaign does not end while another process still sends its last batch."""
+    campaign = office.crm.add_campaign(recipients=10)
+    one, other = office.worker("one"), office.worker("other")
+    one.start(campaign)
+    batch = other.claim(campaign)
+    assert batch
+    assert one.claim(campaign) is None
+    assert one.end(campaign) is False
+    assert office.status(campaign) == "running"
+    outcome(other, batch)
+    other.settle(batch)
+    assert one.end(campaign)
+    assert office.counted(campaign) == (10, 0)
+
+
+def test_failed_for_a_reason(office: Office) -> None:
+    """A campaign that cannot go on becomes 'failed' with the reason in its log, and its recipients stay pending."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker()
+    worker.start(campaign)
+    worker.send(campaign)
+    worker.runs.fail([campaign], "132001: the template does not exist")
+    assert office.status(campaign) == "failed"
+    assert office.counts(campaign) == {"sent": 10, "pending": 20}
+    message = office.one("""SELECT message FROM "CampaignLog" WHERE action = 'failed'""")
+    assert message == "132001: the template does not exist"
+    assert worker.claim(campaign) is None
+
+
+def test_a_pause_wins_over_a_failure(office: Office) -> None:
+    """A campaign that the user paused meanwhile is not turned into a failed one."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker()
+    worker.start(campaign)
+    office.pause(campaign)
+    worker.runs.fail([campaign], "refused")
+    assert office.status(campaign) == "paused"
+
+
+def failed_account(worker: Worker, campaign_id: str, reason: str) -> None:
+    """The provider refuses the account of this campaign's batch."""
+    batch = worker.claim(campaign_id)
+    assert batch
+    worker.runs.fail_account(batch, reason)
+
+
+def test_a_refused_account(office: Office) -> None:
+    """All running campaigns of the same WhatsApp account fail with it: no e-mail campaign, no other tenant's."""
+    crm = office.crm
+    other = crm.add_tenant("Other Traders")
+    mine = [crm.add_campaign("whatsapp", recipients=1) for _ in range(2)]
+    mail, foreign = crm.add_campaign(recipients=1), crm.add_campaign("whatsapp", recipients=1, tenant_id=other)
+    worker = office.worker()
+    worker.start(mine[0])
+    failed_account(worker, mine[0], "190: token expired")
+    assert [office.status(each) for each in (*mine, mail, foreign)] == ["failed", "failed", "running", "running"]
+
+
+def test_a_revoked_grant(office: Office) -> None:
+    """A user's refused Gmail ends that user's campaigns only; a refused SMTP_URL that one campaign only."""
+    first = gmail_campaign(office, 1)
+    tenant, user = office.rows('SELECT "tenantId", "userId" FROM "Campaign" WHERE id = %s', first)[0]
+    second = office.crm.add_campaign(recipients=1, tenant_id=tenant, user_id=user)
+    colleague = office.crm.add_campaign(recipients=1, tenant_id=tenant, user_id=office.crm.add_user(tenant))
+    by_smtp = [office.crm.add_campaign(recipients=1) for _ in range(2)]
+    worker = office.worker()
+    worker.start(first)
+    worker.prepare(by_smtp[0])
+    failed_account(worker, first, "invalid_grant")
+    assert [office.status(each) for each in (first, second, colleague)] == ["failed", "failed", "running"]
+    failed_account(worker, by_smtp[0], "535 refused")
+    assert [office.status(each) for each in (*by_smtp, colleague)] == ["failed", "running", "running"]
+
+
+def test_opted_out(office: Office) -> None:
+    """Who opted out is known in later campaigns of the tenant, however the number is written; not in another's."""
+    crm = office.crm
+    numbers = [{"recipientPhone": "+91 98123 45678"}]
+    first = crm.add_campaign("whatsapp", recipients=numbers)
+    worker = office.worker()
+    worker.start(first)
+    worker.send(first, Kind.OPTED_OUT)
+    assert office.counts(first) == {"failed": 1}
+    same = crm.add_campaign("whatsapp", recipients=[{"recipientPhone": "09812345678"}])
+    foreign = crm.add_campaign("whatsapp", recipients=numbers, tenant_id=crm.add_tenant("Other Traders"))
+    worker.start(same)
+    worker.prepare(foreign)
+    told = [(batch := worker.claim(each)) and batch.recipients[0].opted_out for each in (same, foreign)]
+    assert told == ["550 opted out", None]
+
+
+def gmail_campaign(office: Office, recipients: int) -> str:
+    """A campaign of a user who connected Gmail, which can be asked about its messages."""
+    mail = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
+    tenant = office.crm.add_tenant("Gmail Traders", settings={"mail": mail})
+    expiry = utc_now() + timedelta(hours=1)
+    columns = accounts.gmail_columns("owner@gmail.example")
+    user = office.crm.add_user(tenant, gmailTokenExpiry=expiry, **columns)
+    return office.crm.add_campaign(recipients=recipients, tenant_id=tenant, user_id=user)
+
+
+def ask(worker: Worker, campaign: str) -> Batch | None:
+    row = worker.row(campaign)
+    batch = worker.batches.claim_unconfirmed(row, worker.transports.route(row), worker.holder)
+    worker.open += [batch] if batch else []
+    return batch
+
+
+def test_unconfirmed_is_asked_for(office: Office) -> None:
+    """Where the provider can be asked, an unconfirmed send stays 'sending' until it was; then it is sent, or due."""
+    campaign = gmail_campaign(office, 2)
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.send(campaign, Kind.UNCONFIRMED)
+    assert office.counts(campaign) == {"sending": 2}
+    assert worker.claim(campaign) is None
+    assert worker.end(campaign) is False
+    assert ask(worker, campaign) is None  # too early
+    office.clock.ahead = timedelta(seconds=40)
+    batch = ask(worker, campaign)
+    assert batch
+    assert {recipient.attempts for recipient in batch.recipients} == {1}
+    outcome(worker, batch, Kind.ACCEPTED, Kind.UNTOUCHED)
+    worker.settle(batch)
+    assert office.counts(campaign) == {"sent": 1, "pending": 1}
+    settled = worker.send(campaign)
+    assert settled
+    assert settled.sent == 1
+    assert worker.end(campaign)
+
+
+def test_unconfirmed_and_set_back(office: Office) -> None:
+    """An unconfirmed send that is settled otherwise before it is asked for does not keep its campaign from ending."""
+    campaign = gmail_campaign(office, 1)
+    worker = office.worker()
+    worker.start(campaign)
+    worker.send(campaign, Kind.UNCONFIRMED)
+    office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'delivered'""")
+    for _ in range(3):
+        office.clock.ahead += timedelta(seconds=2 * LEASE_SECONDS)
+        ask(worker, campaign)
+        for orphan in worker.batches.orphans():
+            row = worker.row(campaign)
+            worker.batches.settle(row, worker.batches.recover(orphan, row, worker.transports.route(row)))
+    assert worker.end(campaign)
+    assert office.status(campaign) == "completed"
+
+
+def test_resend(office: Office) -> None:
+    """With UNCONFIRMED_SENDS=resend an unconfirmed send is tried again at once instead of failing."""
+    campaign = office.crm.add_campaign(recipients=1)
+    worker = office.worker(UNCONFIRMED_SENDS="resend")
+    worker.start(campaign)
+    worker.send(campaign, Kind.UNCONFIRMED)
+    assert office.counts(campaign) == {"pending": 1}
+    settled = worker.send(campaign)
+    assert settled
+    assert settled.sent == 1
+
+
+def test_one_batch_delay(office: Office) -> None:
+    """After a full batch the campaign's next one waits for CAMPAIGN_BATCH_DELAY; another campaign does not."""
+    first, second = office.crm.add_campaign(recipients=30), office.crm.add_campaign(recipients=30)
+    worker = office.worker(CAMPAIGN_BATCH_DELAY="60s")
+    worker.start(first)
+    worker.prepare(second)
+    worker.send(first)
+
+    def ready() -> set[str]:
+        return {row["id"] for row in worker.db.all(SQL["ready"], now=office.clock(), busy=[])}
+
+    assert ready() == {second}
+    office.clock.ahead = timedelta(seconds=61)
+    assert ready() == {first, second}
+
+
+def test_a_deleted_campaign(office: Office) -> None:
+    """A campaign that the CRM deletes while a batch of it is out leaves nothing behind once that is dropped."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.journal.close()
+    office.crm.execute('DELETE FROM "Campaign"')
+    worker.runs.disown()
+    (orphan,) = worker.batches.orphans()
+    worker.batches.drop(orphan)
+    for table in ("campaign_run", "campaign_batch", "campaign_retry", "unconfirmed_send"):
+        assert office.one(f"SELECT count(*) FROM worker.{table}") == 0
+    assert journals(worker) == []

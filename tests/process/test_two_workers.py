@@ -1,0 +1,127 @@
+"""Two workers at once, whatever becomes of their lock: nobody gets two copies, nobody is left out."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from books import Books
+from workers import LOCK, Start, wait_for
+
+from sandbox.crm import Crm
+from sandbox.world import World
+
+
+# A worker that finds a batch in another's hands looks again after 10 seconds; a test need not wait for it.
+LOOK_AT_ONCE = """UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'
+                  WHERE next_batch_at > now() AT TIME ZONE 'UTC' + interval '2 s'"""
+
+
+@contextmanager
+def lock_deleted_all_the_time(url: str) -> Iterator[None]:
+    """An operator who does not stop typing redis-cli DEL."""
+    over = threading.Event()
+
+    def delete() -> None:
+        with redis.Redis.from_url(url) as client:
+            while not over.wait(0.002):
+                client.delete(LOCK)
+
+    operator = threading.Thread(target=delete)
+    operator.start()
+    try:
+        yield
+    finally:
+        over.set()
+        operator.join()
+
+
+@pytest.mark.parametrize(("one_state_dir", "batch_delay"), [(True, "0"), (False, "1ms")])
+def test_two_that_both_believe_to_have_the_lock_share_the_work(
+    one_state_dir: bool,
+    batch_delay: str,
+    crm: Crm,
+    world: World,
+    books: Books,
+    start: Start,
+    redis_url: str,
+    tmp_path: Path,
+) -> None:
+    """Both claim at the same time, from the same campaigns; each recipient gets one message."""
+    world.set_rates(whatsapp_rate=0)
+    email = crm.add_campaign("email", recipients=600)
+    whatsapp = crm.add_campaign("whatsapp", recipients=300)
+    other_dir = books.state_dir if one_state_dir else tmp_path / "other"
+    with lock_deleted_all_the_time(redis_url):
+        pair = [
+            start(STATE_DIR=str(each), CAMPAIGN_BATCH_SIZE="4", CAMPAIGN_BATCH_DELAY=batch_delay)
+            for each in (books.state_dir, other_dir)
+        ]
+        holders = "SELECT count(DISTINCT split_part(holder, ':', 2)) FROM worker.campaign_batch"
+        wait_for(lambda: crm.value(holders) == 2, "both have a batch at the same time")
+
+        def all_ended() -> bool:
+            crm.execute(LOOK_AT_ONCE)
+            return books.ended(email, whatsapp)
+
+        wait_for(all_ended, "the campaigns end")
+    assert [crm.counts(email), crm.counts(whatsapp)] == [{"sent": 600}, {"sent": 300}]
+    books.nobody_twice("smtp", "whatsapp")
+    assert [books.log(email), books.log(whatsapp)] == [["started", "completed"]] * 2
+    for worker in pair:
+        assert worker.said("Traceback") == 0
+        assert worker.said("want of a server") == 0
+        assert worker.stop() == 0
+    assert books.journals() == []
+
+
+@pytest.mark.parametrize("end", ["thawed", "killed"])
+def test_a_frozen_holder_is_overtaken_and_its_batch_left_alone_until_it_ends(
+    end: str, crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
+) -> None:
+    """Its lock runs out, another worker goes on with the rest; the frozen one's batch is settled once, whoever does it."""
+    world.script("smtp", action="hang", seconds=0.3, times=8)
+    campaign = crm.add_campaign("email", recipients=200)
+    settings = {"LOCK_TTL_MS": "1000", "CAMPAIGN_BATCH_SIZE": "40", "CAMPAIGN_BATCH_DELAY": "1ms"}
+    frozen = start(**settings)
+    world.wait_for("smtp", 4)
+    frozen.freeze()
+    held = crm.value("SELECT recipient_ids FROM worker.campaign_batch")
+    assert len(held) == 40
+    wait_for(lambda: not redis_client.exists(LOCK), "the lock runs out")
+    other = start(**settings)
+    wait_for(lambda: books.sent(campaign) == 160, "the other one sends the rest")
+    left = 'SELECT count(*) FROM "CampaignRecipient" WHERE status = %s AND id = ANY (%s)'
+    assert crm.value(left, "sending", held) == 40
+    assert books.status(campaign) == "running"
+    if end == "thawed":
+        frozen.thaw()
+    else:
+        frozen.kill()
+    crm.execute(LOOK_AT_ONCE)
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    lost = books.balance(campaign)
+    assert lost == 0 if end == "thawed" else lost <= 8
+    assert other.said("dead worker") == (end == "killed")
+
+
+def test_a_frozen_holder_that_is_thawed_claims_nothing_without_the_lock(
+    crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
+) -> None:
+    """After the freeze it finishes the batch it has, and leaves the next one to whom the lock belongs now."""
+    world.script("smtp", action="hang", seconds=0.3, times=8)
+    campaign = crm.add_campaign("email", recipients=60)
+    worker = start(LOCK_TTL_MS="1000", CAMPAIGN_BATCH_SIZE="20", CAMPAIGN_BATCH_DELAY="1ms")
+    world.wait_for("smtp", 4)
+    worker.freeze()
+    wait_for(lambda: not redis_client.exists(LOCK), "the lock runs out")
+    redis_client.set(LOCK, "another:1:abc")
+    worker.thaw()
+    wait_for(lambda: worker.said("another worker is at it"), "the worker sees that another one has the lock")
+    assert crm.counts(campaign) == {"sent": 20, "pending": 40}
+    assert world.total("smtp") == 20
+    redis_client.delete(LOCK)
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign) == 0
