@@ -89,7 +89,8 @@ def channels(raw: str) -> list[str]:
 
 
 def as_json(benchmark: str, report: Report) -> dict[str, object]:
-    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    machine = {"cores": cores, "load_at_end": load, "python": platform.python_version()}
     at = datetime.now(UTC).isoformat(timespec="seconds")
     return {"benchmark": benchmark, "at": at, "machine": machine, **report.as_json()}
 

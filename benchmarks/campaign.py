@@ -32,6 +32,7 @@ TEXT = "Namaste {{name}},\n\n" + "".join(f"Our Diwali offers are here, number {i
 
 def run(options: argparse.Namespace, progress: Progress) -> Report:
     """Measures each channel with each number of recipients. Raises Failure when a count is wrong."""
+    load = os.getloadavg()[0]
     progress.say("starting PostgreSQL and Redis ...")
     with world() as servers:
         measured = [
@@ -40,6 +41,10 @@ def run(options: argparse.Namespace, progress: Progress) -> Report:
         ]
     cores = len(os.sched_getaffinity(0))
     title = f"campaign: {options.concurrency} connections, batches of {options.batch_size}, {cores} cores"
+    if load > cores / 4:
+        title += (
+            f"\nThe machine was busy with something else (load {load:.1f}): CPU times count, rates and ratios suffer."
+        )
     return Report(title, COLUMNS, [line(each) for each in measured], measured, targets(measured))
 
 

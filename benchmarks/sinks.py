@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.tally import Tally
 from sandbox.ports import free_port
+from sandbox.postgres_places import account
 from sandbox.servers import Child
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -37,8 +38,8 @@ def smtp_sink(folder: Path) -> Iterator[Sink]:
             yield sink
         return
     port, output = free_port(), folder / "smtp-sink.txt"
-    user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    with _running([program, *user, "-c", f"127.0.0.1:{port}", "512"], output, port):
+    # as nobody from the start: a program that gives up root's rights itself could outlive us
+    with _running([program, "-c", f"127.0.0.1:{port}", "512"], output, port, account()):
         yield Sink("smtp-sink", port, lambda: _counted(output))
 
 
@@ -58,8 +59,8 @@ def _own(module: str, folder: Path, name: str) -> Iterator[Sink]:
 
 
 @contextmanager
-def _running(argv: list[str], log: Path, port: int) -> Iterator[None]:
-    child = Child(argv, log, directory=PROJECT)
+def _running(argv: list[str], log: Path, port: int, user: tuple[int, int] | None = None) -> Iterator[None]:
+    child = Child(argv, log, directory=PROJECT, user=user)
     try:
         child.wait_until(lambda: _listens(port), Path(argv[0]).name)
         yield

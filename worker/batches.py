@@ -104,14 +104,16 @@ class Batches:
         return size if transport.rate is None else min(size, max(1, int(transport.rate * ROUND_SECONDS)))
 
     def renew(self, batches: Iterable[Batch]) -> None:
-        """Tells other machines now and then that this process still works on its batches."""
+        """Tells other machines now and then that this process still works on its batches; a lost one is halted."""
         open_batches = list(batches)
         if not open_batches or time.monotonic() - self._renewed_at < RENEW_SECONDS:
             return
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         for batch in open_batches:
-            self._db.all(self._sql["renew"], ids=[batch.id], holder=batch.holder, now=self._clock())
-            batch.lease_until = now + LEASE_SECONDS
+            if self._db.all(self._sql["renew"], ids=[batch.id], holder=batch.holder, now=self._clock()):
+                batch.lease_until = now + LEASE_SECONDS
+            else:
+                batch.halt()  # frozen for so long that another machine has settled it
         self._renewed_at = time.monotonic()
 
     def settle(self, campaign: Row, batch: Batch) -> Settled:
@@ -180,7 +182,7 @@ class Batches:
 
     def _unconfirmed_row(self, batch: Batch, recipient: Recipient, outcome: Outcome) -> tuple[Any, ...]:
         attempts = recipient.attempts + 1
-        if batch.transport.can_be_asked:
+        if batch.transport.can_be_asked and batch.may_ask:
             ask_at = outcome.at + timedelta(seconds=ASK_AFTER_SECONDS)
             return recipient.id, RecipientState.SENDING, None, outcome.reason, attempts, ask_at
         if self._settings.unconfirmed_sends == "resend" and attempts < self._settings.campaign_max_attempts:
@@ -220,7 +222,8 @@ class Batches:
         row, now = orphan.row, self._clock()
         found = self._db.all(self._sql["batch_recipients"], ids=row["recipient_ids"], campaign_id=campaign["id"])
         recipients = [Recipient(**each) for each in found]
-        journal = orphan.journal or self._journals.create(row["id"], len(recipients))
+        # by another name: an empty journal of this batch would tell a successor that nothing was sent
+        journal = orphan.journal or self._journals.create(str(uuid4()), 1)
         entries = orphan.journal.read() if orphan.journal else dict.fromkeys(row["recipient_ids"])
         batch = Batch(row["id"], row["holder"], transport, recipients, journal, lease_until=0.0, halted=True)
         batch.outcomes = {key: Outcome.from_entry(entry, now) for key, entry in entries.items()}

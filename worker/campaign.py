@@ -17,13 +17,13 @@ from worker.batches import ROUND_SECONDS, Batches, Orphan
 from worker.counters import Counters
 from worker.db import Database, Row, queries
 from worker.dispatch import Batch, Dispatcher, Kind, Outcome
-from worker.errors import AccountRejected, CampaignRejected, SendError, TransportMissing
+from worker.errors import AccountRejected, CampaignRejected, RetryLater, SendError, TransportMissing
 from worker.events import Events
 from worker.lock import Lock
 from worker.loop import Result, Signals, utc_now
 from worker.providers.google_token import InvalidGrant
 from worker.redis_client import connect
-from worker.runs import Runs
+from worker.runs import PREPARING_SECONDS, Runs
 from worker.settings import Settings
 from worker.targets import prepare
 from worker.transports import Transports, grant_update
@@ -71,6 +71,7 @@ class CampaignJob:
 
     def start(self) -> None:
         migrate.require_current(self._db)
+        self._db.all(self._sql["drop_retries"])
         self._batches.sweep_journals()
 
     def tick(self, now: datetime) -> Result:
@@ -90,7 +91,8 @@ class CampaignJob:
         todo = self._survey()
         self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
         due = [todo[key] for key in ("next_scheduled", "next_batch") if todo[key]]
-        paced_until = self._clock() + timedelta(seconds=self._settings.campaign_batch_delay_seconds)
+        pace_seconds = max(self._settings.campaign_batch_delay_seconds, PREPARING_SECONDS)
+        paced_until = self._clock() + timedelta(seconds=pace_seconds)
         return Result(
             self._counts,
             next_at=min([*due, *filter(None, [todo["next_ask"]])], default=None),
@@ -151,6 +153,7 @@ class CampaignJob:
     def _claim_for_ready_runs(self) -> None:
         sending = {batch.campaign["id"] for batch in self._dispatcher.open}
         full = {each for each in sending if self._dispatcher.number_open(each) >= self._batches.side_by_side}
+        full |= {batch.campaign["id"] for batch in self._dispatcher.open if batch.halted}  # refused, or put off
         for ready in self._db.all(self._sql["ready"], now=self._clock(), busy=list(full | self._exhausted)):
             campaign = self._db.one(self._sql["campaign"], campaign_id=ready["id"])
             if campaign and self._may_claim():
@@ -249,6 +252,9 @@ class CampaignJob:
                 accepted = None if reason else batch.transport.find(recipient)
             except SendError as error:
                 reason = str(error)
+                # refused, not put off: a grant that was withdrawn, or that only lets us send, will never tell
+                batch.may_ask = isinstance(error, RetryLater)
+                batch.rejected = error if isinstance(error, InvalidGrant) else None
             if reason:
                 outcome = Outcome(Kind.UNCONFIRMED, self._clock(), reason)
             elif accepted:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import psycopg2
 import psycopg2.extensions
@@ -43,10 +43,10 @@ def queries(job: str) -> Mapping[str, str]:
 def libpq_url(url: str) -> tuple[str, str | None]:
     """DATABASE_URL as libpq takes it, and the schema that a Node.js style ``?schema=`` named."""
     parts = urlsplit(url)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    kept = [(key, value) for key, value in pairs if key not in _NODE_ONLY]
-    schema = dict(pairs).get("schema")
-    return urlunsplit(parts._replace(query=urlencode(kept))), schema
+    pairs = [pair for pair in parts.query.split("&") if pair]  # as they are: libpq reads percent signs, no plus
+    kept = [pair for pair in pairs if pair.partition("=")[0] not in _NODE_ONLY]
+    schema = next((unquote(pair.partition("=")[2]) for pair in pairs if pair.startswith("schema=")), None)
+    return urlunsplit(parts._replace(query="&".join(kept))), schema
 
 
 class Database:

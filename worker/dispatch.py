@@ -66,6 +66,18 @@ class Kind(StrEnum):
     UNTOUCHED = "untouched"
 
 
+# what an error makes of its recipient; the most special first
+KINDS: tuple[tuple[type[SendError], Kind], ...] = (
+    (RecipientPutOff, Kind.PUT_OFF_ALONE),
+    (RetryLater, Kind.PUT_OFF),
+    (RecipientOptedOut, Kind.OPTED_OUT),
+    (RecipientRefused, Kind.REFUSED),
+    (CampaignRejected, Kind.UNTOUCHED),
+    (AccountRejected, Kind.UNTOUCHED),
+    (Unconfirmed, Kind.UNCONFIRMED),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     kind: Kind
@@ -110,6 +122,7 @@ class Batch:
     held: bool = False
     halted: bool = False
     rejected: CampaignRejected | AccountRejected | None = None
+    may_ask: bool = True  # the provider, about messages without an answer
 
     def __post_init__(self) -> None:
         self.waiting.extend(self.recipients)
@@ -316,21 +329,11 @@ class Dispatcher:
         return outcome
 
     def _failed(self, batch: Batch, error: SendError) -> Outcome:
-        now, reason = self._clock(), str(error)
-        match error:
-            case RecipientPutOff():
-                return Outcome(Kind.PUT_OFF_ALONE, now, reason, error.delay_seconds)
-            case RetryLater():
-                return Outcome(Kind.PUT_OFF, now, reason, error.delay_seconds)
-            case RecipientOptedOut():
-                return Outcome(Kind.OPTED_OUT, now, reason)
-            case RecipientRefused():
-                return Outcome(Kind.REFUSED, now, reason)
-            case CampaignRejected() | AccountRejected():
-                batch.rejected = error
-                batch.halt()
-                return Outcome(Kind.UNTOUCHED, now, reason)
-            case Unconfirmed():
-                return Outcome(Kind.UNCONFIRMED, now, reason)
-            case _:
-                raise error
+        kind = next(kind for error_class, kind in KINDS if isinstance(error, error_class))
+        if isinstance(error, CampaignRejected | AccountRejected):
+            batch.rejected = error
+            for each in list(self.open):  # its other half, too
+                if each.campaign["id"] == batch.campaign["id"]:
+                    each.halt()
+        delay_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
+        return Outcome(kind, self._clock(), str(error), delay_seconds)

@@ -65,7 +65,9 @@ class JsonFormatter(logging.Formatter):
 
 def _shown(value: object) -> str:
     shown = _one_line(str(value))
-    return f'"{shown}"' if " " in shown or not shown else shown
+    if shown and not any(char in shown for char in ' "='):
+        return shown
+    return '"' + shown.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _one_line(message: str) -> str:

@@ -129,7 +129,8 @@ class Runs:
         if left["ahead"]:
             self._wait(campaign, now + timedelta(seconds=LOCKED_SECONDS))  # locked by the CRM just now
         elif left["behind"]:
-            self._db.all(self._sql["unprepare"], **which)
+            again = now + timedelta(seconds=PREPARING_SECONDS)
+            self._db.all(self._sql["unprepare"], next_batch_at=again, **which)
         elif left["held_elsewhere"]:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
         elif left["next_retry"] or left["next_ask"]:

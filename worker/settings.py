@@ -91,9 +91,10 @@ def url(*schemes: str) -> Callable[[str], str]:
             parts = urlsplit(raw.strip())
         except ValueError:
             parts = urlsplit("")
-        if parts.scheme not in schemes or not (parts.netloc or parts.path):
+        web = parts.scheme in ("http", "https")
+        if parts.scheme not in schemes or f"{parts.scheme}://" not in raw or (web and not parts.netloc):
             raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
-        return raw.strip().rstrip("/")
+        return raw.strip().rstrip("/") if web else raw.strip()
 
     return read
 

@@ -474,6 +474,28 @@ def test_disjoint_claims(office: Office) -> None:
     assert Counter(recipient_id for (recipient_id,) in held) == claimed
 
 
+def test_rows_that_the_crm_holds(office: Office, database_url: str) -> None:
+    """A claim does not wait for recipients that the CRM is just writing to: it takes the others, and those later."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    with closing(psycopg2.connect(database_url)) as page, page.cursor() as cursor:
+        cursor.execute("""SELECT id FROM "CampaignRecipient" ORDER BY id LIMIT 3 FOR UPDATE""")
+        locked = {recipient_id for (recipient_id,) in cursor.fetchall()}
+        worker.db.all("SET lock_timeout = '1s'")
+        batch = worker.claim(campaign)
+        assert batch
+        assert len(batch.recipients) == 7
+        outcome(worker, batch)
+        worker.settle(batch)
+        assert worker.claim(campaign) is None
+        assert worker.end(campaign) is False
+    worker.prepare(campaign)
+    late = worker.claim(campaign)
+    assert late
+    assert {recipient.id for recipient in late.recipients} == locked
+
+
 def test_a_lost_claim(office: Office) -> None:
     """A worker whose claim is gone writes nothing at all: no status, no count, no outbox row, no retry."""
     campaign = office.crm.add_campaign(recipients=10)

@@ -157,7 +157,7 @@ def test_what_a_recipient_row_holds(crm: Crm, targets: Targets) -> None:
     ],
 )
 def test_lead_filters(crm: Crm, targets: Targets, filters: dict[str, Any], numbers: set[int]) -> None:
-    """Filters of leads narrow by status, priority, any of the tags, owner, age, and words in name, address or firm."""
+    """Filters of leads narrow by status, priority, any of the tags, owner, age, and words in name, mail or firm."""
     days = [datetime(2026, 1, day) for day in (1, 2, 3, 4)]  # noqa: DTZ001
     rows: list[dict[str, Any]] = [
         {"name": "Asha", "status": "new", "priority": "low", "tags": ["a"], "company": "One"},

@@ -62,7 +62,7 @@ class Books:
         """Nobody twice, nobody left out, every table in order; returns how many were unconfirmed."""
         self.nobody_twice(channel)
         arrived = self.world.counts(channel)
-        address = "lower(\"recipientEmail\")" if CHANNELS[channel] == "email" else "ltrim(\"recipientPhone\", '+')"
+        address = 'lower("recipientEmail")' if CHANNELS[channel] == "email" else "ltrim(\"recipientPhone\", '+')"
         rows = self.crm.execute(
             f'SELECT {address}, status, "errorMessage" FROM "CampaignRecipient" WHERE "campaignId" = %s',
             (campaign_id,),

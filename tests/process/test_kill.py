@@ -2,9 +2,11 @@
 
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psycopg2.extensions
 import pytest
@@ -235,27 +237,46 @@ def started_messages(books: Books) -> int:
     return sum(path.read_bytes().count(b"\n") for path in books.state_dir.rglob("*.journal"))
 
 
-def test_a_grant_that_was_revoked_before_gmail_could_be_asked_ends_the_waiting(
-    crm: Crm, world: World, books: Books, start: Start, gmail_user: str
+@pytest.fixture
+def send_only_gmail() -> Iterator[str]:
+    """A Gmail that does not let us look into the mailbox."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(403, "Insufficient Permission")
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing on the terminal."""
+
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+def test_a_gmail_that_cannot_be_asked_ends_the_waiting(
+    revoked: bool, crm: Crm, world: World, books: Books, start: Start, gmail_user: str, send_only_gmail: str
 ) -> None:
-    """Nobody can be asked any more: the connection is cleared, the recipients are unconfirmed, nothing waits."""
+    """The grant was withdrawn, or is good for sending only: the recipients are unconfirmed, nothing waits for ever."""
     world.script("gmail", action="hang", seconds=60)
     campaign = gmail_campaign(crm, gmail_user, 4)
     worker = start()
     world.wait_for("gmail", 4)
     worker.kill()
     world.clear_script()
-    world.revoke(accounts.GMAIL_ACCESS_TOKEN)
-    world.revoke(accounts.GMAIL_REFRESH_TOKEN)
-    start()
+    if revoked:
+        world.revoke(accounts.GMAIL_ACCESS_TOKEN)
+        world.revoke(accounts.GMAIL_REFRESH_TOKEN)
+    start(**({} if revoked else {"GMAIL_API_URL": send_only_gmail}))
     wait_for(lambda: waiting_to_ask(crm) == 4, "the dead worker's batch is settled")
-
-    def asked_to_the_end() -> bool:
-        ask_now(crm)
-        return crm.counts(campaign) == {"failed": 4}
-
-    wait_for(asked_to_the_end, "the recipients are given up", 10)
+    ask_now(crm)
+    wait_for(lambda: crm.counts(campaign) == {"failed": 4}, "the recipients are given up", 5)
     assert books.unconfirmed(campaign) == 4
-    assert crm.value('SELECT "gmailRefreshToken" FROM "User" WHERE id = %s', gmail_user) is None
     assert waiting_to_ask(crm) == 0
+    wait_for(lambda: books.ended(campaign) or not revoked, "the campaign fails")
+    connected = crm.value('SELECT "gmailRefreshToken" IS NOT NULL FROM "User" WHERE id = %s', gmail_user)
+    assert connected == (not revoked)
     assert world.total("gmail") == 4

@@ -33,9 +33,7 @@ def test_a_campaign_starts_at_its_time_and_not_at_the_next_interval(crm: Crm, bo
     campaigns = [crm.add_campaign("email", recipients=2, scheduled_at=at) for at in scheduled]
     start(CAMPAIGN_INTERVAL="60")
     wait_for(lambda: books.ended(*campaigns), "the campaigns end")
-    late = [
-        (started_at(crm, each) - at).total_seconds() for each, at in zip(campaigns, scheduled, strict=True)
-    ]
+    late = [(started_at(crm, each) - at).total_seconds() for each, at in zip(campaigns, scheduled, strict=True)]
     assert all(0 <= seconds < 1.5 for seconds in late), late
 
 
@@ -73,9 +71,7 @@ def test_an_idle_worker_asks_the_database_once_an_interval(
     assert ticks - 1 <= asked <= ticks + 1
 
 
-def test_a_small_campaign_is_not_stuck_behind_a_big_one(
-    crm: Crm, world: World, books: Books, start: Start
-) -> None:
+def test_a_small_campaign_is_not_stuck_behind_a_big_one(crm: Crm, world: World, books: Books, start: Start) -> None:
     """Each round gives every campaign a batch: ten recipients have theirs long before two thousand."""
     big = crm.add_campaign("email", recipients=2000)
     start(CAMPAIGN_BATCH_SIZE="20")

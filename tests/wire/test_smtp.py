@@ -9,7 +9,14 @@ import pytest
 import trustme
 from raw_server import Connection, RawServer, Script
 
-from worker.errors import AccountRejected, CampaignRejected, RecipientPutOff, RecipientRefused, RetryLater, Unconfirmed
+from worker.errors import (
+    AccountRejected,
+    CampaignRejected,
+    RecipientPutOff,
+    RecipientRefused,
+    RetryLater,
+    Unconfirmed,
+)
 from worker.providers import Accepted, Email
 from worker.providers.smtp import SmtpProvider
 

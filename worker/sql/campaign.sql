@@ -200,7 +200,8 @@ WITH run AS (
     FROM run, LATERAL (
         SELECT p.id FROM "CampaignRecipient" p
         WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending' AND p.id > run.position
-          AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)
+          -- a look at each row's own retry: as a join it would read those of all campaigns
+          AND (SELECT q.recipient_id FROM worker.campaign_retry q WHERE q.recipient_id = p.id) IS NULL
         ORDER BY p.id LIMIT %(size)s - (SELECT count(*) FROM retried)
         FOR UPDATE SKIP LOCKED
     ) AS p
@@ -234,7 +235,8 @@ LEFT JOIN worker.suppression s
    AND s.address = worker.address(%(channel)s, claimed.email, claimed.phone);
 
 -- name: renew  Says that the holder of these batches is alive.
-UPDATE worker.campaign_batch SET renewed_at = %(now)s WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s;
+UPDATE worker.campaign_batch SET renewed_at = %(now)s WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s
+RETURNING id;
 
 -- name: settle  Writes the outcome of a batch, once: only while the claim that sent it still holds it.
 WITH held AS (
@@ -322,7 +324,7 @@ SELECT
 FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s;
 
 -- name: unprepare  Looks at the campaign from its start again: recipients were added or set back meanwhile.
-UPDATE worker.campaign_run SET prepared = false WHERE campaign_id = %(campaign_id)s;
+UPDATE worker.campaign_run SET prepared = false, next_batch_at = %(next_batch_at)s WHERE campaign_id = %(campaign_id)s;
 
 -- name: fail_lost  Recipients held by no batch at all: somebody emptied the worker's own tables.
 UPDATE "CampaignRecipient" SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
@@ -368,6 +370,8 @@ WITH ended AS (
     RETURNING c.id, c."tenantId", c."userId"
 ), run AS (
     DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
+), retries AS (
+    DELETE FROM worker.campaign_retry q USING ended WHERE q.campaign_id = ended.id
 ), logged AS (
     INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
     SELECT gen_random_uuid()::text, "tenantId", id, 'failed', %(reason)s, %(now)s FROM ended
@@ -390,6 +394,12 @@ DELETE FROM worker.campaign_batch WHERE id = %(batch_id)s;
 -- name: drop_unconfirmed  Forgets unconfirmed sends whose campaign or recipient was deleted.
 DELETE FROM worker.unconfirmed_send s
 WHERE NOT EXISTS (SELECT FROM "CampaignRecipient" p WHERE p.id = s.recipient_id);
+
+-- name: drop_retries  Forgets retries of campaigns that ended without the worker, or were deleted.
+DELETE FROM worker.campaign_retry q
+WHERE NOT EXISTS (
+    SELECT FROM "Campaign" c WHERE c.id = q.campaign_id AND c.status NOT IN ('completed', 'failed')
+);
 
 -- name: due_to_ask  The campaigns with sends that a provider can be asked about now.
 SELECT DISTINCT campaign_id FROM worker.unconfirmed_send WHERE ask_at <= %(now)s;
