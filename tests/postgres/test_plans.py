@@ -285,7 +285,6 @@ def test_retries_that_are_due(db: Connection, work: Work, known: bool) -> None:
 
 @pytest.mark.parametrize("due", [True, False], ids=["due", "not due"])
 @pytest.mark.parametrize("db", ["50,000 deferred"], indirect=True)
-@pytest.mark.xfail(reason="a claim reads the retries of all campaigns up to its position", strict=True)
 def test_many_deferred(db: Connection, work: Work, due: bool) -> None:
     """A claim reads as many rows of the retries as it needs for one batch, however many wait behind it."""
     if due:

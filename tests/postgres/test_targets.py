@@ -387,6 +387,6 @@ def test_links_are_kept_once(crm: Crm, targets: Targets) -> None:
     links = targets.db.all(statement, id=campaign_id)
     assert len(links) == 1
     assert links[0]["tenantId"] == crm.tenant_id
-    targets.db.all(SQL["unprepare"], campaign_id=campaign_id)
+    targets.db.all(SQL["unprepare"], campaign_id=campaign_id, next_batch_at=utc_now())
     targets.prepared(campaign_id)
     assert targets.db.all(statement, id=campaign_id) == links

@@ -13,7 +13,6 @@ from workers import LOCK, Start, wait_for
 from sandbox.crm import Crm
 from sandbox.world import World
 
-
 # A worker that finds a batch in another's hands looks again after 10 seconds; a test need not wait for it.
 LOOK_AT_ONCE = """UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'
                   WHERE next_batch_at > now() AT TIME ZONE 'UTC' + interval '2 s'"""

@@ -201,7 +201,7 @@ WITH run AS (
         SELECT p.id FROM "CampaignRecipient" p
         WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending' AND p.id > run.position
           -- a look at each row's own retry: as a join it would read those of all campaigns
-          AND (SELECT q.recipient_id FROM worker.campaign_retry q WHERE q.recipient_id = p.id) IS NULL
+          AND coalesce((SELECT false FROM worker.campaign_retry q WHERE q.recipient_id = p.id), true)
         ORDER BY p.id LIMIT %(size)s - (SELECT count(*) FROM retried)
         FOR UPDATE SKIP LOCKED
     ) AS p
