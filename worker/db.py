@@ -69,9 +69,12 @@ class Database:
 
     def all(self, statement: str, /, **parameters: Any) -> list[Row]:
         """Runs one statement and returns its rows."""
-        with self._connected().cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
+        with self._connected().cursor() as cursor:
             cursor.execute(statement, parameters)
-            return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+            if cursor.description is None:
+                return []
+            names = [column.name for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def one(self, statement: str, /, **parameters: Any) -> Row | None:
         """Runs one statement and returns its first row, None when there is none."""

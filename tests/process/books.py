@@ -24,6 +24,14 @@ class Books:
         """Whether all of the campaigns came to an end."""
         return all(self.status(each) in ("completed", "failed") for each in campaign_ids)
 
+    def ended_early(self, *campaign_ids: str) -> bool:
+        """As ``ended``; whoever waits 10 seconds for a batch in another's hands looks again at once."""
+        self.crm.execute(
+            """UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'
+               WHERE next_batch_at > now() AT TIME ZONE 'UTC' + interval '2 s'"""
+        )
+        return self.ended(*campaign_ids)
+
     def sent(self, campaign_id: str) -> int:
         return self.crm.counts(campaign_id).get("sent", 0)
 

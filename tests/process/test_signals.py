@@ -161,7 +161,7 @@ def test_help_tells_what_it_does_and_what_it_reads(start: Start) -> None:
 def test_a_settlement_in_the_way_of_a_lock_does_not_lose_the_batch_at_a_stop(
     crm: Crm, world: World, books: Books, start: Start, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """The CRM holds a campaign's row for long: the stop waits for it, and the batch is settled by whoever comes next."""
+    """The CRM holds a campaign's row for long: the stop waits for it, and the batch is settled all the same."""
     world.script("smtp", action="hang", seconds=0.3)
     campaign = crm.add_campaign("email", recipients=4)
     worker = start()

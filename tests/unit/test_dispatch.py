@@ -160,6 +160,29 @@ def kinds(batch: Batch) -> dict[str, Kind]:
     return {recipient_id: outcome.kind for recipient_id, outcome in batch.outcomes.items()}
 
 
+def test_hanging_messages_after_quick_ones(batches: Batches) -> None:
+    """Messages that hang hold up nobody, also when quick ones before them left few lanes open."""
+    dispatcher = batches.dispatcher(8)
+    for _ in range(30):
+        dispatcher.add(batches.batch(Road(), people(50)))
+        finished(dispatcher)
+    gate = Gate()
+
+    def answer(recipient_id: str) -> Accepted:
+        if recipient_id in ("r-0", "r-1", "r-2"):
+            return gate(recipient_id)
+        return Accepted(f"<{recipient_id}@x>")
+
+    batch = batches.batch(Road(answer=answer), people(50))
+    dispatcher.add(batch)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while len(batch.outcomes) < 47:
+        assert dispatcher.finished() == []
+        assert time.monotonic() < deadline, "the others wait for the messages that hang"
+    gate.opened.set()
+    assert finished(dispatcher) == [batch]
+
+
 def test_all_accepted(batches: Batches) -> None:
     """Everybody gets one message, the journal knows each answer, and the dispatcher is free again."""
     road = Road()
