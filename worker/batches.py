@@ -128,7 +128,8 @@ class Batches:
         outbox = batch.transport.outbox(accepted)
         holds = campaign["holds"] + 1 if batch.held else 0
         opted_out = [key for key, outcome in batch.outcomes.items() if outcome.kind is Kind.OPTED_OUT]
-        written = self._db.one(
+        written = self._db.one_prepared(
+            "settle",
             self._sql["settle"],
             batch_id=batch.id, holder=batch.holder, now=now,
             outcomes=_as_json(dict(zip(_SETTLED, row, strict=True)) for row in rows),

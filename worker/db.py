@@ -19,6 +19,7 @@ import psycopg2.extras
 
 from worker.errors import SettingsError
 
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 AWAY = (psycopg2.OperationalError, psycopg2.InterfaceError)  # what a lost or missing server raises
 
 STATEMENT_TIMEOUT_SECONDS = 300  # target building for a million rows takes about twenty
@@ -56,6 +57,7 @@ class Database:
         self._url, self._schema = libpq_url(url)
         self._application_name = application_name
         self._connection: psycopg2.extensions.connection | None = None
+        self._prepared: dict[str, str] = {}  # how to run what this connection has prepared
         try:
             ports = psycopg2.extensions.parse_dsn(self._url).get("port", "")
         except psycopg2.ProgrammingError:
@@ -81,6 +83,20 @@ class Database:
         rows = self.all(statement, **parameters)
         return rows[0] if rows else None
 
+    def one_prepared(self, name: str, statement: str, /, **parameters: Any) -> Row | None:
+        """As ``one``, for a long statement that runs often: PostgreSQL parses and plans it once a connection.
+
+        The types of its parameters are what PostgreSQL makes of their first use.
+        """
+        connection = self._connected()
+        if name not in self._prepared:
+            order = list(dict.fromkeys(_PARAMETER.findall(statement)))
+            numbered = _PARAMETER.sub(lambda found: f"${order.index(found[1]) + 1}", statement).rstrip(";")
+            with connection.cursor() as cursor:
+                cursor.execute(f"PREPARE {name} AS " + numbered.replace("%%", "%"))
+            self._prepared[name] = f"EXECUTE {name} (" + ", ".join(f"%({each})s" for each in order) + ")"
+        return self.one(self._prepared[name], **parameters)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Groups the statements inside into one transaction."""
@@ -103,6 +119,7 @@ class Database:
     def _connected(self) -> psycopg2.extensions.connection:
         if self._connection is None or self._connection.closed:
             self._connection = self.connect()
+            self._prepared = {}
         return self._connection
 
     def connect(self) -> psycopg2.extensions.connection:
