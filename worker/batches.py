@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from worker.content.campaign import OutboxRow
 from worker.counters import Counters
-from worker.db import STATEMENT_TIMEOUT_SECONDS, Database, Row, queries
+from worker.db import Database, Row, queries
 from worker.dispatch import Batch, Kind, Outcome, Recipient
 from worker.journal import Journal, JournalDirectory
 from worker.loop import growing_pause
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 300.0  # a batch of another machine that was not renewed for so long has lost its holder
 RENEW_SECONDS = 30.0
-CLAIM_SECONDS = 2.0 * STATEMENT_TIMEOUT_SECONDS  # after it, a claim that did not commit never will
 ASK_AFTER_SECONDS = 30.0  # by then a provider has filed, or never will, what was on the wire
 RETRY_LIMIT_SECONDS = 3600.0
 HOLD_SECONDS = 15.0  # first pause of a campaign that the provider puts off as a whole; doubles up to
@@ -71,15 +70,17 @@ class Batches:
             transport,
             holder,
             size=self._size(transport),
+            sender=transport.sender,
             channel=campaign["channel"],
             tenant_id=campaign["tenantId"],
         )
 
-    def claim_unconfirmed(self, campaign: Row, transport: Transport, holder: str) -> Batch | None:
-        """Claims sends of which nobody knows whether they happened, to ask the provider."""
-        batch = self._open("claim_unconfirmed", campaign, transport, holder, size=self._settings.campaign_concurrency)
-        for recipient in batch.recipients if batch else []:
-            batch.journal.started(recipient.id)  # type: ignore[union-attr]  # still on the wire, for a successor
+    def claim_unconfirmed(self, campaign: Row, transport: Transport, sender: str, holder: str) -> Batch | None:
+        """Claims sends through ``sender`` of which nobody knows whether they happened, to ask the provider."""
+        size = self._settings.campaign_concurrency
+        batch = self._open("claim_unconfirmed", campaign, transport, holder, size=size, sender=sender)
+        if batch:
+            batch.may_ask = transport.sender == sender
         return batch
 
     def _open(self, statement: str, campaign: Row, transport: Transport, holder: str, **more: Any) -> Batch | None:
@@ -110,7 +111,7 @@ class Batches:
             return
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         for batch in open_batches:
-            if self._db.all(self._sql["renew"], ids=[batch.id], holder=batch.holder, now=self._clock()):
+            if self._db.all(self._sql["renew"], ids=[batch.id], holder=batch.holder):
                 batch.lease_until = now + LEASE_SECONDS
             else:
                 batch.halt()  # frozen for so long that another machine has settled it
@@ -134,7 +135,7 @@ class Batches:
             batch_id=batch.id, holder=batch.holder, now=now,
             outcomes=_as_json(dict(zip(_SETTLED, row, strict=True)) for row in rows),
             opted_out=opted_out, channel=campaign["channel"], tenant_id=campaign["tenantId"],
-            user_id=campaign["userId"], sender=batch.transport.sender_address,
+            user_id=campaign["userId"], sender=batch.transport.sender, sender_address=batch.transport.sender_address,
             outbox=_as_json(_outbox_record(row) for row in outbox),
             next_batch_at=now + timedelta(seconds=self._pause(batch, holds)), holds=holds,
         )  # fmt: skip
@@ -202,7 +203,7 @@ class Batches:
 
     def orphans(self) -> Iterator["Orphan"]:
         """The batches whose holder is gone; those of the living, frozen or not, are left alone."""
-        for row in self._db.all(self._sql["batches"]):
+        for row in self._db.all(self._sql["batches"], lease_seconds=LEASE_SECONDS):
             if orphan := self._orphan(row):
                 yield orphan
 
@@ -211,7 +212,7 @@ class Batches:
             with suppress(FileNotFoundError):
                 journal = self._journals.seize(row["id"])
                 return Orphan(row, journal) if journal else None
-        if (self._clock() - row["renewed_at"]).total_seconds() <= LEASE_SECONDS:
+        if not row["lapsed"]:
             return None
         log.warning(
             "the journal of a batch is out of reach", {"campaign": row["campaign_id"], "holder": row["holder"]}
@@ -225,8 +226,10 @@ class Batches:
         recipients = [Recipient(**each) for each in found]
         # by another name: an empty journal of this batch would tell a successor that nothing was sent
         journal = orphan.journal or self._journals.create(str(uuid4()), 1)
-        entries = orphan.journal.read() if orphan.journal else dict.fromkeys(row["recipient_ids"])
+        known = orphan.journal.read() if orphan.journal and not row["asking"] else None
+        entries = dict.fromkeys(row["recipient_ids"]) if known is None else known
         batch = Batch(row["id"], row["holder"], transport, recipients, journal, lease_until=0.0, halted=True)
+        batch.may_ask = row["sender"] == transport.sender
         batch.outcomes = {key: Outcome.from_entry(entry, now) for key, entry in entries.items()}
         return batch
 
@@ -239,7 +242,9 @@ class Batches:
     def sweep_journals(self) -> None:
         """Removes journals whose batch was settled just before its writer died."""
         old = self._journals.left_behind()
-        held = {row["id"] for row in self._db.all(self._sql["batches"])} if old else set()
+        held = (
+            {row["id"] for row in self._db.all(self._sql["batches"], lease_seconds=LEASE_SECONDS)} if old else set()
+        )
         for batch_id in old:
             with suppress(FileNotFoundError):
                 if batch_id not in held and (journal := self._journals.seize(batch_id)):

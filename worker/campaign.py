@@ -5,7 +5,6 @@ every running campaign one batch after the other: claim, send, settle, tell.
 """
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +22,9 @@ from worker.lock import Lock
 from worker.loop import Result, Signals, utc_now
 from worker.providers.google_token import InvalidGrant
 from worker.redis_client import connect
-from worker.runs import PREPARING_SECONDS, Runs
+from worker.runs import LOCKED_SECONDS, PREPARING_SECONDS, Runs
 from worker.settings import Settings
-from worker.targets import prepare
+from worker.targets import prepare, write_links
 from worker.transports import Transports, grant_update
 
 log = logging.getLogger(__name__)
@@ -78,18 +77,16 @@ class CampaignJob:
         self._counts = dict.fromkeys(("started", "adopted", "sent", "failed", "ended"), 0)
         self._dispatcher.reap()
         todo = self._survey()
-        if todo["any_batch"]:
-            self._recover()
-        if todo["next_ask"] and todo["next_ask"] <= now:
-            self._ask(now)
-        idle = not (todo["any_running"] or todo["next_batch"])
+        idle = not (todo["any_running"] or todo["next_batch"] or todo["any_batch"] or todo["next_ask"])
         if idle and not (todo["next_scheduled"] and todo["next_scheduled"] <= now):
             self._measure(pending=0.0, oldest_due_seconds=0.0)
             return Result(self._counts, todo["next_scheduled"])
-        self._look_for_work(now)
+        self._look_for_work(now, todo)
         self._send()
         todo = self._survey()
         self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
+        if todo["next_scheduled"] and todo["next_scheduled"] <= self._clock():
+            todo["next_scheduled"] = self._clock() + timedelta(seconds=LOCKED_SECONDS)  # more are due, or locked
         due = [todo[key] for key in ("next_scheduled", "next_batch") if todo[key]]
         pace_seconds = max(self._settings.campaign_batch_delay_seconds, PREPARING_SECONDS)
         paced_until = self._clock() + timedelta(seconds=pace_seconds)
@@ -99,13 +96,11 @@ class CampaignJob:
             unfinished=any(at <= paced_until for at in due),
         )
 
-    def close(self) -> None:
+    def close(self) -> bool:
         self._db.close()
         self._transports.close()
         self._redis.close()
-        if not self._dispatcher.close():
-            logging.shutdown()
-            os._exit(0)  # lanes still wait for a provider; their messages are settled as unconfirmed
+        return self._dispatcher.close()
 
     def _measure(self, pending: float, oldest_due_seconds: float) -> None:
         self._counters.gauge("campaign_pending_recipients", pending)
@@ -114,7 +109,11 @@ class CampaignJob:
     def _survey(self) -> Row:
         return self._db.one(self._sql["survey"]) or {}
 
-    def _look_for_work(self, now: datetime) -> None:
+    def _look_for_work(self, now: datetime, todo: Row) -> None:
+        if todo["any_batch"]:
+            self._recover()
+        if todo["next_ask"] and todo["next_ask"] <= now:
+            self._ask(now)
         self._counts["started"] += self._runs.start_due(now)
         self._runs.disown()
         self._counts["adopted"] += self._runs.adopt(now, self._settings.campaign_adopt_after_seconds)
@@ -131,7 +130,7 @@ class CampaignJob:
                 stuck = seconds > STUCK_SECONDS
                 if stuck and time.monotonic() - looked > ROUND_SECONDS and self._may_claim():
                     self._counters.heartbeat(self._clock())
-                    self._look_for_work(self._clock())
+                    self._look_for_work(self._clock(), self._survey())
                     looked = time.monotonic()
                 if (seconds < ROUND_SECONDS or stuck) and self._may_claim():
                     self._claim_for_ready_runs()
@@ -163,9 +162,10 @@ class CampaignJob:
     def _claim(self, campaign: Row) -> None:
         try:
             transport = self._transports.route(campaign)
-            if not (campaign["prepared"] or prepare(self._db, self._sql, campaign, transport, self._clock())):
+            if not (campaign["prepared"] or prepare(self._db, self._sql, campaign, self._clock())):
                 self._runs.wait_for_another(campaign)
                 return
+            write_links(self._db, self._sql, campaign, transport, self._clock())
         except (TransportMissing, CampaignRejected) as error:
             self._runs.fail([campaign["id"]], str(error))
             return
@@ -230,14 +230,15 @@ class CampaignJob:
         )  # fmt: skip
 
     def _ask(self, now: datetime) -> None:
-        """Asks providers about messages of which nobody knows whether they were sent."""
+        """Asks providers, for a moment, about messages of which nobody knows whether they were sent."""
+        until = time.monotonic() + ROUND_SECONDS
         self._db.all(self._sql["drop_unconfirmed"])
-        for row in self._db.all(self._sql["due_to_ask"], now=now):
-            campaign = self._db.one(self._sql["campaign"], campaign_id=row["campaign_id"])
-            if campaign is None:
+        for due in self._db.all(self._sql["due_to_ask"], now=now):
+            campaign = self._db.one(self._sql["campaign"], campaign_id=due["campaign_id"])
+            if campaign is None or time.monotonic() > until or not self._may_claim():
                 continue
             transport = self._transports.route_or_settle_only(campaign)
-            batch = self._batches.claim_unconfirmed(campaign, transport, self._lock.token)
+            batch = self._batches.claim_unconfirmed(campaign, transport, due["sender"], self._lock.token)
             if batch is None:
                 continue
             with self._runs.contained(campaign["id"]), closing(batch.journal):
@@ -246,7 +247,7 @@ class CampaignJob:
 
     def _ask_about(self, batch: Batch) -> None:
         """Gives each recipient the outcome that the provider knows of; if it cannot be asked, none."""
-        reason = None
+        reason = None if batch.may_ask else "the connection it was sent through is gone"
         for recipient in batch.recipients:
             try:
                 accepted = None if reason else batch.transport.find(recipient)

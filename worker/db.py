@@ -22,6 +22,8 @@ from worker.errors import SettingsError
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 AWAY = (psycopg2.OperationalError, psycopg2.InterfaceError)  # what a lost or missing server raises
 
+_AWAY_CODES = ("08", "53", "57P")  # connection, resources, shut down: classes of SQLSTATE
+
 STATEMENT_TIMEOUT_SECONDS = 300  # target building for a million rows takes about twenty
 LOCK_TIMEOUT_SECONDS = 30
 # Parameters that the CRM's Node.js client puts into DATABASE_URL and libpq does not know.
@@ -31,6 +33,12 @@ psycopg2.extras.register_default_json(globally=True)
 psycopg2.extras.register_default_jsonb(globally=True)
 
 Row = dict[str, Any]
+
+
+def is_away(error: psycopg2.Error) -> bool:
+    """Whether the server is lost or missing, rather than refuses a statement (a time-out or a lock, say)."""
+    code = error.pgcode
+    return isinstance(error, AWAY) and (code is None or code.startswith(_AWAY_CODES))
 
 
 @cache

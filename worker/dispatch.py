@@ -158,7 +158,7 @@ class Batch:
         self.outcomes[recipient.id] = outcome
         if outcome.kind is Kind.PUT_OFF_ALONE:
             return
-        if outcome.kind is not Kind.PUT_OFF:
+        if outcome.kind not in (Kind.PUT_OFF, Kind.UNCONFIRMED):  # a provider that never answers is put off too
             self.put_off_in_a_row = 0
             return
         self.put_off_in_a_row += 1
@@ -227,7 +227,8 @@ class Dispatcher:
             batch.take_back()
             for recipient in batch.in_lanes():
                 reason = "the worker was stopped before the provider answered"
-                batch.outcomes[recipient.id] = Outcome(Kind.UNCONFIRMED, self._clock(), reason)
+                # a lane that has its answer just now wins
+                batch.outcomes.setdefault(recipient.id, Outcome(Kind.UNCONFIRMED, self._clock(), reason))
         return list(self.open)
 
     def abandon(self) -> None:
@@ -265,8 +266,12 @@ class Dispatcher:
                 batch.ready.append(batch.waiting.popleft())
         useful = self._useful.get(type(batch.transport.provider), self._concurrency)
         # a lane that has just found nobody still counts: whoever became ready since gets one at the next look
-        for _ in range(min(useful - len(batch.lanes), len(batch.ready))):
+        for _ in range(min(useful - len(batch.lanes), self._share() - len(batch.lanes), len(batch.ready))):
             batch.lanes.add(self._executor.submit(self._lane, batch))
+
+    def _share(self) -> int:
+        """How many lanes a batch may have beside the others."""
+        return max(1, self._concurrency // max(1, len(self.open)))
 
     def _granted(self, batch: Batch) -> int:
         """How many may be let through now; a sender that has to be silent for long holds the campaign."""
@@ -306,6 +311,8 @@ class Dispatcher:
                 break
             batch.record(recipient, self._deliver(batch, recipient))
             count += 1
+            if len(batch.lanes) > self._share():
+                break  # others came meanwhile
         return (time.monotonic() - began) / count if count else None
 
     def _deliver(self, batch: Batch, recipient: Recipient) -> Outcome:

@@ -70,6 +70,7 @@ class JournalDirectory:
         """The journal of a new batch of at most so many recipients, locked by this process."""
         path = self.path / f"{batch_id}.journal"
         draft = self.path / f"{batch_id}.new"
+        descriptor = -1
         try:
             descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,6 +78,9 @@ class JournalDirectory:
             os.posix_fallocate(descriptor, 0, max(1, recipients) * BYTES_FOR_A_RECIPIENT)
             draft.rename(path)  # locked before anybody can find it
         except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+                draft.unlink(missing_ok=True)
             raise JournalUnwritable(
                 f"journal {path} cannot be made: {error.strerror}; make room on its disk"
             ) from error
@@ -129,10 +133,6 @@ class Journal:
                 continue  # what a writer was storing when it died; the line that says 'started' stands before it
             entries[recipient_id] = outcome[0] if outcome else None
         return entries
-
-    def age_seconds(self) -> float:
-        """Seconds since the file was made or written to."""
-        return time.time() - os.fstat(self._descriptor).st_mtime
 
     def close(self) -> None:
         """Gives up the lock and leaves the file to whoever settles the batch."""

@@ -69,8 +69,8 @@ class Job(Protocol):
     def tick(self, now: datetime) -> Result:
         """Does what is due at ``now``."""
 
-    def close(self) -> None:
-        """Closes connections."""
+    def close(self) -> bool:
+        """Closes connections; False: threads still wait for a provider, and nobody should wait for them."""
 
 
 class Signals:
@@ -120,6 +120,7 @@ class Loop:
         self._signals = signals
         self._clock = clock
         self._started = False
+        self.all_ended = True  # whether no thread is left that waits for a provider
         self._failures = 0  # in a row, for want of PostgreSQL or Redis
         self._failed = False  # the last round
         self._skipped = False  # the last round
@@ -137,7 +138,7 @@ class Loop:
         finally:
             self._lock.close()
             self._counters.flush()
-            self._job.close()
+            self.all_ended = self._job.close()
 
     def _round(self, now: datetime) -> Result:
         """One tick under the lock, and what to do next when it failed."""

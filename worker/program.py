@@ -7,7 +7,6 @@ not start the program again after it.
 import argparse
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -66,10 +65,14 @@ def guarded(main: Callable[[], int]) -> int:
         return main()
     except (SettingsError, SchemaError) as error:
         log.error("cannot start", {"reason": error})
-        if "SUPERVISOR_ENABLED" in os.environ:
-            # An exit within startsecs is a failed start to supervisord, which it repeats whatever the status.
-            time.sleep(SUPERVISOR_START_SECONDS)
+        _outlast_start()
         return BAD_SETTINGS
+
+
+def _outlast_start() -> None:
+    """An exit within startsecs is a failed start to supervisord, which it repeats whatever the status."""
+    if "SUPERVISOR_ENABLED" in os.environ:
+        time.sleep(SUPERVISOR_START_SECONDS)
 
 
 def _run_job(
@@ -82,6 +85,7 @@ def _run_job(
     loaded = settings_from_environment(name)
     if not loaded.is_worker:
         log.info("IS_WORKER is false: nothing to do here", {"job": name})
+        _outlast_start()
         return 0
     signals = Signals()
     signals.install()
@@ -94,9 +98,12 @@ def _run_job(
     lock = Lock(lock_clients, lock_name, loaded.lock_ttl_ms)
     job = build(loaded, counters, lock, signals)
     log.info("started", {"job": name, "pid": os.getpid(), "interval_seconds": job.interval_seconds})
-    status = Loop(job, lock, counters, signals).run(once=once)
+    loop = Loop(job, lock, counters, signals)
+    status = loop.run(once=once)
     log.info("ended", {"job": name, "status": status})
-    sys.stdout.flush()
+    if not loop.all_ended:
+        logging.shutdown()
+        os._exit(status)  # without waiting for threads; what they sent is settled as unconfirmed
     return status
 
 

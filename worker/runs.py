@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import psycopg2
 
 from worker.batches import Settled
-from worker.db import AWAY, Database, Row, queries
+from worker.db import Database, Row, is_away, queries
 from worker.dispatch import Batch, Kind
 from worker.events import Events
 
@@ -55,8 +55,7 @@ class Runs:
 
     def adopt(self, now: datetime, after_seconds: float) -> int:
         """Takes over running campaigns that nobody has touched for so long, and returns how many."""
-        quiet_since = now - timedelta(seconds=after_seconds)
-        adopted = self._db.all(self._sql["adopt"], now=now, quiet_since=quiet_since)
+        adopted = self._db.all(self._sql["adopt"], now=now, quiet_seconds=after_seconds)
         for row in adopted:
             log.info("campaign adopted: nobody was sending it", {"campaign": row["id"]})
         return len(adopted)
@@ -112,10 +111,10 @@ class Runs:
         """
         try:
             yield
-        except AWAY:
-            raise
         except psycopg2.Error as error:
-            reason = str(error).strip()
+            if is_away(error):
+                raise
+            reason = error.diag.message_primary or type(error).__name__  # its details may hold addresses
             log.error("campaign waits: the database refuses its rows", {"campaign": campaign_id, "reason": reason})
             until = self._clock() + timedelta(seconds=REFUSED_SECONDS)
             self._db.all(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, holds=0)

@@ -36,10 +36,6 @@ def variable(
     return field(metadata=meta | {"jobs": jobs.split(), "secret": secret, "required": required})
 
 
-def text(raw: str) -> str:
-    return raw
-
-
 def duration(unit: str, minimum: float = 0.0) -> Callable[[str], float]:
     """Reads seconds from '90', '90s', '5 min', '500ms' or '2h'; a bare number counts in ``unit``."""
 
@@ -101,6 +97,12 @@ def url(*schemes: str) -> Callable[[str], str]:
 
 def urls(*schemes: str) -> Callable[[str], list[str]]:
     return lambda raw: [url(*schemes)(part) for part in raw.split()]
+
+
+def unsubscribe_url(raw: str) -> str:
+    if not re.fullmatch(r"(https?://|mailto:)[^\s<>]{1,500}", raw.strip(), re.IGNORECASE):
+        raise ValueError("an https://, http:// or mailto: address of at most 500 characters")
+    return raw.strip()
 
 
 def hex_key(raw: str) -> str:
@@ -248,7 +250,7 @@ class Settings:
     )
     unsubscribe_url: str | None = variable(
         "UNSUBSCRIBE_URL",
-        text,
+        unsubscribe_url,
         None,
         "List-Unsubscribe target; {{email}} and {{recipient_id}} are filled in",
         jobs="campaign",

@@ -1,4 +1,4 @@
-"""Prepares a run before its first claim: recipients from the campaign's target, double addresses, links."""
+"""Prepares a run before its first claim: recipients from the campaign's target, double addresses; and its links."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ UTM_NAMES = ("source", "medium", "campaign", "term", "content")
 TARGETS = ("all", "leads", "contacts", "tags", "custom")
 
 
-def prepare(db: Database, sql: Mapping[str, str], campaign: Row, transport: Transport, now: datetime) -> bool:
+def prepare(db: Database, sql: Mapping[str, str], campaign: Row, now: datetime) -> bool:
     """Builds the recipients if the CRM left that to the worker, and takes out double addresses, in one transaction.
 
     Returns False when another worker is at it: then nothing can be claimed yet.
@@ -35,10 +35,17 @@ def prepare(db: Database, sql: Mapping[str, str], campaign: Row, transport: Tran
                 **which,
             )
         db.all(sql["fail_doubles"], **which)
-        if transport.links:
-            db.all(sql["add_links"], tenant_id=campaign["tenantId"], **_link_columns(transport.links), **which)
         db.all(sql["mark_prepared"], campaign_id=campaign["id"])
     return True
+
+
+def write_links(db: Database, sql: Mapping[str, str], campaign: Row, transport: Transport, now: datetime) -> None:
+    """Writes the rows of the campaign's links, once for each content: the short links lead nowhere before."""
+    content = transport.content
+    if content.links and not content.links_written:
+        which = {"tenant_id": campaign["tenantId"], "campaign_id": campaign["id"], "channel": campaign["channel"]}
+        db.all(sql["add_links"], now=now, **_link_columns(content.links), **which)
+    content.links_written = True
 
 
 def _link_columns(links: list[Link]) -> dict[str, list[str | None]]:

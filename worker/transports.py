@@ -71,6 +71,11 @@ class Transport:
         return self.content.sender_address
 
     @property
+    def sender(self) -> str:
+        """Through whom the messages leave: what was sent through one is not known to another."""
+        return f"gmail:{self.sender_address}" if self.gmail else str(self.campaign["channel"])
+
+    @property
     def can_be_asked(self) -> bool:
         """Whether the provider can tell what became of a message."""
         return self.gmail is not None
@@ -126,8 +131,8 @@ class Transports:
         """As ``route``; where there is no way out any more, what was sent before can still be settled."""
         try:
             return self.route(campaign)
-        except (TransportMissing, CampaignRejected) as error:
-            log.info("settling without a way out", {"campaign": campaign["id"], "reason": error})
+        except (TransportMissing, CampaignRejected):
+            log.info("settling without a way out", {"campaign": campaign["id"]})
         if campaign["channel"] == "email":
             sender = Sender("", campaign["user_email"] or "unknown@localhost.invalid")
             return Transport(campaign, EmailContent(campaign, sender, self._settings.app_url, None))

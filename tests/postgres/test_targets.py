@@ -17,7 +17,7 @@ from worker.lock import Lock
 from worker.loop import Loop, Signals
 from worker.redis_client import connect
 from worker.settings import load
-from worker.targets import prepare, target_parameters
+from worker.targets import prepare, target_parameters, write_links
 from worker.transports import Transports
 
 SQL = queries("campaign")
@@ -53,7 +53,8 @@ class Targets:
         self.db.all(SQL["start_due"], now=utc_now())
         row = self.db.one(SQL["campaign"], campaign_id=campaign_id)
         assert row
-        prepare(self.db, SQL, row, self.transports.route(row), utc_now())
+        prepare(self.db, SQL, row, utc_now())
+        write_links(self.db, SQL, row, self.transports.route(row), utc_now())
         return campaign_id
 
     def chosen(self, *arguments: Any, **columns: Any) -> set[str]:
@@ -322,10 +323,10 @@ def test_built_once(crm: Crm, targets: Targets) -> None:
     transport = targets.transports.route(row)
     with closing(Database(targets.settings.database_url, "other")) as other, other.transaction():
         assert other.one(SQL["lock_unprepared"], campaign_id=campaign_id)
-        prepare(targets.db, SQL, row, transport, utc_now())
+        prepare(targets.db, SQL, row, utc_now())
         assert targets.recipients(campaign_id) == []
-    prepare(targets.db, SQL, row, transport, utc_now())
-    prepare(targets.db, SQL, row, transport, utc_now())
+    prepare(targets.db, SQL, row, utc_now())
+    prepare(targets.db, SQL, row, utc_now())
     assert len(targets.recipients(campaign_id)) == 5
 
 

@@ -114,3 +114,19 @@ def test_a_frozen_holder_that_is_thawed_claims_nothing_without_the_lock(
     redis_client.delete(LOCK)
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert books.balance(campaign) == 0
+
+
+def test_a_lock_that_another_one_got_in_mid_batch_ends_the_claiming(
+    crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
+) -> None:
+    """Noticed at the next renewal: the batch on its way is finished, the next one is not taken."""
+    world.script("smtp", action="hang", seconds=0.6, times=8)
+    campaign = crm.add_campaign("email", recipients=60)
+    worker = start(LOCK_TTL_MS="1000", CAMPAIGN_BATCH_SIZE="20", CAMPAIGN_BATCH_DELAY="1ms")
+    world.wait_for("smtp", 1)
+    redis_client.set(LOCK, "another:1:abc")
+    wait_for(lambda: worker.said("another worker is at it"), "the worker sees that another one has the lock")
+    assert crm.counts(campaign) == {"sent": 20, "pending": 40}
+    redis_client.delete(LOCK)
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign) == 0

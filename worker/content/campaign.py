@@ -65,6 +65,7 @@ class EmailContent:
     ) -> None:
         prepared = prepare_links(campaign, app_url)
         self.links: list[Link] = prepared.links
+        self.links_written = False
         self.sender_address = sender.email
         self._subject = Template(campaign["subject"] or campaign["name"])
         self._text = Template(prepared.text)
@@ -105,6 +106,7 @@ class WhatsAppContent:
     def __init__(self, campaign: Mapping[str, Any], app_url: str | None) -> None:
         prepared = prepare_links(campaign, app_url)
         self.links: list[Link] = prepared.links
+        self.links_written = False
         params = campaign["whatsappTemplateParams"] or []
         if not isinstance(params, list) or not all(isinstance(each, str) for each in params):
             raise ValueError("whatsappTemplateParams is no list of texts")

@@ -42,14 +42,16 @@ WHERE NOT EXISTS (
 )
 RETURNING r.campaign_id AS id;
 
--- name: adopt  Takes over running campaigns that nobody seems to send: nothing changed since %(quiet_since)s.
+-- name: adopt  Takes over running campaigns that nobody seems to send: nothing changed for so many seconds.
 WITH orphan AS (
-    SELECT c.id FROM "Campaign" c
+    SELECT c.id FROM "Campaign" c, (
+        SELECT statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(quiet_seconds)s) AS since
+    ) AS quiet
     WHERE c.status = 'running'
       AND NOT EXISTS (SELECT FROM worker.campaign_run r WHERE r.campaign_id = c.id)
-      AND c."updatedAt" <= %(quiet_since)s
+      AND c."updatedAt" <= quiet.since
       AND NOT EXISTS (
-          SELECT FROM "CampaignRecipient" p WHERE p."campaignId" = c.id AND p."updatedAt" > %(quiet_since)s
+          SELECT FROM "CampaignRecipient" p WHERE p."campaignId" = c.id AND p."updatedAt" > quiet.since
       )
     LIMIT 100
     FOR UPDATE OF c SKIP LOCKED
@@ -132,9 +134,9 @@ WITH wanted AS (
       AND (w.search IS NULL OR strpos(lower(k.name), w.search) > 0 OR strpos(lower(k.email), w.search) > 0
            OR strpos(lower(k.company), w.search) > 0)
     UNION ALL
-    SELECT 'custom', item, item,
-           CASE WHEN %(channel)s = 'email' THEN item END,
-           CASE WHEN %(channel)s = 'whatsapp' THEN item END
+    SELECT 'custom', left(item, 254), left(item, 254),  -- what is longer is no address, and fails with the reason
+           CASE WHEN %(channel)s = 'email' THEN left(item, 300) END,
+           CASE WHEN %(channel)s = 'whatsapp' THEN left(item, 300) END
     FROM unnest(%(custom)s::text[]) AS item
     WHERE %(target)s = 'custom' AND btrim(item) <> ''
 ), reachable AS (
@@ -224,8 +226,9 @@ WITH run AS (
     FROM (SELECT max(id) AS id FROM fresh) AS last
     WHERE r.campaign_id = %(campaign_id)s AND last.id > r.position
 ), batch AS (
-    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, recipient_ids, renewed_at)
-    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, array_agg(id), %(now)s
+    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, renewed_at)
+    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id),
+           statement_timestamp() AT TIME ZONE 'UTC'
     FROM claimed HAVING count(*) > 0
 )
 SELECT claimed.*, s.reason AS opted_out
@@ -235,7 +238,7 @@ LEFT JOIN worker.suppression s
    AND s.address = worker.address(%(channel)s, claimed.email, claimed.phone);
 
 -- name: renew  Says that the holder of these batches is alive.
-UPDATE worker.campaign_batch SET renewed_at = %(now)s WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s
+UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC' WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s
 RETURNING id;
 
 -- name: settle  Writes the outcome of a batch, once: only while the claim that sent it still holds it.
@@ -266,10 +269,10 @@ WITH held AS (
     SET attempts = excluded.attempts, due_at = excluded.due_at, reason = excluded.reason
 ), over AS (
     DELETE FROM worker.campaign_retry q USING outcome o
-    WHERE q.recipient_id = o.id AND o.status IN ('sent', 'failed')
+    WHERE q.recipient_id = o.id AND o.status <> 'pending'  -- of one that is asked about, its tries are kept there
 ), to_ask AS (
-    INSERT INTO worker.unconfirmed_send (recipient_id, campaign_id, attempts, ask_at)
-    SELECT id, campaign_id, attempts, at FROM outcome WHERE status = 'sending'
+    INSERT INTO worker.unconfirmed_send (recipient_id, campaign_id, sender, attempts, ask_at)
+    SELECT id, campaign_id, %(sender)s, attempts, at FROM outcome WHERE status = 'sending'
     ON CONFLICT (recipient_id) DO UPDATE SET ask_at = excluded.ask_at
 ), opted_out AS (
     INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
@@ -281,7 +284,7 @@ WITH held AS (
 ), outbox AS (
     INSERT INTO "EmailLog" (id, "to", "from", subject, body, "htmlBody", status, "messageId", "gmailMessageId",
         "gmailThreadId", "entityType", "entityId", "sentAt", "tenantId", "userId", "createdAt", "updatedAt")
-    SELECT gen_random_uuid()::text, ARRAY[e.address], %(sender)s, e.subject, e.body, e.html, 'sent',
+    SELECT gen_random_uuid()::text, ARRAY[e.address], %(sender_address)s, e.subject, e.body, e.html, 'sent',
            e.message_id, e.gmail_id, e.gmail_thread_id, 'Campaign', held.campaign_id, e.at,
            %(tenant_id)s, %(user_id)s, e.at, %(now)s
     FROM held, json_to_recordset(%(outbox)s::json)
@@ -379,7 +382,8 @@ WITH ended AS (
 SELECT * FROM ended;
 
 -- name: batches  Claimed batches, to find those whose holder died.
-SELECT id::text, campaign_id, holder, machine, recipient_ids, renewed_at
+SELECT id::text, campaign_id, holder, machine, sender, asking, recipient_ids,
+       renewed_at < statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(lease_seconds)s) AS lapsed
 FROM worker.campaign_batch;
 
 -- name: batch_recipients  The recipients of a batch that a dead holder left.
@@ -401,15 +405,15 @@ WHERE NOT EXISTS (
     SELECT FROM "Campaign" c WHERE c.id = q.campaign_id AND c.status NOT IN ('completed', 'failed')
 );
 
--- name: due_to_ask  The campaigns with sends that a provider can be asked about now.
-SELECT DISTINCT campaign_id FROM worker.unconfirmed_send WHERE ask_at <= %(now)s;
+-- name: due_to_ask  The campaigns with sends that a provider can be asked about now, and through whom those left.
+SELECT DISTINCT campaign_id, sender FROM worker.unconfirmed_send WHERE ask_at <= %(now)s;
 
 -- name: claim_unconfirmed  Takes the unconfirmed sends of a campaign, to ask what became of them.
 WITH picked AS (
     DELETE FROM worker.unconfirmed_send s
     WHERE s.recipient_id IN (
         SELECT recipient_id FROM worker.unconfirmed_send
-        WHERE campaign_id = %(campaign_id)s AND ask_at <= %(now)s
+        WHERE campaign_id = %(campaign_id)s AND sender = %(sender)s AND ask_at <= %(now)s
         ORDER BY ask_at LIMIT %(size)s FOR UPDATE SKIP LOCKED
     )
     RETURNING recipient_id, attempts
@@ -418,8 +422,9 @@ WITH picked AS (
            picked.attempts, NULL AS opted_out
     FROM picked JOIN "CampaignRecipient" p ON p.id = picked.recipient_id AND p.status || '' = 'sending'
 ), batch AS (
-    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, recipient_ids, renewed_at)
-    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, array_agg(id), %(now)s
+    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, asking, recipient_ids, renewed_at)
+    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, true, array_agg(id),
+           statement_timestamp() AT TIME ZONE 'UTC'
     FROM claimed HAVING count(*) > 0
 )
 SELECT * FROM claimed;
@@ -433,7 +438,10 @@ FROM unnest(%(ids)s::text[], %(originals)s::text[], %(taggeds)s::text[], %(codes
             %(labels)s::text[], %(sources)s::text[], %(mediums)s::text[], %(campaigns)s::text[],
             %(terms)s::text[], %(contents)s::text[])
     AS l (id, original, tagged, code, short, label, source, medium, campaign, term, content)
-ON CONFLICT DO NOTHING;
+ON CONFLICT (id) DO UPDATE
+SET "taggedUrl" = excluded."taggedUrl", "shortCode" = excluded."shortCode", "shortUrl" = excluded."shortUrl",
+    "utmSource" = excluded."utmSource", "utmMedium" = excluded."utmMedium", "utmCampaign" = excluded."utmCampaign",
+    "utmTerm" = excluded."utmTerm", "utmContent" = excluded."utmContent", "updatedAt" = excluded."updatedAt";
 
 -- name: save_token  Keeps a refreshed Gmail access token.
 UPDATE "User" SET "gmailAccessToken" = %(token)s, "gmailTokenExpiry" = %(expiry)s, "updatedAt" = %(now)s

@@ -16,8 +16,10 @@ CREATE TABLE worker.campaign_batch (
     campaign_id   text NOT NULL,
     holder        text NOT NULL,                  -- host:pid:random of the process
     machine       text NOT NULL,                  -- whose local disk has the journal of this batch
+    sender        text NOT NULL,                  -- through whom its messages leave
+    asking        boolean NOT NULL DEFAULT false, -- nothing is sent: a provider is asked about earlier sends
     recipient_ids text[] NOT NULL,
-    renewed_at    timestamp(3) NOT NULL
+    renewed_at    timestamp(3) NOT NULL           -- by the database's clock, which all machines share
 );
 CREATE INDEX campaign_batch_campaign ON worker.campaign_batch (campaign_id);
 
@@ -33,6 +35,7 @@ CREATE INDEX campaign_retry_due ON worker.campaign_retry (campaign_id, due_at);
 CREATE TABLE worker.unconfirmed_send (
     recipient_id text PRIMARY KEY,
     campaign_id  text NOT NULL,
+    sender       text NOT NULL,                   -- through whom it left: only the same one can be asked
     attempts     integer NOT NULL,
     ask_at       timestamp(3) NOT NULL            -- when the provider is asked what became of it
 );
@@ -47,15 +50,20 @@ CREATE TABLE worker.suppression (
     PRIMARY KEY (tenant_id, channel, address)
 );
 
--- One spelling for each address, to find the same one twice. Numbers without a country code are Indian, as in the CRM.
+-- One spelling for each address, to find the same one twice. Numbers without a country code are Indian, as in the CRM;
+-- "(0)" and a 0 after +91 are dialled at home only.
 CREATE FUNCTION worker.address(channel text, email text, phone text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT CASE
         WHEN channel = 'email' THEN nullif(lower(btrim(email)), '')
-        WHEN digits ~ '^[0-9]{10}$' THEN '91' || digits
-        ELSE nullif(digits, '')
+        WHEN written ~ '^\s*(\+|00)' THEN nullif(regexp_replace(ltrim(digits, '0'), '^910([0-9]{10})$', '91\1'), '')
+        WHEN ltrim(digits, '0') ~ '^[0-9]{10}$' THEN '91' || ltrim(digits, '0')
+        ELSE nullif(regexp_replace(ltrim(digits, '0'), '^910([0-9]{10})$', '91\1'), '')
     END
-    FROM (SELECT ltrim(regexp_replace(coalesce(phone, ''), '[^0-9]', '', 'g'), '0') AS digits) AS number
+    FROM (
+        SELECT written, regexp_replace(written, '[^0-9]', '', 'g') AS digits
+        FROM (SELECT replace(translate(coalesce(phone, ''), '०१२३४५६७८९', '0123456789'), '(0)', '') AS written) AS latin
+    ) AS number
 $$;
 
 -- A number that the CRM normalised has its country code, with or without the plus sign.
