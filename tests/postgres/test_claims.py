@@ -1049,3 +1049,36 @@ def test_a_deleted_campaign(office: Office) -> None:
     for table in ("campaign_run", "campaign_batch", "campaign_retry", "unconfirmed_send"):
         assert office.one(f"SELECT count(*) FROM worker.{table}") == 0
     assert journals(worker) == []
+
+
+def test_refusals_of_one_campaign(office: Office) -> None:
+    """What the database refuses for one campaign makes that one wait; only a server that is gone stops all."""
+    campaign = office.crm.add_campaign(recipients=1)
+    worker = office.worker()
+    worker.start(campaign)
+    with worker.runs.contained(campaign):
+        worker.db.all("SET LOCAL statement_timeout = '1ms'; SELECT pg_sleep(1)")
+    waits = office.one("SELECT next_batch_at > %s FROM worker.campaign_run", utc_now() + timedelta(seconds=60))
+    assert waits
+    with pytest.raises(psycopg2.OperationalError), worker.runs.contained(campaign):
+        worker.db.all("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_a_list_in_one_line(office: Office) -> None:
+    """Four hundred addresses pasted as one are one recipient that fails with the reason, and no error of ours."""
+    pasted = ", ".join(f"person.{number}@example.in" for number in range(400))
+    filters = {"customList": {"emails": [pasted, "asha@example.in"]}}
+    campaign = office.crm.add_campaign(targetType="custom", targetFilters=filters)
+    worker = office.worker()
+    worker.start(campaign)
+    assert office.counts(campaign) == {"pending": 2}
+    batch = worker.claim(campaign)
+    assert batch
+    reasons = []
+    for recipient in batch.recipients:
+        try:
+            batch.transport.content.message(recipient, utc_now())
+        except ValueError as error:
+            reasons.append(str(error))
+    assert len(reasons) == 1
+    assert "not an e-mail address" in reasons[0]

@@ -320,7 +320,6 @@ def test_built_once(crm: Crm, targets: Targets) -> None:
     targets.db.all(SQL["start_due"], now=utc_now())
     row = targets.db.one(SQL["campaign"], campaign_id=campaign_id)
     assert row
-    transport = targets.transports.route(row)
     with closing(Database(targets.settings.database_url, "other")) as other, other.transaction():
         assert other.one(SQL["lock_unprepared"], campaign_id=campaign_id)
         prepare(targets.db, SQL, row, utc_now())

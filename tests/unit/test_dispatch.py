@@ -183,6 +183,31 @@ def test_hanging_messages_after_quick_ones(batches: Batches) -> None:
     assert finished(dispatcher) == [batch]
 
 
+def test_a_provider_that_never_answers(batches: Batches) -> None:
+    """A provider that takes messages and never says so gets a handful, not the whole campaign."""
+
+    def answer(recipient_id: str) -> Accepted:
+        raise Unconfirmed("no answer")
+
+    batch = batches.sent(batches.batch(Road(answer=answer), people(50)), concurrency=2)
+    assert batch.held
+    assert HANDFUL <= len(batch.outcomes) <= HANDFUL + 2
+
+
+def test_two_slow_campaigns(batches: Batches) -> None:
+    """A campaign whose provider is slow leaves lanes to those that come after it."""
+    dispatcher = batches.dispatcher(4)
+    gate = Gate()
+    slow = batches.batch(Road({"id": "slow"}, gate), people(40))
+    dispatcher.add(slow)
+    gate.wait_for(4)
+    quick = batches.batch(Road({"id": "quick"}), people(5))
+    dispatcher.add(quick)
+    gate.opened.set()
+    done = finished(dispatcher)
+    assert done[0] is quick
+
+
 def test_all_accepted(batches: Batches) -> None:
     """Everybody gets one message, the journal knows each answer, and the dispatcher is free again."""
     road = Road()
