@@ -18,9 +18,9 @@ from typing import Any
 
 import urllib3
 
+from worker.batch import Recipient
 from worker.content.campaign import EmailContent, Sender, WhatsAppContent
 from worker.db import Database, Row, queries
-from worker.dispatch import Recipient
 from worker.loop import utc_now
 from worker.providers import Email, WhatsAppMessage
 

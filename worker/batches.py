@@ -14,10 +14,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from worker.batch import Batch, Kind, Outcome, Recipient
 from worker.content.campaign import OutboxRow
 from worker.counters import Counters
 from worker.db import Database, Row, queries
-from worker.dispatch import Batch, Kind, Outcome, Recipient
 from worker.journal import Journal, JournalDirectory
 from worker.loop import growing_pause
 from worker.settings import Settings

@@ -12,10 +12,11 @@ from contextlib import closing
 from datetime import datetime, timedelta
 
 from worker import migrate, program
+from worker.batch import Batch, Kind, Outcome
 from worker.batches import ROUND_SECONDS, Batches, Orphan
 from worker.counters import Counters
 from worker.db import Database, Row, queries
-from worker.dispatch import Batch, Dispatcher, Kind, Outcome
+from worker.dispatch import Dispatcher
 from worker.errors import AccountRejected, CampaignRejected, RetryLater, SendError, TransportMissing
 from worker.events import Events
 from worker.lock import Lock

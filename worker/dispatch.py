@@ -5,168 +5,19 @@ threads as there are connections. A lane writes the journal, hands the message t
 journal again. Nothing here touches the database: the job's main thread claims before and settles after.
 """
 
-import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime
-from enum import StrEnum
-from typing import Any
 
-from worker.db import Row
-from worker.errors import (
-    AccountRejected,
-    CampaignRejected,
-    RecipientOptedOut,
-    RecipientPutOff,
-    RecipientRefused,
-    RetryLater,
-    SendError,
-    Unconfirmed,
-)
-from worker.journal import Entry, Journal
-from worker.providers import Accepted
-from worker.transports import Transport
+from worker.batch import KINDS, Batch, Kind, Outcome, Recipient
+from worker.errors import AccountRejected, CampaignRejected, RetryLater, SendError
 
-log = logging.getLogger(__name__)
-
-LONGEST_REASON = 300  # characters
-HANDFUL = 5  # messages put off in a row before the whole campaign is held
 LONG_WAIT_SECONDS = 5.0  # for a token; rather than hold a claim that long, the batch is put back
 # What a message takes of the interpreter. Lanes that do not wait for their provider longer than that only fight over
 # the interpreter's lock: with a server on this machine, 8 take a tenth more CPU time than the 3 that suffice.
 INTERPRETER_SECONDS = 0.0001
-
 POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are in flight
-
-
-@dataclass(frozen=True, slots=True)
-class Recipient:
-    """One claimed row of "CampaignRecipient"; ``attempts`` counts the sends before this claim."""
-
-    id: str
-    name: str
-    email: str | None
-    phone: str | None
-    attempts: int
-    opted_out: str | None = None  # why this address may never be written to again
-
-
-class Kind(StrEnum):
-    """What became of one recipient of a batch."""
-
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    OPTED_OUT = "opted out"
-    PUT_OFF = "put off"
-    PUT_OFF_ALONE = "put off alone"  # for a reason that says nothing about others
-    UNCONFIRMED = "unconfirmed"
-    UNTOUCHED = "untouched"
-
-
-# what an error makes of its recipient; the most special first
-KINDS: tuple[tuple[type[SendError], Kind], ...] = (
-    (RecipientPutOff, Kind.PUT_OFF_ALONE),
-    (RetryLater, Kind.PUT_OFF),
-    (RecipientOptedOut, Kind.OPTED_OUT),
-    (RecipientRefused, Kind.REFUSED),
-    (CampaignRejected, Kind.UNTOUCHED),
-    (AccountRejected, Kind.UNTOUCHED),
-    (Unconfirmed, Kind.UNCONFIRMED),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    kind: Kind
-    at: datetime
-    reason: str | None = None
-    delay_seconds: float | None = None
-    accepted: Accepted | None = None
-
-    def as_entry(self) -> list[Any]:
-        """For the journal."""
-        reason = self.reason and self.reason[:LONGEST_REASON]
-        ids = self.accepted
-        kept = ids and [ids.message_id, ids.gmail_message_id, ids.gmail_thread_id]
-        return [self.kind, self.at.isoformat(), reason, self.delay_seconds, kept]
-
-    @classmethod
-    def from_entry(cls, entry: Entry, now: datetime) -> "Outcome":
-        """From the journal: no entry means that the answer never came."""
-        if entry is None:
-            return cls(Kind.UNCONFIRMED, now, reason="the worker was stopped while the message was on the wire")
-        kind, at, reason, delay_seconds, ids = entry
-        return cls(Kind(kind), datetime.fromisoformat(at), reason, delay_seconds, Accepted(*ids) if ids else None)
-
-
-@dataclass(eq=False)
-class Batch:
-    """A claimed batch on its way out. Lanes take from ``ready``, write ``outcomes``, and may halt the batch."""
-
-    id: str
-    holder: str
-    transport: Transport
-    recipients: list[Recipient]
-    journal: Journal
-    lease_until: float  # by time.clock_gettime(CLOCK_BOOTTIME); after it another machine may have taken over
-    waiting: deque[Recipient] = field(default_factory=deque)  # for a token
-    ready: deque[Recipient] = field(default_factory=deque)  # for a lane
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    lanes: set[Future[float | None]] = field(default_factory=set)
-    put_off_in_a_row: int = 0
-    token_at: float = 0.0  # time.monotonic() before which asking for a token is in vain
-    hold_seconds: float | None = None  # the provider wants the whole campaign to wait
-    held: bool = False
-    halted: bool = False
-    rejected: CampaignRejected | AccountRejected | None = None
-    may_ask: bool = True  # the provider, about messages without an answer
-
-    def __post_init__(self) -> None:
-        self.waiting.extend(self.recipients)
-
-    @property
-    def campaign(self) -> Row:
-        """The campaign it is a part of, as it was when the batch was claimed."""
-        return self.transport.campaign
-
-    @property
-    def done(self) -> bool:
-        return not self.lanes and (self.halted or not (self.waiting or self.ready))
-
-    def halt(self) -> None:
-        """Lets nobody else through; what is in a lane finishes."""
-        self.halted = True
-
-    def take_back(self) -> None:
-        """Takes from the lanes, one by one, who is not in one yet: from here on no lane finds anybody."""
-        self.halt()
-        while self.ready:
-            try:
-                self.waiting.append(self.ready.popleft())
-            except IndexError:
-                return  # a lane took the last one
-
-    def in_lanes(self) -> list[Recipient]:
-        """Who is in a lane without an outcome, after ``take_back``."""
-        left = {recipient.id for recipient in self.waiting} | self.outcomes.keys()
-        return [recipient for recipient in self.recipients if recipient.id not in left]
-
-    def record(self, recipient: Recipient, outcome: Outcome) -> None:
-        self.outcomes[recipient.id] = outcome
-        if outcome.kind is Kind.PUT_OFF_ALONE:
-            return
-        if outcome.kind not in (Kind.PUT_OFF, Kind.UNCONFIRMED):  # a provider that never answers is put off too
-            self.put_off_in_a_row = 0
-            return
-        self.put_off_in_a_row += 1
-        if outcome.delay_seconds is not None:
-            self.hold_seconds = max(self.hold_seconds or 0.0, outcome.delay_seconds)
-        if self.put_off_in_a_row >= HANDFUL:
-            self.held = True
-            self.halt()
 
 
 class Dispatcher:

@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 
 import psycopg2
 
+from worker.batch import Batch, Kind
 from worker.batches import Settled
 from worker.db import Database, Row, is_away, queries
-from worker.dispatch import Batch, Kind
 from worker.events import Events
 
 log = logging.getLogger(__name__)

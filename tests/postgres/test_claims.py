@@ -20,10 +20,10 @@ import redis
 
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
+from worker.batch import HANDFUL, Batch, Kind, Outcome
 from worker.batches import HOLD_SECONDS, LEASE_SECONDS, Batches, Settled
 from worker.counters import Counters
 from worker.db import Database, Row, queries
-from worker.dispatch import HANDFUL, Batch, Kind, Outcome
 from worker.events import Events
 from worker.providers import Accepted
 from worker.redis_client import connect

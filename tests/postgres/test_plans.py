@@ -11,10 +11,10 @@ import psycopg2.extras
 import pytest
 
 from sandbox.crm import Crm, utc_now
+from worker.batch import Batch, Kind, Outcome, Recipient
 from worker.batches import Batches
 from worker.counters import Counters
 from worker.db import Database, queries
-from worker.dispatch import Batch, Kind, Outcome, Recipient
 from worker.journal import JournalDirectory
 from worker.providers import Accepted
 from worker.redis_client import connect

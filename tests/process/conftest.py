@@ -27,6 +27,7 @@ def state_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(database_url: str, redis_url: str, world: World, state_dir: Path) -> dict[str, str]:
     """Settings that lead to the test's servers and waste no time."""
+    world.set_rates(whatsapp_rate=0)
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     return inherited | {
         "DATABASE_URL": database_url,

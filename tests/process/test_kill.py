@@ -34,7 +34,6 @@ def test_kills_at_random_instants_lose_nobody_and_repeat_nobody(
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # noqa: T201 - pytest shows it when the test fails
     chance = random.Random(seed)  # noqa: S311 - instants, no secrets
-    world.set_rates(whatsapp_rate=0)
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=recipients)
     done = 0
     for kill in range(kills):

@@ -73,7 +73,6 @@ def test_the_job_outlives_an_outage_of_postgresql_in_mid_run(
         campaigns = [books.crm.add_campaign("email", recipients=300, textContent=f"Text {n}") for n in range(2)]
         campaigns.append(books.crm.add_campaign("whatsapp", recipients=150))
         books.crm.execute("CHECKPOINT")
-    world.set_rates(whatsapp_rate=0)
     worker = start(DATABASE_URL=fragile_url, CAMPAIGN_BATCH_SIZE="50")
     world.wait_for("smtp", 150)
     outage(postgres)
@@ -143,7 +142,6 @@ def test_redis_restarted_in_mid_run_stops_nobody(
     server = new_redis()
     email = crm.add_campaign("email", recipients=400)
     whatsapp = crm.add_campaign("whatsapp", recipients=150)
-    world.set_rates(whatsapp_rate=0)
     worker = start(REDIS_URL=server.url, CAMPAIGN_BATCH_SIZE="50", LOCK_TTL_MS="1000", WHATSAPP_RATE="100")
     world.wait_for("smtp", 60)
     server.kill()

@@ -45,7 +45,6 @@ def test_two_that_both_believe_to_have_the_lock_share_the_work(
     tmp_path: Path,
 ) -> None:
     """Both claim at the same time, from the same campaigns; each recipient gets one message."""
-    world.set_rates(whatsapp_rate=0)
     email = crm.add_campaign("email", recipients=600)
     whatsapp = crm.add_campaign("whatsapp", recipients=300)
     other_dir = books.state_dir if one_state_dir else tmp_path / "other"

@@ -30,7 +30,6 @@ def test_a_lost_machine_costs_one_batch_and_no_copy(
 ) -> None:
     """Another machine leaves the batch alone while its lease lasts, and then says that nobody knows."""
     world.script(channel, action="hang", seconds=0.02)
-    world.set_rates(whatsapp_rate=0)
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=200)
     lose_machine(crm, world, books, start, campaign)
     held = crm.value("SELECT cardinality(recipient_ids) FROM worker.campaign_batch")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from worker.dispatch import HANDFUL, LONG_WAIT_SECONDS, Batch, Dispatcher, Kind, Outcome, Recipient
+from worker.batch import HANDFUL, Batch, Kind, Outcome, Recipient
+from worker.dispatch import LONG_WAIT_SECONDS, Dispatcher
 from worker.errors import (
     AccountRejected,
     CampaignRejected,
