@@ -82,11 +82,11 @@ def _run_job(
     *,
     once: bool,
 ) -> int:
-    loaded = settings_from_environment(name)
-    if not loaded.is_worker:
+    if not settings.is_worker(os.environ):
         log.info("IS_WORKER is false: nothing to do here", {"job": name})
         _outlast_start()
         return 0
+    loaded = settings_from_environment(name)
     signals = Signals()
     signals.install()
     try:

@@ -272,6 +272,12 @@ def variables(job: str) -> Iterator[Field[Any]]:
             yield each
 
 
+def is_worker(environ: Mapping[str, str]) -> bool:
+    """IS_WORKER alone: where it is false nothing else has to be set."""
+    meta = next(each.metadata for each in fields(Settings) if each.name == "is_worker")
+    return bool(_checked(meta, _raw(environ, meta["name"]) or meta["default"]))
+
+
 def load(environ: Mapping[str, str], job: str) -> Settings:
     """Reads and checks what ``job`` needs; other jobs' variables keep their defaults unread."""
     read_now = {each.name for each in variables(job)}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import SettingsError
-from worker.settings import Settings, load, variables
+from worker.settings import Settings, is_worker, load, variables
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}
@@ -283,3 +283,10 @@ def test_home_directories() -> None:
 def test_endless_durations(name: str) -> None:
     """A duration longer than the calendar is refused at start, not in every tick."""
     assert refusal(**{name: "99999999999s"}).startswith(f"{name} is ")
+
+
+@pytest.mark.parametrize("raw", ["false", "0", "no"])
+def test_no_worker_needs_nothing_else(raw: str) -> None:
+    """Where IS_WORKER is false no other variable has to be set."""
+    assert is_worker({"IS_WORKER": raw}) is False
+    assert is_worker({}) is True
