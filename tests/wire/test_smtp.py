@@ -132,7 +132,7 @@ def test_eight_bit_content_needs_a_server_that_takes_it(provider_of) -> None:
 
     with RawServer(modern) as server:
         provider_of(server).send(eight_bit)
-        assert b"> BODY=8BITMIME\r\n" in seen[0]
+    assert b"> BODY=8BITMIME\r\n" in seen[0]  # noted by the server only after it answered
     with RawServer(answering()) as server, pytest.raises(CampaignRejected, match="7-bit"):
         provider_of(server).send(eight_bit)
 
