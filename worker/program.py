@@ -18,6 +18,7 @@ from worker.lock import Lock
 from worker.loop import Job, Loop, Signals
 from worker.redis_client import connect
 from worker.settings import Settings
+from worker.variables import concerns
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def run_job(
 
 
 def job_parser(name: str, description: str) -> argparse.ArgumentParser:
-    reads = "\n".join(_described(each.metadata) for each in settings.variables(name))
+    reads = "\n".join(_described(each.metadata, name) for each in settings.variables(name))
     parser = argparse.ArgumentParser(
         prog=f"bin/{name}",
         description=description,
@@ -107,6 +108,6 @@ def _run_job(
     return status
 
 
-def _described(meta: Mapping[str, Any]) -> str:
-    default = "required" if meta["required"] else f"default {meta['default'] or 'none'}"
+def _described(meta: Mapping[str, Any], job: str) -> str:
+    default = "required" if concerns(job, meta["required_by"]) else f"default {meta['default'] or 'none'}"
     return f"  {meta['name']:<24} {meta['purpose']} ({default})"

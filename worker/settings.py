@@ -5,118 +5,30 @@ Each variable is one field of ``Settings``: its name, its default, how it is rea
 the value (never a secret) and what is allowed. Any variable may come from a file: ``NAME_FILE=/path``.
 """
 
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from worker.errors import SettingsError
-
-EVERY_JOB = "every job"
-LONGEST_SECONDS = 31 * 86_400.0
-UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
-_UNIT_WORDS = {"sec": "s", "m": "min", "": ""} | {unit: unit for unit in UNIT_SECONDS}
-
-
-def variable(
-    name: str,
-    read: Callable[[str], Any],
-    default: str | None,
-    purpose: str,
-    *,
-    jobs: str = EVERY_JOB,
-    secret: bool = False,
-    required: bool = False,
-) -> Any:
-    """A field of Settings that is read from the environment variable ``name``."""
-    meta = {"name": name, "read": read, "default": default, "purpose": purpose}
-    return field(metadata=meta | {"jobs": jobs.split(), "secret": secret, "required": required})
-
-
-def duration(unit: str, minimum: float = 0.0) -> Callable[[str], float]:
-    """Reads seconds from '90', '90s', '5 min', '500ms' or '2h'; a bare number counts in ``unit``."""
-
-    def read(raw: str) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|)", raw.strip().lower())
-        if not match:
-            raise ValueError(f"a duration such as 30s, 5min or 500ms (a bare number counts in {unit})")
-        seconds = float(match[1]) * UNIT_SECONDS[_UNIT_WORDS[match[2]] or unit]
-        if not minimum <= seconds <= LONGEST_SECONDS:
-            raise ValueError(f"from {minimum:g} seconds to 31 days")
-        return seconds
-
-    return read
-
-
-def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
-    def read(raw: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", raw.strip()) or not minimum <= int(raw) <= maximum:
-            raise ValueError(f"a whole number from {minimum} to {maximum}")
-        return int(raw)
-
-    return read
-
-
-def rate(raw: str) -> float:
-    if not re.fullmatch(r"\d{1,9}(\.\d+)?", raw.strip()) or float(raw) < 0.01:
-        raise ValueError("a number of messages a second, at least 0.01")
-    return float(raw)
-
-
-def truth(raw: str) -> bool:
-    if raw.strip().lower() not in {"true", "false", "1", "0", "yes", "no"}:
-        raise ValueError("true or false")
-    return raw.strip().lower() in {"true", "1", "yes"}
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    def read(raw: str) -> str:
-        if raw.strip().lower() not in choices:
-            raise ValueError("one of " + ", ".join(choices))
-        return raw.strip().lower()
-
-    return read
-
-
-def url(*schemes: str) -> Callable[[str], str]:
-    def read(raw: str) -> str:
-        try:
-            parts = urlsplit(raw.strip())
-        except ValueError:
-            parts = urlsplit("")
-        web = parts.scheme in ("http", "https")
-        if parts.scheme not in schemes or f"{parts.scheme}://" not in raw or (web and not parts.netloc):
-            raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
-        return raw.strip().rstrip("/") if web else raw.strip()
-
-    return read
-
-
-def urls(*schemes: str) -> Callable[[str], list[str]]:
-    return lambda raw: [url(*schemes)(part) for part in raw.split()]
-
-
-def unsubscribe_url(raw: str) -> str:
-    if not re.fullmatch(r"(https?://|mailto:)[^\s<>]{1,500}", raw.strip(), re.IGNORECASE):
-        raise ValueError("an https://, http:// or mailto: address of at most 500 characters")
-    return raw.strip()
-
-
-def hex_key(raw: str) -> str:
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", raw.strip()):
-        raise ValueError("64 hex digits (32 bytes)")
-    return raw.strip()
-
-
-def folder(raw: str) -> Path:
-    path = Path(os.path.expanduser(raw))  # leaves an unknown user's name as it is
-    if not path.is_absolute():
-        raise ValueError("an absolute path")
-    return path
-
+from worker.variables import (
+    EVERY_JOB,
+    address,
+    concerns,
+    duration,
+    folder,
+    hex_key,
+    one_of,
+    rate,
+    truth,
+    unsubscribe_url,
+    url,
+    urls,
+    variable,
+    whole_number,
+    zone,
+)
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 
@@ -131,7 +43,7 @@ class Settings:
         None,
         "the CRM's PostgreSQL",
         secret=True,
-        required=True,
+        required_by=EVERY_JOB,
     )
     redis_url: str = variable(
         "REDIS_URL",
@@ -162,6 +74,7 @@ class Settings:
         folder,
         "/var/lib/crm-worker",
         "journals of what is being sent; must survive a restart of the programs",
+        jobs="campaign",
     )
     log_level: str = variable(
         "LOG_LEVEL", one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
@@ -214,39 +127,50 @@ class Settings:
         one_of("fail", "resend"),
         "fail",
         "messages whose answer never came: fail (never twice) or resend (never lost)",
-        jobs="campaign",
+        jobs="campaign reminders trial",
     )
     smtp_url: str | None = variable(
         "SMTP_URL",
         url("smtp", "smtps"),
         None,
         "smtp://user:password@host:587, smtps://host:465; plain SMTP on loopback only",
-        jobs="campaign",
+        jobs="campaign reminders trial",
         secret=True,
     )
     gmail_api_url: str = variable(
-        "GMAIL_API_URL", url("https", "http"), "https://gmail.googleapis.com", "Gmail's API", jobs="campaign"
+        "GMAIL_API_URL",
+        url("https", "http"),
+        "https://gmail.googleapis.com",
+        "Gmail's API",
+        jobs="campaign reminders",
     )
     google_token_url: str = variable(
         "GOOGLE_TOKEN_URL",
         url("https", "http"),
         "https://oauth2.googleapis.com/token",
         "Google's token endpoint",
-        jobs="campaign",
+        jobs="campaign reminders",
     )
-    gmail_rate: float = variable("GMAIL_RATE", rate, "2", "messages a second for one Gmail user", jobs="campaign")
+    gmail_rate: float = variable(
+        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", jobs="campaign reminders"
+    )
     whatsapp_api_url: str = variable(
         "WHATSAPP_API_URL",
         url("https", "http"),
         "https://graph.facebook.com/v26.0",
         "WhatsApp Cloud API",
-        jobs="campaign",
+        jobs="campaign reminders",
     )
     whatsapp_rate: float = variable(
-        "WHATSAPP_RATE", rate, "20", "messages a second for one phone id", jobs="campaign"
+        "WHATSAPP_RATE", rate, "20", "messages a second for one phone id", jobs="campaign reminders"
     )
     app_url: str | None = variable(
-        "APP_URL", url("https", "http"), None, "the CRM's address, for short links", jobs="campaign"
+        "APP_URL",
+        url("https", "http"),
+        None,
+        "the CRM's address, for short links and Twilio's webhooks",
+        jobs="campaign calls",
+        required_by="calls",
     )
     unsubscribe_url: str | None = variable(
         "UNSUBSCRIBE_URL",
@@ -260,15 +184,53 @@ class Settings:
         hex_key,
         None,
         "opens the tenants' OAuth client secrets, 64 hex digits",
-        jobs="campaign",
+        jobs="campaign reminders",
         secret=True,
+    )
+
+    lead_reminder_interval_seconds: float = variable(
+        "LEAD_REMINDER_INTERVAL",
+        duration("min", 1.0),
+        "60min",
+        "how often quiet leads are looked for",
+        jobs="reminders",
+    )
+    call_scheduler_interval_seconds: float = variable(
+        "CALL_SCHEDULER_INTERVAL", duration("s", 0.1), "30s", "how often queued calls are looked for", jobs="calls"
+    )
+    twilio_api_url: str = variable(
+        "TWILIO_API_URL", url("https", "http"), "https://api.twilio.com", "Twilio's API", jobs="calls"
+    )
+    twilio_rate: float = variable("TWILIO_RATE", rate, "1", "calls a second for one Twilio account", jobs="calls")
+    call_cleanup_interval_seconds: float = variable(
+        "CALL_CLEANUP_INTERVAL",
+        duration("h", 60.0),
+        "24h",
+        "how often old rows of the call queue are deleted, counted from local midnight",
+        jobs="call-cleanup",
+    )
+    cleanup_timezone: ZoneInfo = variable(
+        "CLEANUP_TIMEZONE", zone, "Asia/Kolkata", "whose midnight that is", jobs="call-cleanup"
+    )
+    trial_check_interval_seconds: float = variable(
+        "TRIAL_CHECK_INTERVAL", duration("min", 1.0), "60min", "how often expired trials are suspended", jobs="trial"
+    )
+    owner_email: str | None = variable(
+        "OWNER_EMAIL",
+        address,
+        None,
+        "who runs this CRM: is told of suspended trials, and those mails are from there",
+        jobs="trial",
+    )
+    company_name: str = variable(
+        "COMPANY_NAME", str.strip, "Bharat CRM", "the CRM's name in mails about trials", jobs="trial"
     )
 
 
 def variables(job: str) -> Iterator[Field[Any]]:
     """The fields that ``job`` reads."""
     for each in fields(Settings):
-        if each.metadata["jobs"] == EVERY_JOB.split() or job in each.metadata["jobs"]:
+        if concerns(job, each.metadata["jobs"]):
             yield each
 
 
@@ -285,7 +247,7 @@ def load(environ: Mapping[str, str], job: str) -> Settings:
     for each in fields(Settings):
         meta = each.metadata
         raw = _raw(environ, meta["name"]) if each.name in read_now else None
-        if raw is None and meta["required"] and each.name in read_now:
+        if raw is None and concerns(job, meta["required_by"]):
             raise SettingsError(f"{meta['name']} is not set: {meta['purpose']}")
         raw = raw if raw is not None else meta["default"]
         values[each.name] = None if raw is None else _checked(meta, raw)

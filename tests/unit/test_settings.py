@@ -1,6 +1,7 @@
 """The environment is read in one place, and a bad value is one clear line that keeps secrets to itself."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from worker.settings import Settings, is_worker, load, variables
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}
+JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial")
 
 
 def loaded(**environ: str) -> Settings:
@@ -241,16 +243,42 @@ def test_a_secret_in_a_file_stays_secret(tmp_path: Path) -> None:
 def test_variables_of_other_jobs() -> None:
     """A job does not read another one's variables: a mistake in them does not stop it."""
     environ = NEEDED | {"CAMPAIGN_INTERVAL": "nonsense", "SMTP_URL_FILE": "/none", "ENCRYPTION_KEY": "x"}
-    settings = load(environ, "trial")
+    settings = load(environ, "call-cleanup")
     assert settings.campaign_interval_seconds == 60.0
     assert settings.smtp_url is None
     with pytest.raises(SettingsError, match=r"^LOG_LEVEL is 'x'"):
-        load(environ | {"LOG_LEVEL": "x"}, "trial")
+        load(environ | {"LOG_LEVEL": "x"}, "call-cleanup")
+
+
+def test_what_only_one_job_needs() -> None:
+    """Without APP_URL no call can be placed, and only `calls` refuses to start; a shared variable reaches each."""
+    with pytest.raises(SettingsError, match=r"^APP_URL is not set: the CRM's address"):
+        load(NEEDED, "calls")
+    assert load(NEEDED, "campaign").app_url is None
+    for job in ("campaign", "reminders", "trial"):
+        assert load(NEEDED | {"SMTP_URL": "smtp://127.0.0.1:25"}, job).smtp_url == "smtp://127.0.0.1:25"
+
+
+@pytest.mark.parametrize("raw", ["Asia/Kolkatta", "../etc/passwd", "IST+5:30", "a" * 5000, "\x00"])
+def test_time_zones(raw: str) -> None:
+    """A zone by its name in the tz database; a mistake is said, and nothing outside the database is opened."""
+    assert str(load(NEEDED, "call-cleanup").cleanup_timezone) == "Asia/Kolkata"
+    assert str(load(NEEDED | {"CLEANUP_TIMEZONE": "Europe/Paris"}, "call-cleanup").cleanup_timezone) == "Europe/Paris"
+    with pytest.raises(SettingsError, match=r"^CLEANUP_TIMEZONE is .*, allowed is a time zone such as"):
+        load(NEEDED | {"CLEANUP_TIMEZONE": raw}, "call-cleanup")
+
+
+def test_the_owners_address() -> None:
+    """OWNER_EMAIL can be written to, or the program says so at its start."""
+    assert load(NEEDED | {"OWNER_EMAIL": " owner@crm.example.in "}, "trial").owner_email == "owner@crm.example.in"
+    with pytest.raises(SettingsError, match=r"^OWNER_EMAIL is 'owner', allowed is an e-mail address"):
+        load(NEEDED | {"OWNER_EMAIL": "owner"}, "trial")
 
 
 def test_every_variable_is_explained() -> None:
     """Every variable has a default that its own reader takes, a purpose, and a name of its own."""
-    found = [each.metadata for each in variables("campaign")]
+    found = [each.metadata for each in fields(Settings)]
+    assert {each.name for job in JOBS for each in variables(job)} == {each.name for each in fields(Settings)}
     assert len({meta["name"] for meta in found}) == len(found)
     for meta in found:
         assert re.fullmatch(r"[A-Z_]+", meta["name"])
