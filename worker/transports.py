@@ -1,30 +1,21 @@
-"""Chooses the way out for a campaign, from its tenant's and user's settings, and keeps providers in use.
-
-E-mail leaves through Gmail when the campaign's user has both tokens and the tenant has mail.oauth, else
-through SMTP_URL; WhatsApp through the tenant's phone id. Nothing configured: TransportMissing, with what to do.
-"""
+"""How a campaign's messages are made and sent: the account they leave through and the compiled content."""
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
 
+from worker.accounts import Accounts, GmailAccount, trim
 from worker.content.campaign import EmailContent, OutboxRow, Person, Sender, WhatsAppContent
 from worker.content.links import Link
-from worker.content.secrets import decrypt
 from worker.db import Row
-from worker.errors import CampaignRejected, SettingsError, TransportMissing
+from worker.errors import CampaignRejected, TransportMissing
 from worker.pacing import Pace
 from worker.providers import Accepted, Provider
-from worker.providers.gmail import GmailProvider
-from worker.providers.google_token import GoogleToken
-from worker.providers.http import HttpPool
-from worker.providers.smtp import SmtpProvider
-from worker.providers.whatsapp import WhatsAppProvider
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,17 +25,6 @@ KEPT = 512  # compiled contents and providers; the least used go first
 COUNTS = {"prepared", "holds", "started_at", "totalRecipients"}
 
 Content = EmailContent | WhatsAppContent
-
-
-@dataclass(frozen=True)
-class GmailAccount:
-    """The Gmail connection of a campaign's user."""
-
-    provider: GmailProvider
-    token: GoogleToken
-    user_id: str
-    tenant_id: str
-    refresh_token: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -108,23 +88,15 @@ class Transports:
     def __init__(self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime]) -> None:
         """Raises SettingsError when SMTP_URL cannot be used."""
         self._settings = settings
-        self._redis = client
-        self._pool = HttpPool(settings.campaign_concurrency)
-        self._aware_clock = lambda: clock().replace(tzinfo=UTC)
+        self._accounts = Accounts(settings, client, clock, settings.campaign_concurrency)
         self._contents: OrderedDict[str, tuple[Row, Sender | None, Content]] = OrderedDict()
-        self._gmail: OrderedDict[tuple[str, ...], GmailAccount] = OrderedDict()
-        try:
-            self._smtp = SmtpProvider(settings.smtp_url) if settings.smtp_url else None
-        except ValueError as error:
-            raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
 
     def route(self, campaign: Row) -> Transport:
         """The way out for a campaign. Raises TransportMissing, and CampaignRejected when its content is unfit."""
-        tenant = campaign["tenant_settings"] if isinstance(campaign["tenant_settings"], dict) else {}
         if campaign["channel"] == "whatsapp":
-            return self._whatsapp(campaign, _part(tenant, "whatsapp"))
+            return self._whatsapp(campaign)
         if campaign["channel"] == "email":
-            return self._email(campaign, _part(tenant, "mail"))
+            return self._email(campaign)
         raise CampaignRejected(f"its channel {campaign['channel']!r} is unknown: it can be email or whatsapp")
 
     def route_or_settle_only(self, campaign: Row) -> Transport:
@@ -139,40 +111,19 @@ class Transports:
         return Transport(campaign, WhatsAppContent(campaign | {"whatsappTemplateParams": []}, None))
 
     def close(self) -> None:
-        self._pool.close()
-        if self._smtp:
-            self._smtp.close()
+        self._accounts.close()
 
-    def _whatsapp(self, campaign: Row, account: Row) -> Transport:
-        token, phone_id = account.get("token"), account.get("phoneId")
-        if not (isinstance(token, str) and token and isinstance(phone_id, str | int) and phone_id):
-            raise TransportMissing("WhatsApp is not configured: enter token and phone id in the tenant's settings")
+    def _whatsapp(self, campaign: Row) -> Transport:
+        account = self._accounts.whatsapp(campaign["tenant_settings"])
         content = self._content(campaign, None, lambda: WhatsAppContent(campaign, self._settings.app_url))
-        try:
-            provider = WhatsAppProvider(self._settings.whatsapp_api_url, str(phone_id), token, self._pool)
-        except ValueError as error:
-            raise TransportMissing(f"WhatsApp is not configured: {error}") from None
-        pace = Pace(self._redis, f"pace:whatsapp:{phone_id}", self._settings.whatsapp_rate)
-        return Transport(campaign, content, provider, pace)
+        return Transport(campaign, content, account.provider, account.pace)
 
-    def _email(self, campaign: Row, mail: Row) -> Transport:
+    def _email(self, campaign: Row) -> Transport:
         if campaign["user_id"] is None:
             raise TransportMissing("E-mail cannot be sent: the campaign's user is not a user of its tenant")
-        smtp, oauth = _part(mail, "smtp"), _part(mail, "oauth")
-        name = _text(smtp, "fromName") or campaign["user_name"] or campaign["tenant_name"]
-        reply_to = _text(smtp, "replyTo")
-        if campaign["gmailAccessToken"] and campaign["gmailRefreshToken"] and oauth:
-            account = self._gmail_account(campaign, oauth)
-            sender = Sender(name, campaign["googleEmail"] or campaign["user_email"], reply_to)
-            pace = Pace(self._redis, f"pace:gmail:{account.user_id}", self._settings.gmail_rate)
-            return Transport(campaign, self._email_content(campaign, sender), account.provider, pace, account)
-        if self._smtp is None:
-            raise TransportMissing(
-                "E-mail is not configured: connect the user's Gmail (with mail.oauth in the tenant's settings), or "
-                "let the operator set SMTP_URL"
-            )
-        sender = Sender(name, _text(smtp, "fromEmail") or campaign["user_email"], reply_to)
-        return Transport(campaign, self._email_content(campaign, sender), self._smtp)
+        account = self._accounts.email(campaign)
+        content = self._email_content(campaign, account.sender)
+        return Transport(campaign, content, account.provider, account.pace, account.gmail)
 
     def _email_content(self, campaign: Row, sender: Sender) -> Content:
         settings = self._settings
@@ -192,33 +143,8 @@ class Transports:
             except ValueError as error:
                 raise CampaignRejected(f"its message cannot be made: {error}") from None
             self._contents[campaign["id"]] = kept
-        _trim(self._contents, campaign["id"])
+        trim(self._contents, campaign["id"])
         return kept[2]
-
-    def _gmail_account(self, campaign: Row, oauth: Row) -> GmailAccount:
-        """Kept as long as nobody connected the account anew: its token is refreshed once for all campaigns."""
-        client_id, stored = _text(oauth, "clientId"), oauth.get("clientSecret")
-        refresh_token = campaign["gmailRefreshToken"]
-        key = (campaign["user_id"], refresh_token, client_id or "", str(stored))
-        account = self._gmail.get(key)
-        if account is None:
-            token = GoogleToken(
-                self._settings.google_token_url, client_id or "", self._client_secret(stored), refresh_token,
-                campaign["gmailAccessToken"], campaign["gmailTokenExpiry"], self._pool, self._aware_clock,
-            )  # fmt: skip
-            provider = GmailProvider(self._settings.gmail_api_url, token, self._pool, self._aware_clock)
-            account = GmailAccount(provider, token, campaign["user_id"], campaign["tenantId"], refresh_token)
-            self._gmail[key] = account
-        _trim(self._gmail, key)
-        return account
-
-    def _client_secret(self, stored: object) -> str:
-        if self._settings.encryption_key is None:
-            raise TransportMissing("Gmail cannot be used: the operator has to set ENCRYPTION_KEY")
-        try:
-            return decrypt(str(stored), self._settings.encryption_key)
-        except ValueError as error:
-            raise TransportMissing(f"Gmail cannot be used: mail.oauth.clientSecret: {error}") from None
 
 
 def grant_update(transport: Transport, revoked: bool) -> tuple[str, Row] | None:
@@ -238,20 +164,3 @@ def grant_update(transport: Transport, revoked: bool) -> tuple[str, Row] | None:
         return None
     expiry = changed.expires_at.astimezone(UTC).replace(tzinfo=None)
     return "save_token", which | {"token": changed.access_token, "expiry": expiry}
-
-
-def _part(settings: Row, name: str) -> Row:
-    """A part of the tenant's settings; {} when it is missing or no object."""
-    found = settings.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _text(settings: Row, name: str) -> str | None:
-    found = settings.get(name)
-    return found.strip() or None if isinstance(found, str) else None
-
-
-def _trim(kept: OrderedDict[Any, Any], used: object) -> None:
-    kept.move_to_end(used)
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
