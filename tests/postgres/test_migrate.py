@@ -19,7 +19,7 @@ from worker.errors import SchemaError
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 60.0
-NAMES = ["0001_campaigns", "0002_campaign_indexes"]
+NAMES = ["0001_campaigns", "0002_campaign_indexes", "0003_jobs", "0004_job_indexes"]
 INDEXES = {
     "worker_campaign_due",
     "worker_campaign_running",
@@ -261,7 +261,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
     [
         ("DROP SCHEMA worker CASCADE", "missing"),
         ("TRUNCATE worker.migration", "missing"),
-        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 2"),
+        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 4"),
     ],
 )
 def test_missing_or_old(database_url: str, connection: Connection, damage: str, state: str) -> None:

@@ -1,0 +1,119 @@
+"""A tenant's business hours: whether a call may start now, by the clock on the tenant's wall.
+
+A night that crosses midnight belongs to the business day on which it began: Friday's 22:00-06:00 reaches into
+Saturday morning even when Saturday is no business day. What cannot be read is an error and never a guess: a
+typing mistake must not let phones ring on a Sunday.
+"""
+
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from typing import Any, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+USUAL_ZONE = "Asia/Kolkata"
+
+_DAY_MINUTES = 24 * 60
+_NAMES = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_DAYS = {name[:length]: day for day, name in enumerate(_NAMES) for length in (3, len(name))}
+_TIME = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
+# No point, so no way out of the folder of zones, and short enough for a file name.
+_ZONE = re.compile(r"[A-Za-z0-9_+/-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class BusinessHours:
+    """From ``first_minute`` to ``last_minute``, both included, on each of ``days``, in the time of ``zone``.
+
+    Minutes count from the midnight that begins the day; from 1440 on they lie in the day after it. Monday is 0.
+    """
+
+    days: frozenset[int]
+    first_minute: int
+    last_minute: int
+    zone: tzinfo
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The hours in a row of "CallSettings": always, when they are switched off or have no start or end.
+
+        '24:00' as end is the end of that day, its last minute 23:59; an end that equals the start comes 24 hours
+        later. Raises ValueError that names the column, shows its value and says what is allowed.
+        """
+        start, end = (_filled(settings.get(name)) for name in ("businessHoursStart", "businessHoursEnd"))
+        if not settings.get("enableBusinessHours", True) or start is None or end is None:
+            return cls(frozenset(range(7)), 0, _DAY_MINUTES - 1, UTC)
+        first, last = _minute("businessHoursStart", start), _minute("businessHoursEnd", end, midnight=True)
+        if last in (first, _DAY_MINUTES):
+            last -= 1
+        if last < first:
+            last += _DAY_MINUTES
+        return cls(_days(settings.get("businessDays")), first, last, _zone(settings.get("timezone")))
+
+    def open_at(self, now: datetime) -> bool:
+        """Whether a call may start. ``now``: UTC, without zone."""
+        local = _wall_clock(now, self.zone)
+        minute, today = local.hour * 60 + local.minute, local.weekday()
+        return (today in self.days and self.first_minute <= minute <= self.last_minute) or (
+            (today - 1) % 7 in self.days and minute + _DAY_MINUTES <= self.last_minute
+        )
+
+
+def _wall_clock(now: datetime, zone: tzinfo) -> datetime:
+    try:
+        return now.replace(tzinfo=UTC).astimezone(zone)
+    except OverflowError:  # the first and the last hours that a datetime can hold
+        return now
+
+
+def _filled(value: Any) -> Any:
+    """A text without the blanks around it; None when nothing is left."""
+    return value.strip() or None if isinstance(value, str) else value
+
+
+def _minute(column: str, value: Any, *, midnight: bool = False) -> int:
+    if midnight and value == "24:00":
+        return _DAY_MINUTES
+    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise _wrong(column, value, f"HH:MM from 00:00 to {'24:00' if midnight else '23:59'}")
+    return int(found[1]) * 60 + int(found[2])
+
+
+def _days(value: Any) -> frozenset[int]:
+    if value is None:
+        return frozenset(range(7))
+    listed = value["value"] if isinstance(value, dict) and value.keys() == {"value"} else value
+    if not isinstance(listed, list):
+        raise _wrong("businessDays", value, "a list of mon, tue, wed, thu, fri, sat, sun, or null for every day")
+    return frozenset(map(_day, listed))
+
+
+def _day(value: Any) -> int:
+    day = _DAYS.get(value.strip().lower()) if isinstance(value, str) else None
+    if day is None:
+        raise _wrong("businessDays", value, "mon, tue, wed, thu, fri, sat or sun", "has a day")
+    return day
+
+
+def _zone(value: Any) -> tzinfo:
+    name = _filled(value)
+    if name is None:
+        name = USUAL_ZONE
+    try:
+        if isinstance(name, str) and _ZONE.fullmatch(name):
+            return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        pass  # OSError: the name of a folder of zones, such as 'Asia'
+    raise _wrong("timezone", value, f"a time zone such as {USUAL_ZONE} or UTC")
+
+
+def _wrong(column: str, value: Any, allowed: str, verb: str = "is") -> ValueError:
+    shown = _short.repr(value)[:80]
+    return ValueError(f'CallSettings."{column}" {verb} {shown}; allowed: {allowed}')
+
+
+_short = reprlib.Repr()
+_short.maxstring, _short.maxlevel = 60, 2
