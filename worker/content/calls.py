@@ -49,4 +49,4 @@ def call_form(
 def retry_delay_seconds(attempts: int) -> float:
     """Seconds until the next try after ``attempts`` (at least 1) that failed: 2, 4, 8 ... minutes, at most 24 h."""
     # 2 ** 20 minutes are beyond the limit already, and a float holds no 2 ** 5000.
-    return min(60.0 * 2 ** min(attempts, 20), LONGEST_RETRY_DELAY_SECONDS)
+    return min(60.0 * 2.0 ** min(attempts, 20), LONGEST_RETRY_DELAY_SECONDS)

@@ -18,9 +18,9 @@ USUAL_ZONE = "Asia/Kolkata"
 _DAY_MINUTES = 24 * 60
 _NAMES = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DAYS = {name[:length]: day for day, name in enumerate(_NAMES) for length in (3, len(name))}
+# Each part begins with a letter: ZoneInfo looks names up as modules too, and '__init__/x' is a TypeError there.
+_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z][A-Za-z0-9_+-]*)*")
 _TIME = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
-# No point, so no way out of the folder of zones, and short enough for a file name.
-_ZONE = re.compile(r"[A-Za-z0-9_+/-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _zone(value: Any) -> tzinfo:
         if isinstance(name, str) and _ZONE.fullmatch(name):
             return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        pass  # OSError: the name of a folder of zones, such as 'Asia'
+        pass  # OSError: a folder of zones, such as 'Asia', or a name too long for a file
     raise _wrong("timezone", value, f"a time zone such as {USUAL_ZONE} or UTC")
 
 

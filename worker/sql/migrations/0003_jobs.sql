@@ -35,7 +35,8 @@ CREATE TABLE worker.call_claim (
     tenant_id   text NOT NULL,
     account_sid text NOT NULL,
     from_number text NOT NULL,
-    to_number   text NOT NULL,
+    to_number   text NOT NULL,                    -- E.164
+    item        jsonb NOT NULL,                   -- the queue's row as it was claimed: it may be deleted meanwhile
     holder      text NOT NULL,
     claimed_at  timestamp(3) NOT NULL,            -- by the database's clock: no call of this claim is older
     ask_at      timestamp(3),                     -- when Twilio is asked; null: its holder is at it

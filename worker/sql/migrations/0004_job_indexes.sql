@@ -4,7 +4,8 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS "worker_lead_quiet"
     ON "Lead" ("tenantId", "stageId", GREATEST("createdAt", "lastContactedAt"));
 
 CREATE INDEX CONCURRENTLY IF NOT EXISTS "worker_call_queue_pending"
-    ON "CallQueue" ("tenantId", priority DESC, "createdAt", id) WHERE status = 'pending';
+    ON "CallQueue" ("tenantId", priority DESC, "createdAt", id) INCLUDE ("scheduledFor", "nextRetryAt")
+    WHERE status = 'pending';
 
 CREATE INDEX CONCURRENTLY IF NOT EXISTS "worker_call_queue_due"
     ON "CallQueue" (GREATEST("scheduledFor", "nextRetryAt")) WHERE status = 'pending';

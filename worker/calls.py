@@ -1,0 +1,259 @@
+"""bin/calls: places queued outbound calls through Twilio inside business hours.
+
+A tick looks after calls whose fate is unknown (call_doubts.py), and then gives every tenant that may call now a call
+or a few: claim, place, book, tell.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
+
+from worker import migrate, program
+from worker.call_claims import CallClaims, Claim, Wanted
+from worker.call_doubts import CallDoubts
+from worker.content.calls import call_form
+from worker.content.hours import BusinessHours
+from worker.content.phones import to_e164
+from worker.counters import Counters
+from worker.db import AWAY, Database, Row, queries
+from worker.errors import SendError, TransportMissing, Unconfirmed
+from worker.events import Events
+from worker.lanes import POLL_SECONDS, ROUND_SECONDS, Lanes
+from worker.lines import Line, Lines
+from worker.lock import Lock
+from worker.loop import Result, Signals, utc_now
+from worker.providers.twilio import PlacedCall
+from worker.redis_client import connect
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Places the queued calls of all tenants through Twilio: inside business hours, highest priority first, never more at
+once than a tenant may have, each call once. Settles what a killed worker or a lost webhook left in doubt."""
+
+LANES = 8  # requests to Twilio at once
+LINES_AT_ONCE = 32  # tenants whose next calls are claimed together
+SPARE = 20  # calls looked at beyond those wanted, since some cannot be dialled
+PLACE_SECONDS = 60.0  # from the claim to the wire; after it somebody else may have taken over
+COUNTS = ("placed", "retried", "failed", "asked", "checked")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return program.run_job("calls", "call-scheduler", DESCRIPTION, CallsJob, arguments)
+
+
+class CallsJob:
+    name = "calls"
+    zone: tzinfo = UTC
+
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        lock: Lock,
+        signals: Signals,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Raises SettingsError for a DATABASE_URL that cannot be used."""
+        self.interval_seconds = settings.call_scheduler_interval_seconds
+        self._settings = settings
+        self._counters = counters
+        self._lock = lock
+        self._signals = signals
+        self._clock = clock
+        self._redis = connect(settings.redis_url)
+        self._db = Database(settings.database_url, "crm-worker calls")
+        self._sql = queries("calls")
+        self._lines = Lines(settings, self._redis, LANES)
+        self._claims = CallClaims(self._db, counters, Events(self._redis), clock)
+        self._lanes = Lanes(LANES, signals, settings.shutdown_grace_seconds)
+        self._doubts = CallDoubts(self._db, self._claims, self._lines, self._lanes, clock)
+        self._served: dict[str, float] = {}  # tenant -> time.monotonic() of its last turn
+        self._counts: dict[str, int] = {}
+
+    def start(self) -> None:
+        migrate.require_current(self._db)
+
+    def tick(self, now: datetime) -> Result:
+        self._counts = self._doubts.counts = dict.fromkeys(COUNTS, 0)
+        self._lanes.settle_finished(0.0)
+        todo = self._db.one(self._sql["survey"], now=now) or {}
+        if not (todo["any_pending"] or todo["any_processing"] or todo["any_claim"] or todo["any_live"]):
+            self._measure(due=0.0, oldest_due_seconds=0.0)
+            return Result(self._counts)
+        if todo["any_processing"] or todo["any_claim"]:
+            self._doubts.resolve(now, self._may_claim)
+        if todo["any_live"]:
+            self._doubts.check_stale(now)
+        again_at = self._place_due(now) if todo["any_pending"] else None
+        self._lanes.finish()
+        return self._result(again_at)
+
+    def close(self) -> bool:
+        try:
+            self._lanes.drain()
+        except AWAY as error:
+            log.error("calls were not booked, Twilio will be asked about them", {"reason": str(error).strip()})
+        ended = self._lanes.close()
+        self._counters.flush()
+        self._lines.close()
+        self._db.close()
+        self._redis.close()
+        return ended
+
+    def _result(self, again_at: datetime | None) -> Result:
+        todo = self._db.one(self._sql["survey"], now=self._clock()) or {}
+        self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
+        soonest = self._clock() + timedelta(seconds=POLL_SECONDS)
+        if self._lanes.keys:
+            again_at = soonest
+        due = [max(at, soonest) for at in (again_at, todo["next_due"], todo["next_ask"]) if at]
+        return Result(self._counts, min(due, default=None), unfinished=again_at is not None)
+
+    def _measure(self, due: float, oldest_due_seconds: float) -> None:
+        self._counters.gauge("calls_due", due)
+        self._counters.gauge("calls_oldest_due_seconds", oldest_due_seconds)
+
+    def _place_due(self, now: datetime) -> datetime | None:
+        """Gives each tenant that may call now its turn; returns when the next call may be placed, if one is left."""
+        lines = self._open_lines(now)
+        wait_seconds: list[float] = []
+        for first in range(0, len(lines), LINES_AT_ONCE):
+            if not self._may_claim():
+                break
+            wanted, more = self._choose(lines[first : first + LINES_AT_ONCE], now)
+            wait_seconds += more
+            claimed = self._claims.claim(wanted, now)
+            if claimed is None:
+                wait_seconds.append(ROUND_SECONDS)
+            for line, claim in claimed or []:
+                self._submit_call(line, claim)
+            while not self._lanes.free and self._may_claim():
+                self._lanes.settle_finished(POLL_SECONDS)
+        return self._clock() + timedelta(seconds=min(wait_seconds)) if wait_seconds else None
+
+    def _may_claim(self) -> bool:
+        return self._lock.held and not self._signals.stopping
+
+    def _open_lines(self, now: datetime) -> list[Line]:
+        """The tenants that may call now, the longest waiting first."""
+        lines = []
+        for row in self._db.all(self._sql["tenants"], now=now):
+            try:
+                if not BusinessHours.of(row).open_at(now):
+                    continue
+                line = self._lines.line(row)
+            except TransportMissing as error:
+                self._fail_unconfigured(row["tenant_id"], str(error), now)
+            except ValueError as error:
+                self._lines.complain(row["tenant_id"], str(error))
+            else:
+                if line.slots > 0 and not self._lines.rests(line):
+                    lines.append(line)
+        return sorted(lines, key=lambda line: self._served.get(line.tenant_id, 0.0))
+
+    def _fail_unconfigured(self, tenant_id: str, reason: str, now: datetime) -> None:
+        items = self._db.all(self._sql["candidates"], tenant_ids=[tenant_id], wanted=[SPARE], now=now)
+        self._count(self._claims.fail_unclaimed([(item, reason, False) for item in items]))
+
+    def _choose(self, lines: Sequence[Line], now: datetime) -> tuple[list[Wanted], list[float]]:
+        """The calls that these tenants' pace allows, and for each that has more the seconds until its next."""
+        wanted: list[Wanted] = []
+        more: list[float] = []
+        dialable = self._dialable(lines, now)
+        for line in lines:
+            calls = dialable.get(line.tenant_id, [])
+            if not calls:
+                continue
+            granted, wait_seconds = line.pace.take(min(line.slots, len(calls)))
+            wanted += calls[:granted]
+            if granted:
+                self._served[line.tenant_id] = time.monotonic()
+            if len(calls) > granted and line.slots > granted:
+                more.append(wait_seconds)
+        return wanted, more
+
+    def _dialable(self, lines: Sequence[Line], now: datetime) -> dict[str, list[Wanted]]:
+        """Each tenant's next calls; those that cannot be dialled fail here, and use no slot."""
+        by_tenant = {line.tenant_id: line for line in lines}
+        numbers: list[tuple[Row, str]] = []
+        failed: list[tuple[Row, str, bool]] = []
+        sizes = [line.slots + SPARE for line in lines]
+        for item in self._db.all(self._sql["candidates"], tenant_ids=list(by_tenant), wanted=sizes, now=now):
+            try:
+                numbers.append((item, to_e164(item["phoneNumber"], item["phoneCountryCode"])))
+            except ValueError as error:
+                failed.append((item, str(error), True))
+        barred = self._barred(numbers)
+        found: dict[str, list[Wanted]] = {}
+        for item, number in numbers:
+            tenant_id = item["tenantId"]
+            if (tenant_id, number) not in barred:
+                found.setdefault(tenant_id, []).append(Wanted(by_tenant[tenant_id], number, item))
+            elif reason := barred[tenant_id, number]:
+                failed.append((item, f"not called: {reason}", True))
+        self._count(self._claims.fail_unclaimed(failed))
+        return found
+
+    def _barred(self, numbers: Sequence[tuple[Row, str]]) -> dict[tuple[str, str], str | None]:
+        """Numbers that want no calls, with the reason, and those of a call in doubt (None), which wait."""
+        rows = self._db.all(
+            self._sql["barred"],
+            tenant_ids=[item["tenantId"] for item, _ in numbers],
+            numbers=[number for _, number in numbers],
+        )
+        return {(row["tenant_id"], row["number"]): row["reason"] for row in rows}
+
+    def _submit_call(self, line: Line, claim: Claim) -> None:
+        item = claim.item
+        form = call_form(
+            app_url=self._settings.app_url or "",
+            to=claim.to_number,
+            from_=claim.from_number,
+            lead_id=item["leadId"],
+            contact_id=item["contactId"],
+            call_type=item["callType"],
+            timeout_seconds=line.timeout_seconds,
+            tenant_recording=line.recording,
+            script_recording=item["script_recording"],
+        )
+        place_until = time.clock_gettime(time.CLOCK_BOOTTIME) + PLACE_SECONDS
+        self._lanes.submit(
+            claim.id, partial(_place, line, form, place_until), partial(self._settle_call, line, claim)
+        )
+
+    def _settle_call(self, line: Line, claim: Claim, lane: Future[PlacedCall | None]) -> None:
+        try:
+            placed = None if lane.cancelled() else lane.result()
+        except SendError as error:
+            self._lines.answered(line, error)
+            if isinstance(error, Unconfirmed):
+                self._claims.doubt(claim, str(error))
+            else:
+                self._count([self._claims.fail(claim, error)])
+            return
+        if placed is None:
+            self._claims.put_back(claim)
+            return
+        self._lines.answered(line, None)
+        self._counts["placed"] += self._claims.book(claim, placed)
+
+    def _count(self, statuses: Iterable[str]) -> None:
+        for status in statuses:
+            self._counts["failed" if status == "failed" else "retried"] += 1
+
+
+def _place(line: Line, form: list[tuple[str, str]], place_until: float) -> PlacedCall | None:
+    """None: too late, the claim may be another worker's by now."""
+    if time.clock_gettime(time.CLOCK_BOOTTIME) > place_until:
+        return None
+    return line.provider.place(form)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
