@@ -10,6 +10,7 @@
     GET    /control/message?channel=&address=     content of the newest one, as it came; 404 when there is none
     POST   /control/settings                      {"whatsapp_rate", "twilio_rate", "gmail_rate"}: a second, 0 no limit
     POST   /control/revoke                        {"credential"}: a token, secret or password that is bad from now on
+    POST   /control/call                          {"sid", "status"}: a call's status from now on; null: forgotten
     POST   /control/reset                         forgets all: received, rules, revocations; rates as at the start
 
 Whatever cannot be understood is answered with 400 and {"error"}.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from sandbox import twilio
 from sandbox.http import Reply, Request
 from sandbox.records import Received
 from sandbox.script import Rule
@@ -45,6 +47,7 @@ class Control:
             ("GET", "message"): self._message,
             ("POST", "settings"): self._set,
             ("POST", "revoke"): self._revoke,
+            ("POST", "call"): self._set_call,
             ("POST", "reset"): self._reset,
         }
 
@@ -107,8 +110,14 @@ class Control:
         self._stand.revoked.add(str(_object(request)["credential"]))
         return Reply(200, {})
 
+    def _set_call(self, request: Request) -> Reply:
+        body = _object(request)
+        twilio.set_call(self._stand, body["sid"], body["status"])
+        return Reply(200, {})
+
     def _reset(self, _: Request) -> Reply:
         self._stand.script.clear()
+        self._stand.calls.clear()
         self._stand.revoked.clear()
         self._stand.records.clear()
         for name, per_second in self._usual.items():

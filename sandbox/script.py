@@ -6,7 +6,12 @@ from typing import Any, Literal, get_args
 
 Channel = Literal["smtp", "gmail", "token", "whatsapp", "twilio"]
 Action = Literal["answer", "cut-before", "cut-after", "hang", "close"]
-Stage = Literal["auth", "mail", "rcpt", "data", "request"]
+Stage = Literal["auth", "mail", "rcpt", "data", "request", "list", "fetch"]
+
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "smtp": ("auth", "mail", "rcpt", "data"),
+    "twilio": ("request", "list", "fetch"),
+}
 
 
 @dataclass
@@ -23,7 +28,7 @@ class Rule:
     channel: Channel
     address: str | None = None  # recipient or number; SMTP stage mail: the sender; None: all
     action: Action = "answer"
-    stage: Stage = "request"  # SMTP: at which command; HTTP has only requests
+    stage: Stage = "request"  # SMTP: at which command; Twilio: list and fetch are the questions about calls
     times: int | None = None  # None: for ever
     status: int | None = None
     code: int | str | None = None  # the provider's own error code or reason
@@ -44,11 +49,11 @@ class Rule:
         for name, allowed in (("channel", Channel), ("action", Action), ("stage", Stage)):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(get_args(allowed))}")
-        if self.action in ("cut-after", "hang") and self.stage not in ("data", "request"):
+        if self.action in ("cut-after", "hang") and self.stage in ("auth", "mail", "rcpt"):
             raise ValueError(f"{self.action} needs a whole message: stage data")
         if self.stage == "auth" and self.action != "answer":
             raise ValueError("a login can only be answered")
-        if (self.channel == "smtp") == (self.stage == "request"):
+        if self.stage not in STAGES.get(self.channel, ("request",)):
             raise ValueError(f"the channel {self.channel} has no stage {self.stage}")
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sandbox.accounts import PREFIX
 from sandbox.http import Cut, Reply
@@ -13,6 +14,15 @@ from sandbox.script import Rule, Script
 MakeError = Callable[[Rule], Reply]
 
 
+@dataclass(frozen=True)
+class CallState:
+    """What a test made of a call."""
+
+    status: str | None  # None: forgotten
+    at: datetime  # of the change
+    started_at: datetime | None = None  # None: still queued
+
+
 class Stand:
     """The rules, the records and the state that all stand-ins of one process share."""
 
@@ -20,6 +30,7 @@ class Stand:
         self.records = records
         self.script = Script()
         self.revoked: set[str] = set()
+        self.calls: dict[str, CallState] = {}  # by sid; a call that is not in it is queued
 
     def knows(self, credential: str) -> bool:
         """Whether a token, secret or password is good."""

@@ -1,26 +1,34 @@
 """Stand-in of Twilio's Calls resource: making, listing and fetching calls.
 
+A call stays queued, without a start_time, until a test says otherwise. StartTime compares whole days in UTC and
+leaves out calls that have none; a list comes in pages, newest call first.
+
 Shapes: https://www.twilio.com/docs/voice/api/call-resource and https://www.twilio.com/docs/api/errors.
 """
 
+import asyncio
 import base64
 import binascii
 import json
 import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from typing import Any
+from urllib.parse import urlencode
 
-from sandbox.http import Reply, Request
+from sandbox.http import Cut, Reply, Request
 from sandbox.records import Received
-from sandbox.script import Rule
-from sandbox.stand import Rate, Stand
+from sandbox.script import Rule, Stage
+from sandbox.stand import CallState, Rate, Stand, scripted
 
 PREFIX = "/twilio"
 _ACCOUNT = PREFIX + r"/2010-04-01/Accounts/(AC[0-9a-fA-F]{32})"
 _CALLS = re.compile(_ACCOUNT + r"/Calls\.json")
 _CALL = re.compile(_ACCOUNT + r"/Calls/(CA[0-9a-f]{32})\.json")
+STATUSES = ("queued", "initiated", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled")
+_FINAL = STATUSES[4:]
+_LONGEST_PAGE = 1000
 _E164 = re.compile(r"\+[1-9]\d{6,14}")
 
 # code -> HTTP status and text
@@ -57,9 +65,9 @@ class Twilio:
         if not good:
             return error(20003)
         if listing and request.method == "GET":
-            return self._list(request, listing[1])
+            return await self._answered("list", request.query.get("To", ""), self._list(request, listing[1]))
         if single and request.method == "GET":
-            return self._fetch(single[1], single[2])
+            return await self._answered("fetch", *self._fetch(single[1], single[2]))
         return error(20404)
 
     async def _create(self, request: Request, account: str, password: str, good: bool) -> Reply:
@@ -78,30 +86,71 @@ class Twilio:
         problem = problem or _problem(form)
         if problem:
             return self._stand.refuse(error(problem), call)
-        answer = _call(sid, account, form["To"], form["From"], datetime.now(UTC))
+        answer = _call(sid, account, form["To"], form["From"], datetime.now(UTC), None)
         return await self._stand.settle([call], Reply(201, answer), _scripted_error, self.rate)
 
     def _list(self, request: Request, account: str) -> Reply:
         query = request.query
         calls = self._stand.records.deliveries("twilio", query.get("To"))
-        since = _moment(query.get("StartTime>", ""))
-        until = _moment(query.get("StartTime<", ""))
         found = [
-            _recorded(call)
+            shown
             for call in reversed(calls)
             if call.account == account
-            and (since is None or datetime.fromisoformat(call.at) >= since)
-            and (until is None or datetime.fromisoformat(call.at) <= until)
             and query.get("From", _form(call)["From"]) == _form(call)["From"]
+            and (shown := self._shown(call)) is not None
+            and _started(self._stand.calls.get(call.external_id), query)
         ]
-        size = int(query["PageSize"]) if query.get("PageSize", "").isdigit() else 50
-        page = {"page": 0, "page_size": size, "start": 0, "end": max(len(found[:size]) - 1, 0)}
-        links = {"uri": request.target.removeprefix(PREFIX), "next_page_uri": None, "previous_page_uri": None}
-        return Reply(200, {"calls": found[:size], **page, **links})
+        size = min(max(int(query["PageSize"]), 1), _LONGEST_PAGE) if query.get("PageSize", "").isdigit() else 50
+        number = int(query["Page"]) if query.get("Page", "").isdigit() else 0
+        last = query.get("PageToken", "").removeprefix("PA")
+        start = 1 + next((place for place, call in enumerate(found) if call["sid"] == last), -1)
+        shown_calls, following = found[start : start + size], None
+        if found[start + size :]:
+            token = {"PageSize": size, "Page": number + 1, "PageToken": f"PA{shown_calls[-1]['sid']}"}
+            following = f"{request.path.removeprefix(PREFIX)}?{urlencode(query | token)}"
+        first = number * size
+        page = {"page": number, "page_size": size, "start": first, "end": first + max(len(shown_calls) - 1, 0)}
+        links = {"uri": request.target.removeprefix(PREFIX), "next_page_uri": following, "previous_page_uri": None}
+        return Reply(200, {"calls": shown_calls, **page, **links})
 
-    def _fetch(self, account: str, sid: str) -> Reply:
-        found = [call for call in self._stand.records.find("twilio", external_id=sid) if call.account == account]
-        return Reply(200, _recorded(found[0])) if found else error(20404)
+    def _fetch(self, account: str, sid: str) -> tuple[str, Reply]:
+        """The number that was called, '' when there is no such call, and the reply."""
+        for call in self._stand.records.find("twilio", external_id=sid):
+            shown = self._shown(call)
+            if call.account == account and shown is not None:
+                return call.address, Reply(200, shown)
+        return "", error(20404)
+
+    async def _answered(self, stage: Stage, address: str, reply: Reply) -> Reply:
+        """The reply to a question about calls, or what the script wants instead."""
+        rule = self._stand.script.take("twilio", [address], stage)
+        if rule is None:
+            return reply
+        if rule.action == "answer":
+            return scripted(rule, _scripted_error)
+        if rule.action != "hang":
+            raise Cut
+        await asyncio.sleep(rule.seconds)
+        return reply
+
+    def _shown(self, call: Received) -> dict[str, Any] | None:
+        """The call as Twilio shows it; None when a test let it be forgotten."""
+        form, state = _form(call), self._stand.calls.get(call.external_id)
+        if state is not None and state.status is None:
+            return None
+        made_at = datetime.fromisoformat(call.at)
+        return _call(call.external_id, call.account, form["To"], form["From"], made_at, state)
+
+
+def set_call(stand: Stand, sid: str, status: str | None) -> None:
+    """Gives a call a status, or lets it be forgotten (None). Raises ValueError: no such call or status."""
+    if status is not None and status not in STATUSES:
+        raise ValueError(f"status is {status!r}, not one of {', '.join(STATUSES)}")
+    if not stand.records.find("twilio", external_id=str(sid)):
+        raise ValueError(f"no call has the sid {sid!r}")
+    now, before = datetime.now(UTC), stand.calls.get(sid)
+    started_at = before.started_at if before else None
+    stand.calls[sid] = CallState(status, now, None if status == "queued" else started_at or now)
 
 
 def error(code: int, status: int | None = None, message: str = "") -> Reply:
@@ -138,21 +187,21 @@ def _basic(request: Request) -> tuple[str, str]:
     return (user, password) if scheme.lower() == "basic" else ("", "")
 
 
-def _call(sid: str, account: str, to: str, from_: str, at: datetime) -> dict[str, Any]:
-    when = format_datetime(at)
+def _call(sid: str, account: str, to: str, from_: str, at: datetime, state: CallState | None) -> dict[str, Any]:
+    status = state.status if state else "queued"
     return {
         "sid": sid,
         "account_sid": account,
         "to": to,
         "from": from_,
-        "status": "queued",
+        "status": status,
         "direction": "outbound-api",
         "api_version": "2010-04-01",
-        "date_created": when,
-        "date_updated": when,
-        "start_time": when,
-        "end_time": None,
-        "duration": None,
+        "date_created": format_datetime(at),
+        "date_updated": format_datetime(state.at if state else at),
+        "start_time": format_datetime(state.started_at) if state and state.started_at else None,
+        "end_time": format_datetime(state.at) if state and status in _FINAL else None,
+        "duration": "0" if status in _FINAL else None,
         "uri": f"/2010-04-01/Accounts/{account}/Calls/{sid}.json",
     }
 
@@ -161,15 +210,21 @@ def _form(call: Received) -> dict[str, str]:
     return dict(json.loads(call.content))
 
 
-def _recorded(call: Received) -> dict[str, Any]:
-    form = _form(call)
-    return _call(call.external_id, call.account, form["To"], form["From"], datetime.fromisoformat(call.at))
+def _started(state: CallState | None, query: dict[str, str]) -> bool:
+    """Whether a call started on one of the days that the query's StartTime asks for."""
+    since, on, until = (_day(query.get(f"StartTime{sign}", "")) for sign in (">", "", "<"))
+    if not (since or on or until):
+        return True
+    if state is None or state.started_at is None:
+        return False
+    day = state.started_at.date()
+    return (since or day) <= day <= (until or day) and day == (on or day)
 
 
-def _moment(text: str) -> datetime | None:
-    """A day or a moment, in UTC unless it says otherwise; None when there is none."""
+def _day(text: str) -> date | None:
+    """The day in UTC of a date or a moment; None when it is none."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (moment.astimezone(UTC) if moment.tzinfo else moment).date()

@@ -152,6 +152,14 @@ class World:
         """A token, secret or password is refused from now on."""
         self._control("POST", "revoke", {"credential": credential})
 
+    def set_call(self, sid: str, status: str) -> None:
+        """A call has this status of Twilio's from now on; ValueError: no such call or status."""
+        self._control("POST", "call", {"sid": sid, "status": status})
+
+    def forget_call(self, sid: str) -> None:
+        """Twilio does not know the call any more; what was received stays received."""
+        self._control("POST", "call", {"sid": sid, "status": None})
+
     def reset(self) -> None:
         """As new: nothing received, nothing scripted, nothing revoked, the rates of the start."""
         self._control("POST", "reset", {})

@@ -1,14 +1,21 @@
 """The stand-ins of Gmail, Google's tokens, WhatsApp and Twilio: their checks, their errors, their rates."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+import urllib3
 from stand_client import CALL, RAW, TEXT, Http, Json
 
-from sandbox.accounts import GMAIL_ACCESS_TOKEN, WHATSAPP_TOKEN
+from sandbox.accounts import GMAIL_ACCESS_TOKEN, TWILIO_ACCOUNT_SID, WHATSAPP_TOKEN
+from sandbox.records import Received, Records
+from sandbox.stand import Stand
+from sandbox.twilio import set_call
 from sandbox.world import World
 
 
@@ -168,6 +175,11 @@ class TestWhatsApp:
         assert http.whatsapp(phone_id="2")[0] == 200
 
 
+def listed(http: Http, **query: Any) -> Json:
+    """A page of Twilio's list of calls."""
+    return http.twilio("GET", f"Calls.json?{urlencode(query)}")[1]
+
+
 class TestTwilio:
     def test_a_call_is_made_listed_and_fetched(self, http: Http, world: World) -> None:
         status, call, _ = http.twilio("POST", "Calls.json", CALL)
@@ -176,24 +188,100 @@ class TestTwilio:
         assert http.twilio("GET", f"Calls/{call['sid']}.json")[1]["sid"] == call["sid"]
         assert http.twilio("GET", f"Calls/CA{'0' * 32}.json")[0] == 404
 
-    @pytest.mark.parametrize(
-        ("to", "since", "count"),
-        [
-            (CALL["To"], timedelta(minutes=-1), 1),
-            (CALL["To"], timedelta(minutes=1), 0),
-            ("+919800000002", timedelta(minutes=-1), 0),
-        ],
-    )
-    def test_calls_are_listed_by_number_and_time(self, http: Http, to: str, since: timedelta, count: int) -> None:
-        http.twilio("POST", "Calls.json", CALL)
-        start = (datetime.now(UTC) + since).strftime("%Y-%m-%dT%H:%M:%SZ")
-        answer = http.twilio("GET", "Calls.json?" + urlencode({"To": to, "StartTime>": start}))[1]
-        assert len(answer["calls"]) == count
+    def test_calls_are_listed_by_their_two_numbers(self, http: Http) -> None:
+        sids = [http.twilio("POST", "Calls.json", CALL)[1]["sid"] for _ in range(2)]
+        for numbers, found in [
+            ({"To": CALL["To"]}, sids[::-1]),
+            ({"To": CALL["To"], "From": CALL["From"]}, sids[::-1]),
+            ({"To": CALL["To"], "From": "+918047112234"}, []),
+            ({"To": "+919800000002"}, []),
+        ]:
+            assert [call["sid"] for call in listed(http, **numbers)["calls"]] == found
 
-    def test_a_day_is_a_start_time_too(self, http: Http) -> None:
-        http.twilio("POST", "Calls.json", CALL)
-        today = f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%d}"
-        assert len(http.twilio("GET", f"Calls.json?StartTime>={today}")[1]["calls"]) == 1
+    def test_a_queued_call_has_no_start_time_and_is_not_found_by_it(self, http: Http, world: World) -> None:
+        call = http.twilio("POST", "Calls.json", CALL)[1]
+        assert (call["status"], call["start_time"]) == ("queued", None)
+        assert [(each["sid"], each["start_time"]) for each in listed(http)["calls"]] == [(call["sid"], None)]
+        assert listed(http, **{"StartTime>": "2020-01-01"})["calls"] == []
+        world.set_call(call["sid"], "ringing")
+        [found] = listed(http, **{"StartTime>": "2020-01-01"})["calls"]
+        assert found["status"] == "ringing"
+        assert parsedate_to_datetime(found["start_time"]) >= parsedate_to_datetime(call["date_created"])
+
+    @pytest.mark.parametrize(
+        ("sign", "days", "count"),
+        [(">", -1, 1), (">", 0, 1), (">", 1, 0), ("<", -1, 0), ("<", 0, 1), ("<", 1, 1), ("", 0, 1), ("", 1, 0)],
+    )
+    def test_start_time_counts_whole_days_in_utc(
+        self, http: Http, world: World, sign: str, days: int, count: int
+    ) -> None:
+        call = http.twilio("POST", "Calls.json", CALL)[1]
+        world.set_call(call["sid"], "in-progress")
+        started = http.twilio("GET", f"Calls/{call['sid']}.json")[1]["start_time"]
+        day = parsedate_to_datetime(started) + timedelta(days=days)
+        # A time of that day, before or after the call, says no more than the day.
+        for text in (f"{day:%Y-%m-%d}", f"{day:%Y-%m-%d}T00:00:00Z", f"{day:%Y-%m-%d}T23:59:59Z"):
+            assert len(listed(http, **{f"StartTime{sign}": text})["calls"]) == count
+
+    def test_a_list_comes_in_pages(self, http: Http) -> None:
+        sids = [http.twilio("POST", "Calls.json", CALL)[1]["sid"] for _ in range(5)][::-1]
+        http.twilio("POST", "Calls.json", CALL | {"To": "+919800000002"})
+        page = listed(http, To=CALL["To"], PageSize=2)
+        http.twilio("POST", "Calls.json", CALL)  # a new call does not move the pages
+        pages = [page]
+        while page["next_page_uri"]:
+            path, _, query = page["next_page_uri"].partition("?")
+            assert path == f"/2010-04-01/Accounts/{TWILIO_ACCOUNT_SID}/Calls.json"
+            page = http.twilio("GET", f"Calls.json?{query}")[1]
+            pages.append(page)
+        assert [[call["sid"] for call in each["calls"]] for each in pages] == [sids[:2], sids[2:4], sids[4:]]
+        assert [(each["page"], each["start"]) for each in pages] == [(0, 0), (1, 2), (2, 4)]
+
+    def test_a_calls_status_can_be_set(self, http: Http, world: World) -> None:
+        sid = http.twilio("POST", "Calls.json", CALL)[1]["sid"]
+        world.set_call(sid, "ringing")
+        started = http.twilio("GET", f"Calls/{sid}.json")[1]["start_time"]
+        world.set_call(sid, "completed")
+        fetched = http.twilio("GET", f"Calls/{sid}.json")[1]
+        assert (fetched["status"], fetched["start_time"]) == ("completed", started)
+        assert fetched["end_time"]
+        assert listed(http)["calls"] == [fetched]
+        with pytest.raises(ValueError, match="status is 'asleep', not one of queued"):
+            world.set_call(sid, "asleep")
+        with pytest.raises(ValueError, match="no call has the sid 'CA0'"):
+            world.set_call("CA0", "completed")
+
+    def test_a_call_starts_once_and_not_while_it_is_queued(self, tmp_path: Path) -> None:
+        with closing(Records(tmp_path / "received")) as records:
+            records.add(Received("twilio", "1", "accepted", external_id="CA1"))
+            stand = Stand(records)
+            states = [set_call(stand, "CA1", each) or stand.calls["CA1"] for each in ("queued", "ringing", "busy")]
+        assert states[0].started_at is None
+        assert states[1].started_at == states[1].at == states[2].started_at < states[2].at
+
+    def test_a_forgotten_call_is_not_known(self, http: Http, world: World) -> None:
+        sids = [http.twilio("POST", "Calls.json", CALL)[1]["sid"] for _ in range(2)]
+        world.forget_call(sids[0])
+        assert [http.twilio("GET", f"Calls/{sid}.json")[0] for sid in sids] == [404, 200]
+        assert [call["sid"] for call in listed(http)["calls"]] == sids[1:]
+        assert world.total("twilio") == 2
+
+    def test_questions_fail_where_a_test_wants_it(self, http: Http, world: World) -> None:
+        sid = http.twilio("POST", "Calls.json", CALL)[1]["sid"]
+        world.script("twilio", CALL["To"], stage="list", status=503, times=1)
+        world.script("twilio", CALL["To"], stage="fetch", code=20429, retry_after="7", times=1)
+        assert http.twilio("POST", "Calls.json", CALL)[0] == 201
+        assert http.twilio("GET", "Calls.json?To=%2B919800000002")[0] == 200
+        query = urlencode({"To": CALL["To"]})
+        assert [http.twilio("GET", f"Calls.json?{query}")[0] for _ in range(2)] == [503, 200]
+        status, answer, headers = http.twilio("GET", f"Calls/{sid}.json")
+        assert (status, answer["code"], headers["Retry-After"]) == (429, 20429, "7")
+        assert http.twilio("GET", f"Calls/{sid}.json")[0] == 200
+        world.script("twilio", action="cut-before", stage="list")
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            listed(http)
+        with pytest.raises(ValueError, match="the channel whatsapp has no stage list"):
+            world.script("whatsapp", stage="list")
 
     @pytest.mark.parametrize(
         ("change", "code"),
