@@ -128,7 +128,7 @@ def address(raw: str) -> str:
 def zone(raw: str) -> ZoneInfo:
     try:
         return ZoneInfo(raw.strip())
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):  # TypeError: the path of a module in tzdata
         raise ValueError("a time zone such as Asia/Kolkata or UTC") from None
 
 
