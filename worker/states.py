@@ -1,4 +1,4 @@
-"""The states of campaigns and recipients, and every move the worker makes (drawn in docs/states.md)."""
+"""The states of campaigns, recipients and calls, and every move the worker makes (drawn in docs/states.md)."""
 
 from enum import StrEnum
 
@@ -25,6 +25,16 @@ class RecipientState(StrEnum):
     OPENED = "opened"
 
 
+class CallState(StrEnum):
+    """``"CallQueue".status``."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
 # What the worker itself does; 'draft', 'paused', 'delivered' and 'opened' are set by the CRM alone.
 CAMPAIGN_MOVES = {
     (CampaignState.SCHEDULED, CampaignState.RUNNING),  # due
@@ -37,4 +47,11 @@ RECIPIENT_MOVES = {
     (RecipientState.SENDING, RecipientState.SENT),  # accepted
     (RecipientState.SENDING, RecipientState.FAILED),  # refused, given up, or unconfirmed
     (RecipientState.SENDING, RecipientState.PENDING),  # put back or put off
+}
+CALL_MOVES = {
+    (CallState.PENDING, CallState.PROCESSING),  # claimed
+    (CallState.PENDING, CallState.FAILED),  # cannot be dialled, or given up
+    (CallState.PROCESSING, CallState.COMPLETED),  # placed: Twilio has the call
+    (CallState.PROCESSING, CallState.PENDING),  # not placed: again later
+    (CallState.PROCESSING, CallState.FAILED),  # not placed and given up, or unconfirmed
 }

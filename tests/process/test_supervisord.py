@@ -63,15 +63,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sv")
 
 
-def test_the_configuration_is_what_the_program_needs() -> None:
-    """It waits longer for the end than the grace time, ends whole groups, and rotates its logs."""
+def test_the_configuration_is_what_the_programs_need() -> None:
+    """Every job has its program: it waits longer than the grace time, ends whole groups, and rotates its logs."""
     conf = RawConfigParser(inline_comment_prefixes=(";",))
     conf.read(PROJECT / "conf" / "supervisord.worker.conf")
-    program = conf["program:campaign"]
-    assert program.getint("stopwaitsecs") > 5
-    assert program.getboolean("stopasgroup")
-    assert program.getint("stdout_logfile_backups") > 0
+    jobs = {section.removeprefix("program:") for section in conf.sections() if section.startswith("program:")}
+    assert jobs == {"campaign", "reminders", "calls", "call-cleanup", "trial"}
     assert "group:" not in " ".join(conf.sections())
+    for name in jobs:
+        program = conf[f"program:{name}"]
+        assert program["command"] == f'"%(here)s/../bin/{name}"'
+        assert os.access(PROJECT / "bin" / name, os.X_OK)
+        assert program.getint("stopwaitsecs") > 5
+        assert program.getboolean("stopasgroup")
+        assert program["stdout_logfile"] == f"/var/log/supervisor/{name}.log"
+        assert program["stderr_logfile"] == f"/var/log/supervisor/{name}-error.log"
+        assert program.getint("stdout_logfile_backups") > 0
+        usual = {key: value for key, value in conf["program:campaign"].items() if "logfile" not in key}
+        assert {key: program[key] for key in usual if key != "command"} == {
+            key: value for key, value in usual.items() if key != "command"
+        }
 
 
 def test_bad_settings_are_said_once_and_not_tried_again(

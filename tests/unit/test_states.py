@@ -1,4 +1,4 @@
-"""The states of campaigns and recipients: the same in the code, in the drawing's tables and in the SQL."""
+"""The states of campaigns, recipients and calls: the same in the code, in the drawing's tables and in the SQL."""
 
 import re
 from enum import StrEnum
@@ -8,14 +8,26 @@ from pathlib import Path
 import pytest
 
 from worker.db import queries
-from worker.states import CAMPAIGN_MOVES, RECIPIENT_MOVES, CampaignState, RecipientState
+from worker.states import (
+    CALL_MOVES,
+    CAMPAIGN_MOVES,
+    RECIPIENT_MOVES,
+    CallState,
+    CampaignState,
+    RecipientState,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
-TABLES = {"Campaign": (CampaignState, CAMPAIGN_MOVES), "CampaignRecipient": (RecipientState, RECIPIENT_MOVES)}
+TABLES = {
+    "Campaign": (CampaignState, CAMPAIGN_MOVES),
+    "CampaignRecipient": (RecipientState, RECIPIENT_MOVES),
+    "CallQueue": (CallState, CALL_MOVES),
+}
 # What an UPDATE of this name can find in the rows it writes, where its own WHERE does not say it.
 FOUND = {
     ("settle", "CampaignRecipient"): {"sending"},
     ("finish", "Campaign"): {"running"},
+    ("book", "CallQueue"): {"processing"},
 }
 
 
@@ -47,24 +59,27 @@ def test_no_way_back() -> None:
     """Nothing leaves an end: what was sent stays sent, and a campaign that ended does not run again by itself."""
     assert {old for old, _ in RECIPIENT_MOVES} == {RecipientState.PENDING, RecipientState.SENDING}
     assert {old for old, _ in CAMPAIGN_MOVES} == {CampaignState.SCHEDULED, CampaignState.RUNNING}
+    assert {old for old, _ in CALL_MOVES} == {CallState.PENDING, CallState.PROCESSING}
 
 
 UPDATE = re.compile(
-    r'UPDATE "(?P<table>Campaign|CampaignRecipient)" ?(?P<alias>\w*)\s+SET\s+(?P<set>.*?)\n\s*'
+    r'UPDATE "(?P<table>Campaign|CampaignRecipient|CallQueue)" ?(?P<alias>\w*)\s+SET\s+(?P<set>.*?)\n\s*'
     r"(?=FROM |WHERE )(?P<rest>.*?)(?=RETURNING|;|\Z)",
     re.DOTALL,
 )
 
 
-def updates() -> list[tuple[str, str, str, str]]:
-    """(query, table, its SET, its FROM and WHERE) of every UPDATE of the CRM's two tables in worker/sql."""
+def updates() -> list[tuple[str, str, str, str, str]]:
+    """(query, table, its SET, its FROM and WHERE, the whole) of every UPDATE of these tables in worker/sql."""
     found = []
     for path in resources.files("worker").joinpath("sql").iterdir():
         if path.name.endswith(".sql"):
             for name, statement in queries(path.name.removesuffix(".sql")).items():
                 bare = re.sub(r"--.*", "", statement)
-                assert len(re.findall(r'UPDATE "Campaign(?:Recipient)?"', bare)) == len(UPDATE.findall(bare)), name
-                found += [(name, hit["table"], hit["set"], hit["rest"]) for hit in UPDATE.finditer(bare)]
+                assert len(re.findall(r'UPDATE "(?:Campaign|CampaignRecipient|CallQueue)"', bare)) == len(
+                    UPDATE.findall(bare)
+                ), name
+                found += [(name, hit["table"], hit["set"], hit["rest"], statement) for hit in UPDATE.finditer(bare)]
     return found
 
 
@@ -77,8 +92,9 @@ def new_states(table: str, assigned: str) -> set[str]:
     value = re.search(r"(?<![\w\"])status = (CASE.*?END|'\w+'|[\w.]+)", assigned, flags=re.DOTALL)
     if value is None:
         return set()
+    results = re.sub(r"WHEN.*?THEN", "", value[1], flags=re.DOTALL)
     known = {str(state) for state in TABLES[table][0]}
-    return quoted(value[1]) & known or {"sent", "failed", "pending"}
+    return quoted(results) & known or {"sent", "failed", "pending"}
 
 
 def old_states(name: str, table: str, rest: str, statement: str) -> set[str]:
@@ -95,11 +111,11 @@ def test_every_update_is_a_legal_move() -> None:
     """Every UPDATE of a status in worker/sql makes only moves of the tables, and says from which state."""
     moves = {table: {(str(old), str(new)) for old, new in legal} for table, (_, legal) in TABLES.items()}
     made: dict[str, set[tuple[str, str]]] = {table: set() for table in TABLES}
-    for name, table, assigned, rest in updates():
+    for name, table, assigned, rest, statement in updates():
         written = new_states(table, assigned)
         if written:
-            old = old_states(name, table, rest, queries("campaign")[name])
-            made[table] |= {(before, after) for before in old for after in written}
+            old = old_states(name, table, rest, statement)
+            made[table] |= {(before, after) for before in old for after in written if before != after}
     assert made == moves
 
 
@@ -107,11 +123,11 @@ def test_every_update_sets_updated_at() -> None:
     """Nobody but the one who writes a row sets its "updatedAt": every UPDATE of the CRM's tables does."""
     found = updates()
     assert len(found) >= 8
-    for name, table, assigned, _ in found:
+    for name, table, assigned, *_ in found:
         assert '"updatedAt" = %(now)s' in assigned, f"{name} updates {table} without it"
 
 
-@pytest.mark.parametrize("states", [CampaignState, RecipientState])
+@pytest.mark.parametrize("states", [CampaignState, RecipientState, CallState])
 def test_states_are_the_columns_texts(states: type[StrEnum]) -> None:
     """A state compares equal to the text in the column, and prints as it."""
     assert all(state == state.value == str(state) for state in states)
