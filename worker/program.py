@@ -39,17 +39,26 @@ def run_job(
 
 
 def job_parser(name: str, description: str) -> argparse.ArgumentParser:
+    result = parser(
+        name,
+        description,
+        "SIGTERM and SIGINT end it in good order, SIGUSR1 makes it run a tick now.\n"
+        "Exit status: 0 done or stopped, 1 a round failed (--once), 2 bad settings or bin/migrate has to run.",
+    )
+    result.add_argument("--once", action="store_true", help="do all that is due now and end")
+    return result
+
+
+def parser(name: str, description: str, how_it_ends: str) -> argparse.ArgumentParser:
+    """The parser of bin/<name>, whose --help lists every variable that it reads."""
     reads = "\n".join(_described(each.metadata, name) for each in settings.variables(name))
-    parser = argparse.ArgumentParser(
+    return argparse.ArgumentParser(
         prog=f"bin/{name}",
         description=description,
         epilog=f"It reads from the environment (any of them also from a file that NAME_FILE names):\n{reads}\n\n"
-        "SIGTERM and SIGINT end it in good order, SIGUSR1 makes it run a tick now.\n"
-        "Exit status: 0 done or stopped, 1 a round failed (--once), 2 bad settings or bin/migrate has to run.",
+        f"{how_it_ends}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--once", action="store_true", help="do all that is due now and end")
-    return parser
 
 
 def settings_from_environment(job: str) -> Settings:

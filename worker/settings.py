@@ -21,6 +21,7 @@ from worker.variables import (
     hex_key,
     one_of,
     rate,
+    secret_text,
     truth,
     unsubscribe_url,
     url,
@@ -225,6 +226,19 @@ class Settings:
     company_name: str = variable(
         "COMPANY_NAME", str.strip, "Bharat CRM", "the CRM's name in mails about trials", jobs="trial"
     )
+    port: int = variable("PORT", whole_number(1, 65_535), "3002", "where the web process listens", jobs="web")
+    metrics_token: str | None = variable(
+        "METRICS_TOKEN",
+        secret_text,
+        None,
+        "/metrics wants it as a bearer token, or as the password of basic authentication",
+        jobs="web",
+        secret=True,
+    )
+    qdrant_url: str = variable(
+        "QDRANT_URL", url("http", "https"), "http://localhost:6333", "the vector database", jobs="web"
+    )
+    qdrant_api_key: str | None = variable("QDRANT_API_KEY", secret_text, None, "its API key", jobs="web", secret=True)
 
 
 def variables(job: str) -> Iterator[Field[Any]]:

@@ -132,6 +132,12 @@ def zone(raw: str) -> ZoneInfo:
         raise ValueError("a time zone such as Asia/Kolkata or UTC") from None
 
 
+def secret_text(raw: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,500}", raw.strip()):
+        raise ValueError("1 to 500 printable ASCII characters without spaces")
+    return raw.strip()
+
+
 def folder(raw: str) -> Path:
     path = Path(os.path.expanduser(raw))  # leaves an unknown user's name as it is
     if not path.is_absolute():

@@ -46,11 +46,15 @@ def environment(database_url: str, redis_url: str, world: World, state_dir: Path
 
 @pytest.fixture
 def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts a worker: ``start(CAMPAIGN_CONCURRENCY="2")``, ``start("--once")``; none outlives the test."""
+    """Starts a worker: ``start(CAMPAIGN_CONCURRENCY="2")``, ``start("--once", program="trial")``.
+
+    None outlives the test.
+    """
     workers: list[Worker] = []
 
-    def start_one(*arguments: str, **settings: str) -> Worker:
-        worker = Worker(environment | settings, tmp_path / f"worker-{len(workers)}.log", *arguments)
+    def start_one(*arguments: str, program: str = "campaign", **settings: str) -> Worker:
+        log = tmp_path / f"worker-{len(workers)}.log"
+        worker = Worker(environment | settings, log, *arguments, program=program)
         workers.append(worker)
         return worker
 

@@ -13,6 +13,7 @@ from books import Books
 from workers import PROJECT, wait_for
 
 from sandbox.crm import Crm
+from sandbox.ports import free_port
 from sandbox.servers import Child
 from sandbox.world import World
 
@@ -24,13 +25,13 @@ class Supervisord:
         self.logs = folder / "log"
         self.logs.mkdir(parents=True)
         self._conf = folder / "supervisord.conf"
-        self._environment = environment
+        self._environment = {**environment, "PORT": str(free_port())}
         text = (PROJECT / "conf" / "supervisord.worker.conf").read_text("utf-8")
         # a Unix socket's path may have no more than 107 characters: a short one, found from the folder
         text = text.replace("/run/crm-worker", str(folder)).replace("/var/log/supervisor", str(self.logs))
         self._conf.write_text(text.replace("%(here)s/..", str(PROJECT)), "utf-8")
         argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._conf)]
-        self._child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=environment)
+        self._child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
         self._child.wait_until(lambda: self.control("pid").returncode == 0, "supervisord")
 
     def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,7 +69,7 @@ def test_the_configuration_is_what_the_programs_need() -> None:
     conf = RawConfigParser(inline_comment_prefixes=(";",))
     conf.read(PROJECT / "conf" / "supervisord.worker.conf")
     jobs = {section.removeprefix("program:") for section in conf.sections() if section.startswith("program:")}
-    assert jobs == {"campaign", "reminders", "calls", "call-cleanup", "trial"}
+    assert jobs == {"campaign", "reminders", "calls", "call-cleanup", "trial", "web"}
     assert "group:" not in " ".join(conf.sections())
     for name in jobs:
         program = conf[f"program:{name}"]
@@ -80,9 +81,9 @@ def test_the_configuration_is_what_the_programs_need() -> None:
         assert program["stderr_logfile"] == f"/var/log/supervisor/{name}-error.log"
         assert program.getint("stdout_logfile_backups") > 0
         usual = {key: value for key, value in conf["program:campaign"].items() if "logfile" not in key}
-        assert {key: program[key] for key in usual if key != "command"} == {
-            key: value for key, value in usual.items() if key != "command"
-        }
+        same = usual.keys() - {"command", "priority"}
+        assert {key: program[key] for key in same} == {key: usual[key] for key in same}
+    assert conf.getint("program:web", "priority") > conf.getint("program:campaign", "priority")
 
 
 def test_bad_settings_are_said_once_and_not_tried_again(

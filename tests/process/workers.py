@@ -1,4 +1,4 @@
-"""bin/campaign as a child process, and waiting for what it does."""
+"""A program of bin/ as a child process, and waiting for what it does."""
 
 import signal
 import subprocess
@@ -25,11 +25,13 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT_S
 
 
 class Worker(Child):
-    """One bin/campaign, as a child process with a log file of its own."""
+    """One bin/campaign, or another job's program, as a child process with a log file of its own."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path, *arguments: str) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], log: Path, *arguments: str, program: str = "campaign"
+    ) -> None:
         self.log_path = log
-        super().__init__([PROJECT / "bin" / "campaign", *arguments], log, environment=environment, directory=PROJECT)
+        super().__init__([PROJECT / "bin" / program, *arguments], log, environment=environment, directory=PROJECT)
 
     @property
     def log(self) -> str:

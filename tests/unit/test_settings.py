@@ -14,7 +14,7 @@ from worker.settings import Settings, is_worker, load, variables
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}
-JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial")
+JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "web")
 
 
 def loaded(**environ: str) -> Settings:
@@ -285,7 +285,8 @@ def test_every_variable_is_explained() -> None:
         assert meta["purpose"]
         assert meta["default"] is None or meta["read"](meta["default"]) is not None
     secrets = {meta["name"] for meta in found if meta["secret"]}
-    assert secrets == {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "ENCRYPTION_KEY"}
+    servers = {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "QDRANT_API_KEY"}
+    assert secrets == servers | {"ENCRYPTION_KEY", "METRICS_TOKEN"}
 
 
 def test_the_environment_is_read_nowhere_else() -> None:

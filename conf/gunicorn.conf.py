@@ -1,0 +1,26 @@
+"""gunicorn's settings for the web process; bin/web checks the environment and then starts it with them.
+
+One process is enough: it only reads what the jobs wrote, and keeps that for two seconds. Many threads, so that a
+probe is answered while others wait for a server that hangs.
+"""
+
+import os
+from pathlib import Path
+
+from worker import settings
+
+wsgi_app = "worker.web.app:create()"
+bind = f"0.0.0.0:{settings.load(os.environ, 'web').port}"
+workers = 1
+worker_class = "gthread"
+threads = 32
+timeout = 30
+graceful_timeout = 5
+keepalive = 5
+proc_name = "crm-worker-web"
+accesslog = None
+logger_class = "worker.web.gunicorn_logs.Logger"
+# no file on a disk that may be read-only or slow
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes its own file there
+# supervisord is what controls it
+control_socket_disable = True

@@ -1,0 +1,1 @@
+"""The web process: what operators, probes and Prometheus ask of a running worker."""

@@ -1,0 +1,31 @@
+"""bin/web: checks the settings and becomes gunicorn."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker import program
+
+DESCRIPTION = """\
+Serves /livez, /readyz, /health and Prometheus's /metrics at PORT. It only reads: Redis, PostgreSQL and Qdrant may be
+away, and it says so."""
+
+CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "gunicorn.conf.py"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    program.parser("web", DESCRIPTION, "SIGTERM and SIGINT end it in good order.").parse_args(arguments)
+    return program.guarded(_become_gunicorn)
+
+
+def _become_gunicorn() -> int:
+    from worker.web.app import create  # --help needs none of it
+
+    create(program.settings_from_environment("web"))
+    argv = [sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION)]
+    os.execv(sys.executable, argv)  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""/metrics: what the jobs told Redis, as Prometheus reads it.
+
+Only the families named here are shown, each with just its labels, so nothing that somebody writes into Redis can make
+their number grow.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from worker import __version__
+from worker.readings import JobState, Sample
+from worker.web.dependencies import LOCKS, Dependencies, Snapshot
+
+PREFIX = "crm_worker_"
+MOST_SERIES = 200  # of one family; more of them would be somebody's mistake
+
+COUNTERS = {
+    "job_runs_total": ("Ticks of a job, by how they ended.", ("job", "outcome")),
+    "messages_total": ("Messages of campaigns and about trials, by how they ended.", ("channel", "outcome")),
+    "calls_total": ("Queued calls, by what became of a try.", ("outcome",)),
+    "calls_cleaned_total": ("Old rows of the call queue that were deleted.", ()),
+    "reminders_total": ("Digests of quiet leads, by how they ended.", ("channel", "outcome")),
+    "trials_suspended_total": ("Tenants whose expired trial was suspended.", ()),
+    "unconfirmed_total": ("Messages and calls of which nobody knows whether they arrived.", ("channel",)),
+    "program_exits_total": ("Ends of a program under supervisord.", ("program",)),
+}
+GAUGES = {
+    "campaign_pending_recipients": ("Recipients of running campaigns that wait for their message.", ()),
+    "campaign_oldest_due_seconds": ("For how long the campaign that waits longest has been due.", ()),
+    "calls_due": ("Queued calls that are due.", ()),
+    "calls_oldest_due_seconds": ("For how long the oldest due call has been due.", ()),
+    "program_state": ("State of a program under supervisord, in its numbers.", ("program",)),
+}
+
+
+class WorkerCollector(Collector):
+    """Collects at each scrape from what ``dependencies`` know."""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = self._dependencies.snapshot()
+        yield InfoMetricFamily(f"{PREFIX}build", "The worker's version.", {"version": __version__})
+        yield _gauges(
+            "dependency_up",
+            "Whether a server answers.",
+            "service",
+            {name: float(service.up) for name, service in snapshot.services.items()},
+        )
+        if snapshot.readings is None:
+            return
+        yield _gauges(
+            "lock_held",
+            "Whether a process holds a job's lock.",
+            "lock",
+            {name: float(name in snapshot.holders) for name in LOCKS.values()},
+        )
+        yield from _families(COUNTERS, snapshot.readings.counters, CounterMetricFamily)
+        yield from _families(GAUGES, snapshot.readings.gauges, GaugeMetricFamily)
+        yield from _jobs(snapshot)
+
+
+def _families(
+    known: Mapping[str, tuple[str, tuple[str, ...]]], samples: Iterable[Sample], family: Any
+) -> Iterator[Metric]:
+    by_name: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_name.setdefault(sample.metric, []).append(sample)
+    for name, (text, labels) in known.items():
+        made = family(PREFIX + name, text, labels=labels)
+        for sample in by_name.get(name, [])[:MOST_SERIES]:
+            if tuple(sorted(sample.labels)) == tuple(sorted(labels)):
+                made.add_metric([sample.labels[label] for label in labels], sample.value)
+        yield made
+
+
+def _jobs(snapshot: Snapshot) -> Iterator[Metric]:
+    jobs: Mapping[str, JobState] = snapshot.readings.jobs if snapshot.readings else {}
+    known = {name: state for name, state in jobs.items() if name in LOCKS}
+    yield _gauges(
+        "job_running", "Whether a tick is under way.", "job", {name: float(snapshot.runs(name)) for name in known}
+    )
+    for metric, text, attribute in (
+        ("job_last_run_timestamp_seconds", "When the latest tick began.", "last_run"),
+        ("job_last_success_timestamp_seconds", "When the latest tick that succeeded ended.", "last_success"),
+        ("job_heartbeat_timestamp_seconds", "When the job last said that it is alive.", "heartbeat"),
+        ("job_interval_seconds", "Seconds from tick to tick.", "interval_seconds"),
+    ):
+        values = {name: getattr(state, attribute) for name, state in known.items()}
+        yield _gauges(metric, text, "job", {name: value for name, value in values.items() if value is not None})
+    durations = HistogramMetricFamily(f"{PREFIX}job_duration_seconds", "How long ticks took.", labels=("job",))
+    for name, state in known.items():
+        buckets = [("+Inf" if bound == float("inf") else str(bound), float(n)) for bound, n in state.duration_buckets]
+        durations.add_metric([name], buckets, state.duration_sum_seconds)
+    yield durations
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    made = GaugeMetricFamily(PREFIX + name, text, labels=(label,))
+    for value, number in values.items():
+        made.add_metric([value], number)
+    return made
