@@ -1,8 +1,9 @@
-"""The demo of quickstart: a tenant with an e-mail and a WhatsApp campaign that are due now."""
+"""The demo of quickstart: an e-mail and a WhatsApp campaign that are due now, and work for the other jobs."""
 
 from contextlib import closing
 from dataclasses import dataclass
 
+from sandbox import demo_jobs
 from sandbox.crm import Crm, apply_schema, utc_now
 from sandbox.stage import Stage
 from worker.migrate import migrate
@@ -57,6 +58,7 @@ def _made(stage: Stage) -> Show:
         crm.add_recipient(email_id, recipientName="Nobody", recipientEmail=REFUSED)
         crm.execute("""UPDATE "Campaign" SET "totalRecipients" = %s WHERE id = %s""", (EMAILS, email_id))
         whatsapp_id = crm.add_campaign("whatsapp", recipients=WHATSAPPS, status="draft", name=WHATSAPP_NAME)
+        demo_jobs.prepare(crm)
         # both at once and last: an earlier start that did not come this far is seen to be incomplete
         now = utc_now()
         crm.execute(

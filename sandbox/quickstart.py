@@ -20,13 +20,14 @@ PATIENCE_SECONDS = 120.0  # without any progress, --once gives up
 
 DESCRIPTION = """\
 Starts PostgreSQL, Redis, an SMTP inbox and stand-ins of the providers under a supervisord of their own, makes a demo
-tenant with an e-mail campaign of 500 and a WhatsApp campaign of 200, and lets the worker send them. Data stay in
-.sandbox/, so a second start picks up where the first one ended. Nothing is left running when it ends."""
+tenant with an e-mail campaign of 500 and a WhatsApp campaign of 200, leads to remind of, queued calls and an expired
+trial, and lets the worker's programs do their work. Data stay in .sandbox/, so a second start picks up where the
+first one ended. Nothing is left running when it ends."""
 
 EPILOG = """\
 DATABASE_URL and REDIS_URL: servers that are already there, used instead of embedded ones. In the server at
 DATABASE_URL a database of its own is made, bharat_crm_quickstart; nothing else there is touched.
-Exit status: 0 stopped, or with --once all delivered; 1 otherwise."""
+Exit status: 0 stopped, or with --once all done; 1 otherwise."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--once", action="store_true", help="end when all is delivered")
+    parser.add_argument("--once", action="store_true", help="end when all is done")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier starts did")
     options = parser.parse_args(arguments)
     FOLDER.mkdir(exist_ok=True)
@@ -62,7 +63,7 @@ def _run(*, once: bool, fresh: bool) -> int:
         began = time.monotonic()
         stage.start()
         show = demo.prepare(stage)
-        stage.start_program("campaign")
+        stage.start_programs()
         print(f"Up after {time.monotonic() - began:.1f} s.\n", flush=True)
         delivered = screen.watch(stage, show, PATIENCE_SECONDS)
         if once:

@@ -1,4 +1,4 @@
-"""What quickstart shows: progress while campaigns go out, then a summary, a message, and what to type next."""
+"""What quickstart shows: progress while the jobs work, then a summary, a message, and what to type next."""
 
 import sys
 import time
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sandbox import demo_jobs
 from sandbox.demo import Show
 from sandbox.stage import Stage
 
@@ -34,22 +35,25 @@ class Progress:
 
 
 def watch(stage: Stage, show: Show, patience_seconds: float) -> bool:
-    """Draws until both campaigns ended, then sums up. Returns whether all that could be delivered was, once."""
+    """Draws until all jobs did what there is to do, then sums up. Returns whether all went as it should, once."""
     with closing(stage.connect()) as connection, connection.cursor() as cursor:
         drawing = _Drawing(sys.stdout.isatty())
         changed_at, before = time.monotonic(), None
         while True:
             now = {name: _progress(cursor, campaign_id) for name, campaign_id in show.campaigns.items()}
+            jobs = demo_jobs.progress(cursor, stage.world)
             drawing.draw(now)
-            if all(each.status in ENDED for each in now.values()):
+            if all(each.status in ENDED for each in now.values()) and jobs.done:
                 break
-            if now != before:
-                changed_at, before = time.monotonic(), now
+            if (now, jobs) != before:
+                changed_at, before = time.monotonic(), (now, jobs)
             if time.monotonic() - changed_at > patience_seconds:
-                print(f"\nNo progress for {patience_seconds:.0f} s; see {stage.logs}/campaign-error.log.")
+                print("\n" + "\n".join(jobs.lines()))
+                print(f"\nNo progress for {patience_seconds:.0f} s; see the *-error.log files in {stage.logs}.")
                 return False
             time.sleep(POLL_SECONDS)
         delivered = _sum_up(cursor, stage, show, now)
+        print("\n".join(jobs.lines()))
     _show_message(stage)
     _what_next(stage)
     return delivered
@@ -109,11 +113,22 @@ def _sum_up(cursor: Any, stage: Stage, show: Show, progress: dict[str, Progress]
         for reason, count, address in cursor.fetchall():
             print(f"    {count} x {address}: {reason}" if count == 1 else f"    {count} x {reason}")
             delivered &= address == show.refused
-        received = stage.world.counts("smtp" if name == "E-mail" else "whatsapp")
+        received = _received(cursor, stage, campaign_id, "smtp" if name == "E-mail" else "whatsapp")
         twice = sum(count > 1 for count in received.values())
         print(f"    {len(received)} received it, {twice} of them twice")
         delivered &= each.status == "completed" and len(received) == each.sent and not twice
     return delivered
+
+
+def _received(cursor: Any, stage: Stage, campaign_id: str, channel: str) -> dict[str, int]:
+    """How often each recipient of the campaign got something."""
+    cursor.execute(
+        """SELECT lower("recipientEmail"), ltrim("recipientPhone", '+') FROM "CampaignRecipient"
+           WHERE "campaignId" = %s""",
+        (campaign_id,),
+    )
+    addresses = {email if channel == "smtp" else phone for email, phone in cursor.fetchall()}
+    return {address: count for address, count in stage.world.counts(channel).items() if address in addresses}
 
 
 def _show_message(stage: Stage) -> None:
@@ -135,6 +150,9 @@ def _what_next(stage: Stage) -> None:
         "    bin/supervisorctl status\n"
         "    bin/supervisorctl restart campaign\n"
         f"    tail -f {stage.logs.relative_to(stage.project)}/campaign.log\n"
+        f"    tail {stage.logs.relative_to(stage.project)}/*.log\n"
+        f"    curl {stage.web_url}/health\n"
+        f"    curl {stage.web_url}/metrics\n"
         "    bin/supervisorctl shutdown        stops everything",
         flush=True,
     )

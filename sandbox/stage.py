@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import psycopg2.errors
 
+from sandbox.demo_jobs import OWNER
 from sandbox.ports import free_port, is_free
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
@@ -29,7 +30,7 @@ from sandbox.world import World
 DATABASE = "bharat_crm_quickstart"
 START_SECONDS = 60.0
 STOP_SECONDS = 40.0
-PORTS = ("supervisor", "postgres", "redis", "smtp", "http")
+PORTS = ("supervisor", "postgres", "redis", "smtp", "http", "web")
 
 
 class Stage:
@@ -48,6 +49,11 @@ class Stage:
             self.redis = Redis(folder / "redis", self._ports["redis"], appendonly=True)
         self.world = World(folder / "world", smtp_port=self._ports["smtp"], http_port=self._ports["http"])
         self._supervisord: Child | None = None
+
+    @property
+    def web_url(self) -> str:
+        """Where bin/web answers."""
+        return f"http://127.0.0.1:{self._ports['web']}"
 
     @property
     def logs(self) -> Path:
@@ -73,8 +79,11 @@ class Stage:
         )
         self._supervisord.wait_until(self._all_answer, "the embedded world", START_SECONDS)
 
-    def start_program(self, name: str) -> None:
-        self._rpc().supervisor.startProcess(name)
+    def start_programs(self) -> None:
+        """Starts the worker's programs, now that there is a database."""
+        rpc = self._rpc().supervisor
+        for name in self._programs():
+            rpc.startProcess(name)
 
     def wait(self) -> None:
         """Waits until supervisord ends (bin/supervisorctl shutdown)."""
@@ -126,16 +135,27 @@ class Stage:
             **self.world.environment,
             "APP_URL": "https://app.crm.example.in",
             "UNSUBSCRIBE_URL": "https://app.crm.example.in/unsubscribe?r={{recipient_id}}",
+            "PORT": str(self._ports["web"]),
+            "OWNER_EMAIL": OWNER,
+            "TWILIO_RATE": "2",
             # small batches, so that there is something to watch
             "CAMPAIGN_BATCH_SIZE": "25",
             "CAMPAIGN_BATCH_DELAY": "300ms",
             "PYTHONUNBUFFERED": "1",
         }
 
-    def _configuration(self) -> RawConfigParser:
+    def _production(self) -> RawConfigParser:
         conf = RawConfigParser(inline_comment_prefixes=(";",), strict=True)
         conf.optionxform = str  # type: ignore[assignment, method-assign]
         conf.read(self.project / "conf" / "supervisord.worker.conf")
+        return conf
+
+    def _programs(self) -> list[str]:
+        sections = self._production().sections()
+        return [name.removeprefix("program:") for name in sections if name.startswith("program:")]
+
+    def _configuration(self) -> RawConfigParser:
+        conf = self._production()
         address = f"127.0.0.1:{self._ports['supervisor']}"
         account = {"username": "quickstart", "password": kept_password(self.folder / "supervisor-password")}
         conf.remove_section("unix_http_server")
