@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from worker import migrate, program
 from worker.batch import Batch, Kind, Outcome
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class CampaignJob:
     name = "campaign"
+    zone = UTC
 
     def __init__(
         self,

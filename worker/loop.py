@@ -1,9 +1,9 @@
 """The loop that every job runs in: lock, tick, counters, sleep.
 
-Ticks are aligned to the wall clock (a 30 s job runs at :00 and :30), never overlap, and a missed one is
-run once. A tick says when it wants to run next; it is woken then or at the next interval, whichever is
-sooner. When PostgreSQL or Redis is away the loop waits with a growing pause, says so once, and goes on by
-itself when both are back.
+Ticks are aligned to the wall clock of the job's zone (a 30 s job runs at :00 and :30, a daily one at midnight),
+never overlap, and a missed one is run once. A tick says when it wants to run next; it is woken then or at the next
+interval, whichever is sooner. When PostgreSQL or Redis is away the loop waits with a growing pause, says so once,
+and goes on by itself when both are back.
 """
 
 import logging
@@ -13,12 +13,13 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from types import FrameType
 from typing import Protocol
 
 import redis
 
+from worker.alignment import next_aligned
 from worker.counters import Counters
 from worker.db import AWAY
 from worker.errors import SchemaError, SettingsError, WorkerError
@@ -34,13 +35,6 @@ IDLE_PAUSE_SECONDS = 0.05  # a tick that did nothing and wants to run at once wa
 def utc_now() -> datetime:
     """Now, as the CRM's database writes it: UTC without a zone."""
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def next_aligned(now: datetime, interval_seconds: float) -> datetime:
-    """The next multiple of the interval since 1970-01-01T00:00 UTC, later than ``now``."""
-    epoch = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC without a zone, like all times here
-    interval = timedelta(seconds=interval_seconds)
-    return epoch + ((now - epoch) // interval + 1) * interval
 
 
 def growing_pause(failures: int, first_seconds: float, limit_seconds: float) -> float:
@@ -62,6 +56,10 @@ class Job(Protocol):
 
     name: str
     interval_seconds: float
+
+    @property
+    def zone(self) -> tzinfo:
+        """On whose wall clock the interval is counted."""
 
     def start(self) -> None:
         """Called once before the first tick, again and again until the database can be reached."""
@@ -132,7 +130,7 @@ class Loop:
                 result = self._round(self._clock())
                 if once and not result.unfinished:
                     return 1 if self._failed else 0
-                self._sleep_until(result.next_at or next_aligned(self._clock(), self._job.interval_seconds))
+                self._sleep_until(result.next_at or self._next_interval())
             log.info("stopping on a signal", {"job": self._job.name})
             return 0
         finally:
@@ -177,7 +175,7 @@ class Loop:
 
     def _tell(self, result: Result, seconds: float) -> None:
         done = {key: count for key, count in result.counts.items() if count}
-        result.next_at = min(filter(None, [result.next_at, next_aligned(self._clock(), self._job.interval_seconds)]))
+        result.next_at = min(filter(None, [result.next_at, self._next_interval()]))
         log.debug("tick", {"job": self._job.name, **done, "seconds": round(seconds, 3), "next": result.next_at})
         at_once = result.next_at is not None and result.next_at <= self._clock()
         if not done and at_once:
@@ -219,6 +217,9 @@ class Loop:
         self._counters.job_ended(self._clock(), "failure", time.monotonic() - began, str(error).strip())
         self._counters.flush()
         return Result()
+
+    def _next_interval(self) -> datetime:
+        return next_aligned(self._clock(), self._job.interval_seconds, self._job.zone)
 
     def _sleep_until(self, wake_at: datetime) -> None:
         while not (self._signals.stopping or self._signals.tick_now):

@@ -25,6 +25,14 @@ INDEXES = {
     "worker_campaign_running",
     "worker_campaign_recipient_pending",
     "worker_campaign_log_pause",
+    "worker_lead_quiet",
+    "worker_call_queue_pending",
+    "worker_call_queue_due",
+    "worker_call_queue_processing",
+    "worker_call_queue_ended",
+    "worker_call_log_live",
+    "worker_tenant_trial",
+    "worker_user_tenant",
 }
 Connection = psycopg2.extensions.connection
 
@@ -102,6 +110,8 @@ def test_once_and_again(fresh: Connection) -> None:
     assert rows(fresh, "SELECT version, name FROM worker.migration ORDER BY 1") == [
         (1, "campaigns"),
         (2, "campaign_indexes"),
+        (3, "jobs"),
+        (4, "job_indexes"),
     ]
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 import psycopg2
 import pytest
@@ -17,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.redis import Redis
+from worker.alignment import next_aligned
 from worker.counters import Counters, read_all
 from worker.errors import SchemaError, SettingsError, WorkerError
 from worker.lock import Lock
-from worker.loop import Loop, Result, Signals, growing_pause, next_aligned
+from worker.loop import Loop, Result, Signals, growing_pause
 from worker.redis_client import connect
 
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
@@ -46,6 +49,99 @@ def test_ticks_that_people_know() -> None:
     assert next_aligned(NOON, 30.0) == NOON.replace(second=30)
     assert next_aligned(NOON.replace(second=30), 30.0) == NOON.replace(minute=1, second=0)
     assert next_aligned(NOON, 86_400.0) == datetime(2026, 2, 1)  # noqa: DTZ001
+
+
+DAY = 86_400.0
+HOUR = 3_600.0
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+@pytest.mark.parametrize(
+    ("zone", "interval_seconds", "now", "ticks"),
+    [
+        # no change of clocks: 00:00 in India is 18:30 in UTC
+        ("Asia/Kolkata", DAY, "2026-01-31T12:00:07", ["2026-01-31T18:30", "2026-02-01T18:30"]),
+        ("Asia/Kolkata", DAY, "2026-01-31T18:29:59.999999", ["2026-01-31T18:30"]),
+        ("Asia/Kolkata", DAY, "2026-01-31T18:30", ["2026-02-01T18:30"]),
+        ("Asia/Kolkata", 12 * HOUR, "2026-01-31T18:30", ["2026-02-01T06:30", "2026-02-01T18:30"]),
+        # days of 23 and of 25 hours
+        ("Europe/Paris", DAY, "2026-03-28T12:00", ["2026-03-28T23:00", "2026-03-29T22:00", "2026-03-30T22:00"]),
+        ("Europe/Paris", DAY, "2026-10-24T12:00", ["2026-10-24T22:00", "2026-10-25T23:00", "2026-10-26T23:00"]),
+        # a midnight that does not exist: Cairo puts its clocks from 00:00 to 01:00
+        ("Africa/Cairo", DAY, "2026-04-23T12:00", ["2026-04-23T22:00", "2026-04-24T21:00"]),
+        ("Africa/Cairo", DAY, "2026-04-23T22:00", ["2026-04-24T21:00"]),
+        ("Africa/Cairo", DAY, "2026-04-23T22:30", ["2026-04-24T21:00"]),
+        # ... nor does the 30th of December 2011 in Samoa: the clock came from the 29th to the 31st
+        ("Pacific/Apia", DAY, "2011-12-30T09:00", ["2011-12-30T10:00", "2011-12-31T10:00"]),
+        # a midnight in the middle of the skipped hour: 23:30 to 00:30
+        ("America/Toronto", DAY, "1919-03-30T12:00", ["1919-03-31T04:30", "1919-04-01T04:00"]),
+        # a midnight that is there twice: Havana puts its clocks from 01:00 back to 00:00; the first one counts
+        ("America/Havana", DAY, "2026-10-31T12:00", ["2026-11-01T04:00", "2026-11-02T05:00"]),
+        ("America/Havana", DAY, "2026-11-01T04:30", ["2026-11-02T05:00"]),
+        ("America/Havana", DAY, "2026-11-01T05:00", ["2026-11-02T05:00"]),
+        ("America/Havana", HOUR, "2026-11-01T03:30", ["2026-11-01T04:00", "2026-11-01T06:00"]),
+        # ... as do readings in the middle of two hours that come twice: 03:00 back to 01:00
+        ("Antarctica/Troll", 2 * HOUR, "2026-10-24T23:30", ["2026-10-25T00:00", "2026-10-25T04:00"]),
+        ("Antarctica/Troll", 2 * HOUR, "2026-10-25T01:30", ["2026-10-25T04:00", "2026-10-25T06:00"]),
+        ("Antarctica/Troll", HOUR, "2026-10-25T01:30", ["2026-10-25T02:00", "2026-10-25T03:00"]),
+        # ... and one that the clock is put back from: 24:00 to 23:00
+        ("America/Sao_Paulo", DAY, "2018-02-17T12:00", ["2018-02-18T03:00", "2018-02-19T03:00"]),
+        # shorter intervals run on through an hour that comes twice, and do not make up for one that is skipped
+        ("America/Havana", 0.5 * HOUR, "2026-11-01T04:00",
+         ["2026-11-01T04:30", "2026-11-01T05:00", "2026-11-01T05:30", "2026-11-01T06:00"]),
+        ("Europe/Paris", 0.75 * HOUR, "2026-03-29T00:15",
+         ["2026-03-29T00:30", "2026-03-29T01:00", "2026-03-29T01:45"]),
+        ("Australia/Lord_Howe", 600.0, "2026-10-03T15:25", ["2026-10-03T15:30", "2026-10-03T15:40"]),
+    ],
+)  # fmt: skip
+def test_ticks_on_a_local_clock(zone: str, interval_seconds: float, now: str, ticks: list[str]) -> None:
+    """A job with a zone runs when that zone's clock shows a multiple of its interval, also around clock changes."""
+    found, at = [], utc(now)
+    for _ in ticks:
+        at = next_aligned(at, interval_seconds, ZoneInfo(zone))
+        found.append(at)
+    assert found == [utc(tick) for tick in ticks]
+
+
+ZONES = ["Asia/Kolkata", "Asia/Kathmandu", "Europe/Paris", "Africa/Cairo", "America/Havana", "America/Sao_Paulo",
+         "Australia/Lord_Howe", "Pacific/Apia", "Asia/Beirut", "Africa/Casablanca", "Antarctica/Troll"]  # fmt: skip
+intervals = st.sampled_from([60.0, 600.0, 2_700.0, HOUR, 6 * HOUR, 12 * HOUR, DAY, 7 * DAY])
+
+
+def local(at: datetime, zone: str) -> datetime:
+    return at.replace(tzinfo=UTC).astimezone(ZoneInfo(zone))
+
+
+@given(st.sampled_from(ZONES), moments, intervals)
+def test_local_ticks(zone: str, now: datetime, interval_seconds: float) -> None:
+    """A tick is later than now, shows a multiple or is the moment of a jump over one, and leaves none out."""
+    interval = timedelta(seconds=interval_seconds)
+    tick = next_aligned(now, interval_seconds, ZoneInfo(zone))
+    assert tick > now
+    shown, just_before = (
+        (local(at, zone).replace(tzinfo=None) - EPOCH) // interval for at in (tick, tick - timedelta.resolution)
+    )
+    assert shown > just_before or local(tick, zone).fold
+    seen = (local(now, zone).replace(tzinfo=None) - EPOCH) // interval
+    steps = (tick - now) // timedelta(minutes=30)
+    for at in (now + step * timedelta(minutes=30) for step in range(1, min(steps, 400))):
+        moment = local(at, zone)
+        assert (moment.replace(tzinfo=None) - EPOCH) // interval <= seen or moment.fold or local(now, zone).fold
+
+
+@given(st.sampled_from(ZONES), moments)
+def test_one_midnight_a_day(zone: str, now: datetime) -> None:
+    """Each day of the calendar that a zone has gets one tick, whatever its clocks do."""
+    days = []
+    for _ in range(4):
+        now = next_aligned(now, DAY, ZoneInfo(zone))
+        days.append(local(now, zone).date())
+    skipped = timedelta(days=1) if zone == "Pacific/Apia" else timedelta(0)
+    for day, following in pairwise(days):
+        assert timedelta(days=1) <= following - day <= timedelta(days=1) + skipped
 
 
 @given(st.integers(1, 10_000), st.floats(0.001, 100.0), st.floats(0.001, 10_000.0))
@@ -95,6 +191,7 @@ class Ledger:
 
     name = "ledger"
     interval_seconds = 30.0
+    zone: tzinfo = UTC
 
     def __init__(self, clock: Clock, signals: Signals, *script: Result | Exception | Callable[[], Result]) -> None:
         self._clock, self._signals = clock, signals
@@ -199,6 +296,14 @@ def test_work_in_hand_goes_on_at_once(bench: Bench) -> None:
     """While there is work the tick runs again at once; one that only says so does not make the loop spin."""
     busy, idle = Result({"sent": 5}, next_at=NOON), Result({"sent": 0}, next_at=NOON)
     assert bench.run(busy, idle, Result()).seconds() == [0.0, 0.0, 0.05]
+
+
+def test_at_local_midnight(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daily job with a zone runs at its start, and then at each midnight of that zone."""
+    monkeypatch.setattr(Ledger, "interval_seconds", DAY)
+    monkeypatch.setattr(Ledger, "zone", ZoneInfo("Asia/Kolkata"))
+    ticks = bench.run(Result(), Result(), Result()).ticks
+    assert ticks == [NOON, utc("2026-01-31T18:30"), utc("2026-02-01T18:30")]
 
 
 def test_a_long_sleep_follows_the_wall_clock(bench: Bench) -> None:
@@ -364,14 +469,14 @@ def test_once_keeps_its_pace(bench: Bench) -> None:
 
 PROGRAM = """
 import sys
-from datetime import timedelta
+from datetime import UTC, timedelta
 from worker.counters import Counters
 from worker.lock import Lock
 from worker.loop import Loop, Result, Signals
 from worker.redis_client import connect
 
 class Job:
-    name, interval_seconds = "ledger", 86_400.0
+    name, interval_seconds, zone = "ledger", 86_400.0, UTC
     def start(self): print("start", flush=True)
     def tick(self, now):
         print("tick", flush=True)

@@ -45,7 +45,7 @@ CONTACT_HTML = (
 )
 
 OWNER_SUBJECT = "{{company}}: {{trials}} suspended"
-OWNER_TEXT = """{{trials}} ended and suspended at {{at}}; the users of these tenants can no longer sign in:
+OWNER_TEXT = """Suspended on {{at}}: {{trials}} that had ended. The users of these tenants can no longer sign in:
 
 {{list}}
 
@@ -53,7 +53,7 @@ Each tenant's contact is told by an e-mail of its own.
 """
 OWNER_HTML = (
     _PAGE
-    % """<p>{{trials}} ended and suspended at {{at}}; the users of these tenants can no longer sign in:</p>
+    % """<p>Suspended on {{at}}: {{trials}} that had ended. The users of these tenants can no longer sign in:</p>
 <ul style="padding-left:1.2em">
 {{items}}
 </ul>
@@ -109,7 +109,7 @@ def contact_values(facts: Facts) -> dict[str, str]:
     return {
         "tenant": one_line(facts["name"]),
         "slug": one_line(facts["slug"]),
-        "ended": spoken(datetime.fromisoformat(facts["ended_at"])),
+        "ended": spoken(facts["ended_at"]),
     }
 
 
@@ -121,7 +121,7 @@ def owner_values(facts: Facts, suspended_at: datetime) -> dict[str, str]:
         lines.append(f"and {count - len(lines)} more")
     return {
         "trials": "1 trial" if count == 1 else f"{count} trials",
-        "at": spoken(suspended_at),
+        "at": spoken(suspended_at.isoformat()),
         "list": "\n".join(f"- {line}" for line in lines),
         "items": Html("\n".join(f"<li>{html.escape(line)}</li>" for line in lines)),
     }
@@ -133,11 +133,15 @@ def one_line(text: object) -> str:
     return shown if len(shown) <= LONGEST_NAME else shown[: LONGEST_NAME - 1] + "…"
 
 
-def spoken(at: datetime) -> str:
-    """``31 January 2026, 18:30 UTC``."""
+def spoken(iso: str) -> str:
+    """``31 January 2026, 18:30 UTC``; a time that Python has no word for (infinity) as it is."""
+    try:
+        at = datetime.fromisoformat(iso)
+    except ValueError:
+        return one_line(iso)
     return f"{at.day} {at:%B %Y, %H:%M} UTC"
 
 
 def _described(tenant: Facts) -> str:
-    ended = spoken(datetime.fromisoformat(tenant["ended_at"]))
-    return f"{one_line(tenant['name'])} ({one_line(tenant['slug'])}), {one_line(tenant['contact'])}, ended {ended}"
+    name, slug, contact = (one_line(tenant[key]) for key in ("name", "slug", "contact"))
+    return f"{name} ({slug}), {contact}, ended {spoken(tenant['ended_at'])}"

@@ -1,21 +1,22 @@
 -- Statements of the trial job. %(now)s is UTC without zone, as in the whole CRM.
 
--- name: lock_expired  Locks the expired trials with their active users. A tenant of which anything is locked waits for the next tick.
+-- name: lock_expired  Locks the expired trials with their active users; one of which anything is locked waits.
 WITH expired AS (
     -- FOR UPDATE: until the end of this transaction the CRM can add no user, who would stay active
     SELECT id FROM "Tenant"
     WHERE plan = 'FREE' AND status IN ('ACTIVE', 'TRIAL') AND "subscriptionEnd" < %(now)s
     FOR UPDATE SKIP LOCKED
 ), active AS (
-    SELECT u.id, u."tenantId" AS tenant_id FROM "User" u JOIN expired e ON e.id = u."tenantId"
-    WHERE u."isActive"
+    SELECT u."tenantId" AS id FROM "User" u JOIN expired e ON e.id = u."tenantId" WHERE u."isActive"
 ), free AS (
-    SELECT u.id FROM "User" u JOIN expired e ON e.id = u."tenantId"
-    WHERE u."isActive"
+    SELECT u."tenantId" AS id FROM "User" u JOIN expired e ON e.id = u."tenantId" WHERE u."isActive"
     FOR NO KEY UPDATE OF u SKIP LOCKED
 )
-SELECT id FROM expired
-WHERE id NOT IN (SELECT tenant_id FROM active WHERE id NOT IN (SELECT id FROM free));
+-- counted rather than joined: linear, whatever the planner thinks of the sizes
+SELECT id FROM (
+    SELECT id, 0 AS missed FROM expired UNION ALL SELECT id, 1 FROM active UNION ALL SELECT id, -1 FROM free
+) AS locks
+GROUP BY id HAVING sum(missed) = 0;
 
 -- name: supersede  Forgets what these tenants were to be told of an earlier suspension and were not yet.
 DELETE FROM worker.notice WHERE id IN (
@@ -28,7 +29,9 @@ DELETE FROM worker.notice WHERE id IN (
 WITH suspended AS (
     UPDATE "Tenant" SET status = 'SUSPENDED', "updatedAt" = %(now)s
     WHERE id = ANY (%(ids)s::text[])
-    RETURNING id, name, slug, "contactEmail" AS contact, "subscriptionEnd" AS ended_at
+    -- cut: longer than any address or name that is shown, but nothing that an index or a jsonb could refuse
+    RETURNING id, left(name, 200) AS name, left(slug, 200) AS slug, left(btrim("contactEmail"), 320) AS contact,
+              "subscriptionEnd" AS ended_at
 ), deactivated AS (
     UPDATE "User" SET "isActive" = false, "updatedAt" = %(now)s
     WHERE "tenantId" = ANY (%(ids)s::text[]) AND "isActive"
