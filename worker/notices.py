@@ -9,75 +9,25 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from worker.accounts import GmailAccount
+import psycopg2
+
 from worker.batch import Kind, Outcome
 from worker.db import Database, Row, queries
-from worker.errors import (
-    RecipientOptedOut,
-    RecipientRefused,
-    RetryLater,
-    SendError,
-    TransportMissing,
-    Unconfirmed,
-)
 from worker.lock_token import left_by_the_dead, new_token
 from worker.loop import Signals
-from worker.pacing import Pace
-from worker.providers import Email, Provider, WhatsAppMessage
+from worker.notice import Delivery, Letter, Notice
+from worker.notice_lanes import LANES, NoticeLanes, Queue
+
+__all__ = ["LANES", "Delivery", "Letter", "Notice", "Notices"]
 
 log = logging.getLogger(__name__)
 
-LANES = 8  # messages on the wire at once, so at most so many unconfirmed for each kill
 LEASE_SECONDS = 300.0  # messages of another machine that were not renewed for so long have lost their holder
-SEND_LIMIT_SECONDS = 60.0  # from the mark to the wire; after it somebody else may have taken over
-POLL_SECONDS = 0.1  # how soon a signal is noticed
+RENEW_SECONDS = 30.0
 ASK_AFTER_SECONDS = 30.0  # by then a provider has filed, or never will, what was on the wire
-
-# what an error makes of a message, the most special first; all others put it off, also those that stop a campaign
-KINDS: tuple[tuple[type[SendError], Kind], ...] = (
-    (RecipientOptedOut, Kind.OPTED_OUT),
-    (RecipientRefused, Kind.REFUSED),
-    (Unconfirmed, Kind.UNCONFIRMED),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A row of worker.notice in this process's hands. ``content`` is all that its message is made of."""
-
-    id: str
-    tenant_id: str | None
-    channel: str
-    address: str
-    content: Row
-    created_at: datetime
-    attempts: int
-    handed_over: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """What a notice becomes: the message, the way out, and for "EmailLog" what it says."""
-
-    message: Email | WhatsAppMessage
-    provider: Provider
-    pace: Pace | None = None
-    gmail: GmailAccount | None = None
-    outbox: Row | None = None  # sender, subject, body, html, entity_type, entity_id, tenant_id, user_id
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What became of one notice; ``letter`` is None when none could be made."""
-
-    notice: Notice
-    outcome: Outcome
-    letter: Letter | None = None
-    may_have_arrived: bool = False  # nobody knows, or could be asked just now
 
 
 class Notices:
@@ -93,9 +43,10 @@ class Notices:
         self._grace_seconds = grace_seconds
         self._clock = clock
         self._sql = queries("notices")
-        self._lanes = ThreadPoolExecutor(LANES, thread_name_prefix="lane")
-        self._all_ended = True
+        self._lanes = NoticeLanes(clock)
         self._unsettled: list[Delivery] = []
+        self._renewed_at = time.monotonic()
+        self._grace_ends: float | None = None
 
     def claim_waiting(self, now: datetime, size: int) -> list[Notice]:
         """Claims the messages that wait for this time, the longest waiting first."""
@@ -113,7 +64,7 @@ class Notices:
         To be called at the start of a tick: what this process holds then is what a tick that failed left behind.
         """
         held = self._db.all(self._sql["held"], job=self._job, lease_seconds=LEASE_SECONDS)
-        gone = [row for row in held if row["lapsed"] or self._left_behind(row["id"], row["holder"])]
+        gone = [row for row in held if self._left_behind(row)]
         if not gone:
             return
         ids, holders = [row["id"] for row in gone], [row["holder"] for row in gone]
@@ -124,29 +75,46 @@ class Notices:
     def deliver(
         self, notices: Sequence[Notice], letter_of: Callable[[Notice], Letter], may_go_on: Callable[[], bool]
     ) -> Iterator[list[Delivery]]:
-        """Sends the notices, a few at once, and yields what became of them, wave by wave, to be settled.
+        """Sends the notices, a few at once, and yields what became of them, a few at a time, to be settled.
 
+        A sender (tenant and channel) that is slow keeps its share of the lanes busy, and no others.
         ``letter_of`` raises TransportMissing or SendError, or ValueError for an address that cannot be written to.
         A notice that was handed over before is asked after instead. Who is not reached before ``may_go_on`` says
         no is UNTOUCHED; who is still on the wire after the grace time is not yielded at all, and stays held.
-        A wave that could not be settled (the database went away) is yielded again, first of all, by the next call.
+        What could not be settled (the database went away) is yielded again, first of all, by the next call, which
+        also waits for what was on the wire then. Raises redis.RedisError when a pace cannot be asked.
         """
         if self._unsettled:
             yield self._unsettled
-        for first in range(0, len(notices), LANES):
-            wave = notices[first : first + LANES]
-            if may_go_on():
-                self._unsettled = self._deliver_wave(wave, letter_of)
-            else:
-                untouched = Outcome(Kind.UNTOUCHED, self._clock())
-                self._unsettled = [Delivery(notice, untouched, None, notice.handed_over) for notice in wave]
-            yield self._unsettled
-        self._unsettled = []
+            self._unsettled = []
+        queue = Queue(notices)
+        while (queue or self._lanes) and not self._grace_is_over():
+            done = self._launch(queue, letter_of) if may_go_on() else self._untouched(queue)
+            landed, death = self._lanes.landed()
+            self._unsettled = done + landed
+            if death:
+                raise death  # the others' outcomes are yielded by the next call
+            if self._unsettled:
+                yield self._unsettled
+                self._unsettled = []
 
     def settle(self, deliveries: Iterable[Delivery]) -> set[str]:
-        """Forgets the notices and files the accepted e-mails; returns the ids that were still this process's."""
+        """Forgets the notices and files the accepted e-mails; returns the ids that were still this process's.
+
+        An e-mail that "EmailLog" does not take (its user was deleted meanwhile) is forgotten unfiled.
+        """
         ended = list(deliveries)
-        outbox = [record for each in ended if (record := _outbox_record(each))]
+        try:
+            return self._settle(ended)
+        except (psycopg2.IntegrityError, psycopg2.DataError) as error:
+            if len(ended) == 1:
+                reason = error.diag.message_primary
+                log.warning("an e-mail was sent but not filed", {"notice": ended[0].notice.id, "reason": reason})
+                return self._settle([replace(ended[0], letter=None)])
+        return {settled for each in ended for settled in self.settle([each])}
+
+    def _settle(self, ended: Sequence[Delivery]) -> set[str]:
+        outbox = [record for each in ended if (record := each.outbox_record())]
         ids = [each.notice.id for each in ended]
         as_json = json.dumps(outbox, ensure_ascii=False, default=datetime.isoformat)
         rows = self._db.all(self._sql["settle"], ids=ids, holder=self.holder, outbox=as_json)
@@ -163,91 +131,36 @@ class Notices:
 
     def close(self) -> bool:
         """False: threads still wait for a provider."""
-        self._lanes.shutdown(wait=self._all_ended, cancel_futures=True)
-        return self._all_ended
+        return self._lanes.close()
 
-    def _left_behind(self, notice_id: str, holder: str) -> bool:
-        if holder == self.holder:
-            return all(each.notice.id != notice_id for each in self._unsettled)
-        return left_by_the_dead(holder)
+    def _left_behind(self, row: Row) -> bool:
+        """Whether nobody will settle this held notice any more."""
+        if row["holder"] != self.holder:
+            return row["lapsed"] or left_by_the_dead(row["holder"])
+        # lapsed or not: what is on the wire, or came back and could not be settled, is settled by this process
+        return row["id"] not in self._lanes.ids | {each.notice.id for each in self._unsettled}
 
-    def _deliver_wave(self, wave: Sequence[Notice], letter_of: Callable[[Notice], Letter]) -> list[Delivery]:
-        done: list[Delivery] = []
-        letters: list[tuple[Notice, Letter]] = []
-        for notice in wave:
-            try:
-                letters.append((notice, letter_of(notice)))
-            except ValueError as error:
-                outcome = Outcome(Kind.REFUSED, self._clock(), reason=str(error))
-                done.append(Delivery(notice, outcome, None, notice.handed_over))
-            except (TransportMissing, SendError) as error:
-                done.append(Delivery(notice, self._failed(error), None, notice.handed_over))
-        fresh = [notice.id for notice, _ in letters if not notice.handed_over]
-        marked = {row["id"] for row in self._db.all(self._sql["hand_over"], ids=fresh, holder=self.holder)}
-        self._db.all(self._sql["renew"], job=self._job, holder=self.holder)
-        send_until = time.clock_gettime(time.CLOCK_BOOTTIME) + SEND_LIMIT_SECONDS
-        lanes: dict[Future[Delivery], str] = {}
-        for notice, letter in letters:
-            if notice.handed_over:
-                lanes[self._lanes.submit(self._ask, notice, letter)] = notice.id
-            elif notice.id in marked:
-                lanes[self._lanes.submit(self._send, notice, letter, send_until)] = notice.id
-        return done + [lane.result() for lane in self._finished(set(lanes))]
+    def _launch(self, queue: Queue, letter_of: Callable[[Notice], Letter]) -> list[Delivery]:
+        """Marks and sends as many as there are lanes free; returns what became of those that have no message."""
+        if time.monotonic() - self._renewed_at > RENEW_SECONDS:
+            self._db.all(self._sql["renew"], job=self._job, holder=self.holder)
+            self._renewed_at = time.monotonic()
+        ready, done = self._lanes.choose(queue, letter_of)
+        fresh = [notice.id for notice, _ in ready if not notice.handed_over]
+        rows = self._db.all(self._sql["hand_over"], ids=fresh, holder=self.holder) if fresh else []
+        marked = {row["id"] for row in rows}
+        for notice, letter in ready:
+            if notice.handed_over or notice.id in marked:  # else it is somebody else's by now
+                self._lanes.send(notice, letter)
+        return done
 
-    def _finished(self, lanes: set[Future[Delivery]]) -> set[Future[Delivery]]:
-        """Waits for all; after a signal no longer than the grace time."""
-        waiting, grace_ends = lanes, float("inf")
-        while waiting and time.monotonic() < grace_ends:
-            waiting = wait(waiting, POLL_SECONDS).not_done
-            if self._signals.stopping and grace_ends == float("inf"):
-                grace_ends = time.monotonic() + self._grace_seconds
-        self._all_ended = self._all_ended and not waiting
-        return lanes - waiting
+    def _untouched(self, queue: Queue) -> list[Delivery]:
+        """Nothing more may leave: all that wait in line."""
+        outcome = Outcome(Kind.UNTOUCHED, self._clock())
+        return [Delivery(notice, outcome, None, notice.handed_over) for notice in queue.take_all()]
 
-    def _send(self, notice: Notice, letter: Letter, send_until: float) -> Delivery:
-        while letter.pace:
-            granted, wait_seconds = letter.pace.take(1)
-            if granted:
-                break
-            if self._signals.stopping or time.clock_gettime(time.CLOCK_BOOTTIME) + wait_seconds > send_until:
-                return Delivery(notice, Outcome(Kind.PUT_OFF, self._clock(), "its sender's pace"), letter)
-            time.sleep(min(wait_seconds, POLL_SECONDS))
-        if time.clock_gettime(time.CLOCK_BOOTTIME) > send_until:
-            outcome = Outcome(Kind.PUT_OFF, self._clock(), "the worker was frozen")  # it may be another's by now
-            return Delivery(notice, outcome, letter)
-        try:
-            accepted = letter.provider.send(letter.message)
-        except SendError as error:
-            outcome = self._failed(error)
-            return Delivery(notice, outcome, letter, outcome.kind is Kind.UNCONFIRMED)
-        return Delivery(notice, Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted), letter)
-
-    def _ask(self, notice: Notice, letter: Letter) -> Delivery:
-        """What became of a message that was handed over and never answered."""
-        if letter.gmail is None or not isinstance(letter.message, Email):
-            outcome = Outcome(Kind.UNCONFIRMED, self._clock(), "no answer came, and nobody can be asked")
-            return Delivery(notice, outcome, letter, may_have_arrived=True)
-        try:
-            accepted = letter.gmail.provider.find(letter.message.message_id)
-        except SendError as error:
-            return Delivery(notice, self._failed(error), letter, may_have_arrived=True)
-        if accepted is None:
-            return Delivery(notice, Outcome(Kind.UNTOUCHED, self._clock(), "Gmail does not know it"), letter)
-        return Delivery(notice, Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted), letter)
-
-    def _failed(self, error: SendError | TransportMissing) -> Outcome:
-        kind = next((kind for error_class, kind in KINDS if isinstance(error, error_class)), Kind.PUT_OFF)
-        delay_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
-        return Outcome(kind, self._clock(), str(error), delay_seconds)
-
-
-def _outbox_record(delivery: Delivery) -> Row:
-    accepted = delivery.outcome.accepted
-    outbox = delivery.letter and delivery.letter.outbox
-    if not (accepted and outbox):
-        return {}
-    return outbox | {
-        "notice_id": delivery.notice.id, "address": delivery.notice.address, "at": delivery.outcome.at,
-        "message_id": accepted.message_id, "gmail_id": accepted.gmail_message_id,
-        "gmail_thread_id": accepted.gmail_thread_id,
-    }  # fmt: skip
+    def _grace_is_over(self) -> bool:
+        """Whether a signal came so long ago that providers are not waited for any more."""
+        if self._signals.stopping and self._grace_ends is None:
+            self._grace_ends = time.monotonic() + self._grace_seconds
+        return self._grace_ends is not None and time.monotonic() > self._grace_ends

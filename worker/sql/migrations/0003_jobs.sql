@@ -6,8 +6,9 @@ CREATE TABLE worker.lead_reminder (
     channel     text NOT NULL,
     address     text NOT NULL,
     lead_id     text NOT NULL,
-    reminded_at timestamp(3) NOT NULL,            -- the tick that claimed it: all leads of one digest have the same
-    PRIMARY KEY (tenant_id, channel, address, lead_id)
+    reminded_at timestamp(3) NOT NULL,            -- the tick that claimed its digest
+    notice_id   uuid NOT NULL,                    -- the digest: what did not leave is forgotten with its leads
+    PRIMARY KEY (tenant_id, channel, address, lead_id) INCLUDE (reminded_at)
 );
 
 -- A message of reminders or trial until it is settled.

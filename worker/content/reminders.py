@@ -1,0 +1,161 @@
+"""The texts of a digest: which leads wait for a follow-up, as an e-mail and as a WhatsApp message.
+
+A lead's fields are whatever somebody typed: control characters become spaces, so that no name makes a line of its
+own, and what is too long is cut.
+"""
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worker.content.headers import cleaned
+from worker.content.markup import plain_text
+from worker.content.placeholders import Html, Template
+from worker.content.whatsapp import LONGEST_TEXT
+
+LONGEST_FIELD = 120  # characters of a lead's name, e-mail or phone
+
+_LIST = re.compile(r"\{\{\s*leadsList\s*\}\}")
+
+SUBJECT = "{{leads}} waiting for a follow-up"
+HTML = """<!DOCTYPE html>
+<html>
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"></head>
+<body style="margin:0;padding:0;background:#f3f4f6">
+<div style="max-width:560px;margin:0 auto;padding:20px 16px;font:16px/1.5 Arial,Helvetica,sans-serif;color:#1f2937">
+<p style="margin:0 0 12px">Hello {{recipientName}},</p>
+<p style="margin:0 0 16px"><strong>{{leads}}</strong> had no contact for more than {{hours}}.</p>
+<div style="background:#ffffff;border:1px solid #e5e7eb;border-radius:8px;padding:4px 16px">
+{{leadsList}}
+</div>
+<p style="margin:16px 0 0;font-size:14px;color:#6b7280">{{companyName}}</p>
+</div>
+</body>
+</html>
+"""
+TEXT = """Hello {{recipientName}},
+
+{{leads}} had no contact for more than {{hours}}:
+
+{{leadsListText}}
+
+{{companyName}}
+"""
+_CELL = "padding:10px 0;border-bottom:1px solid #e5e7eb;word-break:break-word;overflow-wrap:anywhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What one recipient is told. ``leads``: (name, e-mail, phone) of the first ones, ``count`` is of all."""
+
+    recipient_name: str  # '' when only an address is known
+    address: str
+    count: int
+    leads: Sequence[Sequence[str | None]]
+    hours: float
+    company_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DigestTexts:
+    """An e-mail's parts, to be filled with ``values``."""
+
+    subject: Template
+    text: Template
+    html: Template
+    values: dict[str, str]
+
+
+def email_texts(digest: Digest, subject: str | None = None, html_body: str | None = None) -> DigestTexts:
+    """The e-mail, from the tenant's template where its subject or HTML says something, else the built-in one."""
+    values = {
+        "recipientName": _field(digest.recipient_name) or digest.address,
+        "leadsCount": str(digest.count),
+        "leadsList": _table(digest),
+        "leadsListText": "\n".join(_list_lines(digest)),
+        "checkIntervalHours": f"{digest.hours:g}",
+        "companyName": _field(digest.company_name),
+    }
+    own_html = html_body if html_body and html_body.strip() else None
+    own_subject = subject if subject and subject.strip() else None
+    return DigestTexts(
+        _template(own_subject or _built_in(SUBJECT, digest)),
+        _template(_plain(own_html) if own_html else _built_in(TEXT, digest)),
+        _template(own_html or _built_in(HTML, digest)),
+        values,
+    )
+
+
+def whatsapp_text(digest: Digest, limit: int = LONGEST_TEXT) -> str:
+    """The message, at most ``limit`` characters: whole leads only, and how many more there are."""
+    name = _field(digest.recipient_name)
+    greeting = f"Hello {name},\n" if name else ""
+    head = f"{greeting}{_leads(digest.count)} had no contact for more than {_hours(digest.hours)}:\n\n"
+    tail = f"\n\n{_field(digest.company_name)}"
+    room = limit - len(head) - len(tail)
+    lines = _list_lines(digest)
+    listed = len(digest.leads)
+    while sum(map(len, lines)) + len(lines) - 1 > room and listed:
+        listed -= 1
+        lines = [*lines[:listed], _more(digest.count - listed)]
+    return head + "\n".join(lines) + tail
+
+
+def _template(text: str) -> Template:
+    return Template(text, unknown="blank")
+
+
+def _built_in(text: str, digest: Digest) -> str:
+    """With the phrases that a tenant's template has no name for; the placeholders stay."""
+    return text.replace("{{leads}}", _leads(digest.count)).replace("{{hours}}", _hours(digest.hours))
+
+
+def _plain(html_body: str) -> str:
+    """The text part for a tenant's HTML: the list, too, as text."""
+    return _LIST.sub("{{leadsListText}}", plain_text(html_body))
+
+
+def _leads(count: int) -> str:
+    return "1 lead" if count == 1 else f"{count} leads"
+
+
+def _hours(hours: float) -> str:
+    return "1 hour" if hours == 1 else f"{hours:g} hours"
+
+
+def _more(count: int) -> str:
+    return f"... and {count} more"
+
+
+def _field(value: str | None) -> str:
+    text = " ".join(cleaned(value or "").split())
+    return text if len(text) <= LONGEST_FIELD else f"{text[: LONGEST_FIELD - 1]}…"
+
+
+def _fields(lead: Sequence[str | None]) -> list[str]:
+    """Name, e-mail and phone, without those that are empty."""
+    return [field for value in lead if (field := _field(value))]
+
+
+def _list_lines(digest: Digest) -> list[str]:
+    lines = [f"{number}. {', '.join(_fields(lead))}" for number, lead in enumerate(digest.leads, 1)]
+    left = digest.count - len(digest.leads)
+    return [*lines, _more(left)] if left > 0 else lines
+
+
+def _table(digest: Digest) -> Html:
+    """One cell a lead, name first: it needs no width that a phone does not have."""
+    rows = [_cell(*_fields(lead)) for lead in digest.leads]
+    left = digest.count - len(digest.leads)
+    if left > 0:
+        rows.append(f'<tr><td style="{_CELL};color:#6b7280">{_more(left)}</td></tr>')
+    return Html(
+        '<table width="100%" cellpadding="0" cellspacing="0" style="border-collapse:collapse;'
+        f'font:16px/1.5 Arial,Helvetica,sans-serif">\n{chr(10).join(rows)}\n</table>'
+    )
+
+
+def _cell(name: str = "", *others: str) -> str:
+    lines = [f"<strong>{html.escape(name)}</strong>", *map(html.escape, others)]
+    return f'<tr><td style="{_CELL}">{"<br>".join(lines)}</td></tr>'

@@ -1,0 +1,182 @@
+"""bin/reminders: tells people which of their leads nobody has contacted for too long.
+
+A tick reads what the tenants saved, claims a digest for each recipient who has leads to be reminded of, sends them
+(worker/notices.py) and settles them. What was reminded of is written down by the claim, in the same statement.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import psycopg2
+
+from worker import migrate, program
+from worker.accounts import Accounts
+from worker.batch import Kind
+from worker.counters import Counters
+from worker.db import AWAY, Database, Row, queries
+from worker.errors import RetryLater
+from worker.lock import Lock
+from worker.loop import Result, Signals, utc_now
+from worker.notices import LANES, Letter, Notice, Notices
+from worker.redis_client import connect
+from worker.reminder_endings import Ended, Endings
+from worker.reminder_letters import Letters
+from worker.reminder_recipients import Recipients
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Sends each recipient of a tenant's lead reminders one digest, by e-mail or WhatsApp, of the leads that nobody has
+contacted for the tenant's checkIntervalHours; no lead again to the same recipient before as many hours."""
+
+CHUNK = 1000  # recipients claimed, or digests taken over, at once
+LISTED = 200  # leads of a digest; the others are counted
+HANDFUL = 5  # messages of one tenant put off in a row, before the rest of them wait for the next tick
+HEARTBEAT_SECONDS = 10.0
+OLDEST_MEMORY = timedelta(days=366)  # longer than any checkIntervalHours
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return program.run_job("reminders", "lead-reminder-scheduler", DESCRIPTION, RemindersJob, arguments)
+
+
+class RemindersJob:
+    name = "reminders"
+    zone = UTC
+
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        lock: Lock,
+        signals: Signals,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Raises SettingsError for values that only show themselves in use (SMTP_URL, DATABASE_URL)."""
+        self.interval_seconds = settings.lead_reminder_interval_seconds
+        self._counters = counters
+        self._lock = lock
+        self._signals = signals
+        self._clock = clock
+        self._redis = connect(settings.redis_url)
+        self._db = Database(settings.database_url, "crm-worker reminders")
+        self._sql = queries("reminders")
+        self._accounts = Accounts(settings, self._redis, clock, LANES)
+        self._notices = Notices(self._db, self.name, signals, settings.shutdown_grace_seconds, clock)
+        self._letters = Letters(self._db, self._accounts, clock)
+        self._endings = Endings(self._db, self._notices, settings, clock)
+        self._recipients = Recipients()
+        self._counts: dict[str, int] = {}
+        self._put_off: Counter[tuple[str | None, str]] = Counter()  # in a row, for each tenant and channel
+        self._warned: set[tuple[str | None, str, str | None]] = set()
+        self._heartbeat_at = time.monotonic()
+
+    def start(self) -> None:
+        migrate.require_current(self._db)
+        self._db.all(self._sql["drop_memory"], oldest=self._clock() - OLDEST_MEMORY)
+
+    def tick(self, now: datetime) -> Result:
+        self._counts = dict.fromkeys(("digests", "leads", "failed", "unconfirmed"), 0)
+        self._put_off.clear()
+        self._warned.clear()
+        self._notices.release_orphans(now)
+        tenants = self._db.all(self._sql["tenants"])
+        self._letters.begin(tenants)
+        self._deliver([])  # what came back earlier and could not be settled then
+        for taken_over in self._take_over(now):
+            self._deliver(taken_over)
+        for claimed in self._claim(self._recipients.of(tenants, now), now):
+            self._deliver(claimed)
+        if any(self._counts.values()):
+            log.info("reminded", {key: count for key, count in self._counts.items() if count})
+        next_due = self._notices.next_due()
+        return Result(self._counts, next_due, unfinished=bool(next_due and next_due <= self._clock()))
+
+    def close(self) -> bool:
+        self._db.close()
+        self._accounts.close()
+        self._redis.close()
+        return self._notices.close()
+
+    def _may_go_on(self) -> bool:
+        return self._lock.held and not self._signals.stopping
+
+    def _take_over(self, now: datetime) -> Iterator[list[Notice]]:
+        """What waits and is due: digests of dead workers, and those whose provider can be asked by now."""
+        while self._may_go_on() and (notices := self._notices.claim_waiting(now, CHUNK)):
+            yield notices
+
+    def _claim(self, recipients: list[Row], now: datetime) -> Iterator[list[Notice]]:
+        """New digests of all tenants, chunk by chunk."""
+        for first in range(0, len(recipients), CHUNK):
+            if self._may_go_on():
+                yield self._claim_chunk(recipients[first : first + CHUNK], now)
+
+    def _claim_chunk(self, recipients: list[Row], now: datetime) -> list[Notice]:
+        """A chunk that the database refuses is claimed in halves, until it is known whose digest it refuses."""
+        claim = {"job": self.name, "holder": self._notices.holder, "now": now, "listed": LISTED}
+        try:
+            rows = self._db.all(self._sql["claim"], recipients=json.dumps(recipients), **claim)
+        except psycopg2.Error as error:
+            if isinstance(error, AWAY):
+                raise  # also a time-out: halves would not be quicker
+            if len(recipients) > 1:
+                middle = len(recipients) // 2
+                return [*self._claim_chunk(recipients[:middle], now), *self._claim_chunk(recipients[middle:], now)]
+            reason = error.diag.message_primary or type(error).__name__  # its details may hold addresses
+            log.error(
+                "a digest waits: the database refuses it", {"tenant": recipients[0]["tenant_id"], "reason": reason}
+            )
+            return []
+        return [Notice(**row) for row in rows]
+
+    def _deliver(self, notices: list[Notice]) -> None:
+        self._letters.read_templates(notices)
+        for wave in self._notices.deliver(notices, self._letter_of, self._may_go_on):
+            for ended in self._endings.settle(wave):
+                self._count(ended)
+            if time.monotonic() - self._heartbeat_at > HEARTBEAT_SECONDS:
+                self._counters.heartbeat(self._clock())
+                self._heartbeat_at = time.monotonic()
+
+    def _letter_of(self, notice: Notice) -> Letter:
+        """Raises TransportMissing, RetryLater, and ValueError for an address that cannot be written to."""
+        if self._put_off[notice.tenant_id, notice.channel] >= HANDFUL and not notice.handed_over:
+            raise RetryLater("other messages of this tenant were put off just before")
+        return self._letters.letter(notice)
+
+    def _count(self, ended: Ended) -> None:
+        """Counts a digest that came to an end, and says once for each tenant and channel why it failed."""
+        notice = ended.delivery.notice
+        sender = (notice.tenant_id, notice.channel)
+        if ended.delivery.outcome.kind in (Kind.PUT_OFF, Kind.UNCONFIRMED):
+            self._put_off[sender] += 1
+        else:
+            self._put_off.pop(sender, None)  # its provider answers
+        if ended.outcome == "sent":
+            self._counts["digests"] += 1
+            self._counts["leads"] += notice.content["leadsCount"]
+        else:
+            self._counts[ended.outcome] += 1
+            self._warn(ended)
+        self._counters.add("reminders_total", channel=notice.channel, outcome=ended.outcome)
+        if ended.outcome == "unconfirmed":
+            self._counters.add("unconfirmed_total", channel=notice.channel)
+
+    def _warn(self, ended: Ended) -> None:
+        notice, reason = ended.delivery.notice, ended.delivery.outcome.reason
+        key = (notice.tenant_id, notice.channel, reason)
+        if key not in self._warned:
+            said = "nobody knows whether a digest arrived" if ended.outcome == "unconfirmed" else "a digest waits"
+            log.warning(said, {"tenant": notice.tenant_id, "channel": notice.channel, "reason": reason})
+        self._warned.add(key)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
