@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from benchmarks import campaign
+from benchmarks import calls, campaign, reminders
 from benchmarks.report import Failure, Progress, Report
 from sandbox.servers import ServerFailed, ServerMissing
 
@@ -22,16 +22,32 @@ benchmarks:
              recipients a fresh database; before it, in the same run, the bare transport: the same messages, built
              beforehand, through plain smtplib or urllib3 over as many kept connections (20,000 at most). Afterwards
              it is verified that every recipient is 'sent', that the outbox ("EmailLog") has one row for each e-mail,
-             and that the sink counted each message once."""
+             and that the sink counted each message once.
+  reminders  bin/reminders --once on 1,000 tenants with a million leads of which a thousand are due: the others were
+             contacted an hour ago, or half of them are quiet and were reminded of an hour ago, to one recipient or to
+             two of each tenant; then the same once more, when nothing is due. Takes no options but --json.
+  calls      bin/calls --once on 1,000 tenants with 100,000 queued calls, as many that are over, and five slots each;
+             before it the bare transport: the same forms through plain urllib3. It is verified that each call was
+             placed and booked once. Then ticks in which everybody waits for a slot, and the query plans."""
+
+BENCHMARKS = {"campaign": campaign.run, "reminders": reminders.run, "calls": calls.run}
 
 EPILOG = """\
-columns:
+columns of campaign:
   per_second     recipients a second, from CampaignLog 'started' to 'completed'
   bare/s, ratio  messages a second of the bare transport, and per_second as a share of it
   job us         user and system CPU time of the job for a recipient, microseconds
   db us          CPU time of the job's PostgreSQL backend for a recipient, microseconds
   stmts          statements (round trips) of the job to PostgreSQL for a recipient, counted in the server's log
   peak MB        the job's largest resident memory
+columns of reminders:
+  find ms        database time of the statements that read the tenants and find and claim what is due (server's log)
+  all db ms      of all statements, those of sending and settling included
+  through        the indexes by which the claim reads leads
+columns of calls:
+  per_second     calls a second, from the first CallLog row to the last one; bare/s, ratio, job us, db us, stmts and
+                 peak MB as for campaign, for each call
+  idle ms        a tick in which nobody has a free slot
 
 The SMTP sink is Postfix's smtp-sink where it is installed (also in /usr/sbin), else a small one of our own.
 Exit status: 0 measured and verified, whether or not a target was met; 1 a count was wrong or a server failed;
@@ -43,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, so that all is cleaned up
     progress = Progress(sys.stderr)
     try:
-        report = campaign.run(options, progress)
+        report = BENCHMARKS[options.benchmark](options, progress)
     except KeyboardInterrupt:
         progress.say("stopped")
         return 1
@@ -57,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     result = argparse.ArgumentParser("bin/bench", None, DESCRIPTION, EPILOG, formatter_class=formatter)
-    result.add_argument("benchmark", nargs="?", default="campaign", choices=["campaign"], help="default: campaign")
+    result.add_argument(
+        "benchmark", nargs="?", default="campaign", choices=list(BENCHMARKS), help="default: campaign"
+    )
     result.add_argument(
         "--recipients", type=numbers, default=[5_000, 100_000], metavar="N,...", help="default: 5000,100000"
     )
@@ -68,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--batch-size", type=number, default=100, metavar="N", help="CAMPAIGN_BATCH_SIZE; default: 100"
     )
+    result.add_argument("--tenants", type=number, default=1_000, metavar="N", help="of calls; default: 1000")
+    result.add_argument("--queued", type=number, default=100_000, metavar="N", help="calls; default: 100000")
     result.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return result
 

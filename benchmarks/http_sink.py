@@ -1,8 +1,8 @@
-"""An HTTP server that accepts every WhatsApp message with a new id, as the Cloud API does.
+"""An HTTP server that accepts every WhatsApp message and every call with a new id, as the Cloud API and Twilio do.
 
     python -m benchmarks.http_sink PORT FILE
 
-listens on 127.0.0.1, keeps connections open, and counts the messages it accepted in FILE.
+listens on 127.0.0.1, keeps connections open, and counts the messages and calls it accepted in FILE.
 """
 
 import asyncio
@@ -14,8 +14,17 @@ from benchmarks.tally import Tally
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_MESSAGES = re.compile(rb"POST /\S*/messages HTTP/1\.1\r\n")
-_BODY = b'{"messaging_product":"whatsapp","messages":[{"id":"wamid.%024d"}]}'
+# what is asked for, and the answer's body around a number
+_KINDS = [
+    (
+        re.compile(rb"POST /\S*/messages HTTP/1\.1\r\n"),
+        b'{"messaging_product":"whatsapp","messages":[{"id":"wamid.%024d"}]}',
+    ),
+    (
+        re.compile(rb"POST /\S*/Accounts/AC[0-9a-f]{32}/Calls\.json HTTP/1\.1\r\n"),
+        b'{"sid":"CA%032x","status":"queued"}',
+    ),
+]
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
@@ -36,7 +45,7 @@ class Session(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101 - set before any data comes
         self._received += data
         while head := self._whole_request():
-            self._transport.write(self._answer() if _MESSAGES.match(head) else _NOT_FOUND)
+            self._transport.write(self._answer(head))
 
     def _whole_request(self) -> bytes:
         """The head of the next request whose body has arrived; empty when there is none yet."""
@@ -48,10 +57,13 @@ class Session(asyncio.Protocol):
         self._received = rest[octets:]
         return head
 
-    def _answer(self) -> bytes:
-        self._tally.value += 1
-        body = _BODY % self._tally.value
-        return _ANSWER % (len(body), body)
+    def _answer(self, head: bytes) -> bytes:
+        for request, answer in _KINDS:
+            if request.match(head):
+                self._tally.value += 1
+                body = answer % self._tally.value
+                return _ANSWER % (len(body), body)
+        return _NOT_FOUND
 
 
 async def serve(port: int, tally: Tally) -> None:

@@ -6,6 +6,7 @@ settles it deletes that row in the same statement, so it is settled once, and a 
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,7 +29,14 @@ ASK_AFTER_SECONDS = 30.0  # by then Twilio lists, or never will, what was on the
 ASK_LIMIT_SECONDS = 600.0  # between two questions about one call
 DOUBT_SECONDS = 24 * 3600.0  # after it a call that nobody could be asked about is given up
 CLOCK_SKEW_SECONDS = 60.0  # between Twilio's clock and the database's
+LEAST_QUESTIONS = 3  # before that: the worker itself may have been away for long
+TURN_SECONDS = 10  # a worker that freezes while it claims keeps the others from claiming for so long
 LONGEST_REASON = 500  # characters
+
+# "CallLog"."twilioStatus"; Twilio knows 'initiated', too
+STATUSES = {"queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"}
+
+_NUMBER = re.compile(r"\+?\d[\d ().-]{5,}\d")  # a phone number, and no code of Twilio's
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +74,8 @@ class CallClaims:
         self._clock = clock
         self._sql = queries("calls")
 
-    def claim(self, wanted: Sequence[Wanted], now: datetime) -> list[tuple[Line, Claim]] | None:
-        """Claims those that are still pending and for which their tenant has a slot; None: not our turn."""
+    def claim(self, wanted: Sequence[Wanted], now: datetime) -> list[tuple[Line, Claim]]:
+        """Claims those still pending for which their tenant has a slot; none of them, when it is not our turn."""
         if not wanted:
             return []
         rows = [
@@ -79,9 +87,9 @@ class CallClaims:
         ]  # fmt: skip
         claimed_at = self._clock()
         with self._db.transaction():
-            turn = self._db.one(self._sql["take_turn"])
+            turn = self._db.one(self._sql["take_turn"], turn_seconds=TURN_SECONDS)
             if not (turn and turn["mine"]):
-                return None
+                return []
             claimed = self._db.all(self._sql["claim"], wanted=_as_json(rows), holder=self.holder, now=now)
         ids = {row["id"] for row in claimed}
         return [
@@ -93,11 +101,11 @@ class CallClaims:
     def book(self, claim: Claim, placed: PlacedCall) -> bool:
         """The call was placed. False when the claim was lost: then somebody else has settled it."""
         booked = self._db.one(
-            self._sql["book"], id=claim.id, holder=self.holder, sid=placed.sid, status=placed.status,
+            self._sql["book"], id=claim.id, holder=self.holder, sid=placed.sid, status=known_status(placed.status),
             now=self._clock(),
         )  # fmt: skip
         if booked is None:
-            log.warning("a call was settled by somebody else", {"call": claim.id, "tenant": claim.tenant_id})
+            self._tell_lost(claim)
             return False
         self._counters.add("calls_total", outcome="placed")
         log.info("call placed", {"call": claim.id, "tenant": claim.tenant_id, "sid": placed.sid})
@@ -120,8 +128,10 @@ class CallClaims:
 
     def give_up(self, claim: Claim, reason: str) -> str:
         """Nobody could be asked for too long. Returns the row's status."""
-        self._counters.add("unconfirmed_total", channel="call")
-        return self._fail(claim, f"Unconfirmed, it may have been placed: {reason}", drop=True, delay_seconds=0.0)
+        reason = f"Unconfirmed, it may have been placed: {reason}"
+        status = self._fail(claim, reason, drop=True, delay_seconds=0.0)
+        self._counters.add("unconfirmed_total", float(status == "failed"), channel="call")
+        return status
 
     def _fail(self, claim: Claim, reason: str, *, drop: bool, delay_seconds: float) -> str:
         now = self._clock()
@@ -129,9 +139,12 @@ class CallClaims:
             self._sql["fail"], id=claim.id, holder=self.holder, drop=drop, reason=reason[:LONGEST_REASON],
             retry_at=now + timedelta(seconds=delay_seconds), now=now,
         )  # fmt: skip
-        status = row["status"] if row else "cancelled"
+        if row is None:
+            self._tell_lost(claim)
+            return "lost"
+        status = row["status"] or "cancelled"  # or deleted: by the CRM
         self._tell_failure(claim.id, claim.tenant_id, status, reason)
-        return status
+        return str(status)
 
     def fail_unclaimed(self, failed: Iterable[tuple[Row, str, bool]]) -> list[str]:
         """(queue row, reason, whether to give up at once) of calls that cannot be dialled. Returns their status."""
@@ -200,22 +213,44 @@ class CallClaims:
         self._tell_failure(item["id"], item["tenantId"], "failed", reason)
         return ["failed"]
 
-    def take_doubtful(self, now: datetime, size: int) -> list[Claim]:
+    def take_doubtful(self, now: datetime, size: int, in_hand: set[str]) -> list[Claim]:
         """The calls that Twilio can be asked about now."""
         again_at = now + timedelta(seconds=LEASE_SECONDS)
-        rows = self._db.all(self._sql["take_doubtful"], now=now, size=size, again_at=again_at, holder=self.holder)
+        rows = self._db.all(
+            self._sql["take_doubtful"], now=now, size=size, again_at=again_at, holder=self.holder,
+            in_hand=list(in_hand),
+        )  # fmt: skip
         return [Claim(**row) for row in rows]
 
-    def unknown_of(self, calls: Sequence[PlacedCall]) -> list[PlacedCall]:
-        """Those without a CallLog row, in their order."""
-        rows = self._db.all(self._sql["known_sids"], sids=[call.sid for call in calls])
-        known = {row["sid"] for row in rows}
-        return [call for call in calls if call.sid not in known]
+    def possible_of(self, claim: Claim, calls: Sequence[PlacedCall]) -> list[PlacedCall]:
+        """Those that may be the claim's: no other tenant's, and no other row's of the queue."""
+        if not calls:
+            return []
+        sids = [call.sid for call in calls]
+        rows = self._db.all(self._sql["sids_of_others"], sids=sids, tenant_id=claim.tenant_id)
+        others = {row["sid"] for row in rows}
+        return [call for call in calls if call.sid not in others]
+
+    def _tell_lost(self, claim: Claim) -> None:
+        log.warning("a call was settled by somebody else", {"call": claim.id, "tenant": claim.tenant_id})
 
     def _tell_failure(self, queue_id: str, tenant_id: str, status: str, reason: str) -> None:
-        self._counters.add("calls_total", outcome="failed" if status == "failed" else "retried")
-        log.warning("call not placed", {"call": queue_id, "tenant": tenant_id, "status": status, "reason": reason})
+        self._counters.add("calls_total", outcome="retried" if status == "pending" else status)
+        said = _NUMBER.sub("(number)", reason)
+        log.warning("call not placed", {"call": queue_id, "tenant": tenant_id, "status": status, "reason": said})
         self._events.emit(f"tenant:{tenant_id}", "call:error", {"queueItemId": queue_id, "error": reason})
+
+
+def known_status(status: str, otherwise: str = "queued") -> str:
+    """Twilio's word for what became of a call, in the words of the CRM."""
+    return status if status in STATUSES else otherwise
+
+
+def count_failures(counts: dict[str, int], statuses: Iterable[str]) -> None:
+    """Counts calls by the status that a failure left them in; not those that somebody else settled or cancelled."""
+    for status in statuses:
+        if status in ("failed", "pending"):
+            counts["failed" if status == "failed" else "retried"] += 1
 
 
 def _as_json(value: Any) -> str:
@@ -231,6 +266,7 @@ def _for_pages(row: Row | None) -> Row | None:
 
 
 def _moment(value: Any) -> Any:
-    if not isinstance(value, str):
+    try:
+        return datetime.fromisoformat(value).isoformat(timespec="milliseconds") + "Z"
+    except (TypeError, ValueError):  # null, or a year that only PostgreSQL knows
         return value
-    return datetime.fromisoformat(value).isoformat(timespec="milliseconds") + "Z"

@@ -5,12 +5,20 @@ A dead worker's, one without an answer, one whose webhook was lost.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from worker.call_claims import CLOCK_SKEW_SECONDS, DOUBT_SECONDS, CallClaims, Claim
+from worker.call_claims import (
+    CLOCK_SKEW_SECONDS,
+    DOUBT_SECONDS,
+    LEAST_QUESTIONS,
+    CallClaims,
+    Claim,
+    count_failures,
+    known_status,
+)
 from worker.content.phones import to_e164
 from worker.db import Database, Row, queries
 from worker.errors import SendError, TransportMissing
@@ -21,7 +29,6 @@ from worker.providers.twilio import PlacedCall
 log = logging.getLogger(__name__)
 
 SILENT_SECONDS = 600.0  # a tenant whose calls could not be checked is left alone for so long
-STATUSES = {"queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"}
 
 
 class CallDoubts:
@@ -45,7 +52,7 @@ class CallDoubts:
         for item in self._claims.stuck(now):
             self._adopt(item)
         while may_claim() and self._lanes.free:
-            claims = self._claims.take_doubtful(self._clock(), self._lanes.free)
+            claims = self._claims.take_doubtful(self._clock(), self._lanes.free, self._lanes.keys)
             if not claims:
                 return
             for claim in claims:
@@ -57,7 +64,7 @@ class CallDoubts:
             line = self._line_of(item["tenantId"])
             number = to_e164(item["phoneNumber"], item["phoneCountryCode"])
         except (TransportMissing, ValueError) as error:
-            self._count(self._claims.fail_stuck(item, str(error)))
+            count_failures(self.counts, self._claims.fail_stuck(item, str(error)))
             return
         self._claims.adopt(item, line, number)
 
@@ -79,7 +86,7 @@ class CallDoubts:
             return  # asked again when its time comes
         self.counts["asked"] += 1
         try:
-            calls = self._claims.unknown_of(lane.result())
+            calls = self._claims.possible_of(claim, lane.result())
         except SendError as error:
             self._leave_in_doubt(claim, str(error))
             return
@@ -87,29 +94,41 @@ class CallDoubts:
             self.counts["placed"] += self._claims.book(claim, calls[-1])
         elif claim.reason is None:  # its worker died: no fault of the call
             self._claims.put_back(claim)
+            self.counts["put_back"] += 1
         else:
-            self._count([self._claims.fail(claim, SendError(f"Twilio knows of no call: {claim.reason}"))])
+            status = self._claims.fail(claim, SendError(f"Twilio knows of no call: {claim.reason}"))
+            count_failures(self.counts, [status])
 
     def _leave_in_doubt(self, claim: Claim, reason: str) -> None:
-        if (self._clock() - claim.claimed_at).total_seconds() > DOUBT_SECONDS:
-            self._count([self._claims.give_up(claim, reason)])
+        asked = claim.asked + 1
+        if asked >= LEAST_QUESTIONS and (self._clock() - claim.claimed_at).total_seconds() > DOUBT_SECONDS:
+            count_failures(self.counts, [self._claims.give_up(claim, reason)])
             return
-        self._claims.doubt(claim, claim.reason, asked=claim.asked + 1)
+        self._claims.doubt(claim, claim.reason, asked=asked)
         self._lines.complain(claim.tenant_id, f"Twilio cannot be asked about a call: {reason}")
 
-    def check_stale(self, now: datetime) -> None:
+    def check_stale(self, now: datetime, may_claim: Callable[[], bool]) -> None:
         """Asks Twilio about calls whose webhook was lost, so that they do not keep a slot for ever."""
-        silent = [tenant_id for tenant_id, until in self._silent.items() if until > time.monotonic()]
-        for row in self._db.all(self._sql["stale"], now=now, silent=silent, size=self._lanes.size):
-            try:
-                line = self._line_of(row["tenant_id"])
-            except TransportMissing:
-                self._silent[row["tenant_id"]] = time.monotonic() + SILENT_SECONDS
-                continue
-            if row["id"] not in self._lanes.keys:
-                self._lanes.submit(
-                    row["id"], partial(line.provider.status, row["sid"]), partial(self._settle_check, row)
-                )
+        known = -1  # how much was found out before
+        while may_claim() and self._lanes.free and known < self.counts["checked"] + len(self._silent):
+            known = self.counts["checked"] + len(self._silent)
+            for row in self._db.all(self._sql["stale"], now=now, silent=self._silenced(), size=self._lanes.free):
+                self._check(row)
+            self._lanes.finish()
+
+    def _silenced(self) -> list[str]:
+        self._silent = {tenant_id: until for tenant_id, until in self._silent.items() if until > time.monotonic()}
+        return list(self._silent)
+
+    def _check(self, row: Row) -> None:
+        try:
+            line = self._line_of(row["tenant_id"])
+        except TransportMissing:
+            self._silent[row["tenant_id"]] = time.monotonic() + SILENT_SECONDS
+            return
+        if row["id"] not in self._lanes.keys:
+            request = partial(line.provider.status, row["sid"])
+            self._lanes.submit(row["id"], request, partial(self._settle_check, row))
 
     def _settle_check(self, row: Row, lane: Future[str | None]) -> None:
         if lane.cancelled():
@@ -120,7 +139,7 @@ class CallDoubts:
             log.warning("a call cannot be checked", {"tenant": row["tenant_id"], "reason": error})
             self._silent[row["tenant_id"]] = time.monotonic() + SILENT_SECONDS
             return
-        status = status if status in STATUSES else row["status"]
+        status = known_status(status, row["status"])
         self._db.all(self._sql["refresh"], id=row["id"], status=status, old_status=row["status"], now=self._clock())
         log.info("call checked, its webhook was lost", {"sid": row["sid"], "tenant": row["tenant_id"], "is": status})
         self.counts["checked"] += 1
@@ -131,7 +150,3 @@ class CallDoubts:
         if row is None:
             raise TransportMissing("Twilio is not configured: the tenant has no call settings")
         return self._lines.line(row)
-
-    def _count(self, statuses: Iterable[str]) -> None:
-        for status in statuses:
-            self.counts["failed" if status == "failed" else "retried"] += 1

@@ -7,13 +7,13 @@ or a few: claim, place, book, tell.
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 
 from worker import migrate, program
-from worker.call_claims import CallClaims, Claim, Wanted
+from worker.call_claims import CallClaims, Claim, Wanted, count_failures
 from worker.call_doubts import CallDoubts
 from worker.content.calls import call_form
 from worker.content.hours import BusinessHours
@@ -36,11 +36,14 @@ DESCRIPTION = """\
 Places the queued calls of all tenants through Twilio: inside business hours, highest priority first, never more at
 once than a tenant may have, each call once. Settles what a killed worker or a lost webhook left in doubt."""
 
-LANES = 8  # requests to Twilio at once
+LANES = 32  # requests to Twilio at once: an answer takes a third of a second
 LINES_AT_ONCE = 32  # tenants whose next calls are claimed together
+CALLS_A_TURN = 5  # of one tenant, then it is the others' turn
 SPARE = 20  # calls looked at beyond those wanted, since some cannot be dialled
-PLACE_SECONDS = 60.0  # from the claim to the wire; after it somebody else may have taken over
-COUNTS = ("placed", "retried", "failed", "asked", "checked")
+PLACE_SECONDS = 20.0  # from the claim to the wire; later it may be after hours, or somebody else has taken over
+TICK_SECONDS = 10.0  # then hours, slots and settings are looked at again
+MEASURE_SECONDS = 10.0  # how old the gauges of the backlog may be: counting a long one takes a while
+COUNTS = ("placed", "retried", "failed", "put_back", "asked", "checked")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,6 +77,7 @@ class CallsJob:
         self._lanes = Lanes(LANES, signals, settings.shutdown_grace_seconds)
         self._doubts = CallDoubts(self._db, self._claims, self._lines, self._lanes, clock)
         self._served: dict[str, float] = {}  # tenant -> time.monotonic() of its last turn
+        self._measure_after = 0.0  # time.monotonic()
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
@@ -89,7 +93,7 @@ class CallsJob:
         if todo["any_processing"] or todo["any_claim"]:
             self._doubts.resolve(now, self._may_claim)
         if todo["any_live"]:
-            self._doubts.check_stale(now)
+            self._doubts.check_stale(now, self._may_claim)
         again_at = self._place_due(now) if todo["any_pending"] else None
         self._lanes.finish()
         return self._result(again_at)
@@ -108,9 +112,13 @@ class CallsJob:
 
     def _result(self, again_at: datetime | None) -> Result:
         todo = self._db.one(self._sql["survey"], now=self._clock()) or {}
-        self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
+        if time.monotonic() > self._measure_after:
+            self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
+            self._measure_after = time.monotonic() + MEASURE_SECONDS
         soonest = self._clock() + timedelta(seconds=POLL_SECONDS)
-        if self._lanes.keys:
+        # a call that failed leaves its slot to the next one
+        moved = any(self._counts[each] for each in ("failed", "retried", "put_back")) and todo["any_pending"]
+        if self._lanes.keys or moved:
             again_at = soonest
         due = [max(at, soonest) for at in (again_at, todo["next_due"], todo["next_ask"]) if at]
         return Result(self._counts, min(due, default=None), unfinished=again_at is not None)
@@ -121,20 +129,20 @@ class CallsJob:
 
     def _place_due(self, now: datetime) -> datetime | None:
         """Gives each tenant that may call now its turn; returns when the next call may be placed, if one is left."""
+        until = time.monotonic() + TICK_SECONDS
         lines = self._open_lines(now)
         wait_seconds: list[float] = []
         for first in range(0, len(lines), LINES_AT_ONCE):
-            if not self._may_claim():
+            while not self._lanes.free and self._may_claim() and time.monotonic() < until:
+                self._lanes.settle_finished(POLL_SECONDS)
+            if not (self._lanes.free and self._may_claim() and time.monotonic() < until):
+                wait_seconds.append(0.0)
                 break
             wanted, more = self._choose(lines[first : first + LINES_AT_ONCE], now)
-            wait_seconds += more
             claimed = self._claims.claim(wanted, now)
-            if claimed is None:
-                wait_seconds.append(ROUND_SECONDS)
-            for line, claim in claimed or []:
+            for line, claim in claimed:
                 self._submit_call(line, claim)
-            while not self._lanes.free and self._may_claim():
-                self._lanes.settle_finished(POLL_SECONDS)
+            wait_seconds += more + [ROUND_SECONDS] * (len(claimed) < len(wanted))
         return self._clock() + timedelta(seconds=min(wait_seconds)) if wait_seconds else None
 
     def _may_claim(self) -> bool:
@@ -144,6 +152,8 @@ class CallsJob:
         """The tenants that may call now, the longest waiting first."""
         lines = []
         for row in self._db.all(self._sql["tenants"], now=now):
+            if row["slots"] <= 0 or not self._may_claim():
+                continue
             try:
                 if not BusinessHours.of(row).open_at(now):
                     continue
@@ -153,13 +163,13 @@ class CallsJob:
             except ValueError as error:
                 self._lines.complain(row["tenant_id"], str(error))
             else:
-                if line.slots > 0 and not self._lines.rests(line):
+                if not self._lines.rests(line):
                     lines.append(line)
         return sorted(lines, key=lambda line: self._served.get(line.tenant_id, 0.0))
 
     def _fail_unconfigured(self, tenant_id: str, reason: str, now: datetime) -> None:
         items = self._db.all(self._sql["candidates"], tenant_ids=[tenant_id], wanted=[SPARE], now=now)
-        self._count(self._claims.fail_unclaimed([(item, reason, False) for item in items]))
+        count_failures(self._counts, self._claims.fail_unclaimed([(item, reason, False) for item in items]))
 
     def _choose(self, lines: Sequence[Line], now: datetime) -> tuple[list[Wanted], list[float]]:
         """The calls that these tenants' pace allows, and for each that has more the seconds until its next."""
@@ -170,7 +180,7 @@ class CallsJob:
             calls = dialable.get(line.tenant_id, [])
             if not calls:
                 continue
-            granted, wait_seconds = line.pace.take(min(line.slots, len(calls)))
+            granted, wait_seconds = line.pace.take(min(line.slots, CALLS_A_TURN, len(calls)))
             wanted += calls[:granted]
             if granted:
                 self._served[line.tenant_id] = time.monotonic()
@@ -183,13 +193,13 @@ class CallsJob:
         by_tenant = {line.tenant_id: line for line in lines}
         numbers: list[tuple[Row, str]] = []
         failed: list[tuple[Row, str, bool]] = []
-        sizes = [line.slots + SPARE for line in lines]
+        sizes = [min(line.slots, CALLS_A_TURN) + SPARE for line in lines]
         for item in self._db.all(self._sql["candidates"], tenant_ids=list(by_tenant), wanted=sizes, now=now):
             try:
                 numbers.append((item, to_e164(item["phoneNumber"], item["phoneCountryCode"])))
             except ValueError as error:
                 failed.append((item, str(error), True))
-        barred = self._barred(numbers)
+        barred = self._barred(numbers, by_tenant)
         found: dict[str, list[Wanted]] = {}
         for item, number in numbers:
             tenant_id = item["tenantId"]
@@ -197,14 +207,18 @@ class CallsJob:
                 found.setdefault(tenant_id, []).append(Wanted(by_tenant[tenant_id], number, item))
             elif reason := barred[tenant_id, number]:
                 failed.append((item, f"not called: {reason}", True))
-        self._count(self._claims.fail_unclaimed(failed))
+        count_failures(self._counts, self._claims.fail_unclaimed(failed))
         return found
 
-    def _barred(self, numbers: Sequence[tuple[Row, str]]) -> dict[tuple[str, str], str | None]:
-        """Numbers that want no calls, with the reason, and those of a call in doubt (None), which wait."""
+    def _barred(
+        self, numbers: Sequence[tuple[Row, str]], lines: Mapping[str, Line]
+    ) -> dict[tuple[str, str], str | None]:
+        """Numbers that want no calls, with the reason, and those of an open call (None), which wait."""
+        tenant_ids = [item["tenantId"] for item, _ in numbers]
         rows = self._db.all(
             self._sql["barred"],
-            tenant_ids=[item["tenantId"] for item, _ in numbers],
+            tenant_ids=tenant_ids,
+            account_sids=[lines[tenant_id].account_sid for tenant_id in tenant_ids],
             numbers=[number for _, number in numbers],
         )
         return {(row["tenant_id"], row["number"]): row["reason"] for row in rows}
@@ -235,17 +249,14 @@ class CallsJob:
             if isinstance(error, Unconfirmed):
                 self._claims.doubt(claim, str(error))
             else:
-                self._count([self._claims.fail(claim, error)])
+                count_failures(self._counts, [self._claims.fail(claim, error)])
             return
         if placed is None:
             self._claims.put_back(claim)
+            self._counts["put_back"] += 1
             return
         self._lines.answered(line, None)
         self._counts["placed"] += self._claims.book(claim, placed)
-
-    def _count(self, statuses: Iterable[str]) -> None:
-        for status in statuses:
-            self._counts["failed" if status == "failed" else "retried"] += 1
 
 
 def _place(line: Line, form: list[tuple[str, str]], place_until: float) -> PlacedCall | None:

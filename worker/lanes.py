@@ -32,6 +32,7 @@ class Lanes:
         self._grace_seconds = grace_seconds
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="lane")
         self._in_flight: dict[Future[Any], tuple[str, Settle]] = {}
+        self._drain_until: float | None = None  # time.monotonic()
 
     @property
     def keys(self) -> set[str]:
@@ -57,27 +58,35 @@ class Lanes:
             self.settle_finished(POLL_SECONDS)
 
     def drain(self) -> bool:
-        """Lets nobody else onto the wire; False when somebody is still there after the grace time."""
+        """Lets nobody else onto the wire; False when somebody is still there after the grace time.
+
+        The grace time runs from the first time that this is called.
+        """
+        if self._drain_until is None:
+            self._drain_until = time.monotonic() + self._grace_seconds
         for lane in list(self._in_flight):
-            lane.cancel()
-        until = time.monotonic() + self._grace_seconds
+            if lane.cancel():  # wait() would call it done only when a thread comes across it
+                self._settle(lane)
         self.settle_finished(0.0)
-        while self._in_flight and time.monotonic() < until:
+        while self._in_flight and time.monotonic() < self._drain_until:
             self.settle_finished(POLL_SECONDS)
         return not self._in_flight
 
     def settle_finished(self, seconds: float) -> None:
         """Settles what has an answer; waits at most so long for one."""
         for lane in wait(self._in_flight, seconds, FIRST_COMPLETED).done:
-            key, settle = self._in_flight.pop(lane)
-            try:
-                settle(lane)
-            except psycopg2.Error as error:
-                if is_away(error):
-                    self._in_flight[lane] = key, settle  # its answer is known: settled when the database is back
-                    raise
-                reason = error.diag.message_primary or type(error).__name__  # its details may hold numbers
-                log.error("the database refuses what became of a request", {"id": key, "reason": reason})
+            self._settle(lane)
+
+    def _settle(self, lane: Future[Any]) -> None:
+        key, settle = self._in_flight.pop(lane)
+        try:
+            settle(lane)
+        except psycopg2.Error as error:
+            if is_away(error):
+                self._in_flight[lane] = key, settle  # its answer is known: settled when the database is back
+                raise
+            reason = error.diag.message_primary or type(error).__name__  # its details may hold numbers
+            log.error("the database refuses what became of a request", {"id": key, "reason": reason})
 
     def close(self) -> bool:
         """False: threads still wait for their provider."""

@@ -1,21 +1,30 @@
 -- Statements of the calls job. %(now)s is UTC without zone, as in the whole CRM.
 
 -- name: survey  What is there to do? The one statement of an idle tick.
+-- ordered, so that it is by index also when the server's statistics are of a time with many such rows
 SELECT
-    EXISTS (SELECT FROM "CallQueue" WHERE status = 'pending') AS any_pending,
+    (SELECT "tenantId" FROM "CallQueue" WHERE status = 'pending'
+     ORDER BY "tenantId", priority DESC LIMIT 1) IS NOT NULL AS any_pending,
+    -- of today: a year of five digits, which a page's date field takes, is more than the worker can read
     (SELECT min(GREATEST("scheduledFor", "nextRetryAt")) FROM "CallQueue"
-     WHERE status = 'pending' AND GREATEST("scheduledFor", "nextRetryAt") > %(now)s) AS next_due,
-    EXISTS (SELECT FROM "CallQueue" WHERE status = 'processing') AS any_processing,
+     WHERE status = 'pending' AND GREATEST("scheduledFor", "nextRetryAt") > %(now)s
+       AND GREATEST("scheduledFor", "nextRetryAt") < %(now)s::timestamp + interval '1 day') AS next_due,
+    (SELECT "updatedAt" FROM "CallQueue" WHERE status = 'processing' ORDER BY 1 LIMIT 1) IS NOT NULL AS any_processing,
     EXISTS (SELECT FROM worker.call_claim) AS any_claim,
     (SELECT min(ask_at) FROM worker.call_claim) AS next_ask,
-    EXISTS (SELECT FROM "CallLog" WHERE "twilioStatus" IN ('queued', 'ringing', 'in-progress')) AS any_live;
+    (SELECT "tenantId" FROM "CallLog" WHERE "twilioStatus" IN ('queued', 'ringing', 'in-progress')
+     ORDER BY 1 LIMIT 1) IS NOT NULL AS any_live;
 
--- name: backlog  How many calls are due, and for how long the oldest of them has been.
-SELECT count(*)::float8 AS due,
-       coalesce(extract(epoch FROM %(now)s::timestamp - min(GREATEST("createdAt", "scheduledFor", "nextRetryAt"))),
-                0)::float8 AS oldest_due_seconds
-FROM "CallQueue"
-WHERE status = 'pending' AND coalesce("scheduledFor" <= %(now)s, true) AND coalesce("nextRetryAt" <= %(now)s, true);
+-- name: backlog  How many calls are due, and for how long the oldest of them has been. By tenant: so it is by index.
+SELECT coalesce(sum(q.due), 0)::float8 AS due,
+       coalesce(extract(epoch FROM %(now)s::timestamp - min(q.since)), 0)::float8 AS oldest_due_seconds
+FROM "Tenant" t
+CROSS JOIN LATERAL (
+    SELECT count(*) AS due, min(GREATEST(q."createdAt", q."scheduledFor", q."nextRetryAt")) AS since
+    FROM "CallQueue" q
+    WHERE q."tenantId" = t.id AND q.status = 'pending'
+      AND coalesce(q."scheduledFor" <= %(now)s, true) AND coalesce(q."nextRetryAt" <= %(now)s, true)
+) q;
 
 -- name: tenants  The tenants with calls that are due, how they call, and how many more calls they may have at once.
 SELECT t.id AS tenant_id, s."twilioAccountSid", s."twilioAuthToken", s."twilioPhoneNumber", s."callTimeout",
@@ -55,16 +64,21 @@ CROSS JOIN LATERAL (
     LIMIT w.wanted
 ) q;
 
--- name: barred  Which of these numbers want no calls of their tenant, and of which a call is still in doubt.
+-- name: barred  Which of these numbers want no calls of their tenant, and of which a call is still open (no reason).
 SELECT n.tenant_id, n.number, s.reason
 FROM unnest(%(tenant_ids)s::text[], %(numbers)s::text[]) AS n (tenant_id, number)
 JOIN worker.suppression s
   ON s.tenant_id = n.tenant_id AND s.channel = 'call' AND s.address = worker.address('call', NULL, n.number)
 UNION ALL
-SELECT c.tenant_id, c.to_number, NULL FROM worker.call_claim c WHERE c.tenant_id = ANY (%(tenant_ids)s::text[]);
+SELECT n.tenant_id, n.number, NULL
+FROM unnest(%(tenant_ids)s::text[], %(account_sids)s::text[], %(numbers)s::text[]) AS n (tenant_id, account_sid, number)
+JOIN worker.call_claim c
+  -- also another tenant's through the same account, and the tenant's own through an account that it had before
+  ON c.to_number = n.number AND (c.account_sid = n.account_sid OR c.tenant_id = n.tenant_id);
 
--- name: take_turn  One worker at a time claims, so that no two of them fill the same slot.
-SELECT pg_try_advisory_xact_lock(hashtext('worker.call_claim')) AS mine;
+-- name: take_turn  One worker at a time claims, so that no two fill the same slot; one that freezes loses its turn.
+SELECT pg_try_advisory_xact_lock(hashtext('worker.call_claim')) AS mine,
+       set_config('idle_in_transaction_session_timeout', %(turn_seconds)s || 's', true);
 
 -- name: claim  Claims those of the wanted calls that are still pending and for which their tenant has a slot.
 WITH wanted AS (
@@ -111,10 +125,13 @@ WITH held AS (
     SELECT gen_random_uuid()::text, h.tenant_id, i."leadId", i."contactId", h.to_number, i."phoneCountryCode",
            'outbound', i."callType", %(sid)s, %(status)s, i."callScriptId", i."triggerType", i."automationRuleId",
            'initiated', i.metadata, i."createdById", %(now)s, %(now)s
-    FROM held h, jsonb_to_record(h.item) AS i ("leadId" text, "contactId" text, "phoneCountryCode" text,
+    FROM held h CROSS JOIN jsonb_to_record(h.item) AS i ("leadId" text, "contactId" text, "phoneCountryCode" text,
         "callType" text, "callScriptId" text, "triggerType" text, "automationRuleId" text, metadata jsonb,
         "createdById" text)
-    ON CONFLICT ("twilioCallSid") DO NOTHING
+    JOIN "User" u ON u.id = i."createdById"  -- gone only together with the queue's row
+    -- somebody wrote it down before us
+    ON CONFLICT ("twilioCallSid") DO UPDATE SET "updatedAt" = EXCLUDED."updatedAt"
+        WHERE "CallLog"."tenantId" = EXCLUDED."tenantId"
     RETURNING *
 ), queue AS (
     -- one that the CRM cancelled while it was placed stays cancelled, and leads to its call all the same
@@ -136,14 +153,16 @@ SELECT to_jsonb(logged) AS call_log, (SELECT to_jsonb(queue) FROM queue) AS queu
 WITH held AS (
     DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s
     RETURNING queue_id
+), queue AS (
+    UPDATE "CallQueue" q
+    SET attempts = q.attempts + 1,
+        status = CASE WHEN %(drop)s OR q.attempts + 1 >= q."maxAttempts" THEN 'failed' ELSE 'pending' END,
+        "nextRetryAt" = CASE WHEN %(drop)s OR q.attempts + 1 >= q."maxAttempts" THEN NULL ELSE %(retry_at)s END,
+        "errorMessage" = %(reason)s, "lastAttemptAt" = %(now)s, "updatedAt" = %(now)s
+    FROM held WHERE q.id = held.queue_id AND q.status = 'processing'
+    RETURNING q.status
 )
-UPDATE "CallQueue" q
-SET attempts = q.attempts + 1,
-    status = CASE WHEN %(drop)s OR q.attempts + 1 >= q."maxAttempts" THEN 'failed' ELSE 'pending' END,
-    "nextRetryAt" = CASE WHEN %(drop)s OR q.attempts + 1 >= q."maxAttempts" THEN NULL ELSE %(retry_at)s END,
-    "errorMessage" = %(reason)s, "lastAttemptAt" = %(now)s, "updatedAt" = %(now)s
-FROM held WHERE q.id = held.queue_id AND q.status = 'processing'
-RETURNING q.status;
+SELECT (SELECT status FROM queue) AS status FROM held;
 
 -- name: fail_unclaimed  The same for calls that cannot be dialled, so that nobody had to claim them.
 UPDATE "CallQueue" q
@@ -207,7 +226,7 @@ RETURNING q.id;
 
 -- name: take_doubtful  Takes the calls that Twilio can be asked about now.
 WITH due AS (
-    SELECT queue_id FROM worker.call_claim WHERE ask_at <= %(now)s
+    SELECT queue_id FROM worker.call_claim WHERE ask_at <= %(now)s AND NOT queue_id = ANY (%(in_hand)s)
     ORDER BY ask_at LIMIT %(size)s
     FOR UPDATE SKIP LOCKED
 )
@@ -216,15 +235,19 @@ FROM due WHERE c.queue_id = due.queue_id
 RETURNING c.queue_id AS id, c.tenant_id, c.account_sid, c.from_number, c.to_number, c.item, c.claimed_at, c.asked,
           c.reason;
 
--- name: known_sids  Which of these calls have their CallLog row.
-SELECT "twilioCallSid" AS sid FROM "CallLog" WHERE "twilioCallSid" = ANY (%(sids)s);
+-- name: sids_of_others  Which of these calls are another tenant's, or belong to some row of the queue already.
+SELECT l."twilioCallSid" AS sid
+FROM "CallLog" l
+WHERE l."twilioCallSid" = ANY (%(sids)s)
+  AND (l."tenantId" <> %(tenant_id)s OR EXISTS (SELECT FROM "CallQueue" q WHERE q."callLogId" = l.id));
 
 -- name: stale  Calls that have been on their way for longer than calls take: their webhook was lost.
 SELECT l.id, l."tenantId" AS tenant_id, l."twilioCallSid" AS sid, l."twilioStatus" AS status
 FROM "CallLog" l
 LEFT JOIN "CallSettings" s ON s."tenantId" = l."tenantId"
 WHERE l."twilioStatus" IN ('queued', 'ringing', 'in-progress')
-  AND l."updatedAt" < %(now)s::timestamp - make_interval(secs => coalesce(s."callTimeout", 300) + 3600)
+  AND l."updatedAt" < %(now)s::timestamp
+      - make_interval(secs => GREATEST(coalesce(s."callTimeout", 300), 0)::float8 + 3600)
   AND NOT l."tenantId" = ANY (%(silent)s)
 ORDER BY l."updatedAt" LIMIT %(size)s;
 

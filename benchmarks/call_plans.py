@@ -1,0 +1,81 @@
+"""The query plans of the calls job's main statements, as PostgreSQL runs them on the database at hand."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from worker.db import Database, Row, queries
+from worker.loop import utc_now
+
+TABLES = {"CallQueue", "CallLog"}  # of the CRM; they grow for ever
+LINES = 32  # tenants that are looked at together
+WANTED = 25  # calls of each
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one statement was run."""
+
+    statement: str
+    seconds: float
+    indexes: list[str]  # on the large tables
+    sequential: list[str]  # of the large tables, read from end to end
+
+
+def plans(url: str) -> list[Plan]:
+    """The plans of survey, backlog, tenants, candidates, claim, book and stale; the database stays as it is."""
+    sql = queries("calls")
+    with closing(Database(url, "bench plans")) as database:
+        now = utc_now()
+        tenants = [row["tenant_id"] for row in database.all(sql["tenants"], now=now)][:LINES]
+        chosen: dict[str, Any] = {"tenant_ids": tenants, "wanted": [WANTED] * len(tenants), "now": now}
+        items = database.all(sql["candidates"], **chosen)
+        claim = {"wanted": json.dumps(list(wanted(items)), default=str), "holder": "bench", "now": now}
+        database.all("BEGIN")
+        # calls of today are over, so that there are slots
+        database.all("""UPDATE "CallLog" SET "twilioStatus" = 'completed' WHERE "twilioStatus" = 'queued'""")
+        found = [
+            explained(database, "survey", now=now),
+            explained(database, "backlog", now=now),
+            explained(database, "tenants", now=now),
+            explained(database, "candidates", **chosen),
+            explained(database, "claim", **claim),
+        ]
+        (first, *_) = database.all("SELECT queue_id FROM worker.call_claim")
+        booked = {"id": first["queue_id"], "holder": "bench", "sid": "CA-bench", "status": "queued", "now": now}
+        found.append(explained(database, "book", **booked))
+        found.append(explained(database, "stale", now=now, silent=[], size=8))
+        database.all("ROLLBACK")
+    return found
+
+
+def wanted(items: list[Row]) -> Iterator[Row]:
+    for place, item in enumerate(items):
+        yield {
+            "id": item["id"],
+            "tenant_id": item["tenantId"],
+            "account_sid": f"AC-{item['tenantId']}",
+            "from_number": "+918047112233",
+            "to_number": item["phoneNumber"],
+            "place": place,
+            "item": item,
+        }
+
+
+def explained(database: Database, name: str, **parameters: Any) -> Plan:
+    """Runs a statement, with its effect."""
+    (found,) = database.all(f"EXPLAIN (ANALYZE, FORMAT JSON) {queries('calls')[name]}", **parameters)
+    result = found["QUERY PLAN"][0]
+    every = list(nodes(result["Plan"]))
+    indexes = {node["Index Name"] for node in every if "Index Name" in node}
+    sequential = {node["Relation Name"] for node in every if node["Node Type"] == "Seq Scan"}
+    ours = sorted(index for index in indexes if index.startswith(("worker_", "CallQueue_", "CallLog_")))
+    return Plan(name, result["Execution Time"] / 1e3, ours, sorted(sequential & TABLES))
+
+
+def nodes(node: Row) -> Iterator[Row]:
+    yield node
+    for child in node.get("Plans", []):
+        yield from nodes(child)

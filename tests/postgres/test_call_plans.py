@@ -1,0 +1,201 @@
+"""The query plans of the calls job: by index, also in a long queue, behind much that is over, with old statistics."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+from desk import ASK_SECONDS, Desk, OpenDesk, desks, number
+
+from sandbox.crm import Crm
+from sandbox.world import World
+from worker.db import Database, Row, queries
+
+TENANTS = 100
+PENDING = 20_000
+ENDED = 60_000
+TABLES = {"CallQueue", "CallLog"}
+NAMES = {statement: name for name, statement in queries("calls").items()}
+
+FILL = """
+INSERT INTO "Tenant" (id, name, slug, "contactEmail", "updatedAt")
+SELECT 't' || n, 'Tenant', 't' || n, 'a@a.example', now() FROM generate_series(1, %(tenants)s) n;
+INSERT INTO "User" (id, email, name, "tenantId", "updatedAt")
+SELECT 'u' || n, 'a@a.example', 'Asha', 't' || n, now() FROM generate_series(1, %(tenants)s) n;
+INSERT INTO "CallSettings" (id, "tenantId", "twilioAccountSid", "twilioAuthToken", "twilioPhoneNumber", "updatedAt",
+                            "enableBusinessHours")
+SELECT 's' || n, 't' || n, 'AC' || md5(n::text), 'sandbox-token', '+918047112233', now(), false
+FROM generate_series(1, %(tenants)s) n;
+INSERT INTO "CallQueue" (id, "tenantId", "phoneNumber", status, priority, "triggerType", "createdById", "createdAt",
+                         "updatedAt")
+SELECT md5('q' || n), 't' || n %% %(tenants)s + 1, '+9170' || 10000000 + n,
+       CASE WHEN n > %(ended)s THEN 'pending' ELSE 'completed' END, n %% 10 + 1, 'manual',
+       'u' || n %% %(tenants)s + 1, at, at
+FROM generate_series(1, %(ended)s + %(pending)s) n, LATERAL (
+    SELECT (now() AT TIME ZONE 'UTC') - n * interval '1 s' AS at) AS moment;
+INSERT INTO "CallLog" (id, "tenantId", "phoneNumber", direction, "twilioCallSid", "twilioStatus", "triggerType",
+                       "createdById", "createdAt", "updatedAt")
+SELECT md5('l' || n), "tenantId", "phoneNumber", 'outbound', 'CA' || md5('l' || n),
+       CASE WHEN n %% 500 = 0 THEN 'ringing' ELSE 'completed' END, 'manual', "createdById", "createdAt", "updatedAt"
+FROM (SELECT *, row_number() OVER () AS n FROM "CallQueue" WHERE status = 'completed') AS ended;
+"""
+
+
+class Explaining(Database):
+    """A database that keeps the plan of each statement, as it was really run, before it runs it for good."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "test")
+        self.plans: dict[str, list[Row]] = defaultdict(list)  # name -> the nodes of all its plans
+
+    def all(self, statement: str, /, **parameters: Any) -> list[Row]:
+        if name := NAMES.get(statement):
+            idle = self._connected().info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
+            super().all("BEGIN" if idle else "SAVEPOINT explained")
+            (found,) = super().all(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
+            super().all("ROLLBACK" if idle else "ROLLBACK TO explained")
+            self.plans[name] += self._nodes(found["QUERY PLAN"][0]["Plan"])
+        return super().all(statement, **parameters)
+
+    def _nodes(self, node: Row) -> list[Row]:
+        return [node, *(each for child in node.get("Plans", []) for each in self._nodes(child))]
+
+    def sequential(self) -> set[tuple[str, str]]:
+        """The statements that read one of the CRM's large tables from end to end."""
+        return {
+            (name, node["Relation Name"])
+            for name, nodes in self.plans.items()
+            for node in nodes
+            if node["Node Type"] == "Seq Scan" and node["Relation Name"] in TABLES
+        }
+
+    def looked_at(self, name: str) -> int:
+        """Rows of those tables that a statement looked at, used or not."""
+        return sum(
+            node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+            for node in self.plans[name]
+            if node.get("Relation Name") in TABLES and node["Node Type"] != "ModifyTable"
+        )
+
+
+@pytest.fixture(scope="module")
+def large(databases: Any, template: str) -> Iterator[str]:
+    """Name of a database with a long queue of many tenants."""
+    name = databases.create(template)
+    with closing(psycopg2.connect(databases.url_of(name))) as connection:
+        crm = Crm(connection)
+        crm.execute(FILL, {"tenants": TENANTS, "pending": PENDING, "ended": ENDED})
+        crm.execute("VACUUM ANALYZE")
+    yield name
+    databases.drop(name)
+
+
+@pytest.fixture
+def url(databases: Any, large: str) -> Iterator[str]:
+    name = databases.create(large)
+    yield databases.url_of(name)
+    databases.drop(name)
+
+
+@pytest.fixture
+def large_crm(url: str) -> Iterator[Crm]:
+    with closing(psycopg2.connect(url)) as connection:
+        yield Crm(connection)
+
+
+@pytest.fixture
+def open_desk(large_crm: Crm, url: str, redis_url: str, world: World) -> Iterator[OpenDesk]:
+    with desks(large_crm, url, redis_url, world) as opened:
+        yield opened
+
+
+@pytest.fixture
+def desk(open_desk: OpenDesk, url: str) -> Desk:
+    """A worker whose statements are all explained."""
+    made = open_desk()
+    explaining = Explaining(url)
+    made.job._db.close()
+    for each in (made.job, made.job._claims, made.job._doubts):
+        each._db = explaining
+    return made
+
+
+def explained(desk: Desk) -> Explaining:
+    found = desk.job._db
+    assert isinstance(found, Explaining)
+    return found
+
+
+def nearly_done(crm: Crm) -> None:
+    """All but a few are over, and the server's statistics do not know it yet."""
+    crm.execute("""UPDATE "CallQueue" SET status = 'completed' WHERE status = 'pending' AND "tenantId" <> 't2'""")
+
+
+@pytest.mark.parametrize("situation", ["a long queue", "old statistics"])
+def test_every_statement_finds_its_rows_by_index(situation: str, desk: Desk) -> None:
+    """Placing, refusing, asking about doubts, stuck rows and lost webhooks: none reads a table of the CRM through."""
+    crm = desk.crm
+    if situation == "old statistics":
+        nearly_done(crm)
+    first = """(SELECT id FROM "CallQueue" WHERE status = 'pending' AND "tenantId" = 't2' AND priority < 9 LIMIT 3)"""
+    crm.execute(f"""UPDATE "CallQueue" SET "phoneNumber" = 'nonsense', priority = 11 WHERE id IN {first}""")
+    crm.execute(f"""UPDATE "CallQueue" SET status = 'processing', priority = 12 WHERE id IN {first}""")
+    crm.execute(
+        f"""UPDATE "CallQueue" SET status = 'processing', priority = 12, "phoneNumber" = 'x' WHERE id IN {first}"""
+    )
+    desk.world.script("twilio", action="cut-after", times=2)
+    desk.world.script("twilio", status=400, code=21610, times=2)
+    desk.world.script("twilio", status=500, times=2)
+    desk.tick()
+    crm.execute("UPDATE worker.call_claim SET ask_at = NULL, claimed_at = claimed_at - interval '1 hour'")
+    for _ in range(2):
+        desk.tick(seconds=ASK_SECONDS)
+    desk.hang_up()
+    desk.tick(seconds=1)
+    plans = explained(desk)
+    assert set(NAMES.values()) == plans.plans.keys(), "each of the job's statements was run"
+    assert plans.sequential() == set()
+
+
+@pytest.mark.parametrize("situation", ["a long queue", "old statistics"])
+def test_a_look_reads_no_more_than_it_takes(situation: str, desk: Desk) -> None:
+    """However many are queued or over: the survey looks at a few rows, and so does whoever chooses and claims."""
+    if situation == "old statistics":
+        nearly_done(desk.crm)
+    desk.hang_up()
+    desk.tick()
+    plans, placed = explained(desk), len(desk.placed())
+    assert placed > 0
+    # two surveys; index entries of rows that ended since the last vacuum are passed over
+    assert plans.looked_at("survey") <= 20
+    assert plans.looked_at("claim") <= 20 * placed
+    assert plans.looked_at("book") <= 5 * placed
+    assert plans.looked_at("candidates") <= 30 * TENANTS
+
+
+def test_a_tick_in_which_nobody_has_a_slot(desk: Desk) -> None:
+    """All slots are used and 20,000 calls wait: one of each tenant is looked at, and all once to count them."""
+    crm = desk.crm
+    crm.execute('UPDATE "CallSettings" SET "maxConcurrentCalls" = 0')
+    desk.tick()
+    plans = explained(desk)
+    assert "candidates" not in plans.plans
+    live = crm.value("""SELECT count(*) FROM "CallLog" WHERE "twilioStatus" = 'ringing'""")
+    assert plans.looked_at("tenants") <= TENANTS + live
+    assert plans.looked_at("backlog") == PENDING
+
+
+def test_a_call_due_tomorrow_is_found_by_index(desk: Desk) -> None:
+    """When the next one is due is read from the end of an index, not from all that wait for tomorrow."""
+    crm = desk.crm
+    tomorrow = desk.now + timedelta(days=1)
+    crm.execute("""UPDATE "CallQueue" SET "scheduledFor" = %s WHERE status = 'pending'""", (tomorrow,))
+    crm.insert("CallQueue", {"tenantId": "t1", "phoneNumber": number(1), "triggerType": "manual", "createdById": "u1",
+                             "scheduledFor": desk.now + timedelta(minutes=5)})  # fmt: skip
+    result = desk.tick()
+    assert result.next_at == desk.now + timedelta(minutes=5)
+    assert explained(desk).looked_at("survey") <= 20

@@ -1,0 +1,472 @@
+"""The real bin/calls, killed, frozen, signalled and cut off: each number is called once, and each call is booked."""
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+import redis
+from workers import PROJECT, Start, Worker, wait_for
+
+from sandbox import accounts
+from sandbox.crm import Crm, apply_schema, utc_now
+from sandbox.postgres import Postgres
+from sandbox.redis import Redis
+from sandbox.world import World
+from worker.migrate import migrate
+
+LOCK = "lock:call-scheduler"
+LANES = 8
+AWAY = "cannot work for want of a server"
+BACK = "server is back, work goes on"
+# as bin/calls, but a call that was in line for a second is not placed any more
+IMPATIENT = "import sys, worker.calls as calls; calls.PLACE_SECONDS = 1.0; sys.exit(calls.main([]))"
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The calls of one test: what the database says, held against what Twilio was told."""
+
+    crm: Crm
+    world: World
+
+    def add(self, count: int, *, slots: int = 1000) -> None:
+        """So many due calls, of several tenants with one account each."""
+        place = int(self.crm.value('SELECT count(*) FROM "CallQueue"'))
+        for tenant in range(4):
+            tenant_id = self.crm.add_tenant()
+            sid = f"AC{place + tenant:032x}"
+            self.crm.add_call_settings(tenant_id, twilioAccountSid=sid, maxConcurrentCalls=slots)
+            for number in range(place + tenant, place + count, 4):
+                self.crm.add_call(tenant_id, phoneNumber=f"+9198{number:08d}")
+
+    def statuses(self) -> dict[str, int]:
+        return dict(self.crm.execute('SELECT status, count(*) FROM "CallQueue" GROUP BY 1'))
+
+    def claims(self) -> int:
+        return int(self.crm.value("SELECT count(*) FROM worker.call_claim"))
+
+    def in_doubt(self) -> int:
+        return int(self.crm.value("SELECT count(*) FROM worker.call_claim WHERE ask_at IS NOT NULL"))
+
+    def ask_now(self) -> None:
+        """The half minute is over after which Twilio is asked; retries are due, too."""
+        now = "now() AT TIME ZONE 'UTC'"
+        self.crm.execute(f"UPDATE worker.call_claim SET ask_at = {now} WHERE ask_at > {now}")
+        self.crm.execute(f"""UPDATE "CallQueue" SET "nextRetryAt" = {now} WHERE "nextRetryAt" > {now}""")
+
+    def ended(self) -> bool:
+        return set(self.statuses()) == {"completed"} and self.claims() == 0
+
+    def ended_early(self) -> bool:
+        """As ``ended``; nobody waits half a minute for it."""
+        self.ask_now()
+        return self.ended()
+
+    def balance(self, count: int) -> None:
+        """Each number was called once, and each row leads to the CallLog row of that call."""
+        assert self.world.duplicates("twilio") == {}
+        assert (self.statuses(), self.claims()) == ({"completed": count}, 0)
+        booked = self.crm.execute(
+            """SELECT q."phoneNumber", l."twilioCallSid" FROM "CallQueue" q JOIN "CallLog" l
+               ON l.id = q."callLogId" AND l."tenantId" = q."tenantId" AND l."phoneNumber" = q."phoneNumber" """
+        )
+        placed = {f"+{call.address}": call.external_id for call in self.world.deliveries("twilio")}
+        assert dict(booked) == placed
+        assert len(placed) == len(booked) == self.crm.value('SELECT count(*) FROM "CallLog"') == count
+
+
+@pytest.fixture
+def environment(environment: dict[str, str], world: World) -> dict[str, str]:
+    world.set_rates(twilio_rate=0)
+    return environment | {"CALL_SCHEDULER_INTERVAL": "1s", "TWILIO_RATE": "1000", "SHUTDOWN_GRACE_SECONDS": "1"}
+
+
+@pytest.fixture
+def start_calls(start: Start) -> Start:
+    def start_one(*arguments: str, **settings: str) -> Worker:
+        return start(*arguments, program="calls", **settings)
+
+    return start_one
+
+
+@pytest.fixture
+def queue(crm: Crm, world: World) -> Queue:
+    return Queue(crm, world)
+
+
+@contextmanager
+def unreachable() -> Iterator[str]:
+    """The URL of a server at which no connection gets through: it takes none, and its line is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """The URL of a server that takes requests and never acts on one."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def booking_waits(crm: Crm) -> bool:
+    statement = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    return bool(crm.value(statement))
+
+
+@pytest.mark.parametrize("twilio", [unreachable, silent], ids=["claimed", "on the wire"])
+def test_a_kill_before_twilio_has_the_calls(
+    twilio: Callable[[], "ExitStack"], queue: Queue, start_calls: Start
+) -> None:
+    """Claimed, or on their way out of the machine: Twilio knows of none, so they are placed, and cost no try."""
+    queue.add(12)
+    with twilio() as url:
+        worker = start_calls(TWILIO_API_URL=url)
+        wait_for(lambda: queue.claims() >= LANES, "calls are claimed")
+        worker.kill()
+    start_calls()
+    wait_for(queue.ended_early, "all calls are placed")
+    queue.balance(12)
+    assert queue.crm.value('SELECT max(attempts) FROM "CallQueue"') == 0
+
+
+def test_a_kill_while_twilio_has_the_calls_and_does_not_answer(queue: Queue, start_calls: Start) -> None:
+    """Twilio knows those that it took: they are booked as they are, the others are placed."""
+    queue.world.script("twilio", action="hang", seconds=60)
+    queue.add(20)
+    worker = start_calls()
+    queue.world.wait_for("twilio", LANES)
+    worker.kill()
+    queue.world.clear_script()
+    start_calls()
+    wait_for(lambda: queue.in_doubt() >= LANES, "the successor knows of the calls in doubt")
+    assert queue.world.total("twilio") == LANES
+    wait_for(queue.ended_early, "all calls are booked")
+    queue.balance(20)
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["answered", "booked"])
+def test_a_kill_between_the_answer_and_the_booking(
+    committed: bool, queue: Queue, start_calls: Start, second_connection: psycopg2.extensions.connection
+) -> None:
+    """The worker waits for the row of its claim when it is killed: the booking is undone, or commits all the same."""
+    queue.world.script("twilio", action="hang", seconds=0.5)
+    queue.add(6)
+    worker = start_calls()
+    queue.world.wait_for("twilio", 6)
+    with second_connection.cursor() as cursor:
+        cursor.execute("SELECT FROM worker.call_claim FOR UPDATE")
+    wait_for(lambda: booking_waits(queue.crm), "a booking waits")
+    worker.kill()
+    if not committed:
+        queue.crm.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND datname = current_database()"
+        )
+    second_connection.rollback()
+    wait_for(lambda: not booking_waits(queue.crm), "the booking has ended")
+    assert queue.statuses() == ({"completed": 1, "processing": 5} if committed else {"processing": 6})
+    queue.world.clear_script()
+    start_calls()
+    wait_for(queue.ended_early, "all calls are booked")
+    queue.balance(6)
+
+
+def test_kills_at_random_instants(queue: Queue, start_calls: Start) -> None:
+    """However often the worker is killed: of 150 numbers each is called once, and each call is booked."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")  # noqa: T201 - pytest shows it when the test fails
+    chance = random.Random(seed)  # noqa: S311 - instants, no secrets
+    queue.world.script("twilio", action="hang", seconds=0.03)
+    queue.add(150)
+    for _ in range(9):
+        worker = start_calls()
+        goal = queue.world.total("twilio") + chance.randrange(1, 20)
+        wait_for(lambda goal=goal: queue.world.total("twilio") >= goal or queue.ended_early(), "progress")
+        time.sleep(chance.uniform(0, 0.05))
+        worker.kill()
+    start_calls()
+    wait_for(queue.ended_early, "all calls are booked", 60)
+    queue.balance(150)
+
+
+@contextmanager
+def lock_deleted_all_the_time(url: str) -> Iterator[None]:
+    """An operator who does not stop typing redis-cli DEL."""
+    over = threading.Event()
+
+    def delete() -> None:
+        with redis.Redis.from_url(url) as client:
+            while not over.wait(0.002):
+                client.delete(LOCK)
+
+    operator = threading.Thread(target=delete)
+    operator.start()
+    try:
+        yield
+    finally:
+        over.set()
+        operator.join()
+
+
+def test_two_that_both_believe_to_have_the_lock(queue: Queue, start_calls: Start, redis_url: str) -> None:
+    """Both place calls at the same time, of the same tenants: never more than slots, each number once."""
+    queue.world.script("twilio", action="hang", seconds=0.05)
+    queue.add(160, slots=10)
+    live = """SELECT max(calls) FROM (SELECT count(*) AS calls FROM (
+                  SELECT "tenantId" AS tenant FROM "CallLog" WHERE "twilioStatus" = 'queued'
+                  UNION ALL SELECT tenant_id FROM worker.call_claim) AS each GROUP BY tenant) AS tenants"""
+    holders = "SELECT count(DISTINCT holder) FROM worker.call_claim"
+    seen: list[int] = []
+
+    def over() -> bool:
+        seen.append(queue.crm.value(live) or 0)
+        queue.crm.execute("""UPDATE "CallLog" SET "twilioStatus" = 'completed'""")
+        return queue.ended()
+
+    with lock_deleted_all_the_time(redis_url):
+        pair = [start_calls() for _ in range(2)]
+        wait_for(lambda: queue.crm.value(holders) == 2, "both have calls in hand at the same time")
+        wait_for(over, "all calls are booked")
+    queue.balance(160)
+    assert max(seen) <= 10
+    for worker in pair:
+        assert [worker.said("Traceback"), worker.said("want of a server")] == [0, 0]
+        assert worker.stop() == 0
+
+
+def test_the_other_one_goes_on_when_one_of_two_is_killed(
+    queue: Queue, start_calls: Start, redis_client: redis.Redis
+) -> None:
+    """The second one waits for the lock, takes it over when it runs out, and settles what the first one left."""
+    queue.world.script("twilio", action="hang", seconds=60, times=LANES)
+    queue.add(30)
+    first = start_calls(LOCK_TTL_MS="1000")
+    queue.world.wait_for("twilio", LANES)
+    second = start_calls(LOCK_TTL_MS="1000")
+    wait_for(lambda: second.said("another worker is at it"), "the second one waits")
+    first.kill()
+    wait_for(queue.ended_early, "all calls are booked")
+    queue.balance(30)
+    assert second.said("calls of a dead worker") >= 1
+
+
+def test_a_worker_that_was_frozen_for_longer_than_its_lease_places_nothing(
+    queue: Queue, start: Start, start_calls: Start, redis_client: redis.Redis
+) -> None:
+    """Others settled its calls meanwhile: thawed, it books nothing, and what was still in line stays unplaced."""
+    queue.world.script("twilio", action="hang", seconds=2, times=LANES)
+    queue.add(20)
+    frozen = start("-c", IMPATIENT, program="python", LOCK_TTL_MS="1000")
+    queue.world.wait_for("twilio", LANES)
+    frozen.freeze()
+    frozen_at = time.monotonic()
+    assert queue.claims() > LANES, "some are in line"
+    queue.crm.execute("UPDATE worker.call_claim SET claimed_at = claimed_at - interval '301 s'")
+    queue.world.clear_script()
+    other = start_calls(LOCK_TTL_MS="1000")
+    wait_for(queue.ended_early, "the other one has settled all")
+    wait_for(lambda: time.monotonic() > frozen_at + 1.0, "the frozen one's calls are too old")
+    frozen.thaw()
+    wait_for(lambda: frozen.said("settled by somebody else") >= LANES, "it sees that its calls are settled")
+    assert [frozen.stop(), other.stop()] == [0, 0]
+    queue.balance(20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_calls_hang(
+    number: signal.Signals, queue: Queue, start_calls: Start, redis_client: redis.Redis
+) -> None:
+    """Status 0 within the grace time, the lock is free; what was in line is pending, the rest is asked about."""
+    queue.world.script("twilio", action="hang", seconds=60)
+    queue.add(20)
+    worker = start_calls()
+    queue.world.wait_for("twilio", LANES)
+    began = time.monotonic()
+    assert worker.stop(number) == 0
+    assert 0.9 < time.monotonic() - began < 1.9, "the grace time is one second, once"
+    assert queue.statuses() == {"processing": LANES, "pending": 20 - LANES}
+    assert not redis_client.exists(LOCK)
+    queue.world.clear_script()
+    start_calls()
+    wait_for(queue.ended_early, "all calls are booked")
+    queue.balance(20)
+
+
+def test_a_stop_while_calls_are_answered_books_them(queue: Queue, start_calls: Start) -> None:
+    """What is on the wire is awaited and booked; nothing is left in doubt."""
+    queue.world.script("twilio", action="hang", seconds=0.4)
+    queue.add(20)
+    worker = start_calls()
+    queue.world.wait_for("twilio", 1)
+    assert worker.stop() == 0
+    placed = queue.world.total("twilio")
+    assert queue.statuses() == {"completed": placed, "pending": 20 - placed}
+    assert queue.claims() == 0
+    assert worker.log.splitlines()[-1].split(" ", 2)[2] == "ended job=calls status=0"
+
+
+@pytest.mark.parametrize("outage", ["stop", "kill"])
+def test_postgresql_away_while_calls_are_placed(
+    outage: str, world: World, start_calls: Start, new_postgres: Callable[[], Postgres]
+) -> None:
+    """What Twilio answered meanwhile is booked when the database is back, and nobody needs to be asked."""
+    server = new_postgres()
+    with closing(psycopg2.connect(server.url)) as connection:
+        apply_schema(connection)
+        migrate(connection)
+        Queue(Crm(connection), world).add(40)
+        Crm(connection).execute("CHECKPOINT")
+    world.script("twilio", action="hang", seconds=0.3)
+    worker = start_calls(DATABASE_URL=server.url)
+    world.wait_for("twilio", LANES + 1)
+    getattr(server, outage)()
+    wait_for(lambda: worker.said(AWAY), "the worker says that a server is away")
+    placed = world.total("twilio")
+    server.start()
+    with closing(psycopg2.connect(server.url)) as connection:
+        queue = Queue(Crm(connection), world)
+        wait_for(lambda: len(queue.statuses()) == 1 or queue.in_doubt(), "the worker goes on")
+        assert placed < 40
+        wait_for(queue.ended_early, "all calls are booked")
+        queue.balance(40)
+    assert [worker.said(AWAY), worker.said(BACK), worker.said("Traceback")] == [1, 1, 0]
+    assert worker.said("Twilio knows of no call") == 0
+    assert worker.stop() == 0
+
+
+def test_a_booking_that_postgresql_cuts_off_is_made_up_for_without_asking(
+    world: World, start_calls: Start, new_postgres: Callable[[], Postgres]
+) -> None:
+    """The server dies while the booking waits for its row: the answer is kept, and booked when the server is back."""
+    server = new_postgres()
+    with closing(psycopg2.connect(server.url)) as connection:
+        apply_schema(connection)
+        migrate(connection)
+        queue = Queue(Crm(connection), world)
+        queue.add(4)
+        world.script("twilio", action="hang", seconds=0.5)
+        world.script("twilio", stage="list", status=500)
+        worker = start_calls(DATABASE_URL=server.url)
+        world.wait_for("twilio", 4)
+        with closing(psycopg2.connect(server.url)) as other, other.cursor() as cursor:
+            cursor.execute("SELECT FROM worker.call_claim FOR UPDATE")
+            wait_for(lambda: booking_waits(queue.crm), "a booking waits")
+            server.kill()
+    wait_for(lambda: worker.said(AWAY), "the worker says that a server is away")
+    server.start()
+    with closing(psycopg2.connect(server.url)) as connection:
+        queue = Queue(Crm(connection), world)
+        wait_for(queue.ended, "all calls are booked")
+        queue.balance(4)
+
+
+def test_redis_away_while_calls_are_placed(queue: Queue, start_calls: Start, new_redis: Callable[..., Redis]) -> None:
+    """Nothing new is placed without the lock and the pace; what was placed is booked, and then it goes on."""
+    server = new_redis()
+    queue.world.script("twilio", action="hang", seconds=0.2)
+    queue.add(60)
+    worker = start_calls(REDIS_URL=server.url, LOCK_TTL_MS="1000")
+    queue.world.wait_for("twilio", 10)
+    server.kill()
+    wait_for(lambda: worker.said(AWAY), "the worker says that Redis is away")
+    server.start()
+    wait_for(queue.ended, "all calls are booked")
+    queue.balance(60)
+    wait_for(lambda: worker.said(BACK), "the worker says that the server is back")
+    assert [worker.said(AWAY), worker.said(BACK)] == [1, 1]
+
+
+def test_a_call_due_soon_does_not_wait_for_the_interval(queue: Queue, start_calls: Start) -> None:
+    """With an hour between ticks a call that is due in a second is placed in a second."""
+    queue.crm.add_call_settings()
+    queue.crm.add_call(phoneNumber="+919800000000", scheduledFor=utc_now() + timedelta(seconds=1.5))
+    start_calls(CALL_SCHEDULER_INTERVAL="1h")
+    wait_for(queue.ended, "the call is placed", 6)
+    queue.balance(1)
+
+
+def test_sigusr1_places_what_came_meanwhile(queue: Queue, start_calls: Start) -> None:
+    """A call that was queued behind the worker's back goes out at the signal, not at the next interval."""
+    worker = start_calls(CALL_SCHEDULER_INTERVAL="1h", LOG_LEVEL="debug")
+    wait_for(lambda: worker.said("DEBUG tick"), "the first tick is over")
+    queue.add(3)
+    worker.send(signal.SIGUSR1)
+    wait_for(queue.ended, "the calls are placed", 5)
+    queue.balance(3)
+
+
+def test_once_places_all_that_is_due(queue: Queue, start_calls: Start) -> None:
+    """However many rounds the pace makes of it; what is due tomorrow stays. Status 0."""
+    queue.add(24)
+    tomorrow = queue.crm.add_call(scheduledFor=utc_now() + timedelta(days=1), phoneNumber="+919811111111")
+    assert start_calls("--once", TWILIO_RATE="10").wait() == 0
+    assert queue.crm.value('DELETE FROM "CallQueue" WHERE id = %s RETURNING status', tomorrow) == "pending"
+    queue.balance(24)
+
+
+def test_no_secret_and_no_number_gets_into_the_log(queue: Queue, start_calls: Start) -> None:
+    """Placed, refused, unanswered, undialable: the log names rows, tenants and reasons."""
+    queue.add(8)
+    queue.crm.add_call_settings()
+    queue.crm.add_call(phoneNumber="+91 98765 432109 87654")
+    queue.world.script("twilio", "+919800000001", status=400, code=21211, text="+919800000001 is not a phone number")
+    queue.world.script("twilio", "+919800000002", action="cut-after", times=1)
+    queue.world.script("twilio", "+919800000003", status=401, code=20003, text="Authenticate")
+    worker = start_calls("--once", LOG_LEVEL="debug")
+    assert worker.wait() == 0
+    assert worker.said("call placed") >= 5
+    assert worker.said("call not placed") == 3
+    for secret in (accounts.TWILIO_AUTH_TOKEN, "98000000", "98765", "8047112233"):
+        assert secret not in worker.log
+
+
+def test_the_benchmark_measures_the_real_program() -> None:
+    """bin/bench calls: what it reports was counted, and no plan reads a large table from end to end."""
+    argv = [sys.executable, "-m", "benchmarks", "calls", "--tenants", "20", "--queued", "2000", "--json"]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (result,) = report["results"]
+    assert [result[name] for name in ("tenants", "queued", "placed", "sink_count")] == [20, 2000, 100, 100]
+    measured = ("seconds", "per_second", "bare_per_second", "ratio", "job_cpu_us_per_call", "idle_tick_seconds")
+    assert all(result[name] > 0 for name in measured)
+    names = ["survey", "backlog", "tenants", "candidates", "claim", "book", "stale"]
+    assert [plan["statement"] for plan in result["plans"]] == names
+    assert all(plan["indexes"] for plan in result["plans"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"APP_URL": ""}, "APP_URL"), ({"TWILIO_RATE": "fast"}, "TWILIO_RATE is 'fast'")]
+)
+def test_bad_settings_end_it_with_one_clear_line(settings: dict[str, str], named: str, start_calls: Start) -> None:
+    """Status 2 and the variable's name."""
+    worker = start_calls(**settings)
+    assert worker.wait() == 2
+    assert len(worker.log.splitlines()) == 1, worker.log
+    assert named in worker.log
+
+
+def test_help_tells_what_it_does_and_what_it_reads(start_calls: Start) -> None:
+    """Needs no server and no settings."""
+    worker = start_calls("--help", DATABASE_URL="", REDIS_URL="")
+    assert worker.wait() == 0
+    for word in ("business hours", "--once", "CALL_SCHEDULER_INTERVAL", "TWILIO_RATE", "APP_URL", "SIGUSR1"):
+        assert word in worker.log
