@@ -36,7 +36,7 @@ DESCRIPTION = """\
 Places the queued calls of all tenants through Twilio: inside business hours, highest priority first, never more at
 once than a tenant may have, each call once. Settles what a killed worker or a lost webhook left in doubt."""
 
-LANES = 32  # requests to Twilio at once: an answer takes a third of a second
+LANES = 8  # requests to Twilio at once
 LINES_AT_ONCE = 32  # tenants whose next calls are claimed together
 CALLS_A_TURN = 5  # of one tenant, then it is the others' turn
 SPARE = 20  # calls looked at beyond those wanted, since some cannot be dialled

@@ -105,7 +105,12 @@ def _run_job(
     except ValueError as error:
         raise SettingsError(f"REDIS_URL or LOCK_REDIS_URLS: {error}") from error
     counters = Counters(client, name)
-    lock = Lock(lock_clients, lock_name, loaded.lock_ttl_ms)
+    lock = Lock(
+        lock_clients,
+        lock_name,
+        loaded.lock_ttl_ms,
+        on_lost=lambda: counters.add("lock_lost_total", lock=lock_name),
+    )
     job = build(loaded, counters, lock, signals)
     log.info("started", {"job": name, "pid": os.getpid(), "interval_seconds": job.interval_seconds})
     loop = Loop(job, lock, counters, signals)
