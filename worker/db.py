@@ -5,6 +5,7 @@ several. Sessions run in UTC, since the CRM's times carry no zone. When the serv
 notices raises psycopg2.OperationalError or InterfaceError, and the next call connects anew.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +30,23 @@ LOCK_TIMEOUT_SECONDS = 30
 # Parameters that the CRM's Node.js client puts into DATABASE_URL and libpq does not know.
 _NODE_ONLY = {"schema", "connection_limit", "pool_timeout", "pgbouncer", "sslaccept", "socket_timeout"}
 
-psycopg2.extras.register_default_json(globally=True)
-psycopg2.extras.register_default_jsonb(globally=True)
+
+class UnreadableJson(str):
+    """Stands for a JSON value that Python cannot hold: it has the wrong type wherever an object is expected."""
+
+    __slots__ = ()
+
+
+def _json(raw: str) -> Any:
+    """One row must not stop all others: a number of thousands of digits, or a thousand levels, is unreadable."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return UnreadableJson("a value that cannot be read")
+
+
+psycopg2.extras.register_default_json(globally=True, loads=_json)
+psycopg2.extras.register_default_jsonb(globally=True, loads=_json)
 
 Row = dict[str, Any]
 

@@ -6,12 +6,21 @@ from datetime import datetime
 from worker.accounts import GmailAccount
 from worker.batch import Kind, Outcome
 from worker.db import Row
-from worker.errors import RecipientOptedOut, RecipientRefused, RetryLater, SendError, TransportMissing, Unconfirmed
+from worker.errors import (
+    RecipientOptedOut,
+    RecipientPutOff,
+    RecipientRefused,
+    RetryLater,
+    SendError,
+    TransportMissing,
+    Unconfirmed,
+)
 from worker.pacing import Pace
 from worker.providers import Email, Provider, WhatsAppMessage
 
 # what an error makes of a message, the most special first; all others put it off, also those that stop a campaign
 KINDS: tuple[tuple[type[SendError], Kind], ...] = (
+    (RecipientPutOff, Kind.PUT_OFF_ALONE),
     (RecipientOptedOut, Kind.OPTED_OUT),
     (RecipientRefused, Kind.REFUSED),
     (Unconfirmed, Kind.UNCONFIRMED),

@@ -17,7 +17,7 @@ from worker.accounts import GmailAccount
 from worker.batch import Kind
 from worker.db import Database, is_away, queries
 from worker.loop import growing_pause
-from worker.notices import ASK_AFTER_SECONDS, Delivery, Notices
+from worker.notices import ASK_AFTER_SECONDS, Delivery, Notice, Notices
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ class Ending(StrEnum):
     LOST = "lost"  # nobody will ever know: not sent again
     DUE_AGAIN = "due again"
     ASK_LATER = "ask later"
-    SEND_LATER = "send later"  # as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,14 @@ class Endings:
                 return [ended for each in wave for ended in self.settle([each])]
             return self._settle_unfiled(wave[0], error)
 
+    def forget(self, notices: Sequence[Notice]) -> set[str]:
+        """Gives the leads of digests back that surely did not leave: due at once, as they are by then.
+
+        Returns the ids of those that were still this process's.
+        """
+        ids = [notice.id for notice in notices]
+        return {row["id"] for row in self._db.all(self._sql["forget"], ids=ids, holder=self._notices.holder)}
+
     def _settle_unfiled(self, delivery: Delivery, error: psycopg2.Error) -> list[Ended]:
         """What was sent was sent, even where it cannot be filed (its user was deleted meanwhile, say)."""
         reason = error.diag.message_primary or type(error).__name__  # its details may hold addresses
@@ -94,12 +101,10 @@ class Endings:
             self._suppress([each for each in opted_out if each.notice.id in mine])
             ended += [Ended(each, _outcome(each)) for each in over if each.notice.id in mine]
         if again:
-            ids = [each.notice.id for each in again]
-            mine = {row["id"] for row in self._db.all(self._sql["forget"], ids=ids, holder=self._notices.holder)}
+            mine = self.forget([each.notice for each in again])
             tried = [each for each in again if each.outcome.kind is not Kind.UNTOUCHED]
             ended += [Ended(each, _outcome(each)) for each in tried if each.notice.id in mine]
         back = [self._put_back(each) for each in by_ending.get(Ending.ASK_LATER, [])]
-        back += [(each, self._clock(), each.notice.attempts) for each in by_ending.get(Ending.SEND_LATER, [])]
         if back:
             self._notices.put_back(back)
         return ended
@@ -113,9 +118,9 @@ class Endings:
         if kind is Kind.UNCONFIRMED and not asked and delivery.letter and delivery.letter.gmail:
             return Ending.ASK_LATER
         if not delivery.may_have_arrived:
-            # the provider does not know it: the same message goes out; what never left is claimed afresh
-            return Ending.SEND_LATER if asked else Ending.DUE_AGAIN
-        if kind is Kind.UNTOUCHED or (kind is Kind.PUT_OFF and delivery.letter and delivery.notice.attempts < ASKS):
+            return Ending.DUE_AGAIN
+        put_off = kind in (Kind.PUT_OFF, Kind.PUT_OFF_ALONE)
+        if kind is Kind.UNTOUCHED or (put_off and delivery.letter and delivery.notice.attempts < ASKS):
             return Ending.ASK_LATER
         return Ending.DUE_AGAIN if self._resend else Ending.LOST
 

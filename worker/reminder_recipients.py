@@ -4,7 +4,7 @@ A tenant whose settings are broken harms no other: what is wrong is left out and
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 # Ticks are aligned to the clock, give or take milliseconds: today's may begin a little earlier than yesterday's did.
 EARLY_SECONDS = 0.5
+MOST_COMPLAINTS = 5  # of one tenant in one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,23 @@ class Recipients:
             if complaints and self._said.get(tenant["tenantId"]) != tuple(complaints):
                 log.warning(
                     "a tenant's reminders are not as they should be",
-                    {"tenant": tenant["tenantId"], "leadReminders": "; ".join(complaints)},
+                    {"tenant": tenant["tenantId"], "leadReminders": _shortened(complaints)},
                 )
         self._said = said
         return found
 
 
+def _shortened(complaints: Sequence[str]) -> str:
+    """The first of them, and how many more."""
+    more = len(complaints) - MOST_COMPLAINTS
+    return "; ".join(complaints[:MOST_COMPLAINTS]) + (f"; and {more} more" if more > 0 else "")
+
+
 def recipients_of(tenant: Row, now: datetime) -> tuple[list[Row], list[str]]:
     """The recipients of one tenant (a row of the statement ``tenants``), and what is wrong with its settings."""
-    settings, complaints = read_settings((tenant["tenant_settings"] or {}).get("leadReminders"))
+    if not isinstance(tenant["tenant_settings"], dict):
+        return [], ["the tenant's settings cannot be read"]
+    settings, complaints = read_settings(tenant["tenant_settings"].get("leadReminders"))
     if settings is None:
         return [], complaints
     stages: dict[str, str] = tenant["stages"] or {}

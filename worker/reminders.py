@@ -18,7 +18,7 @@ from worker import migrate, program
 from worker.accounts import Accounts
 from worker.batch import Kind
 from worker.counters import Counters
-from worker.db import AWAY, Database, Row, queries
+from worker.db import Database, Row, is_away, queries
 from worker.errors import RetryLater
 from worker.lock import Lock
 from worker.loop import Result, Signals, utc_now
@@ -37,9 +37,11 @@ contacted for the tenant's checkIntervalHours; no lead again to the same recipie
 
 CHUNK = 1000  # recipients claimed, or digests taken over, at once
 LISTED = 200  # leads of a digest; the others are counted
-HANDFUL = 5  # messages of one tenant put off in a row, before the rest of them wait for the next tick
+HANDFUL = 5  # messages put off in a row, before the others of the same way out wait for the next tick
 HEARTBEAT_SECONDS = 10.0
 OLDEST_MEMORY = timedelta(days=366)  # longer than any checkIntervalHours
+
+Way = tuple[str | None, str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +75,7 @@ class RemindersJob:
         self._endings = Endings(self._db, self._notices, settings, clock)
         self._recipients = Recipients()
         self._counts: dict[str, int] = {}
-        self._put_off: Counter[tuple[str | None, str]] = Counter()  # in a row, for each tenant and channel
+        self._put_off: Counter[Way] = Counter()  # in a row
         self._warned: set[tuple[str | None, str, str | None]] = set()
         self._heartbeat_at = time.monotonic()
 
@@ -108,9 +110,13 @@ class RemindersJob:
         return self._lock.held and not self._signals.stopping
 
     def _take_over(self, now: datetime) -> Iterator[list[Notice]]:
-        """What waits and is due: digests of dead workers, and those whose provider can be asked by now."""
+        """What waits and is due: digests of dead workers whose provider can be asked by now.
+
+        Those that never left are given back, and claimed afresh with whatever is true by now.
+        """
         while self._may_go_on() and (notices := self._notices.claim_waiting(now, CHUNK)):
-            yield notices
+            self._endings.forget([notice for notice in notices if not notice.handed_over])
+            yield [notice for notice in notices if notice.handed_over]
 
     def _claim(self, recipients: list[Row], now: datetime) -> Iterator[list[Notice]]:
         """New digests of all tenants, chunk by chunk."""
@@ -124,8 +130,8 @@ class RemindersJob:
         try:
             rows = self._db.all(self._sql["claim"], recipients=json.dumps(recipients), **claim)
         except psycopg2.Error as error:
-            if isinstance(error, AWAY):
-                raise  # also a time-out: halves would not be quicker
+            if is_away(error):
+                raise
             if len(recipients) > 1:
                 middle = len(recipients) // 2
                 return [*self._claim_chunk(recipients[:middle], now), *self._claim_chunk(recipients[middle:], now)]
@@ -147,18 +153,19 @@ class RemindersJob:
 
     def _letter_of(self, notice: Notice) -> Letter:
         """Raises TransportMissing, RetryLater, and ValueError for an address that cannot be written to."""
-        if self._put_off[notice.tenant_id, notice.channel] >= HANDFUL and not notice.handed_over:
-            raise RetryLater("other messages of this tenant were put off just before")
-        return self._letters.letter(notice)
+        letter = self._letters.letter(notice)
+        if self._put_off[_way(notice, letter)] >= HANDFUL and not notice.handed_over:
+            raise RetryLater("other messages were put off there just before")
+        return letter
 
     def _count(self, ended: Ended) -> None:
         """Counts a digest that came to an end, and says once for each tenant and channel why it failed."""
         notice = ended.delivery.notice
-        sender = (notice.tenant_id, notice.channel)
-        if ended.delivery.outcome.kind in (Kind.PUT_OFF, Kind.UNCONFIRMED):
-            self._put_off[sender] += 1
-        else:
-            self._put_off.pop(sender, None)  # its provider answers
+        if (letter := ended.delivery.letter) and not notice.handed_over:  # an earlier one says nothing about now
+            if ended.delivery.outcome.kind in (Kind.PUT_OFF, Kind.UNCONFIRMED):
+                self._put_off[_way(notice, letter)] += 1
+            else:
+                self._put_off.pop(_way(notice, letter), None)  # its provider answers
         if ended.outcome == "sent":
             self._counts["digests"] += 1
             self._counts["leads"] += notice.content["leadsCount"]
@@ -176,6 +183,12 @@ class RemindersJob:
             said = "nobody knows whether a digest arrived" if ended.outcome == "unconfirmed" else "a digest waits"
             log.warning(said, {"tenant": notice.tenant_id, "channel": notice.channel, "reason": reason})
         self._warned.add(key)
+
+
+def _way(notice: Notice, letter: Letter) -> Way:
+    """What fails as a whole: a tenant's account, or the SMTP server that all tenants share."""
+    shared = notice.channel == "email" and letter.gmail is None
+    return (None if shared else notice.tenant_id), notice.channel
 
 
 if __name__ == "__main__":

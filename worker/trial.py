@@ -190,7 +190,7 @@ class TrialJob:
         if outcome.kind is Kind.UNTOUCHED:
             return delivery.notice.created_at  # so it keeps its place
         resend = outcome.kind is Kind.UNCONFIRMED and self._settings.unconfirmed_sends == "resend"
-        if not (resend or outcome.kind is Kind.PUT_OFF) or attempts >= MAX_ATTEMPTS:
+        if not (resend or outcome.kind in (Kind.PUT_OFF, Kind.PUT_OFF_ALONE)) or attempts >= MAX_ATTEMPTS:
             return None
         pause = growing_pause(attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         return outcome.at + timedelta(seconds=max(pause, outcome.delay_seconds or 0.0))

@@ -93,7 +93,7 @@ def test_taken_over_before_it_leaves(hall: Hall) -> None:
         (RecipientOptedOut("131050"), Kind.OPTED_OUT, False),
         (Unconfirmed("no answer"), Kind.UNCONFIRMED, True),
         (RetryLater("busy", 7.0), Kind.PUT_OFF, False),
-        (RecipientPutOff("greylisted"), Kind.PUT_OFF, False),
+        (RecipientPutOff("greylisted"), Kind.PUT_OFF_ALONE, False),
         (AccountRejected("535"), Kind.PUT_OFF, False),
     ],
 )

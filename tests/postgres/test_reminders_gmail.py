@@ -46,7 +46,7 @@ def test_gmail(office: ReminderOffice) -> None:
 
 @pytest.mark.parametrize("arrived", [True, False])
 def test_gmail_is_asked(office: ReminderOffice, arrived: bool) -> None:
-    """Half a minute after a send without an answer Gmail says whether it has it; only if not it is sent again."""
+    """Half a minute after a send without an answer Gmail says whether it has it; only if not it is made anew."""
     gmail_office(office)
     office.world.script("gmail", BOSS, action="cut-after", times=1)
     worker = office.worker()
@@ -56,12 +56,10 @@ def test_gmail_is_asked(office: ReminderOffice, arrived: bool) -> None:
     assert result.unfinished is False
     assert worker.ended() == (0, 0, 0)
     if not arrived:
-        message_id = office.world.deliveries("gmail")[0].message_id
         office.world.reset()
     office.clock.forward(seconds=ASK_AFTER_SECONDS)
     assert worker.ended() == (1, 0, 0)
     (sent,) = office.world.deliveries("gmail")
-    assert arrived or sent.message_id == message_id
     assert office.one('SELECT "gmailMessageId" FROM "EmailLog"') == sent.external_id
     assert (office.notices(), office.remembered()) == (0, 2)
 

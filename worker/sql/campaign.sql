@@ -2,7 +2,8 @@
 
 -- name: survey  What is there to do? The one statement of an idle tick.
 SELECT
-    (SELECT min("scheduledAt") FROM "Campaign" WHERE status = 'scheduled') AS next_scheduled,
+    (SELECT min("scheduledAt") FROM "Campaign"
+     WHERE status = 'scheduled' AND "scheduledAt" < '9000-01-01') AS next_scheduled, -- later ones Python cannot hold
     EXISTS (SELECT FROM "Campaign" WHERE status = 'running')                AS any_running,
     EXISTS (SELECT FROM worker.campaign_batch)                              AS any_batch,
     (SELECT min(next_batch_at) FROM worker.campaign_run)                    AS next_batch,
@@ -84,7 +85,10 @@ SELECT c.id, c."tenantId", c."userId", c.name, c.channel, c.subject, c."htmlCont
        coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS holds, r.started_at,
        t.name AS tenant_name, t.settings AS tenant_settings,
        u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail", u."gmailAccessToken",
-       u."gmailRefreshToken", u."gmailTokenExpiry"
+       u."gmailRefreshToken",
+       -- what Python cannot hold has expired
+       CASE WHEN u."gmailTokenExpiry" BETWEEN '1970-01-01' AND '9000-01-01' THEN u."gmailTokenExpiry" END
+           AS "gmailTokenExpiry"
 FROM "Campaign" c
 JOIN "Tenant" t ON t.id = c."tenantId"
 LEFT JOIN worker.campaign_run r ON r.campaign_id = c.id

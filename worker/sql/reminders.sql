@@ -18,7 +18,10 @@ FROM "Tenant" t
 LEFT JOIN template ON template."tenantId" = t.id
 LEFT JOIN LATERAL (
     SELECT u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail", u."gmailAccessToken",
-           u."gmailRefreshToken", u."gmailTokenExpiry"
+           u."gmailRefreshToken",
+           -- what Python cannot hold has expired
+           CASE WHEN u."gmailTokenExpiry" BETWEEN '1970-01-01' AND '9000-01-01' THEN u."gmailTokenExpiry" END
+               AS "gmailTokenExpiry"
     FROM "User" u
     WHERE u."tenantId" = t.id AND u."isActive"
     ORDER BY u.role <> 'ADMIN', u."createdAt", u.id
@@ -122,10 +125,13 @@ ON CONFLICT DO NOTHING;
 -- name: templates  The e-mail templates that digests are made from.
 SELECT id, subject, "htmlBody" FROM "EmailTemplate" WHERE id = ANY (%(ids)s);
 
--- name: count_template  Counts digests that a template was used for.
+-- name: count_template  Counts digests that a template was used for; not while somebody has it locked.
 UPDATE "EmailTemplate"
-SET "usageCount" = "usageCount" + %(used)s, "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
-WHERE id = %(template_id)s AND "tenantId" = %(tenant_id)s;
+SET "usageCount" = LEAST("usageCount"::bigint + %(used)s, 2147483647), "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
+WHERE id = (
+    SELECT id FROM "EmailTemplate" WHERE id = %(template_id)s AND "tenantId" = %(tenant_id)s
+    FOR NO KEY UPDATE SKIP LOCKED
+);
 
 -- name: drop_memory  Forgets leads that are gone, and what no checkIntervalHours reaches back to.
 DELETE FROM worker.lead_reminder

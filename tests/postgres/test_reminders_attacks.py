@@ -1,0 +1,86 @@
+"""What one tenant, one recipient or one kill could do to all the others, and does not."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from reminder_office import BOSS, NOON, ReminderOffice, offices
+
+from sandbox.crm import Crm
+from sandbox.world import World
+from worker.notices import Delivery, Notice, Notices
+from worker.reminders import HANDFUL
+
+DEEP = "[" * 1500 + "]" * 1500
+
+
+@pytest.fixture
+def office(crm: Crm, world: World, database_url: str, redis_url: str) -> Iterator[ReminderOffice]:
+    yield from offices(crm, world, database_url, redis_url)
+
+
+@pytest.mark.parametrize(
+    "poison", ['{"enabled": true, "checkIntervalHours": 1e5000}', f'{{"enabled": true, "x": {DEEP}}}']
+)
+def test_settings_that_python_cannot_hold_stop_nobody_else(office: ReminderOffice, poison: str) -> None:
+    """A number of thousands of digits or a thousand levels: that tenant is complained of, the others are reminded."""
+    bad = office.tenant({"recipientEmails": ["bad@shop.example"]}, leads=1)
+    office.crm.execute(
+        """UPDATE "Tenant" SET settings = jsonb_build_object('leadReminders', %s::jsonb) WHERE id = %s""",
+        (poison, bad),
+    )
+    office.tenant({"recipientEmails": [BOSS]}, leads=1)
+    assert office.worker().ended() == (1, 0, 0)
+    assert office.arrived() == {BOSS: 1}
+
+
+def test_a_digest_that_never_left_is_made_anew(office: ReminderOffice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker died before it was sent: a successor sends one digest, of the leads that are still quiet by then."""
+    tenant = office.tenant({"recipientEmails": [BOSS]})
+    contacted, _ = (office.lead(tenant, name=name) for name in ("Contacted Chandra", "Quiet Kiran"))
+
+    def die(self: Notices, notices: list[Notice], *_: object) -> list[list[Delivery]]:
+        if notices:
+            raise SystemExit("killed")
+        return []
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Notices, "deliver", die)
+        with pytest.raises(SystemExit):
+            office.worker().tick()
+    assert (office.notices(), office.remembered()) == (1, 2)
+    office.crm.execute("UPDATE worker.notice SET renewed_at = renewed_at - interval '301 s'")
+    office.clock.forward(hours=25)
+    office.crm.execute(
+        'UPDATE "Lead" SET "lastContactedAt" = %s WHERE id = %s', (NOON + timedelta(hours=24), contacted)
+    )
+    assert office.worker().ended() == (1, 0, 0)
+    assert office.arrived() == {BOSS: 1}
+    text = str(office.world.email(BOSS))
+    assert "Quiet Kiran" in text
+    assert "Contacted Chandra" not in text
+    assert office.notices() == 0
+
+
+def test_recipients_that_are_put_off_hold_up_no_other(office: ReminderOffice) -> None:
+    """More than a handful of addresses are greylisted: each of the others gets its digest in the same tick."""
+    grey = [f"grey{number}@shop.example" for number in range(2 * HANDFUL)]
+    good = [f"good{number}@shop.example" for number in range(3)]
+    office.tenant({"recipientEmails": [*grey, *good]}, leads=1)
+    for address in grey:
+        office.world.script("smtp", address, stage="rcpt", status=450, text="4.2.0 greylisted")
+    assert office.worker().ended() == (len(good), len(grey), 0)
+    assert office.arrived() == dict.fromkeys(good, 1)
+
+
+def test_a_mail_server_that_is_away_is_tried_a_handful_of_times(
+    office: ReminderOffice, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All tenants share it: after a handful of failures the others' digests wait for the next tick unsent."""
+    tenants = 4 * HANDFUL
+    for number in range(tenants):
+        office.tenant({"recipientEmails": [f"boss{number}@shop.example"]}, leads=1)
+    assert office.worker(SMTP_URL="smtp://127.0.0.1:9").ended() == (0, tenants, 0)
+    spared = sum("other messages were put off there" in str(record.args) for record in caplog.records)
+    assert tenants - spared <= 3 * HANDFUL
+    assert office.worker().ended() == (tenants, 0, 0)
