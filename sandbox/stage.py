@@ -30,6 +30,7 @@ from sandbox.world import World
 DATABASE = "bharat_crm_quickstart"
 START_SECONDS = 60.0
 STOP_SECONDS = 40.0
+STARTED = ("program:", "eventlistener:")
 PORTS = ("supervisor", "postgres", "redis", "smtp", "http", "web")
 
 
@@ -80,10 +81,10 @@ class Stage:
         self._supervisord.wait_until(self._all_answer, "the embedded world", START_SECONDS)
 
     def start_programs(self) -> None:
-        """Starts the worker's programs, now that there is a database."""
+        """Lets the worker's programs start, now that there is a database."""
         rpc = self._rpc().supervisor
         for name in self._programs():
-            rpc.startProcess(name)
+            rpc.startProcess(name, False)  # not one after the other: supervisord watches each start for a second
 
     def wait(self) -> None:
         """Waits until supervisord ends (bin/supervisorctl shutdown)."""
@@ -151,8 +152,7 @@ class Stage:
         return conf
 
     def _programs(self) -> list[str]:
-        sections = self._production().sections()
-        return [name.removeprefix("program:") for name in sections if name.startswith("program:")]
+        return [section.partition(":")[2] for section in self._production().sections() if section.startswith(STARTED)]
 
     def _configuration(self) -> RawConfigParser:
         conf = self._production()
@@ -164,8 +164,12 @@ class Stage:
         for section in conf.sections():
             for key, value in conf.items(section):
                 conf[section][key] = self._placed(value)
-            if section.startswith("program:"):
+            if section.startswith(STARTED):
                 conf[section]["autostart"] = "false"  # until the database is made
+            if section.startswith("eventlistener:"):
+                # supervisord tells its listeners where it is, but not as whom they may ask
+                named = {f"SUPERVISOR_{name.upper()}": value for name, value in account.items()}
+                conf[section]["environment"] = ",".join(f'{name}="{value}"' for name, value in named.items())
         conf["supervisord"]["pidfile"] = _literal(self.folder / "supervisord.pid")
         for name, command in self._servers().items():
             log = {"stdout_logfile": _literal(self.logs / f"{name}.log"), "redirect_stderr": "true"}

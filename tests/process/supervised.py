@@ -1,0 +1,150 @@
+"""A real supervisord with the production watchdog, and small made-up programs for it to look after."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from configparser import RawConfigParser
+from pathlib import Path
+
+import redis
+from workers import PROJECT, wait_for
+
+from sandbox.servers import Child
+from worker.readings import Readings, read_all
+
+# bin/watchdog with limits that a test can wait for
+DRIVER = """
+import sys
+from worker import program, watchdog
+from worker.hangs import Limits
+limits = Limits(least_hang_seconds=1, watched_seconds=1, restart_pause_seconds=60,
+                fatal_pause_seconds=1, fatal_pause_limit_seconds=5)
+sys.exit(program.guarded(lambda: watchdog.listen(limits)))
+"""
+
+
+class Supervised:
+    """supervisord, its programs, and what the watchdog told Redis of them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        programs: Mapping[str, str],
+        *,
+        quick: bool = True,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        """``programs``: name -> a Python script, or a command that begins with a slash.
+
+        They have the options of the production jobs, except for ``options``.
+        ``quick``: the watchdog has short limits and a tick every five seconds, instead of the production ones.
+        """
+        self.folder = folder
+        self._conf = folder / "supervisord.conf"
+        self._environment = dict(environment)
+        conf = self._configuration(programs, options or {})
+        if quick:
+            listener = {"command": self._script("watchdog", DRIVER), "events": "PROCESS_STATE,TICK_5"}
+            conf["eventlistener:watchdog"].update(listener)
+        with self._conf.open("w", encoding="utf-8") as file:
+            conf.write(file)
+        argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._conf)]
+        self.child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
+        self.child.wait_until(lambda: self.control("pid").returncode == 0, "supervisord")
+
+    def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._conf), *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=self._environment)
+
+    def state(self, program: str) -> str:
+        return self.control("status", program).stdout.split()[1]
+
+    def wait_for_state(self, program: str, state: str) -> None:
+        wait_for(lambda: self.state(program) == state, f"{program} is {state}\n{self.log('watchdog-error.log')}")
+
+    def pid(self, program: str) -> int:
+        """0: it has no process."""
+        return int(self.control("pid", program).stdout)
+
+    def signal(self, program: str, number: signal.Signals) -> int:
+        """Sends a signal to a program that runs; returns its pid."""
+        pid = self.pid(program)
+        os.kill(pid, number)
+        return pid
+
+    def log(self, name: str) -> str:
+        path = self.folder / name
+        return path.read_text("utf-8") if path.exists() else ""
+
+    def said(self, text: str, name: str = "watchdog-error.log") -> int:
+        """How many lines of a log hold ``text``."""
+        return sum(text in line for line in self.log(name).splitlines())
+
+    def stop(self) -> None:
+        self.child.end(signal.SIGTERM, 40)
+        print("".join(f"--- {name}\n{self.log(name)}" for name in ("supervisord.log", "watchdog-error.log")))  # noqa: T201
+
+    def _configuration(self, programs: Mapping[str, str], options: Mapping[str, str]) -> RawConfigParser:
+        conf = RawConfigParser(inline_comment_prefixes=(";",))
+        conf.read(PROJECT / "conf" / "supervisord.worker.conf")
+        usual = dict(conf["program:campaign"])
+        for section in conf.sections():
+            if section.startswith("program:"):
+                conf.remove_section(section)
+        for name, text in programs.items():
+            own = {key: value.replace("campaign", name) for key, value in usual.items() if "logfile" in key}
+            conf[f"program:{name}"] = usual | own | dict(options) | {"command": self._script(name, text)}
+        conf["eventlistener:watchdog"]["stdout_logfile"] = str(self.folder / "protocol")
+        for section in conf.sections():
+            for key, value in conf.items(section):
+                placed = value.replace("/run/crm-worker", str(self.folder)).replace("%(here)s/..", str(PROJECT))
+                conf[section][key] = placed.replace("/var/log/supervisor", str(self.folder))
+        return conf
+
+    def _script(self, name: str, text: str) -> str:
+        if text.startswith("/"):
+            return text
+        path = self.folder / f"{name}.py"
+        path.write_text(text, "utf-8")
+        return f'{PROJECT}/bin/python "{path}"'
+
+
+class Told:
+    """What the watchdog told Redis."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    def exits(self, program: str) -> float | None:
+        return self._value("program_exits_total", program)
+
+    def state(self, program: str) -> float | None:
+        return self._value("program_state", program)
+
+    def bad_settings(self, program: str) -> float | None:
+        return self._value("program_bad_settings", program)
+
+    def wait_for_ticks(self, number: int) -> None:
+        """Waits until the watchdog has looked after the programs so often."""
+        for _ in range(number):
+            self.wait_for_heartbeat("watchdog")
+
+    def wait_for_heartbeat(self, job: str) -> None:
+        """Waits for the job's next one."""
+        before = self._heartbeat(job)
+        wait_for(lambda: self._heartbeat(job) > before, f"{job} says that it is alive")
+
+    def _heartbeat(self, job: str) -> float:
+        state = self._read().jobs.get(job)
+        return state.heartbeat or 0.0 if state else 0.0
+
+    def _value(self, metric: str, program: str) -> float | None:
+        readings = self._read()
+        found = (each for each in (*readings.counters, *readings.gauges) if each.metric == metric)
+        return next((each.value for each in found if each.labels == {"program": program}), None)
+
+    def _read(self) -> Readings:
+        return read_all(self._client)
