@@ -1,7 +1,7 @@
 """gunicorn's settings for the web process; bin/web checks the environment and then starts it with them.
 
-One process is enough: it only reads what the jobs wrote, and keeps that for two seconds. Many threads, so that a
-probe is answered while others wait for a server that hangs.
+One process is enough: it reads what the jobs wrote and keeps that for two seconds. Many threads, so that a probe is
+answered while others wait for a server that hangs.
 """
 
 import os

@@ -151,6 +151,7 @@ def _what_next(stage: Stage) -> None:
         "    bin/supervisorctl restart campaign\n"
         f"    tail -f {stage.logs.relative_to(stage.project)}/campaign.log\n"
         f"    tail {stage.logs.relative_to(stage.project)}/*.log\n"
+        f"    xdg-open {stage.web_url}/        the status page, in any browser\n"
         f"    curl {stage.web_url}/health\n"
         f"    curl {stage.web_url}/metrics\n"
         "    bin/supervisorctl shutdown        stops everything",

@@ -211,7 +211,7 @@ class Settings:
         jobs="call-cleanup",
     )
     cleanup_timezone: ZoneInfo = variable(
-        "CLEANUP_TIMEZONE", zone, "Asia/Kolkata", "whose midnight that is", jobs="call-cleanup"
+        "CLEANUP_TIMEZONE", zone, "Asia/Kolkata", "whose midnight that is", jobs="call-cleanup web"
     )
     trial_check_interval_seconds: float = variable(
         "TRIAL_CHECK_INTERVAL", duration("min", 1.0), "60min", "how often expired trials are suspended", jobs="trial"

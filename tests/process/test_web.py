@@ -307,3 +307,18 @@ def test_bad_settings_end_it_at_once(start: Start) -> None:
     worker = start(program="web", PORT="http")
     assert worker.wait() == 2
     assert worker.log.count("PORT is 'http', allowed is a whole number from 1 to 65535") == 1
+
+
+def test_it_warns_of_what_would_hurt(open_web: OpenWeb, new_redis: Callable[..., Redis], crm: Crm) -> None:
+    """A Redis that may evict locks and a missing index: in the log once, on the page, and counted for Prometheus."""
+    server = new_redis()
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    crm.execute("DROP INDEX worker_campaign_due")
+    web = open_web(REDIS_URL=server.url)
+    assert web.samples()["crm_worker_warnings", ()] == 2
+    page = web.get("/").text
+    assert "allkeys-lru" in page
+    assert "worker_campaign_due" in page
+    assert web.worker.said("something would hurt") == 2
+    assert web.get("/health").json.keys() == {"status", "timestamp", "uptime", "services", "jobs"}

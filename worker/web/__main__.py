@@ -8,8 +8,8 @@ from pathlib import Path
 from worker import program
 
 DESCRIPTION = """\
-Serves /livez, /readyz, /health and Prometheus's /metrics at PORT. It only reads: Redis, PostgreSQL and Qdrant may be
-away, and it says so."""
+Serves the status page, /livez, /readyz, /health and Prometheus's /metrics at PORT. Redis, PostgreSQL and Qdrant may
+be away, and it says so. All that it writes is a short history of what the jobs counted, into Redis."""
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "gunicorn.conf.py"
 
@@ -20,9 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _become_gunicorn() -> int:
-    from worker.web.app import create  # --help needs none of it
+    from worker.web.app import application  # --help needs none of it
+    from worker.web.dependencies import Dependencies
 
-    create(program.settings_from_environment("web"))
+    settings = program.settings_from_environment("web")
+    application(settings, Dependencies(settings))
     argv = [sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION)]
     os.execv(sys.executable, argv)  # noqa: S606 - no shell is wanted
 

@@ -1,4 +1,4 @@
-"""The web application: /livez, /readyz, /health and /metrics, made by ``create`` and run by gunicorn."""
+"""The web application: probes, /metrics and the status page, made by ``create`` and run by gunicorn."""
 
 import base64
 import binascii
@@ -17,6 +17,8 @@ from worker.readings import Readings
 from worker.settings import Settings
 from worker.web.dependencies import Dependencies, Snapshot
 from worker.web.metrics import WorkerCollector
+from worker.web.overview import NEEDED, zones
+from worker.web.page import Page
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,6 @@ HEALTH_JOBS = {
 SUMMARY_RUNS = {"campaign": "campaign", "reminder": "reminders", "call": "calls"}
 WORDS = {"redis": ("connected", "disconnected"), "database": ("connected", "disconnected")}
 QDRANT_WORDS = ("healthy", "unhealthy")
-NEEDED = ("redis", "database")
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -42,10 +43,16 @@ HEADERS = {
 }
 
 
-def create(settings: Settings | None = None) -> falcon.App[Any, Any]:
-    """The application, for gunicorn from the environment. Raises SettingsError."""
-    settings = settings or program.settings_from_environment("web")
+def create() -> falcon.App[Any, Any]:
+    """The application for gunicorn, and the thread that keeps the last hour. Raises SettingsError."""
+    settings = program.settings_from_environment("web")
     dependencies = Dependencies(settings)
+    dependencies.sampler().start()
+    return application(settings, dependencies)
+
+
+def application(settings: Settings, dependencies: Dependencies) -> falcon.App[Any, Any]:
+    """The routes alone; nothing is started or asked."""
     app = falcon.App(middleware=[Guard(settings.metrics_token)])
     app.add_error_handler(Exception, _unexpected)
     started = time.monotonic()
@@ -53,6 +60,7 @@ def create(settings: Settings | None = None) -> falcon.App[Any, Any]:
     app.add_route("/readyz", Readyz(dependencies))
     app.add_route("/health", Health(dependencies, started))
     app.add_route("/metrics", Metrics(dependencies, started))
+    app.add_route("/", Page(dependencies, started, zones(settings)))
     return app
 
 
@@ -80,7 +88,8 @@ class Guard:
         self, request: falcon.Request, response: falcon.Response, resource: object, req_succeeded: bool
     ) -> None:
         for name, value in HEADERS.items():
-            response.set_header(name, value)
+            if response.get_header(name) is None:  # the page has a policy of its own
+                response.set_header(name, value)
 
 
 class Livez:

@@ -1,4 +1,4 @@
-"""Whether Redis, PostgreSQL and Qdrant answer, and what the jobs told Redis.
+"""Whether Redis, PostgreSQL and Qdrant answer, what the jobs told Redis, and what the database says is under way.
 
 All are asked side by side, with short time-outs, and their answers are kept for two seconds, so that a flood of
 probes costs the servers nothing. A server that hangs is not asked again before its last question came to an end, and
@@ -20,10 +20,14 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from worker.counters import read_all
-from worker.db import Database
+from worker.db import Database, is_away
+from worker.errors import SettingsError
 from worker.readings import Readings
 from worker.redis_client import connect
 from worker.settings import Settings
+from worker.web.checks import Checks, clock_warning, database_warnings, redis_warnings
+from worker.web.history import RING, Sample, Sampler, parsed
+from worker.web.work import Paces, Work, read_work
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,15 @@ class Service:
 
 
 @dataclass(frozen=True)
+class _Told:
+    """What PostgreSQL said."""
+
+    clock_offset_seconds: float = 0.0
+    work: Work | None = None
+    work_refused: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What was known at one moment. ``readings`` is None without Redis; ``holders``: lock name -> who holds it."""
 
@@ -59,6 +72,10 @@ class Snapshot:
     readings: Readings | None = None
     holders: Mapping[str, str] = field(default_factory=dict)
     clock_offset_seconds: float = 0.0  # PostgreSQL's clock less ours
+    history: tuple[Sample, ...] = ()  # of the last hour, oldest first
+    work: Work | None = None  # None: PostgreSQL is away, or
+    work_refused: str = ""  # ... answers, and why it does not tell
+    warnings: tuple[str, ...] = ()  # what an operator should look at, in plain words
 
     def runs(self, job: str) -> bool:
         """Whether a tick of this job is under way: as its process said last, as long as its lock is held."""
@@ -70,9 +87,14 @@ class Dependencies:
     """One process's view of the servers. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connects to nothing yet. Raises ValueError for a REDIS_URL, SettingsError for a DATABASE_URL."""
-        self._redis = connect(settings.redis_url, timeout_seconds=QUESTION_SECONDS)
+        """Connects to nothing yet. Raises SettingsError for a REDIS_URL or DATABASE_URL that cannot be read."""
+        try:
+            self._redis = connect(settings.redis_url, timeout_seconds=QUESTION_SECONDS)
+        except ValueError as error:
+            raise SettingsError(f"REDIS_URL: {error}") from error
         self._db = Database(settings.database_url, "crm-worker web")
+        self._paces = Paces(time.monotonic)
+        self._checks = Checks()
         self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=QUESTION_SECONDS))
         self._qdrant_url = f"{settings.qdrant_url}/readyz"
         self._qdrant_headers = {"api-key": settings.qdrant_api_key} if settings.qdrant_api_key else {}
@@ -83,6 +105,10 @@ class Dependencies:
         self._taken_at = 0.0
         self._said: dict[str, str] = {}
 
+    def sampler(self) -> Sampler:
+        """The thread that keeps the last hour; not started."""
+        return Sampler(self._redis, lambda: self.snapshot().readings)
+
     def snapshot(self) -> Snapshot:
         """What is known, at most two seconds old."""
         with self._asking:
@@ -91,11 +117,15 @@ class Dependencies:
                 self._taken_at = time.monotonic()
             return self._snapshot
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Closes connections; False: a thread still waits for a server, and nobody should wait for it."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if not all(asked.done() for asked in self._asked.values()):
+            return False
         self._redis.close()
         self._http.clear()
         self._db.close()
+        return True
 
     def _ask(self) -> Snapshot:
         questions: dict[str, Callable[[], Any]] = {
@@ -108,9 +138,12 @@ class Dependencies:
                 self._asked[name] = self._threads.submit(question)
         wait(self._asked.values(), PATIENCE_SECONDS)
         services = {name: self._service(name) for name in questions}
-        readings, holders = self._asked["redis"].result() if services["redis"].up else (None, {})
-        offset = self._asked["database"].result() if services["database"].up else 0.0
-        return Snapshot(services, readings, holders, offset)
+        readings, holders, ring = self._asked["redis"].result() if services["redis"].up else (None, {}, ())
+        told: _Told = self._asked["database"].result() if services["database"].up else _Told()
+        return Snapshot(
+            services, readings, holders, told.clock_offset_seconds, ring, told.work, told.work_refused,
+            self._checks.warnings,
+        )  # fmt: skip
 
     def _service(self, name: str) -> Service:
         asked = self._asked[name]
@@ -134,21 +167,37 @@ class Dependencies:
         self._said[name] = reason
         return Service(not reason, reason)
 
-    def _ask_redis(self) -> tuple[Readings, dict[str, str]]:
+    def _ask_redis(self) -> tuple[Readings, dict[str, str], tuple[Sample, ...]]:
         readings = read_all(self._redis)
         names = list(LOCKS.values())
-        values = self._redis.mget([f"lock:{name}" for name in names])
-        return readings, {name: str(value) for name, value in zip(names, values, strict=True) if value}
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.mget([f"lock:{name}" for name in names])
+            pipeline.lrange(RING, 0, -1)
+            values, ring = pipeline.execute()
+        holders = {name: str(value) for name, value in zip(names, values, strict=True) if value}
+        self._checks.look("redis", lambda: redis_warnings(self._redis))
+        return readings, holders, parsed(ring)
 
-    def _ask_database(self) -> float:
-        """Seconds that PostgreSQL's clock is ahead of ours."""
+    def _ask_database(self) -> _Told:
+        """How far PostgreSQL's clock is ahead of ours, and what is under way.
+
+        A database that answers is up, also where its tables are locked, missing or not ours to read.
+        """
         before = time.time()
         row = self._db.one(
             "SELECT set_config('statement_timeout', %(limit)s, false), "
             "extract(epoch FROM clock_timestamp())::float8 AS at",
             limit=f"{QUESTION_SECONDS * 1000:.0f}ms",
         )
-        return (row["at"] if row else before) - (before + time.time()) / 2
+        offset = (row["at"] if row else before) - (before + time.time()) / 2
+        self._checks.look("clock", lambda: filter(None, [clock_warning(offset)]))
+        try:
+            self._checks.look("database", lambda: database_warnings(self._db))
+            return _Told(offset, read_work(self._db, self._paces))
+        except psycopg2.Error as error:
+            if is_away(error):
+                raise
+            return _Told(offset, work_refused=str(error).strip().splitlines()[0])
 
     def _ask_qdrant(self) -> None:
         response = self._http.request("GET", self._qdrant_url, headers=self._qdrant_headers, redirect=False)

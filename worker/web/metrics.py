@@ -5,6 +5,7 @@ their number grow.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 from prometheus_client.core import (
@@ -32,6 +33,14 @@ COUNTERS = {
     "trials_suspended_total": ("Tenants whose expired trial was suspended.", ()),
     "unconfirmed_total": ("Messages and calls of which nobody knows whether they arrived.", ("channel",)),
     "program_exits_total": ("Ends of a program under supervisord.", ("program",)),
+    "lock_lost_total": ("Locks that were gone before their tick ended.", ("lock",)),
+}
+# What is shown as 0 before anything is counted: Prometheus sees an increase only from one sample to the next, so the
+# first failure would go unseen.
+FROM_ZERO: Mapping[str, tuple[Iterable[str], ...]] = {
+    "job_runs_total": (tuple(LOCKS), ("success", "failure", "skipped")),
+    "unconfirmed_total": (("email", "whatsapp", "call"),),
+    "lock_lost_total": (tuple(LOCKS.values()),),
 }
 GAUGES = {
     "campaign_pending_recipients": ("Recipients of running campaigns that wait for their message.", ()),
@@ -39,6 +48,8 @@ GAUGES = {
     "calls_due": ("Queued calls that are due.", ()),
     "calls_oldest_due_seconds": ("For how long the oldest due call has been due.", ()),
     "program_state": ("State of a program under supervisord, in its numbers.", ("program",)),
+    "program_bad_settings": ("Whether a program ended because of its settings or a missing migration.", ("program",)),
+    "knowledge_snapshot_timestamp_seconds": ("When the latest snapshot of Qdrant's collection was taken.", ()),
 }
 
 
@@ -57,6 +68,8 @@ class WorkerCollector(Collector):
             "service",
             {name: float(service.up) for name, service in snapshot.services.items()},
         )
+        text = "Warnings that the status page shows, of what would hurt although every server answers."
+        yield GaugeMetricFamily(f"{PREFIX}warnings", text, value=len(snapshot.warnings))
         if snapshot.readings is None:
             return
         yield _gauges(
@@ -78,9 +91,12 @@ def _families(
         by_name.setdefault(sample.metric, []).append(sample)
     for name, (text, labels) in known.items():
         made = family(PREFIX + name, text, labels=labels)
+        values = dict.fromkeys(product(*FROM_ZERO[name]), 0.0) if name in FROM_ZERO else {}
         for sample in by_name.get(name, [])[:MOST_SERIES]:
             if tuple(sorted(sample.labels)) == tuple(sorted(labels)):
-                made.add_metric([sample.labels[label] for label in labels], sample.value)
+                values[tuple(sample.labels[label] for label in labels)] = sample.value
+        for key, value in values.items():
+            made.add_metric(key, value)
         yield made
 
 

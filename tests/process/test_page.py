@@ -1,0 +1,299 @@
+"""The status page in a real browser: while a campaign runs, with servers away, in both themes and on a phone."""
+
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from email.message import Message
+from itertools import product
+from pathlib import Path
+
+import pytest
+import redis
+from books import Books
+from browser import Browser, opened
+from workers import PROJECT, Start, Worker, wait_for
+
+from sandbox.crm import Crm
+from sandbox.ports import free_port
+from sandbox.redis import Redis
+from worker.readings import GAUGES, Readings, Sample
+from worker.redis_client import connect
+from worker.web import history
+
+TEMPLATES = PROJECT / "worker" / "web" / "templates"
+TOKEN = "sesame-open"
+NASTY = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>&lt;b&gt; \u202e Diwali"
+LONG = "A_name_without_any_space_" * 12
+WIDE, PHONE = 1200, 390
+CONTRAST_AA = 4.5  # https://www.w3.org/TR/WCAG22/#contrast-minimum
+TAKES_SECONDS = 3.0
+
+
+class Site:
+    """A running bin/web that can be killed and started again at its place."""
+
+    def __init__(self, start: Start, **settings: str) -> None:
+        self._start = start
+        self._settings = {"PORT": str(free_port())} | settings
+        self.url = f"http://127.0.0.1:{self._settings['PORT']}/"
+        self.worker = self.open()
+
+    def open(self) -> Worker:
+        self.worker = self._start(program="web", **self._settings)
+        wait_for(self._answers, "bin/web answers")
+        return self.worker
+
+    def get(self, path: str = "", **headers: str) -> tuple[int, Message, str]:
+        request = urllib.request.Request(self.url + path, headers=headers)  # noqa: S310 - http only
+        try:
+            with urllib.request.urlopen(request, timeout=TAKES_SECONDS) as response:  # noqa: S310 - http only
+                return response.status, response.headers, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers, error.read().decode()
+
+    def _answers(self) -> bool:
+        try:
+            return self.get("livez")[0] == 200
+        except OSError:
+            return False
+
+
+OpenSite = Callable[..., Site]
+
+
+@pytest.fixture
+def open_site(start: Start) -> OpenSite:
+    return lambda **settings: Site(start, **settings)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    with opened(tmp_path) as made:
+        yield made
+
+
+def test_while_a_campaign_runs(
+    open_site: OpenSite, start: Start, crm: Crm, books: Books, browser: Browser, tmp_path: Path
+) -> None:
+    """Its progress grows on the page without a reload, in both themes, wide and on a phone, and then it is over."""
+    campaigns = [
+        crm.add_campaign(recipients=200, name=NASTY),
+        crm.add_campaign("whatsapp", recipients=100, name=LONG),
+    ]
+    site = open_site()
+    start(CAMPAIGN_BATCH_SIZE="10", CAMPAIGN_BATCH_DELAY="600ms", program="campaign")
+    wait_for(lambda: books.sent(campaigns[0]) > 0, "the campaign has begun")
+    browser.open(site.url, width=WIDE)
+    browser.wait("document.querySelectorAll('progress').length === 2")
+    assert NASTY.split("\u202e")[0].strip() in browser.text(), "what a tenant wrote is text"
+    assert browser.run("document.querySelectorAll('main img, main script').length") == 0
+    grounds = set()
+    for width, dark in product((WIDE, PHONE), (False, True)):
+        browser.open(site.url, width=width, dark=dark)
+        assert browser.run("document.documentElement.scrollWidth <= window.innerWidth"), "nothing is cut off"
+        grounds.add((dark, browser.run("getComputedStyle(document.body).backgroundColor")))
+        picture = browser.screenshot(tmp_path / f"{width}-{'dark' if dark else 'light'}.png")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(grounds) == len({ground for _, ground in grounds}) == 2, "each theme has a ground of its own"
+    seen = browser.run("window.kept = document.querySelector('progress').value")
+    browser.wait(f"[...document.querySelectorAll('progress')].every(bar => bar.value > {seen})")
+    assert browser.run("window.kept") == seen, "without a reload"
+    assert re.search(r"\d a (second|minute) · ends about \d\d:\d\d:\d\d", browser.text())
+    wait_for(lambda: books.ended(*campaigns), "the campaigns are over", 60)
+    browser.wait("document.body.innerText.includes('No campaign is running')")
+    assert "300 sent" in browser.text(), "they are in the last hour's chart"
+    assert browser.run("window.hacked") is None
+    assert browser.complaints == []
+
+
+def test_nothing_that_is_written_into_it_can_run(open_site: OpenSite, browser: Browser) -> None:
+    """Should a hole ever open in the templates, the browser itself refuses what comes through it."""
+    browser.open(open_site().url)
+    for markup in ("<img src='data:,' onerror='window.hacked=1'>", "<iframe src='/livez'></iframe>"):
+        browser.run(f'document.body.insertAdjacentHTML("beforeend", {markup!r})')
+    browser.run("document.body.append(Object.assign(document.createElement('script'), {text: 'window.hacked=1'}))")
+    browser.run("document.body.append(Object.assign(document.createElement('style'), {textContent: '*{color:red}'}))")
+    for directive in ("script-src", "style-src", "default-src"):
+        wait_for(lambda d=directive: browser.text() and d in " ".join(browser.complaints), f"{directive} is refused")
+    assert browser.run("window.hacked") is None
+    assert browser.run("getComputedStyle(document.querySelector('h1')).color") != "rgb(255, 0, 0)"
+
+
+def test_it_says_when_nobody_answers(open_site: OpenSite, browser: Browser) -> None:
+    """What is on the screen is of then; when the process is back, so is the page."""
+    site = open_site()
+    browser.open(site.url)
+    assert browser.run("document.getElementById('note').hidden")
+    site.worker.kill()
+    browser.wait("!document.getElementById('note').hidden")
+    assert "it does not answer. What you see is of 20" in browser.text()
+    site.open()
+    browser.wait("document.getElementById('note').hidden")
+
+
+def test_a_hidden_page_asks_for_nothing(open_site: OpenSite, browser: Browser, redis_client: redis.Redis) -> None:
+    """A tab in the background costs nothing, and is up to date as soon as somebody looks again."""
+    browser.open(open_site().url)
+    browser.run(
+        "window.asked = 0; window.fetch = ((real) => (...all) => { asked += 1; return real(...all) })(window.fetch)"
+    )
+    hide = "Object.defineProperty(document, 'hidden', {{value: {}, configurable: true}}); "
+    tell = "document.dispatchEvent(new Event('visibilitychange'))"
+    browser.run(hide.format("true") + tell)
+    shown = browser.run("document.querySelector('main header time').textContent")
+    browser.run("new Promise(resolve => setTimeout(resolve, 6000))")  # longer than from one time to the next
+    assert browser.run("asked") == 0
+    browser.run(hide.format("false") + tell)
+    browser.wait(f"asked > 0 && document.querySelector('main header time').textContent !== {shown!r}")
+    # hidden while an answer is on its way: nothing is planned after it
+    browser.run("document.querySelector('main').old = true; window.planned = 0; setTimeout = () => { planned += 1 }")
+    browser.run(tell + "; " + hide.format("true"))
+    browser.wait("!document.querySelector('main').old")
+    assert browser.run("planned") == 0
+
+
+def test_without_javascript(open_site: OpenSite, browser: Browser) -> None:
+    """Everything is there, and the browser itself asks again."""
+    browser.do("Emulation.setScriptExecutionDisabled", value=True)
+    site = open_site()
+    browser.open(site.url)
+    assert "Servers" in browser.text()
+    loaded = browser.run("performance.timeOrigin")
+    browser.wait(f"performance.timeOrigin > {loaded} && document.querySelector('main') !== null")
+
+
+@pytest.mark.parametrize("width", [WIDE, PHONE])
+def test_with_everything_down(
+    open_site: OpenSite, new_redis: Callable[..., Redis], browser: Browser, width: int
+) -> None:
+    """It still comes in less than three seconds, says what is away, and that nothing is known."""
+    server = new_redis()
+    server.kill()
+    site = open_site(REDIS_URL=server.url, DATABASE_URL=f"postgresql://crm@127.0.0.1:{free_port()}/crm")
+    began = time.monotonic()
+    status, _, _ = site.get()
+    assert (status, time.monotonic() - began < TAKES_SECONDS) == (200, True)
+    browser.open(site.url, width=width, dark=True)
+    text = browser.text()
+    for name in ("PostgreSQL", "Redis", "Qdrant"):
+        assert f"{name} does not answer" in text
+    assert text.count("Not known") == 4
+    assert browser.run("document.title") == "Down – CRM worker"
+    assert browser.complaints == []
+
+
+def test_what_a_watchdog_and_jobs_told(open_site: OpenSite, redis_client: redis.Redis, browser: Browser) -> None:
+    """Programs by state, backlogs, and the last error of a job in plain words, as text whatever it holds."""
+    for program, state in (("campaign", 20), ("calls", 200)):
+        redis_client.hset(GAUGES, f'program_state{{program="{program}"}}', state)
+    redis_client.hset(GAUGES, 'program_bad_settings{program="campaign"}', 1)
+    redis_client.hset(GAUGES, "campaign_pending_recipients", 1_234_567)
+    redis_client.sadd("worker:jobs", "trial")
+    told = {
+        "last_run": time.time() - 7300,
+        "interval": 3600,
+        "last_error": f"broken {NASTY}",
+        "last_error_at": time.time(),
+    }
+    redis_client.hset("worker:job:trial", mapping=told)
+    browser.open(open_site().url, width=PHONE)
+    text = browser.text()
+    for said in ("calls failed to start", "campaign has bad settings", "trial has never succeeded", "1,234,567"):
+        assert said in text, said
+    assert "broken <img" in text
+    assert browser.run("window.hacked") is None
+
+
+def test_history_is_measured_by_one_process_a_minute(redis_client: redis.Redis, redis_url: str) -> None:
+    """Two web processes take one sample a minute; two minutes make two bars; the ring holds an hour."""
+    client = connect(redis_url)
+    now = [600.0]
+    sent = [0]
+
+    def readings() -> Readings:
+        return Readings([Sample("messages_total", {"channel": "email", "outcome": "sent"}, float(sent[0]))], [], {})
+
+    for minute, total in ((10, 5), (11, 25), (12, 32)):
+        now[0], sent[0] = minute * 60.0 + 0.5, total
+        for _ in range(2):
+            history.keep(client, history.sample(readings(), now[0]))
+    assert redis_client.llen(history.RING) == 3
+    samples = history.parsed(redis_client.lrange(history.RING, 0, -1))
+    assert [(each.minute, each.added["messages"]) for each in history.last_hour(samples, None)] == [(10, 20), (11, 7)]
+    for minute in range(13, 100):
+        history.keep(client, history.sample(readings(), minute * 60.0))
+    assert redis_client.llen(history.RING) == history.MINUTES + 1
+    taken = threading.Event()
+
+    def clock() -> float:
+        taken.set()
+        return 6000.0
+
+    sampler = history.Sampler(client, readings, clock)
+    sampler.start()
+    assert taken.wait(10)
+    wait_for(lambda: '"minute": 100' in redis_client.lindex(history.RING, 0), "the thread took a sample")
+    sampler.stop()
+
+
+def test_the_web_process_keeps_the_history(open_site: OpenSite, redis_client: redis.Redis) -> None:
+    """Each bin/web takes samples from its start on, though nobody asks it; a restart goes on where it ended."""
+    site = open_site()
+    wait_for(lambda: redis_client.llen(history.RING) == 1, "the first sample")
+    site.worker.stop()
+    site.open()
+    minutes = [each.minute for each in history.parsed(redis_client.lrange(history.RING, 0, -1))]
+    assert len(minutes) == len(set(minutes))
+
+
+def test_the_token_guards_the_page(open_site: OpenSite) -> None:
+    """As a bearer token, or as the password that a browser asks for."""
+    site = open_site(METRICS_TOKEN=TOKEN)
+    basic = b64encode(f"me:{TOKEN}".encode()).decode()
+    assert site.get(Authorization=f"Bearer {TOKEN}")[0] == site.get(Authorization=f"Basic {basic}")[0] == 200
+    status, headers, text = site.get()
+    assert status == 401
+    assert "Basic" in headers["WWW-Authenticate"]
+    assert "Servers" not in text
+
+
+def test_headers(open_site: OpenSite) -> None:
+    """The page has a policy of its own, which allows its two blocks and nothing else; other answers keep theirs."""
+    site = open_site()
+    _, headers, text = site.get()
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "script-src 'sha256-" in policy
+    assert "style-src 'sha256-" in policy
+    assert "unsafe" not in policy
+    assert headers.get_all("Content-Security-Policy") == [policy]
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
+    assert site.get("health")[1]["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text), "no external asset"
+    for part in ('<html lang="en">', '<meta name="viewport"', "<title>", '<noscript><meta http-equiv="refresh"'):
+        assert part in text
+
+
+def luminance(colour: str) -> float:
+    """https://www.w3.org/TR/WCAG22/#dfn-relative-luminance"""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast(theme: int) -> None:
+    """Every colour of text can be read on every ground it stands on, as WCAG's level AA wants it."""
+    block = re.findall(r":root \{(.*?)\}", (TEMPLATES / "page.css").read_text("utf-8"), flags=re.DOTALL)[theme]
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+    grounds = ("ground", "box", "ok-ground", "degraded-ground", "down-ground")
+    pairs = [*product(("text", "quiet"), grounds), *product(("ok", "degraded", "down"), ("box", "ground"))]
+    for text, ground in [*pairs, ("ok", "ok-ground"), ("degraded", "degraded-ground"), ("down", "down-ground")]:
+        dark, light = sorted((luminance(colours[text]), luminance(colours[ground])))
+        assert (light + 0.05) / (dark + 0.05) >= CONTRAST_AA, (text, ground)

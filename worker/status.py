@@ -1,0 +1,98 @@
+"""bin/status: how the worker is, in a terminal. Asks Redis, PostgreSQL and Qdrant itself; bin/web need not run."""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from worker import program, settings
+from worker.web.dependencies import Dependencies
+from worker.web.overview import Overview, overview, zones
+from worker.web.table import Terminal
+from worker.web.terminal import drawn
+
+STATUS_OF = {"ok": 0, "degraded": 1, "down": 2}
+WATCH_SECONDS = 2.0  # answers are kept for as long
+DESCRIPTION = """\
+Shows how the worker is: its servers, jobs, running campaigns, what waits, the last hour and the last errors. It asks
+the servers itself and changes nothing."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    # the same servers as bin/web's, so the same variables
+    parser = program.parser("web", DESCRIPTION, "Exit status: 0 healthy, 1 degraded, 2 down, or bad settings.")
+    parser.prog = "bin/status"
+    parser.add_argument("--json", action="store_true", help="one JSON object, times as Unix seconds")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"again and again until Ctrl-C, every {WATCH_SECONDS:g} seconds if not said otherwise",
+    )
+    return program.guarded(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    loaded = settings.load(os.environ, "web")
+    dependencies = Dependencies(loaded)
+    logging.disable(logging.CRITICAL)  # what the probes would log is on the screen
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    status = STATUS_OF["ok"]
+    try:
+        while True:
+            shown = overview(dependencies.snapshot(), time.time(), zones(loaded))
+            status = STATUS_OF[shown.state]
+            _show(shown, as_json=options.json, again=options.watch is not None)
+            if options.watch is None:
+                break
+            time.sleep(options.watch)
+    except KeyboardInterrupt:
+        pass  # that is how --watch ends
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not dependencies.close():
+        os._exit(status)  # without waiting for a server that hangs
+    return status
+
+
+def _show(shown: Overview, *, as_json: bool, again: bool) -> None:
+    if as_json:
+        text = json.dumps(asdict(shown))
+    elif again and sys.stdout.isatty():
+        # over the last one line by line, which flickers less than an empty screen
+        lines = "".join(f"{line}\x1b[K\n" for line in drawn(shown, _terminal()))
+        text = f"\x1b[H{lines}\x1b[J"
+    else:
+        text = "\n".join(drawn(shown, _terminal())) + ("\n" if again else "")
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _terminal() -> Terminal:
+    """The terminal's width; elsewhere COLUMNS, or as wide as it takes."""
+    if sys.stdout.isatty():
+        colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return Terminal(shutil.get_terminal_size().columns, colours)
+    columns = os.environ.get("COLUMNS", "")
+    return Terminal(int(columns) if columns.isdecimal() and int(columns) > 0 else None, colours=False)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError("seconds, from 0.1 to 86400")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
