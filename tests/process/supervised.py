@@ -109,7 +109,7 @@ class Supervised:
             return text
         path = self.folder / f"{name}.py"
         path.write_text(text, "utf-8")
-        return f'{PROJECT}/bin/python "{path}"'
+        return f'"{PROJECT}/bin/python" "{path}"'
 
 
 class Told:
