@@ -27,9 +27,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT_S
 class Worker(Child):
     """One bin/campaign, or another job's program, as a child process with a log file of its own."""
 
-    def __init__(
-        self, environment: Mapping[str, str], log: Path, *arguments: str, program: str = "campaign"
-    ) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, *arguments: str, program: str = "campaign") -> None:
         self.log_path = log
         super().__init__([PROJECT / "bin" / program, *arguments], log, environment=environment, directory=PROJECT)
 
