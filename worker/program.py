@@ -68,6 +68,11 @@ def settings_from_environment(job: str) -> Settings:
     return loaded
 
 
+def is_worker() -> bool:
+    """Whether the jobs of this machine are to work (IS_WORKER). Raises SettingsError."""
+    return settings.is_worker(os.environ)
+
+
 def guarded(main: Callable[[], int]) -> int:
     """Runs a program's main part and turns its configuration errors into exit status 2 and one line."""
     logs.configure("info", "text")
@@ -92,7 +97,7 @@ def _run_job(
     *,
     once: bool,
 ) -> int:
-    if not settings.is_worker(os.environ):
+    if not is_worker():
         log.info("IS_WORKER is false: nothing to do here", {"job": name})
         _outlast_start()
         return 0

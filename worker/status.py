@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from worker import program, settings
+from worker import program
 from worker.web.dependencies import Dependencies
 from worker.web.overview import Overview, overview, zones
 from worker.web.table import Terminal
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    loaded = settings.load(os.environ, "web")
+    loaded = program.settings_from_environment("web")
     dependencies = Dependencies(loaded)
     logging.disable(logging.CRITICAL)  # what the probes would log is on the screen
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from queue import SimpleQueue
 
-from worker import program, settings
+from worker import program
 from worker.db import Database
 from worker.errors import SettingsError
 from worker.hangs import USUAL, Limits
@@ -49,14 +49,14 @@ def listen(limits: Limits = USUAL) -> int:
     """Listens until supervisord hangs up or stops it. Returns the exit status; raises SettingsError."""
     source = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a thread reads it until the very end
     listener = Listener(source, reserve_stdout())
-    if not settings.is_worker(os.environ):
+    if not program.is_worker():
         log.info("IS_WORKER is false: nothing to do here", {"job": "watchdog"})
         for _ in listener.events():
             pass  # answered all the same: events would pile up in supervisord
         return 0
     loaded = program.settings_from_environment("watchdog")
     socket.setdefaulttimeout(ANSWER_SECONDS)  # supervisor's own client knows no time-out
-    supervisord = Supervisord(os.environ)
+    supervisord = Supervisord(os.environ)  # which tells its listeners there how to reach it
     try:
         client = connect(loaded.redis_url, timeout_seconds=REDIS_SECONDS)
     except ValueError as error:

@@ -290,14 +290,16 @@ def test_every_variable_is_explained() -> None:
 
 
 def test_the_environment_is_read_nowhere_else() -> None:
-    """No other module of the worker asks the environment for a setting."""
+    """No other module asks the environment for a setting; what terminals and supervisord put there is none."""
     folder = Path(load.__code__.co_filename).parent
-    readers = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*.py")
-        if re.search(r"os\.environ|getenv", path.read_text("utf-8"))
-    }
-    assert readers <= {"program.py"}
+    texts = {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in folder.rglob("*.py")}
+    readers = {name: text for name, text in texts.items() if re.search(r"os\.environ|getenv", text)}
+    assert readers.keys() <= {"program.py", "status.py", "watchdog.py"}
+    named = {each.metadata["name"] for each in fields(Settings)}
+    for name in readers.keys() - {"program.py"}:
+        assert not named & set(re.findall(r"[\"']([A-Z_]+)[\"']", readers[name])), name
+        assert "is_worker(os.environ" not in readers[name]
+        assert "load(os.environ" not in readers[name]
 
 
 def test_home_directories() -> None:
