@@ -31,7 +31,7 @@ DATABASE = "bharat_crm_quickstart"
 START_SECONDS = 60.0
 STOP_SECONDS = 40.0
 STARTED = ("program:", "eventlistener:")
-PORTS = ("supervisor", "postgres", "redis", "smtp", "http", "web")
+PORTS = ("supervisor", "postgres", "redis", "smtp", "http", "web", "qdrant", "qdrant-grpc")
 
 
 class Stage:
@@ -137,6 +137,13 @@ class Stage:
             "APP_URL": "https://app.crm.example.in",
             "UNSUBSCRIBE_URL": "https://app.crm.example.in/unsubscribe?r={{recipient_id}}",
             "PORT": str(self._ports["web"]),
+            "QDRANT_URL": f"http://127.0.0.1:{self._ports['qdrant']}",
+            "QDRANT_API_KEY": kept_password(self.folder / "qdrant-key"),
+            "QDRANT__SERVICE__HOST": "127.0.0.1",
+            "QDRANT__SERVICE__HTTP_PORT": str(self._ports["qdrant"]),
+            "QDRANT__SERVICE__GRPC_PORT": str(self._ports["qdrant-grpc"]),
+            "QDRANT__STORAGE__STORAGE_PATH": str(self.folder / "qdrant" / "storage"),
+            "QDRANT__STORAGE__SNAPSHOTS_PATH": str(self.folder / "qdrant" / "snapshots"),
             "OWNER_EMAIL": OWNER,
             "TWILIO_RATE": "2",
             # small batches, so that there is something to watch

@@ -3,6 +3,8 @@
     WorkerError
     ├── SettingsError          stop this process: bad configuration (exit status 2)
     ├── SchemaError            stop this process: bin/migrate has to run first (exit status 2)
+    ├── ServerAway             a server besides PostgreSQL and Redis does not answer: the loop waits for it
+    ├── TickFailed             something of this tick could not be done: try again sooner than at the next interval
     ├── TransportMissing       stop this campaign: its tenant has no way to send configured
     └── SendError              what became of one message
         ├── RetryLater         not sent; try again later, whoever the recipient is
@@ -27,6 +29,22 @@ class SettingsError(WorkerError):
 
 class SchemaError(WorkerError):
     """The worker's own tables are missing or older than the program."""
+
+
+class ServerAway(WorkerError):
+    """A server does not answer, whose name is ``server``; the text is the reason."""
+
+    def __init__(self, server: str, reason: str) -> None:
+        super().__init__(reason)
+        self.server = server
+
+
+class TickFailed(WorkerError):
+    """A tick left something undone; it is to be tried again after ``delay_seconds``."""
+
+    def __init__(self, reason: str, delay_seconds: float) -> None:
+        super().__init__(reason)
+        self.delay_seconds = delay_seconds
 
 
 class TransportMissing(WorkerError):

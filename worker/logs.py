@@ -26,6 +26,7 @@ def configure(level: str, log_format: str) -> None:
         handler.setFormatter(formatter)
     root.setLevel(level.upper())
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries and pools are our business
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
 
 
 def _stamp(record: logging.LogRecord) -> str:

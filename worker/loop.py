@@ -22,7 +22,7 @@ import redis
 from worker.alignment import next_aligned
 from worker.counters import Counters
 from worker.db import AWAY
-from worker.errors import SchemaError, SettingsError, WorkerError
+from worker.errors import SchemaError, ServerAway, SettingsError, TickFailed, WorkerError
 from worker.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,12 @@ class Signals:
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGUSR1, self._tick)
 
+    def close(self) -> None:
+        """At the very end: a signal is noted no more."""
+        signal.set_wakeup_fd(-1)
+        self._woken.close()
+        self._waker.close()
+
     def wait(self, seconds: float) -> None:
         """Sleeps until a signal comes, at most so long."""
         ready, _, _ = select.select([self._woken], [], [], max(0.0, seconds))
@@ -151,8 +157,12 @@ class Loop:
                 self._lock.release()
         except (SettingsError, SchemaError):
             raise
-        except (*AWAY, redis.RedisError) as error:
-            return self._outage(now, began, error)
+        except (*AWAY, redis.RedisError, ServerAway) as error:
+            return self._outage(began, error)
+        except TickFailed as error:
+            log.error("tick failed", {"job": self._job.name, "reason": error})
+            self._failure(began, error)
+            return Result(next_at=self._clock() + timedelta(seconds=error.delay_seconds))
         except WorkerError as error:
             log.error("tick failed", {"job": self._job.name, "reason": error})
             return self._failure(began, error)
@@ -195,13 +205,12 @@ class Loop:
         pause = min(self._job.interval_seconds, self._lock.ttl_ms / 3000)
         return Result(next_at=now + timedelta(seconds=pause))
 
-    def _outage(self, now: datetime, began: float, error: Exception) -> Result:
+    def _outage(self, began: float, error: Exception) -> Result:
         self._failures += 1
         if self._failures == 1:
-            service = "Redis" if isinstance(error, redis.RedisError) else "PostgreSQL"
             log.error(
                 "cannot work for want of a server; goes on by itself when it is back",
-                {"job": self._job.name, "server": service, "reason": str(error).strip()},
+                {"job": self._job.name, "server": _server_of(error), "reason": str(error).strip()},
             )
         self._failure(began, error)
         pause = growing_pause(self._failures, OUTAGE_PAUSE_SECONDS, OUTAGE_PAUSE_LIMIT_SECONDS)
@@ -228,3 +237,9 @@ class Loop:
                 break
             self._signals.wait(min(left, 60.0))  # in pieces: the wall clock may be set meanwhile
         self._signals.tick_now = False
+
+
+def _server_of(error: Exception) -> str:
+    if isinstance(error, ServerAway):
+        return error.server
+    return "Redis" if isinstance(error, redis.RedisError) else "PostgreSQL"

@@ -8,8 +8,11 @@ import argparse
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+import redis
 
 from worker import logs, settings
 from worker.counters import Counters
@@ -35,7 +38,14 @@ def run_job(
 ) -> int:
     """The main program of a job: parses arguments, checks settings, runs the loop. Returns the exit status."""
     options = job_parser(name, description).parse_args(arguments)
-    return guarded(lambda: _run_job(name, lock_name, build, once=options.once))
+    return run_loop(name, lock_name, build, once=options.once)
+
+
+def run_loop(
+    name: str, lock_name: str, build: Callable[[Settings, Counters, Lock, Signals], Job], *, once: bool
+) -> int:
+    """Runs a job whose arguments are parsed already. Returns the exit status."""
+    return guarded(lambda: _run_job(name, lock_name, build, once=once))
 
 
 def job_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -51,7 +61,9 @@ def job_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def parser(name: str, description: str, how_it_ends: str) -> argparse.ArgumentParser:
     """The parser of bin/<name>, whose --help lists every variable that it reads."""
-    reads = "\n".join(_described(each.metadata, name) for each in settings.variables(name))
+    known = [each.metadata for each in settings.variables(name)]
+    width = max(len(meta["name"]) for meta in known)
+    reads = "\n".join(_described(meta, name, width) for meta in known)
     return argparse.ArgumentParser(
         prog=f"bin/{name}",
         description=description,
@@ -66,6 +78,11 @@ def settings_from_environment(job: str) -> Settings:
     loaded = settings.load(os.environ, job)
     logs.configure(loaded.log_level, loaded.log_format)
     return loaded
+
+
+def settings_problems(jobs: Iterable[str]) -> list[str]:
+    """All that is wrong with the settings of these programs, a line each."""
+    return settings.problems(os.environ, jobs)
 
 
 def is_worker() -> bool:
@@ -84,6 +101,44 @@ def guarded(main: Callable[[], int]) -> int:
         return BAD_SETTINGS
 
 
+def lock_of(loaded: Settings, client: redis.Redis, name: str, on_lost: Callable[[], None] | None = None) -> Lock:
+    """``lock:<name>`` where the settings keep locks: in ``client``'s Redis, or in several. Raises SettingsError."""
+    try:
+        clients = [connect(each) for each in loaded.lock_redis_urls or ()]
+    except ValueError as error:
+        raise SettingsError(f"LOCK_REDIS_URLS: {error}") from error
+    return Lock(clients or [client], name, loaded.lock_ttl_ms, on_lost=on_lost)
+
+
+def stand_aside(reason: str, name: str) -> int:
+    """Says why a program has nothing to do on this machine. Returns its exit status."""
+    log.info("nothing to do here", {"program": name, "reason": reason})
+    _outlast_start()
+    return 0
+
+
+def secret_variables() -> Iterator[str]:
+    """The names of the variables that hold a secret, and of those that name a file with one."""
+    for each in fields(Settings):
+        if each.metadata["secret"]:
+            yield each.metadata["name"]
+            yield f"{each.metadata['name']}_FILE"
+
+
+def become(command: Sequence[str], environment: Mapping[str, str | None]) -> NoReturn:
+    """Goes on as another program, with this one's environment but for ``environment`` (None: without that variable).
+
+    Raises SettingsError when it cannot be started.
+    """
+    wanted = os.environ | environment
+    logging.shutdown()
+    try:
+        left = {name: value for name, value in wanted.items() if value is not None}
+        os.execve(command[0], [*command], left)  # noqa: S606 - a command of ours
+    except OSError as error:
+        raise SettingsError(f"{command[0]} cannot be started: {error.strerror}") from error
+
+
 def _outlast_start() -> None:
     """An exit within startsecs is a failed start to supervisord, which it repeats whatever the status."""
     if "SUPERVISOR_ENABLED" in os.environ:
@@ -98,24 +153,16 @@ def _run_job(
     once: bool,
 ) -> int:
     if not is_worker():
-        log.info("IS_WORKER is false: nothing to do here", {"job": name})
-        _outlast_start()
-        return 0
+        return stand_aside("IS_WORKER is false", name)
     loaded = settings_from_environment(name)
     signals = Signals()
     signals.install()
     try:
         client = connect(loaded.redis_url)
-        lock_clients = [connect(each) for each in loaded.lock_redis_urls] if loaded.lock_redis_urls else [client]
     except ValueError as error:
-        raise SettingsError(f"REDIS_URL or LOCK_REDIS_URLS: {error}") from error
+        raise SettingsError(f"REDIS_URL: {error}") from error
     counters = Counters(client, name)
-    lock = Lock(
-        lock_clients,
-        lock_name,
-        loaded.lock_ttl_ms,
-        on_lost=lambda: counters.add("lock_lost_total", lock=lock_name),
-    )
+    lock = lock_of(loaded, client, lock_name, on_lost=lambda: counters.add("lock_lost_total", lock=lock_name))
     job = build(loaded, counters, lock, signals)
     log.info("started", {"job": name, "pid": os.getpid(), "interval_seconds": job.interval_seconds})
     loop = Loop(job, lock, counters, signals)
@@ -124,9 +171,11 @@ def _run_job(
     if not loop.all_ended:
         logging.shutdown()
         os._exit(status)  # without waiting for threads; what they sent is settled as unconfirmed
+    signals.close()
+    client.close()
     return status
 
 
-def _described(meta: Mapping[str, Any], job: str) -> str:
+def _described(meta: Mapping[str, Any], job: str, width: int) -> str:
     default = "required" if concerns(job, meta["required_by"]) else f"default {meta['default'] or 'none'}"
-    return f"  {meta['name']:<24} {meta['purpose']} ({default})"
+    return f"  {meta['name']:<{width}} {meta['purpose']} ({default})"

@@ -5,7 +5,7 @@ Each variable is one field of ``Settings``: its name, its default, how it is rea
 the value (never a secret) and what is allowed. Any variable may come from a file: ``NAME_FILE=/path``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from zoneinfo import ZoneInfo
 
 from worker.errors import SettingsError
 from worker.variables import (
-    EVERY_JOB,
     address,
+    collection_name,
     concerns,
     duration,
     folder,
     hex_key,
     one_of,
+    qdrant_url,
     rate,
     secret_text,
     truth,
@@ -31,6 +32,9 @@ from worker.variables import (
     zone,
 )
 
+# programs by what they need of the outside world; bin/qdrant needs neither
+DATABASE_USERS = "campaign reminders calls call-cleanup trial watchdog web migrate entrypoint"
+REDIS_USERS = f"{DATABASE_USERS} knowledge"
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 
 
@@ -43,14 +47,16 @@ class Settings:
         url("postgresql", "postgres"),
         None,
         "the CRM's PostgreSQL",
+        jobs=DATABASE_USERS,
         secret=True,
-        required_by=EVERY_JOB,
+        required_by=DATABASE_USERS,
     )
     redis_url: str = variable(
         "REDIS_URL",
         url(*REDIS_SCHEMES),
         "redis://redis:6379",
         "locks, counters, pacing, live events",
+        jobs=REDIS_USERS,
         secret=True,
     )
     lock_redis_urls: list[str] | None = variable(
@@ -58,17 +64,25 @@ class Settings:
         urls(*REDIS_SCHEMES),
         None,
         "several independent Redis servers, separated by spaces: a lock then needs their majority",
+        jobs=REDIS_USERS,
         secret=True,
     )
-    is_worker: bool = variable("IS_WORKER", truth, "true", "false: job programs do nothing and end with status 0")
+    is_worker: bool = variable(
+        "IS_WORKER", truth, "true", "false: job programs do nothing and end with status 0", jobs=REDIS_USERS
+    )
     lock_ttl_ms: int = variable(
         "LOCK_TTL_MS",
         whole_number(1000, 3_600_000),
         "60000",
         "life of a lock that nobody renews, milliseconds",
+        jobs=REDIS_USERS,
     )
     shutdown_grace_seconds: float = variable(
-        "SHUTDOWN_GRACE_SECONDS", duration("s"), "5s", "how long SIGTERM waits for messages in flight"
+        "SHUTDOWN_GRACE_SECONDS",
+        duration("s"),
+        "5s",
+        "how long SIGTERM waits for messages in flight",
+        jobs=REDIS_USERS,
     )
     state_dir: Path = variable(
         "STATE_DIR",
@@ -226,7 +240,9 @@ class Settings:
     company_name: str = variable(
         "COMPANY_NAME", str.strip, "Bharat CRM", "the CRM's name in mails about trials", jobs="trial"
     )
-    port: int = variable("PORT", whole_number(1, 65_535), "3002", "where the web process listens", jobs="web")
+    port: int = variable(
+        "PORT", whole_number(1, 65_535), "3002", "where the web process listens", jobs="web healthcheck"
+    )
     metrics_token: str | None = variable(
         "METRICS_TOKEN",
         secret_text,
@@ -236,9 +252,80 @@ class Settings:
         secret=True,
     )
     qdrant_url: str = variable(
-        "QDRANT_URL", url("http", "https"), "http://localhost:6333", "the vector database", jobs="web"
+        "QDRANT_URL",
+        qdrant_url,
+        "http://localhost:6333",
+        "the vector database; without a port 6333 is meant, as to all of Qdrant's clients",
+        jobs="web knowledge",
     )
-    qdrant_api_key: str | None = variable("QDRANT_API_KEY", secret_text, None, "its API key", jobs="web", secret=True)
+    qdrant_api_key: str | None = variable(
+        "QDRANT_API_KEY",
+        secret_text,
+        None,
+        "its API key; for bin/qdrant: the one that it asks for",
+        jobs="web knowledge qdrant",
+        secret=True,
+    )
+
+    vector_collection_name: str = variable(
+        "VECTOR_COLLECTION_NAME",
+        collection_name,
+        "bharat_crm_knowledge",
+        "the collection of the CRM's AI",
+        jobs="knowledge",
+    )
+    knowledge_vector_size: int = variable(
+        "KNOWLEDGE_VECTOR_SIZE",
+        whole_number(1, 65_535),
+        "1536",
+        "numbers in each of its vectors; only read when it is made",
+        jobs="knowledge",
+    )
+    knowledge_snapshot_interval_seconds: float = variable(
+        "KNOWLEDGE_SNAPSHOT_INTERVAL",
+        duration("h", 1.0),
+        "24h",
+        "how often a snapshot is taken, counted from midnight UTC",
+        jobs="knowledge",
+    )
+    knowledge_snapshot_keep: int = variable(
+        "KNOWLEDGE_SNAPSHOT_KEEP",
+        whole_number(1, 1000),
+        "7",
+        "so many of the newest snapshots stay, in Qdrant and in KNOWLEDGE_SNAPSHOT_DIR",
+        jobs="knowledge",
+    )
+    knowledge_snapshot_dir: Path | None = variable(
+        "KNOWLEDGE_SNAPSHOT_DIR",
+        folder,
+        None,
+        "each new snapshot is copied there, best onto another disk",
+        jobs="knowledge",
+    )
+
+    migrate: bool = variable(
+        "MIGRATE", truth, "false", "true: bin/migrate runs before the programs start", jobs="entrypoint"
+    )
+    entrypoint_wait_seconds: float = variable(
+        "ENTRYPOINT_WAIT",
+        duration("s"),
+        "60s",
+        "how long PostgreSQL and Redis are waited for; then it ends with status 1",
+        jobs="entrypoint",
+    )
+
+    qdrant_embedded: bool = variable(
+        "QDRANT_EMBEDDED", truth, "true", "false: Qdrant runs elsewhere, bin/qdrant ends with status 0", jobs="qdrant"
+    )
+    qdrant_bin: Path | None = variable(
+        "QDRANT_BIN", folder, None, "Qdrant's program; where it is not set, qdrant in PATH", jobs="qdrant"
+    )
+    qdrant_storage_path: Path = variable(
+        "QDRANT__STORAGE__STORAGE_PATH", folder, "/qdrant/storage", "Qdrant's data", jobs="qdrant"
+    )
+    qdrant_snapshots_path: Path = variable(
+        "QDRANT__STORAGE__SNAPSHOTS_PATH", folder, "/qdrant/snapshots", "its snapshots", jobs="qdrant"
+    )
 
 
 def variables(job: str) -> Iterator[Field[Any]]:
@@ -256,16 +343,28 @@ def is_worker(environ: Mapping[str, str]) -> bool:
 
 def load(environ: Mapping[str, str], job: str) -> Settings:
     """Reads and checks what ``job`` needs; other jobs' variables keep their defaults unread."""
-    read_now = {each.name for each in variables(job)}
-    values: dict[str, Any] = {}
-    for each in fields(Settings):
-        meta = each.metadata
-        raw = _raw(environ, meta["name"]) if each.name in read_now else None
-        if raw is None and concerns(job, meta["required_by"]):
-            raise SettingsError(f"{meta['name']} is not set: {meta['purpose']}")
-        raw = raw if raw is not None else meta["default"]
-        values[each.name] = None if raw is None else _checked(meta, raw)
-    return Settings(**values)
+    return Settings(**{each.name: _value(environ, each.metadata, job) for each in fields(Settings)})
+
+
+def problems(environ: Mapping[str, str], jobs: Iterable[str]) -> list[str]:
+    """All that ``load`` would refuse for any of ``jobs``, each once."""
+    found: dict[str, None] = {}
+    for job in jobs:
+        for each in fields(Settings):
+            try:
+                _value(environ, each.metadata, job)
+            except SettingsError as error:
+                found[str(error)] = None
+    return list(found)
+
+
+def _value(environ: Mapping[str, str], meta: Mapping[str, Any], job: str) -> Any:
+    """One variable, checked; one that ``job`` does not read has its default."""
+    raw = _raw(environ, meta["name"]) if concerns(job, meta["jobs"]) else None
+    if raw is None and concerns(job, meta["required_by"]):
+        raise SettingsError(f"{meta['name']} is not set: {meta['purpose']}")
+    raw = raw if raw is not None else meta["default"]
+    return None if raw is None else _checked(meta, raw)
 
 
 def _raw(environ: Mapping[str, str], name: str) -> str | None:

@@ -102,6 +102,20 @@ def url(*schemes: str) -> Callable[[str], str]:
     return read
 
 
+def qdrant_url(raw: str) -> str:
+    """A URL that says its port, so that everybody who reads it means the same."""
+    checked = url("http", "https")(raw)
+    parts = urlsplit(checked)
+    try:
+        port = parts.port or 6333
+    except ValueError:
+        raise ValueError("a URL whose port is a number up to 65535") from None
+    if parts.username or parts.query or parts.fragment or not parts.hostname:
+        raise ValueError("a URL such as http://qdrant:6333, the key in QDRANT_API_KEY")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port}{parts.path}"
+
+
 def urls(*schemes: str) -> Callable[[str], list[str]]:
     return lambda raw: [url(*schemes)(part) for part in raw.split()]
 
@@ -135,6 +149,12 @@ def zone(raw: str) -> ZoneInfo:
 def secret_text(raw: str) -> str:
     if not re.fullmatch(r"[!-~]{1,500}", raw.strip()):
         raise ValueError("1 to 500 printable ASCII characters without spaces")
+    return raw.strip()
+
+
+def collection_name(raw: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}", raw.strip()):
+        raise ValueError("1 to 200 letters, digits, '_', '-' and '.', not beginning with '.'")
     return raw.strip()
 
 

@@ -40,6 +40,8 @@ def environment(database_url: str, redis_url: str, world: World, state_dir: Path
         "CAMPAIGN_BATCH_DELAY": "0",
         "WHATSAPP_RATE": "1000",
         "GMAIL_RATE": "1000",
+        "QDRANT_EMBEDDED": "false",
+        "QDRANT_URL": "http://127.0.0.1:9",
         "PYTHONUNBUFFERED": "1",
     }
 

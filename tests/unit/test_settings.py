@@ -14,7 +14,7 @@ from worker.settings import Settings, is_worker, load, variables
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}
-JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "web")
+JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge", "web", "qdrant", "entrypoint")
 
 
 def loaded(**environ: str) -> Settings:

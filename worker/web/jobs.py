@@ -25,8 +25,6 @@ PURPOSES = {
     "trial": "suspends expired trials",
     "knowledge": "keeps the knowledge base right",
 }
-# shown also before they ever ran; any other of LOCKS once it has told something
-EXPECTED = ("campaign", "reminders", "calls", "call-cleanup", "trial")
 STATES = {
     "running": "at work",
     "waiting": "waits",
@@ -71,7 +69,7 @@ def job_views(snapshot: Snapshot, now: float, zones: Mapping[str, tzinfo]) -> It
     for name in LOCKS:
         if name in states:
             yield _view(states[name], snapshot, now, zones.get(name, UTC))
-        elif name in EXPECTED:
+        else:
             yield JobView(name, PURPOSES[name], "never", degrades=False, holder=_holder(snapshot, name))
 
 

@@ -49,7 +49,9 @@ GAUGES = {
     "calls_oldest_due_seconds": ("For how long the oldest due call has been due.", ()),
     "program_state": ("State of a program under supervisord, in its numbers.", ("program",)),
     "program_bad_settings": ("Whether a program ended because of its settings or a missing migration.", ("program",)),
+    "knowledge_points": ("Points in Qdrant's collection.", ()),
     "knowledge_snapshot_timestamp_seconds": ("When the latest snapshot of Qdrant's collection was taken.", ()),
+    "knowledge_snapshot_size_bytes": ("Size of that snapshot.", ()),
 }
 
 

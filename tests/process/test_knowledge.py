@@ -1,0 +1,498 @@
+"""bin/knowledge against a real engine: the collection, its snapshots, and putting one back."""
+
+import io
+import logging
+import os
+import pty
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import redis
+import urllib3
+from qdrant_client import QdrantClient, models
+from workers import PROJECT, Start, Worker, wait_for
+
+from sandbox.qdrant import Qdrant
+from sandbox.servers import ServerMissing
+from worker.knowledge import main
+from worker.readings import read_all
+
+SIZE = 4
+KEY = "a-key-nobody-sees"
+LOCK = "lock:knowledge"
+
+
+def started(folder: Path, port: int | None = None) -> Qdrant:
+    server = Qdrant(folder, port, api_key=KEY)
+    try:
+        server.start()
+    except ServerMissing as error:
+        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
+    return server
+
+
+@pytest.fixture(scope="module")
+def qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qdrant]:
+    server = started(tmp_path_factory.mktemp("qdrant"))
+    yield server
+    server.kill()
+
+
+def connected(server: Qdrant) -> QdrantClient:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a key without TLS, on 127.0.0.1
+        return QdrantClient(url=server.url, api_key=KEY, check_compatibility=False)
+
+
+@pytest.fixture
+def client(qdrant: Qdrant) -> Iterator[QdrantClient]:
+    made = connected(qdrant)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def name() -> str:
+    """The test's own collection."""
+    return f"knowledge_{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Path:
+    return tmp_path / "copies"
+
+
+@pytest.fixture
+def settings(redis_url: str, qdrant: Qdrant, name: str, copies: Path) -> dict[str, str]:
+    inherited = {key: os.environ[key] for key in ("PATH", "HOME", "COVERAGE_PROCESS_CONFIG") if key in os.environ}
+    return inherited | {
+        "REDIS_URL": redis_url,
+        "QDRANT_URL": qdrant.url,
+        "QDRANT_API_KEY": KEY,
+        "VECTOR_COLLECTION_NAME": name,
+        "KNOWLEDGE_VECTOR_SIZE": str(SIZE),
+        "KNOWLEDGE_SNAPSHOT_DIR": str(copies),
+    }
+
+
+@dataclass
+class Done:
+    """What a run of bin/knowledge came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def knowledge(settings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs bin/knowledge to its end: ``knowledge("verify", KNOWLEDGE_SNAPSHOT_KEEP="2")``.
+
+    In this process: a start of Python with qdrant-client takes a second, and there are forty of them.
+    """
+
+    def run(*arguments: str, **changed: str) -> Done:
+        capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch, as_it_was():
+            patch.setattr(os, "environ", settings | changed)
+            patch.setattr(sys, "stdin", io.StringIO())
+            status = main(arguments)
+        done = Done(status, *capsys.readouterr())
+        assert KEY not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Puts back the signals and log handlers that a program makes its own."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    handlers = [signal.getsignal(number) for number in numbers]
+    root = logging.getLogger()
+    logs, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        root.handlers[:] = logs
+        root.setLevel(level)
+
+
+def fill(client: QdrantClient, name: str, points: int, first: int = 1) -> None:
+    """Points of three tenants, as the CRM writes them."""
+    client.upsert(
+        name,
+        [
+            models.PointStruct(
+                id=number,
+                vector=[1.0, number, 0.5, 2.0],
+                payload={"metadata": {"tenantId": f"tenant-{number % 3}"}, "pageContent": f"page {number}"},
+            )
+            for number in range(first, first + points)
+        ],
+        wait=True,
+    )
+
+
+def of_tenant(client: QdrantClient, name: str, tenant: str) -> int:
+    condition = models.FieldCondition(key="metadata.tenantId", match=models.MatchValue(value=tenant))
+    return client.count(name, count_filter=models.Filter(must=[condition]), exact=True).count
+
+
+def snapshots(client: QdrantClient, name: str) -> list[str]:
+    """The newest first."""
+    return sorted((each.name for each in client.list_snapshots(name)), reverse=True)
+
+
+def scratch(client: QdrantClient, name: str) -> list[str]:
+    return [each.name for each in client.get_collections().collections if each.name.startswith(f"{name}-")]
+
+
+def next_second() -> None:
+    """Qdrant names a snapshot by the second in which it is taken."""
+    begun = int(time.time())
+    wait_for(lambda: int(time.time()) > begun, "the next second")
+
+
+def test_it_makes_the_collection_and_takes_a_snapshot(
+    knowledge: Run, client: QdrantClient, name: str, copies: Path, redis_client: redis.Redis
+) -> None:
+    """Once; a second run does nothing. What it says of it in the metrics is what Qdrant has."""
+    done = knowledge("--once")
+    assert (done.returncode, done.stderr) == (0, "")
+    made = client.get_collection(name)
+    assert made.config.params.vectors == models.VectorParams(size=SIZE, distance=models.Distance.COSINE)
+    index = made.payload_schema["metadata.tenantId"]
+    assert index.data_type == models.PayloadSchemaType.KEYWORD
+    assert isinstance(index.params, models.KeywordIndexParams)
+    assert index.params.is_tenant is True
+    (taken,) = client.list_snapshots(name)
+    assert [path.name for path in copies.iterdir()] == [taken.name]
+    assert (copies / taken.name).stat().st_size == taken.size
+    assert (copies / taken.name).stat().st_mode & 0o777 == 0o600
+    gauges = {each.metric: each.value for each in read_all(redis_client).gauges}
+    assert gauges["knowledge_points"] == 0
+    assert gauges["knowledge_snapshot_size_bytes"] == taken.size
+    assert abs(gauges["knowledge_snapshot_timestamp_seconds"] - time.time()) < 120
+    fill(client, name, 30)
+    again = knowledge("--once")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "snapshot taken" not in again.stdout
+    assert snapshots(client, name) == [taken.name]
+    assert {each.metric: each.value for each in read_all(redis_client).gauges}["knowledge_points"] == 30
+
+
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        (models.VectorParams(size=9, distance=models.Distance.COSINE), "has vectors of 9, Cosine"),
+        (models.VectorParams(size=SIZE, distance=models.Distance.DOT), "has vectors of 4, Dot"),
+    ],
+)
+def test_a_collection_that_is_there_is_never_altered(
+    knowledge: Run, client: QdrantClient, name: str, vectors: models.VectorParams, said: str
+) -> None:
+    """A wrong size or distance: both values and what to do, status 1; it is backed up all the same."""
+    client.create_collection(name, vectors_config=vectors)
+    client.upsert(name, [models.PointStruct(id=1, vector=[1.0] * vectors.size)], wait=True)
+    before = client.get_collection(name).config
+    done = knowledge("--once")
+    assert done.returncode == 1
+    for words in (said, f"want vectors of {SIZE}, Cosine", "set KNOWLEDGE_VECTOR_SIZE", "has no payload index"):
+        assert words in done.stderr, words
+    found = client.get_collection(name)
+    assert found.config == before
+    assert found.payload_schema == {}
+    assert len(snapshots(client, name)) == 1
+
+
+def test_a_maker_that_died_before_the_index(knowledge: Run, client: QdrantClient, name: str) -> None:
+    """The next run finishes an empty collection."""
+    client.create_collection(name, models.VectorParams(size=SIZE, distance=models.Distance.COSINE))
+    assert knowledge("--once").returncode == 0
+    assert list(client.get_collection(name).payload_schema) == ["metadata.tenantId"]
+
+
+def test_only_the_newest_stay(
+    knowledge: Run, client: QdrantClient, name: str, copies: Path, redis_client: redis.Redis
+) -> None:
+    """KNOWLEDGE_SNAPSHOT_KEEP of them, in Qdrant and in the folder; other files there are not touched."""
+    knowledge("--once")
+    (copies / "notes.txt").write_text("mine", "utf-8")
+    fill(client, name, 1)
+    next_second()
+    client.create_snapshot(name)
+    next_second()
+    assert ", 1 points." in knowledge("snapshot").stdout
+    kept = snapshots(client, name)[:2]
+    for each in kept:  # as earlier runs would have copied them
+        (copies / each).write_bytes(b"")
+    assert knowledge("--once", KNOWLEDGE_SNAPSHOT_KEEP="2").returncode == 0
+    assert snapshots(client, name) == kept
+    assert sorted(path.name for path in copies.iterdir()) == sorted([*kept, "notes.txt"])
+    assert list(redis_client.hkeys(f"worker:knowledge:{name}")) == kept[:1], "of the other nobody counted the points"
+
+
+def test_verify(knowledge: Run, client: QdrantClient, name: str, redis_client: redis.Redis) -> None:
+    """Puts the newest into a collection of its own, counts, and leaves nothing; a difference is status 1."""
+    knowledge("--once")
+    fill(client, name, 120)
+    next_second()
+    knowledge("snapshot")
+    fill(client, name, 5, first=1000)
+    done = knowledge("verify")
+    assert (done.returncode, "Good: 120 points put back, 120 when it was taken." in done.stdout) == (0, True)
+    assert scratch(client, name) == []
+    assert client.count(name).count == 125
+    redis_client.hset(f"worker:knowledge:{name}", snapshots(client, name)[0], f"{time.time():.0f} 119 119")
+    done = knowledge("verify")
+    assert (done.returncode, "NOT GOOD: 120 points put back, 119 when" in done.stdout) == (1, True)
+    redis_client.delete(f"worker:knowledge:{name}")
+    done = knowledge("verify")
+    assert (done.returncode, "Unclear: 120 points put back, 125 in the collection" in done.stdout) == (1, True)
+    assert scratch(client, name) == []
+
+
+def test_what_a_killed_verification_leaves(knowledge: Run, client: QdrantClient, name: str) -> None:
+    """The job deletes it, and no other collection."""
+    vectors = models.VectorParams(size=SIZE, distance=models.Distance.COSINE)
+    for each in (f"{name}-verify-0a1b2c3d", f"{name}-verify-of-mine"):
+        client.create_collection(each, vectors)
+    done = knowledge("--once")
+    assert (done.returncode, f"collection={name}-verify-0a1b2c3d" in done.stderr) == (0, True)
+    assert scratch(client, name) == [f"{name}-verify-of-mine"]
+
+
+def test_a_collection_that_was_deleted_is_put_back(knowledge: Run, client: QdrantClient, name: str) -> None:
+    """All points with what they carry. Before that, the empty collection that is made anew is not backed up."""
+    knowledge("--once")
+    fill(client, name, 300)
+    next_second()
+    knowledge("snapshot")
+    (newest, *_) = snapshots(client, name)
+    client.delete_collection(name)
+    done = knowledge("--once", KNOWLEDGE_SNAPSHOT_INTERVAL="1s")
+    assert (done.returncode, f"bin/knowledge restore {newest}" in done.stderr) == (1, True)
+    assert snapshots(client, name)[0] == newest, "no empty one pushes it out"
+    done = knowledge("restore", newest, "--yes")
+    assert (done.returncode, f"{name} has 300 points" in done.stdout) == (0, True)
+    assert (client.count(name).count, of_tenant(client, name, "tenant-1")) == (300, 100)
+    (point,) = client.retrieve(name, [7], with_vectors=True)
+    assert point.payload == {"metadata": {"tenantId": "tenant-1"}, "pageContent": "page 7"}
+    assert isinstance(point.vector, list)
+    assert [value / point.vector[0] for value in point.vector] == pytest.approx([1.0, 7.0, 0.5, 2.0], rel=1e-4)
+    assert "metadata.tenantId" in client.get_collection(name).payload_schema
+    assert knowledge("--once").returncode == 0
+
+
+def test_restoring_can_be_undone(knowledge: Run, client: QdrantClient, name: str) -> None:
+    """What is there is snapshotted first, under a name that is said."""
+    knowledge("--once")
+    fill(client, name, 10)
+    next_second()
+    knowledge("snapshot")
+    (ten, *_) = snapshots(client, name)
+    fill(client, name, 5, first=100)
+    next_second()
+    done = knowledge("restore", ten, "--yes")
+    assert (done.returncode, client.count(name).count) == (0, 10)
+    (first,) = [line.removeprefix("Taken first: ") for line in done.stdout.splitlines() if line.startswith("Taken")]
+    assert knowledge("restore", first, "--yes").returncode == 0
+    assert client.count(name).count == 15
+
+
+def test_a_new_machine_from_a_copy(
+    knowledge: Run, client: QdrantClient, name: str, copies: Path, tmp_path: Path
+) -> None:
+    """Qdrant's disk is lost with all snapshots; the copy brings everything back, into an empty Qdrant."""
+    knowledge("--once")
+    fill(client, name, 40)
+    next_second()
+    knowledge("--once", KNOWLEDGE_SNAPSHOT_INTERVAL="1s")
+    (newest, *_) = sorted((path.name for path in copies.iterdir()), reverse=True)
+    other = started(tmp_path / "other")
+    try:
+        done = knowledge("--once", QDRANT_URL=other.url)
+        assert (done.returncode, f"snapshot {newest} may not be" in done.stderr) == (1, True)
+        assert knowledge("verify", QDRANT_URL=other.url).returncode == 0
+        done = knowledge("restore", newest, "--yes", QDRANT_URL=other.url)
+        assert (done.returncode, f"{name} has 40 points" in done.stdout) == (0, True)
+        assert of_tenant(connected(other), name, "tenant-0") == 13
+    finally:
+        other.kill()
+
+
+def test_restore_asks_first(settings: dict[str, str], knowledge: Run, client: QdrantClient, name: str) -> None:
+    """Where nobody can be asked, and for any answer but the collection's name, nothing is done."""
+    knowledge("--once")
+    fill(client, name, 3)
+    (empty,) = snapshots(client, name)
+    done = knowledge("restore", empty)
+    assert (done.returncode, "Add --yes if you mean it" in done.stdout) == (1, True)
+    for answer, points in (("yes", 3), (name, 0)):
+        next_second()
+        assert answered(settings, answer, "restore", empty) == (0 if points == 0 else 1)
+        assert client.count(name).count == points
+
+
+def answered(settings: dict[str, str], answer: str, *arguments: str) -> int:
+    """Runs bin/knowledge in a terminal where somebody types ``answer``. Returns the exit status."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([PROJECT / "bin" / "knowledge", *arguments], env=settings, stdin=theirs, stdout=theirs)
+    os.close(theirs)
+    screen = b""
+    with suppress(OSError):  # the other end is closed
+        while select.select([ours], [], [], 60)[0] and (chunk := os.read(ours, 4096)):
+            screen += chunk
+            if screen.endswith(b" to go on: "):
+                os.write(ours, f"{answer}\n".encode())
+    os.close(ours)
+    try:
+        return process.wait(60)
+    finally:
+        process.kill()
+
+
+def test_a_snapshot_that_is_not_there(knowledge: Run, client: QdrantClient, name: str, tmp_path: Path) -> None:
+    """Its name, and the names of those that are."""
+    knowledge("--once")
+    (known,) = snapshots(client, name)
+    done = knowledge("restore", "../../etc/passwd-of-nobody", "--yes")
+    assert (done.returncode, "There is no snapshot ../../etc/passwd-of-nobody" in done.stdout) == (1, True)
+    assert known in done.stdout
+    broken = tmp_path / "broken.snapshot"
+    broken.write_bytes(b"no snapshot at all")
+    fill(client, name, 3)
+    done = knowledge("restore", str(broken), "--yes")
+    assert (done.returncode, "putting back" in done.stdout) == (1, True)
+    assert client.count(name).count == 3
+
+
+def test_commands_wait_for_the_jobs_lock(
+    start: Start, settings: dict[str, str], redis_client: redis.Redis, client: QdrantClient, name: str
+) -> None:
+    """Who holds it is said; when it is free the command goes on."""
+    redis_client.set(LOCK, "elsewhere:77:0a1b")
+    worker = start("--once", program="knowledge", **settings)
+    wait_for(lambda: worker.said("another worker is at it"), "the job stands by")
+    worker.kill()
+    client.create_collection(name, models.VectorParams(size=SIZE, distance=models.Distance.COSINE))
+    command = start("snapshot", program="knowledge", **settings)
+    wait_for(lambda: command.said("is held by elsewhere:77:0a1b: waiting"), "the command says whom it waits for")
+    redis_client.delete(LOCK)
+    assert command.wait() == 0
+    assert redis_client.get(LOCK) is None
+
+
+def test_qdrant_comes_and_goes(
+    start: Start, settings: dict[str, str], tmp_path: Path, name: str, redis_client: redis.Redis
+) -> None:
+    """Away at the start: said once, made when it comes. Away later: said once more, and on again."""
+    server = started(tmp_path / "own")
+    server.stop()
+    worker = start(
+        program="knowledge", **(settings | {"QDRANT_URL": server.url, "KNOWLEDGE_SNAPSHOT_INTERVAL": "1s"})
+    )
+    wait_for(lambda: worker.said("server=Qdrant"), "it says that Qdrant is away")
+    server.start()
+    wait_for(lambda: worker.said("server is back"), "it goes on")
+    assert worker.said("snapshot taken") >= 1
+    server.kill()
+    wait_for(lambda: worker.said("server=Qdrant") == 2, "it says so again")
+    server.start()
+    wait_for(lambda: worker.said("server is back") == 2, "it goes on")
+    assert worker.stop() == 0
+    assert redis_client.get(LOCK) is None
+    server.kill()
+
+
+class SlowSnapshots:
+    """In front of Qdrant: passes everything on, and holds back the answer to a snapshot."""
+
+    def __init__(self, url: str) -> None:
+        relay = self
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def pass_on(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.command == "POST" and "/snapshots" in self.path:
+                    relay.asked.set()
+                    relay.go_on.wait(60)
+                headers = {name: self.headers[name] for name in ("api-key", "Content-Type") if name in self.headers}
+                answer = urllib3.request(self.command, url + self.path, body=body, headers=headers, retries=False)
+                with suppress(OSError):  # nobody waits any more
+                    self.send_response(answer.status)
+                    self.send_header("Content-Type", answer.headers["Content-Type"])
+                    self.send_header("Content-Length", str(len(answer.data)))
+                    self.end_headers()
+                    self.wfile.write(answer.data)
+
+            do_GET = do_PUT = do_POST = do_DELETE = pass_on
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.go_on.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_stopped_while_a_snapshot_is_taken(
+    start: Start, settings: dict[str, str], qdrant: Qdrant, client: QdrantClient, name: str, redis_client: redis.Redis
+) -> None:
+    """It does not wait for Qdrant, gives the lock back, and the next start finds the snapshot and takes no other."""
+    relay = SlowSnapshots(qdrant.url)
+    try:
+        worker: Worker = start(program="knowledge", **(settings | {"QDRANT_URL": relay.url}))
+        assert relay.asked.wait(30)
+        began = time.monotonic()
+        assert worker.stop() == 0
+        assert time.monotonic() - began < 10, "docker stop waits no longer"
+        assert redis_client.get(LOCK) is None
+    finally:
+        relay.close()
+    wait_for(lambda: len(snapshots(client, name)) == 1, "Qdrant ends the snapshot by itself")
+    again = start("--once", program="knowledge", **settings)
+    assert again.wait() == 0
+    assert again.said("snapshot taken") == 0
+    assert again.said("snapshot copied") == 1
+
+
+def test_a_key_that_is_refused(knowledge: Run) -> None:
+    """Status 1 and which variable; the key itself is in no line."""
+    done = knowledge("--once", QDRANT_API_KEY="wrong-key-nobody-sees")
+    assert (done.returncode, "Qdrant refuses the key in QDRANT_API_KEY (HTTP 401)" in done.stderr) == (1, True)
+    assert "wrong-key" not in done.stderr + done.stdout
+
+
+def test_a_copy_that_cannot_be_written(knowledge: Run, client: QdrantClient, name: str, tmp_path: Path) -> None:
+    """The snapshot is taken all the same, and the reason is said."""
+    (tmp_path / "file").touch()
+    done = knowledge("--once", KNOWLEDGE_SNAPSHOT_DIR=str(tmp_path / "file" / "x"))
+    assert (done.returncode, "Not a directory" in done.stderr) == (1, True)
+    assert len(snapshots(client, name)) == 1

@@ -1,0 +1,217 @@
+"""bin/knowledge: keeps the collection of the CRM's AI in Qdrant right, and takes a snapshot of it every day.
+
+A tick looks every few minutes whether the collection is as it should be, makes it where it is missing, and takes,
+copies and prunes snapshots when they are due. It never alters or drops a collection that is there.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from worker import program, recovery
+from worker.counters import Counters
+from worker.errors import SettingsError, TickFailed
+from worker.lock import Lock
+from worker.loop import Result, Signals, utc_now
+from worker.redis_client import connect
+from worker.settings import Settings
+from worker.snapshots import Copies, Record, Records, is_due, may_hold_points, take
+from worker.vector_store import TENANT_FIELD, Collection, Snapshot, StoreError, VectorStore
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 300.0  # so soon a collection that was deleted is there again
+RETRY_SECONDS = 600.0  # after something failed, a snapshot for want of disk, say
+POLL_SECONDS = 0.2
+DISTANCE = "Cosine"
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    options = recovery.parser().parse_args(arguments)
+    if options.command:
+        return program.guarded(lambda: recovery.run(options))
+    return program.run_loop("knowledge", recovery.LOCK, KnowledgeJob, once=options.once)
+
+
+@dataclass
+class View:
+    """What one tick has seen and done so far."""
+
+    now: datetime
+    collection: Collection | None = None
+    snapshots: list[Snapshot] = field(default_factory=list)  # the newest first
+    records: dict[str, Record] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+class KnowledgeJob:
+    name = "knowledge"
+    zone = UTC
+
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        lock: Lock,
+        signals: Signals,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Raises SettingsError for a REDIS_URL that cannot be read."""
+        self.interval_seconds = settings.knowledge_snapshot_interval_seconds
+        self._collection = settings.vector_collection_name
+        self._size = settings.knowledge_vector_size
+        self._keep = settings.knowledge_snapshot_keep
+        self._counters = counters
+        self._lock = lock
+        self._signals = signals
+        self._clock = clock
+        self._store = VectorStore(settings.qdrant_url, settings.qdrant_api_key)
+        try:
+            self._redis = connect(settings.redis_url)
+        except ValueError as error:
+            raise SettingsError(f"REDIS_URL: {error}") from error
+        self._records = Records(self._redis, self._collection)
+        folder = settings.knowledge_snapshot_dir
+        self._copies = Copies(folder, self._collection) if folder else None
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._under_way: Future[Any] | None = None
+
+    def start(self) -> None:
+        """Nothing has to be there before the first tick."""
+
+    def tick(self, now: datetime) -> Result:
+        view = View(now)
+        for step in (self._clear_away, self._keep_right, self._back_up, self._copy, self._prune, self._tell):
+            if self._signals.stopping or not self._lock.held:
+                break
+            try:
+                step(view)
+            except (StoreError, OSError) as error:  # the other steps have to be done all the same
+                view.problems.append(str(error))
+            self._counters.heartbeat(self._clock())
+        if view.problems:
+            raise TickFailed("; ".join(view.problems), RETRY_SECONDS)
+        return Result(view.done, next_at=now + timedelta(seconds=LOOK_SECONDS))
+
+    def close(self) -> bool:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._under_way is not None and not self._under_way.done():
+            return False  # Qdrant goes on by itself
+        self._store.close()
+        self._redis.close()
+        return True
+
+    def _clear_away(self, view: View) -> None:
+        """Scratch collections of a bin/knowledge verify that was killed: while it lives it has the lock."""
+        for name in recovery.scratch_collections(self._store.names(), self._collection):
+            self._store.drop(name)
+            log.warning("a verification that was killed had left a collection: deleted", {"collection": name})
+
+    def _keep_right(self, view: View) -> None:
+        if self._store.make(self._collection, self._size):
+            log.info("collection made", {"collection": self._collection, "size": self._size, "distance": DISTANCE})
+            view.done["made"] = 1
+        view.collection = found = self._store.collection(self._collection)
+        if found is None:
+            raise StoreError(f"collection {self._collection} was deleted just after it was made")
+        if found.tenant_index is None and found.points == 0:  # also where its maker died in between
+            self._store.index_tenants(self._collection)
+            log.info("payload index made", {"collection": self._collection, "field": TENANT_FIELD})
+        else:
+            view.problems.extend(misfits(found, self._size))
+
+    def _back_up(self, view: View) -> None:
+        if view.collection is None:
+            return
+        view.snapshots = self._store.snapshots(self._collection)
+        view.records = self._records.all()
+        if view.collection.points == 0 and (latest := self._latest_with_points(view)):
+            raise StoreError(
+                f"collection {self._collection} is empty, and snapshot {latest} may not be: no further one is "
+                f"taken. Put it back with bin/knowledge restore {latest}; where nothing is lost, take one all the "
+                "same with bin/knowledge snapshot"
+            )
+        newest = next(iter(view.snapshots), None)
+        if is_due(newest, view.records.get(newest.name) if newest else None, view.now, self.interval_seconds):
+            taken = self._aside(lambda: take(self._store, self._records, self._collection))
+            if taken is not None:
+                log.info("snapshot taken", {"snapshot": taken.name, "bytes": taken.size_bytes})
+                view.snapshots.insert(0, taken)
+                view.done["snapshots"] = 1
+
+    def _latest_with_points(self, view: View) -> str | None:
+        """The name of the latest snapshot, or copy of one, unless it is known to be empty."""
+        if view.snapshots:
+            return view.snapshots[0].name if may_hold_points(view.snapshots[0], view.records) else None
+        return next(iter(self._copies.names()), None) if self._copies else None
+
+    def _copy(self, view: View) -> None:
+        copies, newest = self._copies, next(iter(view.snapshots), None)
+        if copies and newest and copies.lacks(newest):
+            self._aside(lambda: copies.add(self._store, newest))
+            view.done["copied"] = 1
+
+    def _prune(self, view: View) -> None:
+        for each in view.snapshots[self._keep :]:
+            self._store.delete_snapshot(self._collection, each.name)
+            view.done["pruned"] = view.done.get("pruned", 0) + 1
+        kept = [each.name for each in view.snapshots[: self._keep]]
+        if self._copies:
+            kept += self._copies.prune(self._keep)
+        if view.snapshots:
+            self._records.keep_only(kept)
+
+    def _tell(self, view: View) -> None:
+        if view.collection:
+            self._counters.gauge("knowledge_points", view.collection.points)
+        if view.snapshots:
+            newest = view.snapshots[0]
+            record = self._records.all().get(newest.name)
+            taken_at = (record.taken_at if record else newest.taken_at).replace(tzinfo=UTC)
+            self._counters.gauge("knowledge_snapshot_timestamp_seconds", taken_at.timestamp())
+            self._counters.gauge("knowledge_snapshot_size_bytes", newest.size_bytes)
+
+    def _aside(self, work: Callable[[], T]) -> T | None:
+        """Does what may take minutes in a thread. None: the program is to stop, and nobody waits for it."""
+        self._under_way = future = self._threads.submit(work)
+        while not future.done():
+            if self._signals.stopping:
+                log.warning("stopping: what is under way in Qdrant is left to itself", {"job": self.name})
+                return None
+            self._signals.wait(POLL_SECONDS)
+            self._counters.heartbeat(self._clock())
+        return future.result()
+
+
+def misfits(found: Collection, size: int) -> Iterator[str]:
+    """What is wrong with a collection that is there, and what to do; nothing of it is mended by the worker."""
+    if (found.size, found.distance) != (size, DISTANCE):
+        has = f"vectors of {found.size}, {found.distance}" if found.size else "named vectors, or none"
+        yield (
+            f"collection {found.name} has {has}; KNOWLEDGE_VECTOR_SIZE and the CRM's AI want vectors of {size}, "
+            f"{DISTANCE}. Nothing was changed: set KNOWLEDGE_VECTOR_SIZE to what the AI's model makes, or name "
+            "another collection in VECTOR_COLLECTION_NAME and have the CRM fill that"
+        )
+    if found.tenant_index != "keyword":
+        index = f"index of type {found.tenant_index}" if found.tenant_index else "payload index"
+        yield (
+            f"collection {found.name} has {'an' if found.tenant_index else 'no'} {index} on {TENANT_FIELD}, so each "
+            "question of the AI reads the points of all tenants; docs/operating.md says how to make the right one"
+        )
+    elif not found.by_tenant:
+        yield (
+            f"collection {found.name} has a payload index on {TENANT_FIELD} without is_tenant; docs/operating.md "
+            "says how to make the right one"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
