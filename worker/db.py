@@ -159,11 +159,12 @@ class Database:
             tcp_user_timeout=60_000,
         )
         connection.autocommit = True
+        connection.set_client_encoding("UTF8")  # also where the database itself has no encoding (SQL_ASCII)
         with connection.cursor() as cursor:
             # set after connecting: connection poolers refuse start-up options
             cursor.execute(
                 "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', %s, false), "
-                "set_config('lock_timeout', %s, false), set_config('client_encoding', 'UTF8', false)",
+                "set_config('lock_timeout', %s, false)",
                 (f"{STATEMENT_TIMEOUT_SECONDS}s", f"{LOCK_TIMEOUT_SECONDS}s"),
             )
             # a claim that the server could forget in a crash would be claimed, and sent, again

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg2
 import psycopg2.extensions
 import pytest
 
+from sandbox.crm import apply_schema
 from worker import migrate
 from worker.db import Database
 from worker.errors import SchemaError
@@ -122,6 +124,22 @@ def test_the_crms_tables(fresh: Connection) -> None:
     migrate.migrate(fresh)
     assert shape(fresh) == before
     assert set(indexes(fresh)) == INDEXES
+
+
+def test_a_database_without_an_encoding(postgres_url: str) -> None:
+    """SQL_ASCII takes any bytes: ours are UTF-8 all the same."""
+    url = urlsplit(postgres_url)._replace(path="/crm_test_ascii").geturl()
+    with closing(connect(postgres_url)) as server:
+        rows(server, "CREATE DATABASE crm_test_ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+        try:
+            with closing(connect(url)) as connection:
+                connection.set_client_encoding("UTF8")
+                apply_schema(connection)
+            with closing(Database(url, "test").connect()) as connection:
+                assert migrate.migrate(connection) == NAMES
+                assert rows(connection, "SELECT 'दीवाली', octet_length('दीवाली')") == [("दीवाली", 18)]
+        finally:
+            rows(server, "DROP DATABASE crm_test_ascii WITH (FORCE)")
 
 
 def test_two_at_once(crm_only_url: str) -> None:
