@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(*, once: bool, fresh: bool) -> int:
     if fresh:
         for path in FOLDER.iterdir():
-            if path.name not in ("lock", "node"):
+            if path.name not in ("lock", "node", "node-qdrant"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     stage = Stage(PROJECT, FOLDER, os.environ)
     try:

@@ -145,6 +145,7 @@ def _show_message(stage: Stage) -> None:
 
 
 def _what_next(stage: Stage) -> None:
+    key = stage.qdrant_key.relative_to(stage.project)
     print(
         "\nWhat to type next, in another terminal:\n"
         "    bin/supervisorctl status\n"
@@ -154,6 +155,7 @@ def _what_next(stage: Stage) -> None:
         f"    xdg-open {stage.web_url}/        the status page, in any browser\n"
         f"    curl {stage.web_url}/health\n"
         f"    curl {stage.web_url}/metrics\n"
+        f'    curl -H "api-key: $(cat {key})" {stage.qdrant_url}/collections\n'
         "    bin/supervisorctl shutdown        stops everything",
         flush=True,
     )

@@ -57,6 +57,15 @@ class Stage:
         return f"http://127.0.0.1:{self._ports['web']}"
 
     @property
+    def qdrant_url(self) -> str:
+        """Where Qdrant answers, to whoever has the key in ``qdrant_key``."""
+        return f"http://127.0.0.1:{self._ports['qdrant']}"
+
+    @property
+    def qdrant_key(self) -> Path:
+        return self.folder / "qdrant-key"
+
+    @property
     def logs(self) -> Path:
         return self.folder / "log"
 
@@ -137,8 +146,8 @@ class Stage:
             "APP_URL": "https://app.crm.example.in",
             "UNSUBSCRIBE_URL": "https://app.crm.example.in/unsubscribe?r={{recipient_id}}",
             "PORT": str(self._ports["web"]),
-            "QDRANT_URL": f"http://127.0.0.1:{self._ports['qdrant']}",
-            "QDRANT_API_KEY": kept_password(self.folder / "qdrant-key"),
+            "QDRANT_URL": self.qdrant_url,
+            "QDRANT_API_KEY": kept_password(self.qdrant_key),
             "QDRANT__SERVICE__HOST": "127.0.0.1",
             "QDRANT__SERVICE__HTTP_PORT": str(self._ports["qdrant"]),
             "QDRANT__SERVICE__GRPC_PORT": str(self._ports["qdrant-grpc"]),
