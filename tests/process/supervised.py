@@ -6,9 +6,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from configparser import RawConfigParser
+from contextlib import closing
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
+from xmlrpc.client import Error, ServerProxy
 
 import redis
+from supervisor.xmlrpc import SupervisorTransport
 from workers import PROJECT, wait_for
 
 from sandbox.servers import Child
@@ -25,6 +30,23 @@ sys.exit(program.guarded(lambda: watchdog.listen(limits)))
 """
 
 
+class _Supervisord(Child):
+    def wait(self, seconds: float) -> int:
+        return self._process.wait(seconds)
+
+
+def look(folder: Path, program: str) -> dict[str, Any]:
+    """What the supervisord with its socket in ``folder`` says of a program; empty while it does not answer.
+
+    A supervisorctl for each look would take the machine's time from those who are waited for.
+    """
+    with closing(SupervisorTransport(serverurl=f"unix://{folder}/supervisor.sock")) as transport:
+        try:
+            return dict(ServerProxy("http://127.0.0.1", transport).supervisor.getProcessInfo(program))  # type: ignore[arg-type]
+        except (OSError, HTTPException, Error):
+            return {}
+
+
 class Supervised:
     """supervisord, its programs, and what the watchdog told Redis of them."""
 
@@ -36,44 +58,54 @@ class Supervised:
         *,
         quick: bool = True,
         options: Mapping[str, str] | None = None,
+        priorities: Mapping[str, int] | None = None,
     ) -> None:
         """``programs``: name -> a Python script, or a command that begins with a slash.
 
-        They have the options of the production jobs, except for ``options``.
+        They have the options of the production jobs, except for ``options`` and ``priorities`` (by name).
         ``quick``: the watchdog has short limits and a tick every five seconds, instead of the production ones.
         """
         self.folder = folder
         self._conf = folder / "supervisord.conf"
         self._environment = dict(environment)
         conf = self._configuration(programs, options or {})
+        for name, priority in (priorities or {}).items():
+            conf[f"program:{name}"]["priority"] = str(priority)
         if quick:
             listener = {"command": self._script("watchdog", DRIVER), "events": "PROCESS_STATE,TICK_5"}
             conf["eventlistener:watchdog"].update(listener)
         with self._conf.open("w", encoding="utf-8") as file:
             conf.write(file)
         argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._conf)]
-        self.child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
-        self.child.wait_until(lambda: self.control("pid").returncode == 0, "supervisord")
+        self.child = _Supervisord(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
+        self.child.wait_until(lambda: self.state("watchdog") != "", "supervisord")
 
     def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._conf), *arguments]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=self._environment)
 
     def state(self, program: str) -> str:
-        return self.control("status", program).stdout.split()[1]
+        """The state's name; empty while supervisord does not answer."""
+        return str(look(self.folder, program).get("statename", ""))
 
     def wait_for_state(self, program: str, state: str) -> None:
         wait_for(lambda: self.state(program) == state, f"{program} is {state}\n{self.log('watchdog-error.log')}")
 
     def pid(self, program: str) -> int:
         """0: it has no process."""
-        return int(self.control("pid", program).stdout)
+        return int(look(self.folder, program).get("pid", 0))
 
     def signal(self, program: str, number: signal.Signals) -> int:
         """Sends a signal to a program that runs; returns its pid."""
         pid = self.pid(program)
+        assert pid, f"{program} has no process"  # and 0 would be all of ours
         os.kill(pid, number)
         return pid
+
+    def kill(self, program: str) -> None:
+        """kill -9, of which supervisord knows when this returns: until then it says that the program runs."""
+        killed = self.signal(program, signal.SIGKILL)
+        wait_for(lambda: self.pid(program) != killed, f"supervisord sees that {program} is dead")
 
     def log(self, name: str) -> str:
         path = self.folder / name
@@ -83,8 +115,13 @@ class Supervised:
         """How many lines of a log hold ``text``."""
         return sum(text in line for line in self.log(name).splitlines())
 
+    def wait(self, seconds: float = 40.0) -> int:
+        """Waits until supervisord ends by itself; returns its exit status."""
+        return self.child.wait(seconds)
+
     def stop(self) -> None:
-        self.child.end(signal.SIGTERM, 40)
+        if self.child.running:
+            self.child.end(signal.SIGTERM, 40)
         print("".join(f"--- {name}\n{self.log(name)}" for name in ("supervisord.log", "watchdog-error.log")))  # noqa: T201
 
     def _configuration(self, programs: Mapping[str, str], options: Mapping[str, str]) -> RawConfigParser:

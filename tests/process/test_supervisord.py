@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from books import Books
+from supervised import look
 from workers import PROJECT, wait_for
 
 from sandbox.crm import Crm
@@ -32,15 +33,11 @@ class Supervisord:
         self._conf.write_text(text.replace("%(here)s/..", str(PROJECT)), "utf-8")
         argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._conf)]
         self._child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
-        self._child.wait_until(lambda: self.control("pid").returncode == 0, "supervisord")
+        self._child.wait_until(lambda: look(folder, "campaign") != {}, "supervisord")
 
     def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._conf), *arguments]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=self._environment)
-
-    def status(self) -> str:
-        """What supervisorctl says of the program: its state and a description."""
-        return " ".join(self.control("status", "campaign").stdout.split()[1:])
 
     def log(self, name: str) -> str:
         path = self.logs / name
@@ -69,7 +66,7 @@ def test_the_configuration_is_what_the_programs_need() -> None:
     conf = RawConfigParser(inline_comment_prefixes=(";",))
     conf.read(PROJECT / "conf" / "supervisord.worker.conf")
     jobs = {section.removeprefix("program:") for section in conf.sections() if section.startswith("program:")}
-    assert jobs == {"campaign", "reminders", "calls", "call-cleanup", "trial", "web"}
+    assert jobs == {"qdrant", "campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge", "web"}
     assert "group:" not in " ".join(conf.sections())
     for name in jobs:
         program = conf[f"program:{name}"]
@@ -83,7 +80,8 @@ def test_the_configuration_is_what_the_programs_need() -> None:
         usual = {key: value for key, value in conf["program:campaign"].items() if "logfile" not in key}
         same = usual.keys() - {"command", "priority"}
         assert {key: program[key] for key in same} == {key: usual[key] for key in same}
-    assert conf.getint("program:web", "priority") > conf.getint("program:campaign", "priority")
+    priorities = [conf.getint(f"program:{name}", "priority") for name in ("qdrant", "campaign", "web")]
+    assert priorities == sorted(set(priorities))
 
 
 def test_bad_settings_are_said_once_and_not_tried_again(
@@ -92,7 +90,8 @@ def test_bad_settings_are_said_once_and_not_tried_again(
     """EXITED with status 2: no restart loop, and the reason in the error log."""
     supervisord = Supervisord(folder, environment | {"CAMPAIGN_BATCH_SIZE": "many"})
     supervisords.append(supervisord)
-    wait_for(lambda: supervisord.status().startswith("EXITED"), "the program has ended")
+    wait_for(lambda: look(folder, "campaign")["statename"] == "EXITED", "the program has ended")
+    assert supervisord.control("status", "campaign").stdout.split()[:2] == ["campaign", "EXITED"]
     main_log = supervisord.log("supervisord.log")
     assert "exited: campaign (exit status 2; expected)" in main_log
     assert main_log.count("spawned: 'campaign'") == 1
@@ -120,7 +119,7 @@ def test_a_restart_in_mid_campaign_repeats_nobody(
     assert crm.counts(campaign) == {"sent": 800, "failed": 1}
     assert books.unconfirmed(campaign) == 0
     books.nobody_twice("smtp")
-    assert supervisord.status().startswith("RUNNING")
+    assert look(folder, "campaign")["statename"] == "RUNNING"
     wait_for(lambda: "campaign ended" in supervisord.log("campaign.log"), "the end is logged")
     assert supervisord.log("campaign.log").count("INFO started") == 3
     assert supervisord.log("campaign-error.log") == ""

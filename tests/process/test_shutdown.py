@@ -1,0 +1,166 @@
+"""How supervisord ends with the extension of conf/supervisord.worker.conf: together, in order, and not in vain."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from supervised import Supervised
+from supervisor.states import ProcessStates
+from workers import wait_for
+
+from worker.shutdown import nothing_will_run
+
+# needs so many seconds for its end, and writes down when it was told and when it ended
+DRAINS = """
+import signal, sys, time
+from pathlib import Path
+book = Path(__file__).with_suffix(".book")
+def note(what):
+    with book.open("a") as file:
+        file.write(f"{what} {time.monotonic()}\\n")
+def drain(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note("told")
+    time.sleep(SECONDS)
+    note("ended")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, drain)
+note("started")
+while True:
+    time.sleep(60)
+"""
+JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge")
+GRACE = 4.0
+SLEEPER = "import time\nwhile True: time.sleep(60)\n"
+FALLS = "import sys\nsys.exit(1)\n"
+BAD_SETTINGS = "import sys, time\ntime.sleep(1.5)\nsys.exit(2)\n"
+NOTHING_TO_DO = "import sys, time\ntime.sleep(1.5)\nsys.exit(0)\n"
+
+Supervise = Callable[..., Supervised]
+
+
+@pytest.fixture
+def supervise(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervise]:
+    """Starts a supervisord with these programs; it ends with the test."""
+    started: list[Supervised] = []
+
+    def start(programs: dict[str, str], **options: object) -> Supervised:
+        # a Unix socket's path may have no more than 107 characters
+        folder = tmp_path_factory.mktemp("sv")
+        started.append(Supervised(folder, environment, programs, quick=False, **options))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+def draining(supervise: Supervise) -> Supervised:
+    """Six jobs, web above them and the database below, of which each needs seconds for its end."""
+    programs = dict.fromkeys((*JOBS, "web"), DRAINS.replace("SECONDS", str(GRACE)))
+    programs |= {"qdrant": DRAINS.replace("SECONDS", "0.5"), "broker": DRAINS.replace("SECONDS", "0.1")}
+    supervisord = supervise(programs, priorities={"web": 300, "qdrant": 100, "broker": 50})
+    for name in programs:
+        wait_for(lambda: times(supervisord, name, "started"), f"{name} has started")  # noqa: B023
+    return supervisord
+
+
+def times(supervisord: Supervised, program: str, what: str) -> list[float]:
+    """When the program did that (monotonic seconds)."""
+    lines = [line.split() for line in supervisord.log(f"{program}.book").splitlines()]
+    return [float(at) for word, at in lines if word == what]
+
+
+def assert_in_order(supervisord: Supervised) -> None:
+    """Jobs and web were told before any of them had ended; the others when the ones above were done, one by one."""
+    together = (*JOBS, "web")
+    told = [times(supervisord, name, "told")[0] for name in together]
+    ended = [times(supervisord, name, "ended")[0] for name in together]
+    assert max(told) < min(ended)
+    assert max(ended) < times(supervisord, "qdrant", "told")[0]
+    assert times(supervisord, "qdrant", "ended")[0] < times(supervisord, "broker", "told")[0]
+
+
+def test_programs_stop_together_and_then_what_they_use(supervise: Supervise) -> None:
+    """One after another they would need 28 seconds, and a container has 10."""
+    supervisord = draining(supervise)
+    began = time.monotonic()
+    supervisord.stop()
+    assert time.monotonic() - began < 5 * GRACE
+    assert_in_order(supervisord)
+    assert "killing" not in supervisord.log("supervisord.log")
+
+
+def test_a_reload_does_the_same_and_starts_them_again(supervise: Supervise) -> None:
+    """And what holds for the first end of supervisord holds for the second."""
+    supervisord = draining(supervise)
+    supervisord.control("reload")
+    wait_for(lambda: len(times(supervisord, "campaign", "started")) == 2, "they are started again")
+    assert_in_order(supervisord)
+    for name in JOBS:
+        wait_for(lambda: len(times(supervisord, name, "started")) == 2, f"{name} is started again")  # noqa: B023
+    supervisord.stop()
+    told = [times(supervisord, name, "told")[1] for name in JOBS]
+    assert max(told) < min(times(supervisord, name, "ended")[1] for name in JOBS)
+
+
+def test_it_does_not_stay_for_nothing(supervise: Supervise) -> None:
+    """One program does not stay up, one has bad settings, one has nothing to do: status 1, and a line about it."""
+    programs = {"campaign": FALLS, "calls": BAD_SETTINGS, "qdrant": NOTHING_TO_DO}
+    supervisord = supervise(programs, options={"startretries": "1"})
+    assert supervisord.wait() == 1
+    log = supervisord.log("supervisord.log")
+    assert log.count("CRIT no program runs any more") == 1
+    assert log.count("spawned: 'campaign'") == 2
+    assert supervisord.said("INFO ended job=watchdog") == 1
+    assert not (supervisord.folder / "supervisord.pid").exists()
+
+
+def test_it_stays_for_one_that_runs_or_that_an_operator_stopped(supervise: Supervise) -> None:
+    """Nobody who looks after a server is surprised by its end."""
+    supervisord = supervise({"campaign": BAD_SETTINGS, "calls": SLEEPER})
+    supervisord.wait_for_state("campaign", "EXITED")
+    assert supervisord.state("calls") == "RUNNING"
+    supervisord.control("stop", "calls")
+    assert supervisord.state("calls") == "STOPPED"
+    supervisord.control("start", "campaign")
+    wait_for(lambda: supervisord.said("exited: campaign", "supervisord.log") == 2, "it has ended again")
+    assert supervisord.control("pid").returncode == 0
+
+
+@dataclass
+class Ended:
+    """A process as supervisord has it."""
+
+    state: int
+    exitstatus: int = 0
+    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(exitcodes=[0, 2]))
+
+    def get_state(self) -> int:
+        return self.state
+
+
+FATAL = Ended(ProcessStates.FATAL)
+DONE = Ended(ProcessStates.EXITED)
+BAD = Ended(ProcessStates.EXITED, 2)
+FELL = Ended(ProcessStates.EXITED, 1)
+STOPPED = Ended(ProcessStates.STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("processes", "expected"),
+    [
+        ([FATAL, FATAL], True),
+        ([FATAL, DONE], True),
+        ([BAD, DONE], True),
+        ([DONE, DONE], False),  # all of them have nothing to do here
+        ([FATAL, FELL], False),  # which is about to be started again
+        ([FATAL, STOPPED], False),
+        *[([FATAL, Ended(state)], False) for state in (ProcessStates.RUNNING, ProcessStates.STARTING)],
+        *[([FATAL, Ended(state)], False) for state in (ProcessStates.BACKOFF, ProcessStates.STOPPING)],
+    ],
+)
+def test_nothing_will_run(processes: list[Ended], expected: bool) -> None:
+    assert nothing_will_run(processes) is expected
