@@ -21,10 +21,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sandbox.debian import CACHE, apt_to_oneself, to_oneself
 from sandbox.servers import ServerFailed, ServerMissing
 
 PROJECT = Path(__file__).resolve().parent.parent
-FOLDER = Path(os.environ.get("SANDBOX_IMAGE_DIR", "/var/cache/crm-worker-sandbox/image"))
+FOLDER = Path(os.environ.get("SANDBOX_IMAGE_DIR", CACHE / "image"))
 TAG = "localhost/crm-worker:sandbox"
 BUILD_SECONDS = 900.0
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -108,7 +109,12 @@ class Image:
 
 
 def build(buildah: Buildah, project: Path = PROJECT, **build_args: str) -> Image:
-    """Builds Dockerfile.worker as it is. Raises ServerFailed with what was said."""
+    """Builds Dockerfile.worker as it is, one build at a time. Raises ServerFailed with what was said."""
+    with to_oneself(buildah.folder / "lock"):
+        return _build(buildah, project, build_args)
+
+
+def _build(buildah: Buildah, project: Path, build_args: Mapping[str, str]) -> Image:
     from sandbox.image_bases import make_bases
 
     dockerfile = project / "Dockerfile.worker"
@@ -133,8 +139,10 @@ def require(program: str) -> None:
         )
     apt = ("apt-get", "-q", "-o", "DPkg::Lock::Timeout=120")
     try:
-        run(*apt, "update")
-        run(*apt, "install", "-y", "--no-install-recommends", program)
+        with apt_to_oneself():
+            if not shutil.which(program):  # another process may have been quicker
+                run(*apt, "update")
+                run(*apt, "install", "-y", "--no-install-recommends", program)
     except ServerFailed as error:
         raise ServerMissing(f"{program} cannot be installed: {error}") from error
 

@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -126,5 +127,6 @@ def _copied(package: Path) -> Path:
 def _remove_orphans(folder: Path) -> None:
     """Removes clusters whose owner's folder is gone, as those of killed test runs."""
     for note in folder.glob("data-*/belongs-to"):
-        if not Path(note.read_text("utf-8")).exists():
-            shutil.rmtree(note.parent, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its owner, or another process, removes it at this moment
+            if not Path(note.read_text("utf-8")).exists():
+                shutil.rmtree(note.parent, ignore_errors=True)

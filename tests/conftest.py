@@ -1,12 +1,14 @@
 """The real servers that tests run against: PostgreSQL, Redis, and the stand-ins of the providers.
 
-A server that DATABASE_URL or REDIS_URL names is used instead of one of our own; tests then work in databases of
-their own in that PostgreSQL, and in the very database of that Redis, which they empty. A server that cannot be
-had skips the tests that need it, and fails them where CI=true.
+Each process of pytest has its own, so several of them (pytest -n 4) do not meet. A server that DATABASE_URL or
+REDIS_URL names is used instead; tests then work in databases of their own in that PostgreSQL, and in the very
+database of that Redis, which they empty: it takes one process. A server that cannot be had skips the tests that need
+it, and fails them where CI=true.
 """
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,13 +19,33 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 
+import sandbox.ports
 from sandbox.crm import Crm, apply_schema
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
 from sandbox.servers import ServerMissing
 from sandbox.world import World
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sees to it that several processes of pytest neither meet nor find each other's load to be an error."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # so a shell starts what runs in the background, and the programs that tests send SIGINT would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # how long an example takes says more about the machine than about what is tested
+    settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any load")
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if getattr(config.option, "numprocesses", None) and any(map(os.environ.get, ("DATABASE_URL", "REDIS_URL"))):
+        raise pytest.UsageError("DATABASE_URL and REDIS_URL are for one process: tests empty that Redis (no -n)")
+    # the port of a server that a test stopped must not be taken by the server of another process
+    share = (sandbox.ports._HIGHEST - sandbox.ports._LOWEST) // processes
+    place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    sandbox.ports._LOWEST += place * share
+    sandbox.ports._HIGHEST = sandbox.ports._LOWEST + share
 
 
 class Databases:

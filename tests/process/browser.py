@@ -20,7 +20,9 @@ from typing import Any
 
 import pytest
 
-ANSWER_SECONDS = 30.0
+from sandbox.debian import apt_to_oneself
+
+ANSWER_SECONDS = 60.0
 INSTALL_SECONDS = 600.0
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -28,7 +30,9 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 def chromium() -> str:
     """The program's path; skips the test, or fails it where CI=true, when it cannot be had."""
     if not _found() and os.geteuid() == 0 and shutil.which("apt-get"):
-        _install()
+        with apt_to_oneself():
+            if not _found():  # another process may have been quicker
+                _install()
     if path := _found():
         return path
     reason = "needs Chromium: apt-get install chromium (done by itself only as root, on Debian)"

@@ -13,32 +13,36 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sandbox.debian import CACHE, apt_to_oneself
 from sandbox.ports import free_port
 from sandbox.servers import Child, ServerMissing
 
 APT_SECONDS = 300
 APT = ("apt-get", "--quiet", "--option", "DPkg::Lock::Timeout=120", "--option", "APT::Sandbox::User=root")
-CACHE = Path("/var/cache/crm-worker-tests")
 UNPACKED = CACHE / "prometheus"
 
 
 def program(name: str) -> Path:
     """Where ``prometheus`` or ``promtool`` is. Raises ServerMissing."""
-    path = shutil.which(name) or shutil.which(name, path=str(UNPACKED / "usr" / "bin"))
-    if path:
-        return Path(path)
+    if path := _found(name):
+        return path
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise ServerMissing(f"there is no {name}, and only root on Debian gets it by itself: apt install prometheus")
-    _unpack()
+    with apt_to_oneself():
+        if not _found(name):  # another process may have been quicker
+            _unpack()
     return UNPACKED / "usr" / "bin" / name
 
 
+def _found(name: str) -> Path | None:
+    path = shutil.which(name) or shutil.which(name, path=str(UNPACKED / "usr" / "bin"))
+    return Path(path) if path else None
+
+
 def _unpack() -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         for command in (["update"], ["download", "prometheus"]):
             _run(*APT, *command, directory=folder)
@@ -47,8 +51,7 @@ def _unpack() -> None:
             raise ServerMissing("apt-get download prometheus left no package")
         unpacked = Path(folder) / "unpacked"
         _run("dpkg-deb", "--extract", str(packages[0]), str(unpacked), directory=folder)
-        with suppress(OSError):  # another run of the tests was quicker
-            unpacked.rename(UNPACKED)
+        unpacked.rename(UNPACKED)
 
 
 def _run(*command: str, directory: str) -> None:

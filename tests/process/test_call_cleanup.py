@@ -55,7 +55,7 @@ def test_at_start_and_on_request(crm: Crm, start: Start) -> None:
     add_old(crm, 20)
     worker.send(signal.SIGUSR1)
     wait_for(lambda: worker.said("deleted rows=20"), "the second run")
-    assert worker.stop(seconds=5) == 0
+    assert worker.stop() == 0
     assert worker.said("old rows of the call queue deleted") == 2
 
 

@@ -228,8 +228,7 @@ def lock_deleted_all_the_time(url: str) -> Iterator[None]:
 
 def test_two_that_both_believe_to_have_the_lock(queue: Queue, start_calls: Start, redis_url: str) -> None:
     """Both place calls at the same time, of the same tenants: never more than slots, each number once."""
-    queue.world.script("twilio", action="hang", seconds=0.05)
-    queue.add(160, slots=10)
+    queue.world.script("twilio", action="hang", seconds=0.3)
     live = """SELECT max(calls) FROM (SELECT count(*) AS calls FROM (
                   SELECT "tenantId" AS tenant FROM "CallLog" WHERE "twilioStatus" = 'queued'
                   UNION ALL SELECT tenant_id FROM worker.call_claim) AS each GROUP BY tenant) AS tenants"""
@@ -241,9 +240,15 @@ def test_two_that_both_believe_to_have_the_lock(queue: Queue, start_calls: Start
         queue.crm.execute("""UPDATE "CallLog" SET "twilioStatus" = 'completed'""")
         return queue.ended()
 
+    def both_at_it() -> bool:
+        over()  # or the first one's calls would take all slots for good
+        return bool(queue.crm.value(holders) == 2)
+
     with lock_deleted_all_the_time(redis_url):
         pair = [start_calls() for _ in range(2)]
-        wait_for(lambda: queue.crm.value(holders) == 2, "both have calls in hand at the same time")
+        wait_for(lambda: all(worker.said("started") for worker in pair), "both run")
+        queue.add(160, slots=10)
+        wait_for(both_at_it, "both have calls in hand at the same time")
         wait_for(over, "all calls are booked")
     queue.balance(160)
     assert max(seen) <= 10
@@ -297,11 +302,11 @@ def test_a_stop_while_calls_hang(
     """Status 0 within the grace time, the lock is free; what was in line is pending, the rest is asked about."""
     queue.world.script("twilio", action="hang", seconds=60)
     queue.add(20)
-    worker = start_calls()
+    worker = start_calls(SHUTDOWN_GRACE_SECONDS="4")
     queue.world.wait_for("twilio", LANES)
     began = time.monotonic()
     assert worker.stop(number) == 0
-    assert 0.9 < time.monotonic() - began < 1.9, "the grace time is one second, once"
+    assert 3.9 < time.monotonic() - began < 8, "the grace time is waited out once"
     assert queue.statuses() == {"processing": LANES, "pending": 20 - LANES}
     assert not redis_client.exists(LOCK)
     queue.world.clear_script()
@@ -399,7 +404,7 @@ def test_a_call_due_soon_does_not_wait_for_the_interval(queue: Queue, start_call
     queue.crm.add_call_settings()
     queue.crm.add_call(phoneNumber="+919800000000", scheduledFor=utc_now() + timedelta(seconds=1.5))
     start_calls(CALL_SCHEDULER_INTERVAL="1h")
-    wait_for(queue.ended, "the call is placed", 6)
+    wait_for(queue.ended, "the call is placed", 20)
     queue.balance(1)
 
 
@@ -409,7 +414,7 @@ def test_sigusr1_places_what_came_meanwhile(queue: Queue, start_calls: Start) ->
     wait_for(lambda: worker.said("DEBUG tick"), "the first tick is over")
     queue.add(3)
     worker.send(signal.SIGUSR1)
-    wait_for(queue.ended, "the calls are placed", 5)
+    wait_for(queue.ended, "the calls are placed")
     queue.balance(3)
 
 

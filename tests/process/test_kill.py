@@ -282,7 +282,7 @@ def test_a_gmail_that_cannot_be_asked_ends_the_waiting(
     start(**({} if revoked else {"GMAIL_API_URL": send_only_gmail}))
     wait_for(lambda: waiting_to_ask(crm) == 4, "the dead worker's batch is settled")
     ask_now(crm)
-    wait_for(lambda: crm.counts(campaign) == {"failed": 4}, "the recipients are given up", 5)
+    wait_for(lambda: crm.counts(campaign) == {"failed": 4}, "the recipients are given up", 20)
     assert books.unconfirmed(campaign) == 4
     assert waiting_to_ask(crm) == 0
     wait_for(lambda: books.ended(campaign) or not revoked, "the campaign fails")

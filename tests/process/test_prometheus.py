@@ -74,7 +74,7 @@ def scraping(promtool: Path, tmp_path: Path) -> Iterator[Scraping]:
         folder.mkdir()
         configuration = yaml.safe_load(with_token((FOLDER / "prometheus.yml").read_text("utf-8")))
         configuration["global"] = {
-            "scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms",
+            "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms",
         }  # fmt: skip
         scrape = configuration["scrape_configs"][0]
         scrape["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
@@ -113,8 +113,8 @@ def test_an_alert_fires_while_a_job_is_stopped(start: Start, scraping: Scraping)
         found = prometheus.value('time() - crm_worker_job_last_success_timestamp_seconds{job="trial"}')
         return float("inf") if found is None else found
 
-    wait_for(lambda: age() < 5, "Prometheus knows that the job succeeded")
     wait_for(lambda: prometheus.value('up{job="crm-worker"}') == 1, "Prometheus knows the web process")
+    wait_for(lambda: age() < 5, "Prometheus knows that the job succeeded")
     assert prometheus.value('crm_worker_job_runs_total{job="trial", outcome="failure"}') == 0
     assert prometheus.alerts(LATE) == {}
     assert job.stop() == 0

@@ -45,14 +45,15 @@ def test_two_that_both_believe_to_have_the_lock_share_the_work(
     tmp_path: Path,
 ) -> None:
     """Both claim at the same time, from the same campaigns; each recipient gets one message."""
-    email = crm.add_campaign("email", recipients=600)
-    whatsapp = crm.add_campaign("whatsapp", recipients=300)
     other_dir = books.state_dir if one_state_dir else tmp_path / "other"
     with lock_deleted_all_the_time(redis_url):
         pair = [
             start(STATE_DIR=str(each), CAMPAIGN_BATCH_SIZE="4", CAMPAIGN_BATCH_DELAY=batch_delay)
             for each in (books.state_dir, other_dir)
         ]
+        wait_for(lambda: all(worker.said("started") for worker in pair), "both run")
+        email = crm.add_campaign("email", recipients=600)
+        whatsapp = crm.add_campaign("whatsapp", recipients=300)
         holders = "SELECT count(DISTINCT split_part(holder, ':', 2)) FROM worker.campaign_batch"
         wait_for(lambda: crm.value(holders) == 2, "both have a batch at the same time")
         wait_for(lambda: books.ended_early(email, whatsapp), "the campaigns end")

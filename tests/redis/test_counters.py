@@ -157,7 +157,7 @@ def test_lost_answer(new_server: Callable[..., Server], connected: Connected) ->
     """A batch that arrived, but whose answer got lost, is not counted twice when it is sent again."""
     server = new_server()
     client = connected(server.url)
-    counters = Counters(connected(server.url, timeout_seconds=0.2), "campaign")
+    counters = Counters(connected(server.url, timeout_seconds=1.0), "campaign")
     counters.add("messages_total")
     assert counters.flush()
     server.freeze()

@@ -64,7 +64,7 @@ def test_outage(
             events.emit("user:7", "campaign:failed", {})
         assert [record.levelno for record in caplog.records] == [logging.WARNING] * outages
         server.start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
 
         def until_it_gets_through(deadline: float = deadline) -> None:
             while events._failing:
@@ -78,10 +78,10 @@ def test_outage(
 def test_frozen_redis(new_server: Callable[..., Server], connected: Callable[..., redis.Redis]) -> None:
     """A server that does not answer costs one timeout, not one for each event."""
     server = new_server()
-    events = Events(connected(server.url, timeout_seconds=0.2))
+    events = Events(connected(server.url, timeout_seconds=1.5))
     events.emit("user:7", "campaign:progress", {})
     server.freeze()
     began = time.monotonic()
     for _ in range(50):
         events.emit("user:7", "campaign:progress", {})
-    assert 0.15 < time.monotonic() - began < 0.5
+    assert 1.4 < time.monotonic() - began < 3.0

@@ -4,71 +4,86 @@ import math
 import subprocess
 import sys
 import textwrap
-import time
 from unittest.mock import patch
 
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis_servers import wait_until
 
 from worker import pacing
 from worker.pacing import Pace
 
 KEY = "pace:whatsapp:123"
 
-# Takes tokens as fast as it may for some seconds, and prints "<redis time in microseconds> <tokens>" for each grant.
+# Takes tokens as fast as it may for some seconds. Prints for each grant the number of tokens, and Redis's time in
+# microseconds before and after it.
 TAKER = """
     import sys, time
     from worker.pacing import Pace
     from worker.redis_client import connect
     client = connect(sys.argv[1])
     pace = Pace(client, sys.argv[2], float(sys.argv[3]))
+
+    def now():
+        seconds, microseconds = client.time()
+        return seconds * 1_000_000 + microseconds
+
+    print("ready", flush=True)
     sys.stdin.readline()
     until = time.monotonic() + float(sys.argv[4])
     while time.monotonic() < until:
+        before = now()
         granted, wait_seconds = pace.take(1000)
         if granted:
-            seconds, microseconds = client.time()
-            print(seconds * 1_000_000 + microseconds, granted)
+            print(granted, before, now())
         time.sleep(wait_seconds)
     client.close()
 """
 
+RATE, SECONDS = 200.0, 2.0
 
-def test_two_processes_share_a_pace(url: str) -> None:
-    """Two processes together send as fast as one may, and hardly slower, in each window of a second."""
-    rate, seconds = 200.0, 2.0
-    command = [sys.executable, "-c", textwrap.dedent(TAKER), url, KEY, str(rate), str(seconds)]
+
+def take_together(url: str) -> list[list[int]]:
+    """The grants of two takers that begin at the same moment: tokens, the time before and the time after."""
+    command = [sys.executable, "-c", textwrap.dedent(TAKER), url, KEY, str(RATE), str(SECONDS)]
     takers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for taker in takers:
+        assert taker.stdout
+        assert taker.stdout.readline() == "ready\n"
     for taker in takers:
         assert taker.stdin
         taker.stdin.write("go\n")
         taker.stdin.flush()
-    printed = [taker.communicate(timeout=20)[0].splitlines() for taker in takers]
+    printed = [taker.communicate(timeout=60)[0].splitlines() for taker in takers]
     assert all(printed), "one of them got nothing"
-    grants = sorted(tuple(map(int, line.split())) for lines in printed for line in lines)
-    total = sum(tokens for _, tokens in grants)
-    span = (grants[-1][0] - grants[0][0]) / 1_000_000
-    # The time is read after the grant, so a grant may look up to one stall of its process later than it was.
-    capacity, stall = math.ceil(rate / 10), rate * 0.05
-    for start, _ in grants:
-        window = sum(tokens for at, tokens in grants if start <= at < start + 1_000_000)
-        assert window <= rate + capacity + stall
-    assert total <= rate * span + capacity + stall
-    assert total >= rate * seconds * 0.8
+    return [[int(word) for word in line.split()] for lines in printed for line in lines]
+
+
+def test_two_processes_share_a_pace(url: str) -> None:
+    """Two processes together send as fast as one may, and hardly slower, and in no time faster."""
+    for _ in range(3):
+        grants = sorted(take_together(url), key=lambda grant: grant[2])
+        for _, start, _ in grants:
+            surely_since = 0
+            for tokens, before, after in grants:
+                surely_since += tokens if before >= start else 0
+                assert surely_since <= RATE * max(0, after - start) / 1_000_000 + math.ceil(RATE / 10)
+        if sum(tokens for tokens, _, _ in grants) >= RATE * SECONDS * 0.8:
+            return
+    pytest.fail("slower than the rate each time, and not only while the machine does other things")
 
 
 def test_first_block(client: redis.Redis) -> None:
     """After silence a tenth of a second's worth is granted at once, then nothing until the time that it says."""
     pace = Pace(client, KEY, 20)
+    began = time_of(client)
     assert pace.take(100)[0] == 2
     granted, wait_seconds = pace.take(100)
-    assert granted == 0
+    assert granted <= 20 * (time_of(client) - began)
     assert 0 < wait_seconds <= 0.05
-    deadline = time.monotonic() + 1
-    while not pace.take(1)[0]:
-        assert time.monotonic() < deadline
+    wait_until(lambda: pace.take(1)[0], "the next one")
 
 
 def test_slow_pace(client: redis.Redis) -> None:
@@ -88,6 +103,12 @@ def test_wants_little(client: redis.Redis) -> None:
     assert pace.take(100)[0] in {9, 10}
 
 
+def time_of(client: redis.Redis) -> float:
+    """Redis's clock, in seconds."""
+    seconds, microseconds = client.time()
+    return float(seconds + microseconds / 1_000_000)
+
+
 def test_senders_do_not_wait_for_each_other(client: redis.Redis) -> None:
     """Another sender has a pace of its own."""
     one, other = Pace(client, KEY, 1), Pace(client, "pace:whatsapp:456", 1)
@@ -98,25 +119,26 @@ def test_senders_do_not_wait_for_each_other(client: redis.Redis) -> None:
 def test_hold(client: redis.Redis) -> None:
     """When the provider asks for silence nobody gets a token until it is over, and then no burst."""
     pace, elsewhere = Pace(client, KEY, 50), Pace(client, KEY, 50)
-    pace.hold(0.3)
+    before = time_of(client)
+    pace.hold(1.5)
     pace.hold(0.1)  # a shorter one takes nothing away
-    began = time.monotonic()
     granted, wait_seconds = elsewhere.take(50)
     assert granted == 0
-    assert 0.25 < wait_seconds <= 0.3
-    while not (granted := elsewhere.take(50)[0]):
-        assert time.monotonic() < began + 2
-    assert time.monotonic() - began > 0.25
-    assert granted < pace.capacity
+    assert before + 1.5 - time_of(client) <= wait_seconds <= 1.5
+    granted_then: list[int] = []
+    wait_until(lambda: granted_then.append(elsewhere.take(50)[0]) or granted_then[-1], "the end of the hold")
+    now = time_of(client)
+    assert now >= before + 1.5
+    assert granted_then[-1] <= 50 * (now - before - 1.5) + 1
 
 
 def test_key_goes_by_itself(client: redis.Redis) -> None:
     """Nothing is left in Redis when the bucket is full again."""
-    pace = Pace(client, KEY, 20)
-    pace.take(2)
-    assert 0 < int(client.pttl(KEY)) <= 102
+    pace = Pace(client, KEY, 0.1)
+    pace.take(1)
+    assert 0 < int(client.pttl(KEY)) <= 10_002
     pace.hold(60)
-    assert 60_000 <= int(client.pttl(KEY)) <= 60_102
+    assert 30_000 < int(client.pttl(KEY)) <= 60_002
 
 
 @pytest.mark.parametrize("rate", [0, None, -1, math.inf, math.nan])

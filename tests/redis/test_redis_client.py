@@ -15,8 +15,9 @@ import redis
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
-from redis_servers import Server, free_port, wait_until
+from redis_servers import Server, wait_until
 
+from sandbox.ports import free_port
 from worker.lock import Lock
 from worker.redis_client import connect, masked
 
@@ -227,13 +228,13 @@ def test_broken_in_mid_command(url: str, client: redis.Redis) -> None:
 def test_frozen_server(new_server: NewServer, connected: Connected) -> None:
     """A server that does not answer is given up after the timeout, once and not again and again."""
     server = new_server()
-    client = connected(server.url, timeout_seconds=0.3)
+    client = connected(server.url, timeout_seconds=1.5)
     client.ping()
     server.freeze()
     began = time.monotonic()
     with pytest.raises(redis.TimeoutError):
         client.ping()
-    assert 0.25 < time.monotonic() - began < 0.6
+    assert 1.4 < time.monotonic() - began < 3.0
 
 
 BAD = [

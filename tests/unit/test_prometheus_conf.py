@@ -144,4 +144,4 @@ def test_the_dashboard_can_be_provisioned() -> None:
     sources = {json.dumps(panel["datasource"]) for panel in panels if panel["type"] != "row"}
     assert sources == {'{"type": "prometheus", "uid": "${datasource}"}'}
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
-    assert rows == ["Health", "Jobs", "Messages", "Calls", "Reminders and trials", "Backlog"]
+    assert rows == ["Health", "Jobs", "Messages", "Calls", "Reminders and trials", "Backlog", "Qdrant's knowledge"]

