@@ -17,7 +17,6 @@ from sandbox.ports import free_port
 
 # tells what it was started with, and ends like Qdrant when it is stopped
 STAND_IN = """\
-#!{python}
 import json, os, signal, sys
 told = dict(arguments=sys.argv[1:], environment=dict(os.environ), pid=os.getpid(), folder=os.getcwd())
 path = os.environ["TOLD"]
@@ -36,7 +35,9 @@ def stand_in(tmp_path: Path) -> Path:
     """A program called qdrant."""
     path = tmp_path / "programs" / "qdrant"
     path.parent.mkdir()
-    path.write_text(STAND_IN.format(python=sys.executable), "utf-8")
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN, "utf-8")
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n', "utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
