@@ -124,7 +124,7 @@ def _build(buildah: Buildah, project: Path, build_args: Mapping[str, str]) -> Im
         for lent, place in _lent(Path(scratch)).items():
             arguments.append(f"--volume={lent}:{place}:ro")
         # docker's format: the other one knows no HEALTHCHECK
-        chosen = ["--isolation=chroot", "--format=docker", "--pull-never", "--layers", "--tag", TAG]
+        chosen = ["--isolation=chroot", "--format=docker", "--pull-never", "--layers", "--force-rm", "--tag", TAG]
         buildah.run("bud", *chosen, *arguments, "--file", dockerfile, project)
     return Image(buildah, TAG)
 
