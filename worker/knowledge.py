@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
 
 from worker import program, recovery
 from worker.counters import Counters
@@ -19,17 +18,27 @@ from worker.lock import Lock
 from worker.loop import Result, Signals, utc_now
 from worker.redis_client import connect
 from worker.settings import Settings
-from worker.snapshots import Copies, Record, Records, is_due, may_hold_points, take
+from worker.snapshots import (
+    UNFINISHED,
+    Backup,
+    Copies,
+    Record,
+    Records,
+    backups,
+    fuller,
+    is_due,
+    take,
+    taken_at,
+    unrecorded,
+)
 from worker.vector_store import TENANT_FIELD, Collection, Snapshot, StoreError, VectorStore
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 300.0  # so soon a collection that was deleted is there again
 RETRY_SECONDS = 600.0  # after something failed, a snapshot for want of disk, say
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05
 DISTANCE = "Cosine"
-
-T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +55,9 @@ class View:
 
     now: datetime
     collection: Collection | None = None
-    snapshots: list[Snapshot] = field(default_factory=list)  # the newest first
+    snapshots: list[Snapshot] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)
+    lost: Backup | None = None  # the snapshot that holds what the collection has lost
     done: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -82,22 +92,16 @@ class KnowledgeJob:
         folder = settings.knowledge_snapshot_dir
         self._copies = Copies(folder, self._collection) if folder else None
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
-        self._under_way: Future[Any] | None = None
+        self._under_way: Future[None] | None = None
 
     def start(self) -> None:
         """Nothing has to be there before the first tick."""
 
     def tick(self, now: datetime) -> Result:
         view = View(now)
-        for step in (self._clear_away, self._keep_right, self._back_up, self._copy, self._prune, self._tell):
-            if self._signals.stopping or not self._lock.held:
-                break
-            try:
-                step(view)
-            except (StoreError, OSError) as error:  # the other steps have to be done all the same
-                view.problems.append(str(error))
-            self._counters.heartbeat(self._clock())
-        if view.problems:
+        if not self._ended(self._threads.submit(self._look, view)):
+            log.warning("stopping: what is under way in Qdrant is left to itself", {"job": self.name})
+        elif view.problems:
             raise TickFailed("; ".join(view.problems), RETRY_SECONDS)
         return Result(view.done, next_at=now + timedelta(seconds=LOOK_SECONDS))
 
@@ -108,6 +112,27 @@ class KnowledgeJob:
         self._store.close()
         self._redis.close()
         return True
+
+    def _ended(self, work: Future[None]) -> bool:
+        """Waits for what may take minutes; False: the program is to stop, and nobody waits any longer."""
+        self._under_way = work
+        while not work.done():
+            if self._signals.stopping:
+                return False
+            self._signals.wait(POLL_SECONDS)
+            self._counters.heartbeat(self._clock())
+        work.result()
+        return True
+
+    def _look(self, view: View) -> None:
+        """All the steps of a tick, in a thread of its own."""
+        for step in (self._clear_away, self._keep_right, self._back_up, self._copy, self._prune, self._tell):
+            if self._signals.stopping or not self._lock.held:
+                return
+            try:
+                step(view)
+            except (StoreError, OSError) as error:  # the other steps have to be done all the same
+                view.problems.append(str(error))
 
     def _clear_away(self, view: View) -> None:
         """Scratch collections of a bin/knowledge verify that was killed: while it lives it has the lock."""
@@ -133,62 +158,66 @@ class KnowledgeJob:
             return
         view.snapshots = self._store.snapshots(self._collection)
         view.records = self._records.all()
-        if view.collection.points == 0 and (latest := self._latest_with_points(view)):
-            raise StoreError(
-                f"collection {self._collection} is empty, and snapshot {latest} may not be: no further one is "
-                f"taken. Put it back with bin/knowledge restore {latest}; where nothing is lost, take one all the "
-                "same with bin/knowledge snapshot"
+        if overlooked := unrecorded(view.snapshots, view.records):
+            self._records.put(overlooked.name, view.records.pop(UNFINISHED))
+            view.records = self._records.all()
+        if is_due(self._in_qdrant(view), view.now, self.interval_seconds):
+            taken = take(self._store, self._records, self._collection)
+            log.info("snapshot taken", {"snapshot": taken.name, "bytes": taken.size_bytes})
+            view.snapshots.append(taken)
+            view.records = self._records.all()
+            view.done["snapshots"] = 1
+        view.lost = fuller(self._everywhere(view), view.collection.points, view.records)
+        if view.lost:
+            had = f"{view.lost.record.points} points" if view.lost.record else "points that nobody counted"
+            view.problems.append(
+                f"collection {self._collection} has {view.collection.points:,} points, and snapshot {view.lost.name} "
+                f"has {had}; that one is kept. Put it back with bin/knowledge restore {view.lost.name}; where "
+                "nothing is lost, say so with bin/knowledge snapshot"
             )
-        newest = next(iter(view.snapshots), None)
-        if is_due(newest, view.records.get(newest.name) if newest else None, view.now, self.interval_seconds):
-            taken = self._aside(lambda: take(self._store, self._records, self._collection))
-            if taken is not None:
-                log.info("snapshot taken", {"snapshot": taken.name, "bytes": taken.size_bytes})
-                view.snapshots.insert(0, taken)
-                view.done["snapshots"] = 1
-
-    def _latest_with_points(self, view: View) -> str | None:
-        """The name of the latest snapshot, or copy of one, unless it is known to be empty."""
-        if view.snapshots:
-            return view.snapshots[0].name if may_hold_points(view.snapshots[0], view.records) else None
-        return next(iter(self._copies.names()), None) if self._copies else None
 
     def _copy(self, view: View) -> None:
-        copies, newest = self._copies, next(iter(view.snapshots), None)
-        if copies and newest and copies.lacks(newest):
-            self._aside(lambda: copies.add(self._store, newest))
-            view.done["copied"] = 1
+        newest = next(iter(self._in_qdrant(view)), None)
+        for each in view.snapshots:
+            if self._copies and newest and each.name == newest.name and self._copies.lacks(each):
+                self._copies.add(self._store, each)
+                view.done["copied"] = 1
 
     def _prune(self, view: View) -> None:
-        for each in view.snapshots[self._keep :]:
-            self._store.delete_snapshot(self._collection, each.name)
+        if not view.snapshots:
+            return
+        spared = self._records.pinned() | {view.lost.name if view.lost else ""}
+        kept = {each.name for each in self._in_qdrant(view)[: self._keep]} | spared
+        for snapshot in [each for each in view.snapshots if each.name not in kept]:
+            self._store.delete_snapshot(self._collection, snapshot.name)
+            view.snapshots.remove(snapshot)
             view.done["pruned"] = view.done.get("pruned", 0) + 1
-        kept = [each.name for each in view.snapshots[: self._keep]]
         if self._copies:
-            kept += self._copies.prune(self._keep)
-        if view.snapshots:
-            self._records.keep_only(kept)
+            copies = backups(self._copies.names(), view.records)
+            kept |= {each.name for each in copies[: self._keep]}
+            for copy in copies:
+                if copy.name not in kept:
+                    self._copies.remove(copy.name)
+            self._copies.remove_parts()
+        self._records.keep_only(kept)
 
     def _tell(self, view: View) -> None:
         if view.collection:
             self._counters.gauge("knowledge_points", view.collection.points)
-        if view.snapshots:
-            newest = view.snapshots[0]
-            record = self._records.all().get(newest.name)
-            taken_at = (record.taken_at if record else newest.taken_at).replace(tzinfo=UTC)
-            self._counters.gauge("knowledge_snapshot_timestamp_seconds", taken_at.timestamp())
-            self._counters.gauge("knowledge_snapshot_size_bytes", newest.size_bytes)
+        for newest in self._in_qdrant(view)[:1]:
+            size = next(each.size_bytes for each in view.snapshots if each.name == newest.name)
+            at = newest.taken_at.replace(tzinfo=UTC).timestamp()
+            self._counters.gauge("knowledge_snapshot_timestamp_seconds", at)
+            self._counters.gauge("knowledge_snapshot_size_bytes", size)
 
-    def _aside(self, work: Callable[[], T]) -> T | None:
-        """Does what may take minutes in a thread. None: the program is to stop, and nobody waits for it."""
-        self._under_way = future = self._threads.submit(work)
-        while not future.done():
-            if self._signals.stopping:
-                log.warning("stopping: what is under way in Qdrant is left to itself", {"job": self.name})
-                return None
-            self._signals.wait(POLL_SECONDS)
-            self._counters.heartbeat(self._clock())
-        return future.result()
+    def _in_qdrant(self, view: View) -> list[Backup]:
+        """The newest first."""
+        return backups({each.name: taken_at(each) for each in view.snapshots}, view.records)
+
+    def _everywhere(self, view: View) -> list[Backup]:
+        """Those in Qdrant and the copies, the newest first."""
+        names = self._copies.names() if self._copies else {}
+        return backups(names | {each.name: taken_at(each) for each in view.snapshots}, view.records)
 
 
 def misfits(found: Collection, size: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import redis
 from worker import program
 from worker.errors import ServerAway, SettingsError, WorkerError
 from worker.lock import Lock
+from worker.loop import utc_now
 from worker.redis_client import connect
 from worker.settings import Settings
 from worker.snapshots import Copies, Record, Records, take
@@ -82,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
             return desk.verify(options.snapshot) if options.command == "verify" else desk.take()
     except ServerAway as error:
         say(f"{error.server} does not answer: {error}")
+    except redis.RedisError as error:
+        say(f"Redis does not answer: {str(error).strip()}")
     except (WorkerError, OSError) as error:
         say(str(error))
     except KeyboardInterrupt:
@@ -116,13 +119,14 @@ class Desk:
         """Takes a snapshot. Returns the exit status."""
         with self._lock():
             snapshot = self._take()
+            self._records.accept(utc_now())
         say(f"Snapshot {snapshot.name}: {_size(snapshot.size_bytes)}, {self._points_of(snapshot.name)}.")
         return 0
 
     def verify(self, name: str | None) -> int:
         """Proves that a snapshot can be put back. Returns the exit status."""
         with self._lock():
-            source = self._source(name)
+            source = self._newest() if name is None else self._file(name) or self._listed(name)
             scratch = f"{self._collection}{SCRATCH}{secrets.token_hex(4)}"
             say(f"Putting {source.name} into {scratch} ...")
             try:
@@ -134,50 +138,93 @@ class Desk:
 
     def restore(self, name: str, *, ask: bool) -> int:
         """Puts a snapshot in the place of the collection. Returns the exit status."""
-        if self.store.make(self._collection, self._settings.knowledge_vector_size):
-            say(f"There was no collection {self._collection}: made, empty.")  # without it Qdrant lists no snapshots
-        source = self._source(name)
-        current = self.store.count(self._collection)
+        source = self._file(name) or self._listed(name)
         say(
-            f"Collection {self._collection} at {self._settings.qdrant_url}: {current:,} points, which are replaced "
-            f"by {source.name} ({self._points_of(source.name)})."
+            f"Collection {self._collection} at {self._settings.qdrant_url}: {self._count():,} points, which are "
+            f"replaced by {source.name} ({self._points_of(source.name)}). What was written after it is lost then; a "
+            "snapshot of what is there is taken first."
         )
-        if current:
-            say("What was written after that snapshot is lost then. A snapshot of what is there is taken first.")
         if ask:
             self._ask()
         with self._lock():
-            if current:
+            self._pin(source)  # the snapshot that is taken first may be one too many
+            if self._count():  # anew: a person may have thought about it for long
                 say(f"Taken first: {self._take().name}")
-            self._put_back(source, self._collection)
+            try:
+                self._put_back(source, self._collection)
+            except (KeyboardInterrupt, ServerAway):
+                say(f"Nobody waited for the end: Qdrant may go on with it. Look at {self._collection} in a while.")
+                raise
             points = self.store.count(self._collection)
-        say(f"Put back: collection {self._collection} has {points:,} points.")
-        record = self._recorded(source.name)
-        if record and not record.fits(points):
-            say(f"It should have {record.points}: look at Qdrant's log before the CRM uses it.")
-            return 1
+            say(f"Put back: collection {self._collection} has {points:,} points.")
+            record = self._recorded(source.name)
+            if record and not record.fits(points):
+                say(f"It should have {record.points}: look at Qdrant's log before the CRM uses it.")
+                return 1
+            self._release(source.name)
         return 0
 
-    def _source(self, name: str | None) -> Source:
-        """Finds a snapshot; None: the newest. Raises Refused with the names that there are."""
-        there = self.store.collection(self._collection) is not None
-        snapshots = self.store.snapshots(self._collection) if there else []
-        for each in snapshots:
-            if name in (None, each.name):
-                return Source(each.name, snapshot=each)
-        copies = self._copies.names() if self._copies else []
-        if name is None:
-            if self._copies and copies:
-                return Source(copies[0], path=self._copies.path(copies[0]))
-            raise Refused(f"There is no snapshot of {self._collection} yet: bin/knowledge snapshot takes one.")
-        if self._copies and name in copies:
+    def _count(self) -> int:
+        """The points of the collection, 0 when there is none."""
+        found = self.store.collection(self._collection)
+        return found.points if found else 0
+
+    def _file(self, name: str) -> Source | None:
+        """A copy or a file of that name, where the collection or its snapshot is not in Qdrant."""
+        if self.store.collection(self._collection) and self._in_qdrant(name):
+            return None
+        if self._copies and name in self._copies.names():
             return Source(name, path=self._copies.path(name))
-        if Path(name).is_file():
-            return Source(Path(name).name, path=Path(name))
-        known = [f"  {each.name}  {each.taken_at}  {_size(each.size_bytes)}" for each in snapshots]
-        known += [f"  {each}  (a copy)" for each in copies if each not in {known.name for known in snapshots}]
-        listed = "\n".join(known) or "  none"
-        raise Refused(f"There is no snapshot {name}, and no such file. Snapshots of {self._collection}:\n{listed}")
+        return Source(Path(name).name, path=Path(name)) if Path(name).is_file() else None
+
+    def _listed(self, name: str) -> Source:
+        """A snapshot in Qdrant, which lists those of a collection that is there only. Raises Refused."""
+        made = self.store.make(self._collection, self._settings.knowledge_vector_size)
+        found = self._in_qdrant(name)
+        if found:
+            if made:
+                say(f"There was no collection {self._collection}: made, empty.")
+            return Source(found.name, snapshot=found)
+        refusal = Refused(f"There is no snapshot {name}, and no such file. {self._known()}")
+        if made:
+            self.store.drop(self._collection)
+        raise refusal
+
+    def _in_qdrant(self, name: str) -> Snapshot | None:
+        return next((each for each in self.store.snapshots(self._collection) if each.name == name), None)
+
+    def _known(self) -> str:
+        """The names that there are, for people."""
+        snapshots = self.store.snapshots(self._collection)
+        lines = [f"  {each.name}  {each.taken_at}  {_size(each.size_bytes)}" for each in snapshots]
+        copies = sorted(self._copies.names()) if self._copies else []
+        lines += [f"  {each}  (a copy)" for each in copies if each not in {one.name for one in snapshots}]
+        return f"Snapshots of {self._collection}:\n" + ("\n".join(lines) or "  none")
+
+    def _newest(self) -> Source:
+        """Raises Refused when there is none."""
+        if self.store.collection(self._collection):
+            for each in self.store.snapshots(self._collection):
+                return Source(each.name, snapshot=each)
+        copies = self._copies.names() if self._copies else {}
+        if self._copies and copies:
+            name = max(copies, key=lambda each: (copies[each], each))
+            return Source(name, path=self._copies.path(name))
+        raise Refused(f"There is no snapshot of {self._collection} yet: bin/knowledge snapshot takes one.")
+
+    def _pin(self, source: Source) -> None:
+        if source.path is not None and not (self._copies and source.path == self._copies.path(source.name)):
+            return  # a file that nobody prunes
+        try:
+            self._records.pin(source.name)
+        except redis.RedisError as error:
+            log.warning("Redis is away: keep the job knowledge stopped until this is done", {"reason": str(error)})
+
+    def _release(self, snapshot: str) -> None:
+        """It is put back, and whoever wanted that knows how many points there are now."""
+        with suppress(redis.RedisError):  # it stays for longer than it has to
+            self._records.unpin(snapshot)
+            self._records.accept(utc_now())
 
     def _ask(self) -> None:
         """Raises Refused unless a person says yes."""

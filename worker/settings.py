@@ -5,6 +5,7 @@ Each variable is one field of ``Settings``: its name, its default, how it is rea
 the value (never a secret) and what is allowed. Any variable may come from a file: ``NAME_FILE=/path``.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
@@ -35,6 +36,7 @@ from worker.variables import (
 # programs by what they need of the outside world; bin/qdrant needs neither
 DATABASE_USERS = "campaign reminders calls call-cleanup trial watchdog web migrate entrypoint"
 REDIS_USERS = f"{DATABASE_USERS} knowledge"
+_ACCOUNT = re.compile(r"//[^/]*@")  # of a URL that should have none
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 
 
@@ -384,5 +386,5 @@ def _checked(meta: Mapping[str, Any], raw: str) -> Any:
     try:
         return meta["read"](raw)
     except ValueError as error:
-        shown = "(a secret, not shown)" if meta["secret"] else repr(raw)
+        shown = "(a secret, not shown)" if meta["secret"] else repr(_ACCOUNT.sub("//...@", raw))
         raise SettingsError(f"{meta['name']} is {shown}, allowed is {error}") from None

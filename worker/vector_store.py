@@ -7,6 +7,7 @@ answer, and StoreError with Qdrant's own words when it refuses. Source: https://
 import hashlib
 import json
 import os
+import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ QUESTION_SECONDS = 5  # a program that is stopped meanwhile has to end within te
 WORK_SECONDS = 3600  # for a snapshot, or for putting one back: as long as its disk needs
 TENANT_FIELD = "metadata.tenantId"
 PART = ".part"  # end of the name of a file that is being written
+REASON_LENGTH = 300
 CHUNK_BYTES = 1 << 20
 LONG_AGO = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
 KEY_REFUSED = (401, 403)
@@ -188,14 +190,25 @@ class VectorStore:
 
     def upload(self, name: str, path: Path) -> None:
         """As ``recover``, from a file of this machine. Raises OSError too."""
-        with path.open("rb") as file, self._asked(f"putting back {path}"):
-            # as text: the client would send the name of the enumeration
-            self._patient.http.snapshots_api.recover_from_uploaded_snapshot(
-                name,
-                wait=True,
-                priority="snapshot",  # type: ignore[arg-type]
-                snapshot=file,
-            )
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            # Qdrant keeps what it is sent among the collection's snapshots: under a name that is nobody else's
+            sent_as = f"uploaded-{secrets.token_hex(8)}.snapshot"
+            try:
+                with self._asked(f"putting back {path}"):
+                    # as text: the client would send the name of the enumeration
+                    self._patient.http.snapshots_api.recover_from_uploaded_snapshot(
+                        name,
+                        wait=True,
+                        priority="snapshot",  # type: ignore[arg-type]
+                        checksum=sha256,
+                        snapshot=(sent_as, file),  # type: ignore[arg-type]
+                    )
+            finally:
+                with suppress(StoreError, ServerAway):  # the reason why it was not put back matters more
+                    if any(each.name == sent_as for each in self.snapshots(name)):
+                        self.delete_snapshot(name, sent_as)
 
     def _connect(self, seconds: int) -> QdrantClient:
         with warnings.catch_warnings():
@@ -231,7 +244,9 @@ class VectorStore:
         except ResponseHandlingException as error:
             if isinstance(error.source, httpx.TransportError):
                 raise ServerAway("Qdrant", f"{self._url}: {error.source or type(error.source).__name__}") from error
-            raise StoreError(f"{what}: Qdrant's answer is not understood: {error.source}") from error
+            raise StoreError(
+                f"{what}: Qdrant's answer is not understood: {str(error.source)[:REASON_LENGTH]}"
+            ) from error
         except UnexpectedResponse as error:
             status = error.status_code
             if status in KEY_REFUSED:
@@ -239,8 +254,9 @@ class VectorStore:
             if status in GATEWAY_SAYS_AWAY:
                 raise ServerAway("Qdrant", f"{self._url}: HTTP {status}") from error
             raise StoreError(f"{what}: {_reason(error)}") from error
-        except (ApiException, QdrantException) as error:
-            raise StoreError(f"{what}: {error}") from error
+        except (ApiException, QdrantException, AssertionError, ValueError) as error:  # no JSON, or without a result
+            reason = str(error)[:REASON_LENGTH] or type(error).__name__
+            raise StoreError(f"{what}: Qdrant's answer is not understood: {reason}") from error
 
 
 def _private(path: str, flags: int) -> int:

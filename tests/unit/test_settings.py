@@ -268,6 +268,39 @@ def test_time_zones(raw: str) -> None:
         load(NEEDED | {"CLEANUP_TIMEZONE": raw}, "call-cleanup")
 
 
+@pytest.mark.parametrize(
+    ("raw", "url"),
+    [
+        ("http://qdrant", "http://qdrant:6333"),
+        ("https://qdrant.example.in/", "https://qdrant.example.in:6333"),
+        ("https://qdrant.example.in:443/vectors", "https://qdrant.example.in:443/vectors"),
+        ("http://[::1]:6444", "http://[::1]:6444"),
+    ],
+)
+def test_the_vector_database(raw: str, url: str) -> None:
+    """Without a port it is 6333, as to Qdrant's clients, so that all programs mean the same."""
+    assert load(NEEDED | {"QDRANT_URL": raw}, "knowledge").qdrant_url == url
+
+
+def test_a_password_in_a_url_that_takes_none() -> None:
+    """It is refused, and not repeated."""
+    for raw in ("http://user:hunter2@qdrant:6333", "http://user:hunt@er2@qdrant:99999"):
+        with pytest.raises(SettingsError, match=r"^QDRANT_URL is 'http://\.\.\.@qdrant") as caught:
+            load(NEEDED | {"QDRANT_URL": raw}, "web")
+        assert "hunt" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", ["", ".", "..", "a/b", "a b", "x" * 201, "naïve"])
+def test_names_of_collections(raw: str) -> None:
+    """Nothing that a path or a URL could take for something else; empty counts as not set."""
+    environ = NEEDED | {"VECTOR_COLLECTION_NAME": raw}
+    if not raw:
+        assert load(environ, "knowledge").vector_collection_name == "bharat_crm_knowledge"
+        return
+    with pytest.raises(SettingsError, match=r"^VECTOR_COLLECTION_NAME is "):
+        load(environ, "knowledge")
+
+
 def test_the_owners_address() -> None:
     """OWNER_EMAIL can be written to, or the program says so at its start."""
     assert load(NEEDED | {"OWNER_EMAIL": " owner@crm.example.in "}, "trial").owner_email == "owner@crm.example.in"

@@ -1,4 +1,4 @@
-"""When a snapshot is due, what a record says, and which files of a folder are copies."""
+"""When a snapshot is due, what was lost since, and which files of a folder are copies."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from worker.recovery import scratch_collections
-from worker.snapshots import Copies, Record, is_due
+from worker.snapshots import (
+    ACCEPTED,
+    UNFINISHED,
+    Backup,
+    Copies,
+    Record,
+    backups,
+    fuller,
+    is_due,
+    taken_at,
+    unrecorded,
+)
 from worker.vector_store import Snapshot
 
 DAY = 86_400.0
@@ -14,8 +25,12 @@ NOON = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC as everywhere in the work
 MIDNIGHT = NOON.replace(hour=0)
 
 
-def snapshot(taken_at: datetime) -> Snapshot:
-    return Snapshot("c-1-2026-01-31-00-00-00.snapshot", taken_at, 1, None)
+def backup(taken_at: datetime, points: int | None = None, name: str = "c") -> Backup:
+    return Backup(name, taken_at, None if points is None else Record(taken_at, points, points))
+
+
+def snapshot(name: str, taken_at: datetime = NOON) -> Snapshot:
+    return Snapshot(name, taken_at, 1, None)
 
 
 @pytest.mark.parametrize(
@@ -32,19 +47,32 @@ def snapshot(taken_at: datetime) -> Snapshot:
 )
 def test_due_once_for_each_interval(taken_at: datetime, due: bool) -> None:
     """Since midnight UTC there has to be one: a restart takes none, a missed one is made up for."""
-    assert is_due(snapshot(taken_at), None, NOON, DAY) is due
+    assert is_due([backup(taken_at)], NOON, DAY) is due
+    assert is_due([backup(NOON + timedelta(days=3)), backup(taken_at)], NOON, DAY) is due
 
 
 def test_due_when_there_is_none() -> None:
-    assert is_due(None, None, NOON, DAY)
+    assert is_due([], NOON, DAY)
 
 
 def test_the_workers_own_clock_counts() -> None:
-    """Where Qdrant's clock is hours away, a snapshot that we took now is not due again in five minutes."""
-    for wrong in (NOON - timedelta(hours=30), NOON + timedelta(days=400)):
-        assert is_due(snapshot(wrong), None, NOON, DAY)
-        assert not is_due(snapshot(wrong), Record(NOON, 1, 1), NOON + timedelta(minutes=5), DAY)
-        assert is_due(snapshot(wrong), Record(NOON, 1, 1), NOON + timedelta(days=1), DAY)
+    """Where Qdrant's clock is off, what we took is neither due again in five minutes nor out of its order."""
+    at = {"old-1-2027-01-01-00-00-00.snapshot": NOON + timedelta(days=400), "new": NOON - timedelta(hours=30)}
+    records = {
+        "old-1-2027-01-01-00-00-00.snapshot": Record(NOON - timedelta(days=1), 1, 1),
+        "new": Record(NOON, 2, 2),
+    }
+    known = backups(at, records)
+    assert [each.name for each in known] == ["new", "old-1-2027-01-01-00-00-00.snapshot"]
+    assert not is_due(known, NOON + timedelta(minutes=5), DAY)
+    assert is_due(known, NOON + timedelta(days=1), DAY)
+    assert [each.name for each in backups({"a": NOON, "b": NOON}, {})] == ["b", "a"], "by name in the same second"
+
+
+def test_the_time_of_a_snapshot() -> None:
+    """The one in its name, which a copied folder keeps; else its file's."""
+    assert taken_at(snapshot("crm-1-2026-01-30-09-30-01.snapshot")) == datetime(2026, 1, 30, 9, 30, 1)  # noqa: DTZ001
+    assert taken_at(snapshot("crm.snapshot", MIDNIGHT)) == MIDNIGHT
 
 
 def test_records() -> None:
@@ -54,13 +82,52 @@ def test_records() -> None:
     assert (record.points, Record(NOON, 7, 7).points) == ("1,000 to 1,200", "7")
 
 
+@pytest.mark.parametrize(
+    ("held", "points", "lost"),
+    [
+        (1, 0, True),
+        (0, 0, False),
+        (None, 0, True),
+        (50, 1, True),
+        (50, 25, True),
+        (50, 26, False),
+        (50, 500, False),
+        (None, 1, False),
+        (20, 1, False),
+        (21, 1, True),
+    ],
+)
+def test_a_loss(held: int | None, points: int, lost: bool) -> None:
+    """All points, or most of more than a few; what nobody counted may have held any number."""
+    known = [backup(NOON, points, "newest"), backup(MIDNIGHT, held, "older")]
+    found = fuller(known, points, {})
+    assert (found.name if found else None) == ("older" if lost else None)
+    assert fuller(known, points, {ACCEPTED: Record(NOON, 0, 0)}) is None, "a person said that nothing is lost"
+    if lost:
+        assert fuller(known, points, {ACCEPTED: Record(MIDNIGHT - timedelta(days=1), 0, 0)}) == known[1]
+
+
+def test_a_snapshot_that_the_worker_did_not_see_to_its_end() -> None:
+    """The first one after it was begun that has no record; neither an earlier one nor one of the next day."""
+    record = {UNFINISHED: Record(NOON, 0, 0)}
+    early, ours, theirs, late = (
+        snapshot(name, NOON + after)
+        for name, after in (
+            ("early", timedelta(minutes=-11)),
+            ("ours", timedelta(seconds=3)),
+            ("theirs", timedelta(minutes=20)),
+            ("late", timedelta(hours=2)),
+        )
+    )
+    assert unrecorded([late, theirs, ours, early], record) == ours
+    assert unrecorded([late, ours, early], record | {"ours": Record(NOON, 0, 0)}) is None
+    assert unrecorded([late, early], record) is None
+    assert unrecorded([ours], {}) is None
+
+
 def test_copies_are_known_by_their_names(tmp_path: Path) -> None:
-    """Only this collection's snapshots, the newest first by the time in the name; other files stay as they are."""
-    names = [
-        "crm-9-2026-01-29-00-00-00.snapshot",
-        "crm-11-2026-01-31-00-00-00.snapshot",
-        "crm-10-2026-01-30-00-00-00.snapshot",
-    ]
+    """Only this collection's snapshots, with the time in the name; other files stay as they are."""
+    names = ["crm-9-2026-01-29-00-00-00.snapshot", "crm-11-2026-01-31-12-00-00.snapshot"]
     others = [
         "crm-2-11-2026-01-31-00-00-00.snapshot",  # another collection's: crm-2
         "crm-11-2026-01-31-00-00-00.snapshot.old",
@@ -71,20 +138,23 @@ def test_copies_are_known_by_their_names(tmp_path: Path) -> None:
     for name in [*names, *others, left]:
         (tmp_path / name).write_text("x", "utf-8")
     copies = Copies(tmp_path, "crm")
-    assert copies.names() == [names[1], names[2], names[0]]
-    assert copies.prune(2) == [names[1], names[2]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[1], names[2], *others])
+    assert copies.names() == {names[0]: MIDNIGHT - timedelta(days=2), names[1]: NOON}
+    copies.remove(names[0])
+    copies.remove(names[0])
+    copies.remove_parts()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[1], *others])
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "other-1-2026-01-31-00-00-00.snapshot", ""])
 def test_nothing_is_copied_to_a_name_that_is_none(tmp_path: Path, name: str) -> None:
     """What Qdrant calls a snapshot decides no path outside the folder."""
-    assert not Copies(tmp_path, "crm").lacks(Snapshot(name, NOON, 1, None))
+    assert not Copies(tmp_path, "crm").lacks(snapshot(name))
 
 
 def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    assert Copies(tmp_path / "none", "crm").names() == []
-    assert Copies(tmp_path / "none", "crm").prune(7) == []
+    copies = Copies(tmp_path / "none", "crm")
+    copies.remove_parts()
+    assert copies.names() == {}
 
 
 def test_scratch_collections_are_ours_alone() -> None:
