@@ -29,7 +29,12 @@ QDRANT = '''\
 #!/usr/bin/env python3
 """Stands in for Qdrant's program: answers health checks, and nothing else."""
 import os
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+if "--version" in sys.argv:
+    print("qdrant, a stand-in")
+    sys.exit()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -53,8 +58,10 @@ def make_bases(buildah: Buildah, dockerfile: str, build_args: Mapping[str, str])
     debian, qdrant = versions["DEBIAN_VERSION"], versions["QDRANT_VERSION"]
     if not buildah.has(f"docker.io/library/debian:{debian}"):
         _make_debian(buildah, debian)
-    if not buildah.has(f"docker.io/qdrant/qdrant:{qdrant}"):
+    made = buildah.folder / f"stand-in-{qdrant}"
+    if not (buildah.has(f"docker.io/qdrant/qdrant:{qdrant}") and made.exists() and made.read_text("utf-8") == QDRANT):
         _make_qdrant(buildah, qdrant)
+        made.write_text(QDRANT, "utf-8")
 
 
 def _make_debian(buildah: Buildah, version: str) -> None:

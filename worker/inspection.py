@@ -64,6 +64,8 @@ def _unusable(programs: Sequence[str]) -> Iterator[str]:
         campaign = program.settings_from_environment("campaign")
         yield from _unwritable([campaign.state_dir])
         checks.append(lambda: _require_smtp(campaign))
+    if "knowledge" in programs and (copies := program.settings_from_environment("knowledge").knowledge_snapshot_dir):
+        yield from _unwritable([copies])
     if "qdrant" in programs:
         checks.extend(_checks_of_qdrant(program.settings_from_environment("qdrant")))
     for check in checks:

@@ -55,6 +55,9 @@ class Source:
 def parser() -> argparse.ArgumentParser:
     """The arguments of bin/knowledge; ``command`` is None for the job itself."""
     result = program.job_parser("knowledge", DESCRIPTION)
+    result.epilog = (
+        f"{result.epilog}\nA command ends with 1 when it was refused, failed, or found a snapshot not good."
+    )
     commands = result.add_subparsers(dest="command", metavar="COMMAND", title="commands, instead of the job")
     commands.add_parser("snapshot", help="take a snapshot now", description="Takes a snapshot now.")
     what = "its name in Qdrant or in KNOWLEDGE_SNAPSHOT_DIR, or the path of a file"
@@ -120,7 +123,10 @@ class Desk:
         with self._lock():
             snapshot = self._take()
             self._records.accept(utc_now())
-        say(f"Snapshot {snapshot.name}: {_size(snapshot.size_bytes)}, {self._points_of(snapshot.name)}.")
+            say(f"Snapshot {snapshot.name}: {_size(snapshot.size_bytes)}, {self._points_of(snapshot.name)}.")
+            if self._copies:
+                self._copies.add(self.store, snapshot)
+                say(f"Copied to {self._copies.path(snapshot.name)}.")
         return 0
 
     def verify(self, name: str | None) -> int:
@@ -210,6 +216,11 @@ class Desk:
         if self._copies and copies:
             name = max(copies, key=lambda each: (copies[each], each))
             return Source(name, path=self._copies.path(name))
+        if self.store.collection(self._collection) is None:
+            raise Refused(
+                f"There is no collection {self._collection}, and Qdrant lists no snapshots of one that is not there: "
+                "the job knowledge makes it within five minutes, or bin/knowledge restore with a snapshot's name"
+            )
         raise Refused(f"There is no snapshot of {self._collection} yet: bin/knowledge snapshot takes one.")
 
     def _pin(self, source: Source) -> None:

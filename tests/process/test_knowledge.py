@@ -242,10 +242,13 @@ def test_only_the_newest_stay(
     next_second()
     client.create_snapshot(name)
     next_second()
-    assert ", 1 points." in knowledge("snapshot").stdout
+    done = knowledge("snapshot")
     kept = snapshots(client, name)[:2]
-    for each in kept:  # as earlier runs would have copied them
-        (copies / each).write_bytes(b"")
+    assert f"Snapshot {kept[0]}: " in done.stdout
+    assert ", 1 points." in done.stdout
+    assert f"Copied to {copies / kept[0]}." in done.stdout
+    assert (copies / kept[0]).stat().st_size > 0
+    (copies / kept[1]).write_bytes(b"")  # as an earlier run would have copied it
     assert knowledge("--once", KNOWLEDGE_SNAPSHOT_KEEP="2").returncode == 0
     assert snapshots(client, name) == kept
     assert sorted(path.name for path in copies.iterdir()) == sorted([*kept, "notes.txt"])
