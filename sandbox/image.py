@@ -27,7 +27,7 @@ from sandbox.servers import ServerFailed, ServerMissing
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("SANDBOX_IMAGE_DIR", CACHE / "image"))
 TAG = "localhost/crm-worker:sandbox"
-BUILD_SECONDS = 900.0
+BUILD_SECONDS = 600.0
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _LENT_CA_BUNDLE = "/mnt/ca-certificates.crt"
 _PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout", "retries")

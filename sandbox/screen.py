@@ -145,6 +145,7 @@ def _show_message(stage: Stage) -> None:
 
 
 def _what_next(stage: Stage) -> None:
+    environment = (stage.folder / "environment").relative_to(stage.project)
     key = stage.qdrant_key.relative_to(stage.project)
     print(
         "\nWhat to type next, in another terminal:\n"
@@ -156,6 +157,7 @@ def _what_next(stage: Stage) -> None:
         f"    curl {stage.web_url}/health\n"
         f"    curl {stage.web_url}/metrics\n"
         f'    curl -H "api-key: $(cat {key})" {stage.qdrant_url}/collections\n'
+        f"    (. {environment}; bin/status)        the page in a terminal; so for every program of bin/\n"
         "    bin/supervisorctl shutdown        stops everything",
         flush=True,
     )

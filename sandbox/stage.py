@@ -80,6 +80,7 @@ class Stage:
         conf.touch(0o600)
         with conf.open("w") as file:
             self._configuration().write(file)
+        self._write_environment()
         self._supervisord = Child(
             [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(conf)],
             self.folder / "supervisord.out",
@@ -160,6 +161,13 @@ class Stage:
             "CAMPAIGN_BATCH_DELAY": "300ms",
             "PYTHONUNBUFFERED": "1",
         }
+
+    def _write_environment(self) -> None:
+        """A file for a shell that wants to run the programs by hand."""
+        settings = {name: value for name, value in self._environment().items() if self._environ.get(name) != value}
+        path = self.folder / "environment"
+        path.touch(0o600)
+        path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()), "utf-8")
 
     def _production(self) -> RawConfigParser:
         conf = RawConfigParser(inline_comment_prefixes=(";",), strict=True)
