@@ -161,12 +161,7 @@ class KnowledgeJob:
         if overlooked := unrecorded(view.snapshots, view.records):
             self._records.put(overlooked.name, view.records.pop(UNFINISHED))
             view.records = self._records.all()
-        if is_due(self._in_qdrant(view), view.now, self.interval_seconds):
-            taken = take(self._store, self._records, self._collection)
-            log.info("snapshot taken", {"snapshot": taken.name, "bytes": taken.size_bytes})
-            view.snapshots.append(taken)
-            view.records = self._records.all()
-            view.done["snapshots"] = 1
+        # before anything here can fail: what is pruned depends on it
         view.lost = fuller(self._everywhere(view), view.collection.points, view.records)
         if view.lost:
             had = f"{view.lost.record.points} points" if view.lost.record else "points that nobody counted"
@@ -175,6 +170,12 @@ class KnowledgeJob:
                 f"has {had}; that one is kept. Put it back with bin/knowledge restore {view.lost.name}; where "
                 "nothing is lost, say so with bin/knowledge snapshot"
             )
+        if is_due(self._in_qdrant(view), view.now, self.interval_seconds):
+            taken = take(self._store, self._records, self._collection)
+            log.info("snapshot taken", {"snapshot": taken.name, "bytes": taken.size_bytes})
+            view.snapshots.append(taken)
+            view.records = self._records.all()
+            view.done["snapshots"] = 1
 
     def _copy(self, view: View) -> None:
         newest = next(iter(self._in_qdrant(view)), None)

@@ -122,11 +122,11 @@ class Desk:
         """Takes a snapshot. Returns the exit status."""
         with self._lock():
             snapshot = self._take()
-            self._records.accept(utc_now())
             say(f"Snapshot {snapshot.name}: {_size(snapshot.size_bytes)}, {self._points_of(snapshot.name)}.")
             if self._copies:
                 self._copies.add(self.store, snapshot)
                 say(f"Copied to {self._copies.path(snapshot.name)}.")
+            self._accept()
         return 0
 
     def verify(self, name: str | None) -> int:
@@ -235,6 +235,11 @@ class Desk:
         """It is put back, and whoever wanted that knows how many points there are now."""
         with suppress(redis.RedisError):  # it stays for longer than it has to
             self._records.unpin(snapshot)
+        self._accept()
+
+    def _accept(self) -> None:
+        """Fuller snapshots of before are no loss any more."""
+        with suppress(redis.RedisError):  # the job goes on to speak of a loss
             self._records.accept(utc_now())
 
     def _ask(self) -> None:

@@ -28,6 +28,7 @@ from sandbox.qdrant import Qdrant
 from sandbox.servers import ServerMissing
 from worker.knowledge import main
 from worker.readings import read_all
+from worker.vector_store import StoreError, VectorStore
 
 SIZE = 4
 KEY = "a-key-nobody-sees"
@@ -355,6 +356,31 @@ def test_what_is_put_back_is_not_pruned(
     assert all(each.startswith(name) for each in snapshots(client, name)), "what was sent does not stay in Qdrant"
 
 
+def test_a_snapshot_that_fails_costs_no_other(
+    knowledge: Run, client: QdrantClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk while the collection has lost its points: the one that has them stays, whatever else is pruned."""
+    knowledge("--once")
+    fill(client, name, 50)
+    settings = {"KNOWLEDGE_SNAPSHOT_INTERVAL": "1s", "KNOWLEDGE_SNAPSHOT_KEEP": "1"}
+    next_second()
+    knowledge("--once", **settings)
+    (good,) = snapshots(client, name)
+    client.delete_collection(name)
+    next_second()
+    knowledge("--once", **settings)
+    assert len(snapshots(client, name)) == 2
+
+    def full(*_: object) -> None:
+        raise StoreError("No space left on device")
+
+    monkeypatch.setattr(VectorStore, "take_snapshot", full)
+    next_second()
+    done = knowledge("--once", **settings)
+    assert (done.returncode, "No space left" in done.stderr, good in done.stderr) == (1, True, True)
+    assert good in snapshots(client, name)
+
+
 def test_without_redis(knowledge: Run, client: QdrantClient, name: str) -> None:
     """Whoever restores may have lost more than Qdrant: it works, and says what is not known."""
     knowledge("--once")
@@ -367,6 +393,9 @@ def test_without_redis(knowledge: Run, client: QdrantClient, name: str) -> None:
     assert "keep the job knowledge stopped" in done.stderr
     next_second()
     assert knowledge("verify", REDIS_URL=nowhere).returncode == 1, "10 points in the one that was taken first, 0 now"
+    next_second()
+    done = knowledge("snapshot", REDIS_URL=nowhere)
+    assert (done.returncode, f"Snapshot {snapshots(client, name)[0]}: " in done.stdout) == (0, True)
 
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"{}", b'{"result": null, "status": "ok", "time": 0}'])
