@@ -18,11 +18,11 @@ from typing import Any
 
 import urllib3
 
-from worker.batch import Recipient
+from worker.campaigns.batch import Recipient
 from worker.content.campaign import EmailContent, Sender, WhatsAppContent
-from worker.db import Database, Row, queries
-from worker.loop import utc_now
-from worker.providers import Email, WhatsAppMessage
+from worker.messages import Email, WhatsAppMessage
+from worker.runtime.clock import utc_now
+from worker.runtime.db import Database, Row, queries
 
 _RECIPIENTS = """
 SELECT id, "recipientName" AS name, "recipientEmail" AS email, "recipientPhone" AS phone, 0 AS attempts

@@ -6,8 +6,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from worker.db import Database, Row, queries
-from worker.loop import utc_now
+from worker.runtime.clock import utc_now
+from worker.runtime.db import Database, Row, queries
 
 TABLES = {"CallQueue", "CallLog"}  # of the CRM; they grow for ever
 LINES = 32  # tenants that are looked at together

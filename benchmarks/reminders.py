@@ -18,8 +18,8 @@ from benchmarks.report import Failure, Progress, Report, Target
 from benchmarks.sinks import PROJECT, Sink, http_sink, smtp_sink
 from benchmarks.world import World, world
 from sandbox.crm import Crm, utc_now
-from worker.db import Database, Row, queries
-from worker.reminder_recipients import Recipients
+from worker.reminding.recipients import RecipientReader
+from worker.runtime.db import Database, Row, queries
 
 APPLICATION = "crm-worker reminders"
 TENANTS = 1000
@@ -121,7 +121,7 @@ def plan(url: str) -> tuple[list[str], list[str]]:
     sql = queries("reminders")
     db = Database(url, "bench plan")
     with closing(db):
-        recipients = Recipients().of(db.all(sql["tenants"]), utc_now())
+        recipients = RecipientReader().of(db.all(sql["tenants"]), utc_now())
         explained = sql["claim"].partition(";")[2]
         parameters: dict[str, Any] = {"job": "plan", "holder": "x", "now": utc_now(), "listed": 200}
         found = db.all(f"EXPLAIN (FORMAT JSON) {explained}", recipients=json.dumps(recipients), **parameters)

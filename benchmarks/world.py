@@ -12,7 +12,7 @@ import psycopg2
 from sandbox.crm import Crm, apply_schema
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
-from worker.migrate import migrate
+from worker.runtime.migrations import migrate
 
 _LOG_MARK = "bench app="
 

@@ -7,7 +7,7 @@ answered while others wait for a server that hangs.
 import os
 from pathlib import Path
 
-from worker import settings
+from worker.runtime import settings
 
 wsgi_app = "worker.web.app:create()"
 bind = f"0.0.0.0:{settings.load(os.environ, 'web').port}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sandbox import demo_jobs
 from sandbox.crm import Crm, apply_schema, utc_now
 from sandbox.stage import Stage
-from worker.migrate import migrate
+from worker.runtime.migrations import migrate
 
 EMAILS, WHATSAPPS = 500, 200
 REFUSED = "nobody.here@refused.example"

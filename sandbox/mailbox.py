@@ -27,7 +27,7 @@ _LARGEST_BYTES = 33_554_432
 
 
 @dataclass(frozen=True)
-class Line:
+class TwilioAccount:
     """How the inbox is reached."""
 
     tls: ssl.SSLContext | None = None
@@ -39,7 +39,7 @@ class Line:
 class Mailbox:
     """The handler of aiosmtpd's hooks."""
 
-    def __init__(self, stand: Stand, line: Line) -> None:
+    def __init__(self, stand: Stand, line: TwilioAccount) -> None:
         self._stand = stand
         self._line = line
 

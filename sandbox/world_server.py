@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox import control, gmail, twilio, whatsapp
 from sandbox.http import Reply, Request, serve
-from sandbox.mailbox import Line, Mailbox
+from sandbox.mailbox import Mailbox, TwilioAccount
 from sandbox.records import Records
 from sandbox.stand import Stand
 
@@ -49,12 +49,12 @@ async def run(options: Options, ready: Callable[[], None] = lambda: None) -> Non
             server.close()
 
 
-def _line(options: Options) -> Line:
+def _line(options: Options) -> TwilioAccount:
     context = None
     if options.smtp_tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(str(options.certificate))
-    return Line(context, options.smtp_tls == "implicit", options.smtp_user, options.smtp_password)
+    return TwilioAccount(context, options.smtp_tls == "implicit", options.smtp_user, options.smtp_password)
 
 
 def _router(stand: Stand, options: Options) -> Callable[[Request], Awaitable[Reply]]:

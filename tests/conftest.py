@@ -117,7 +117,7 @@ def crm_only_template(databases: Databases) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template(databases: Databases, crm_only_template: str) -> Iterator[str]:
     """Name of a database with the CRM's and the worker's tables."""
-    migrate = pytest.importorskip("worker.migrate").migrate
+    migrate = pytest.importorskip("worker.runtime.migrations").migrate
     name = databases.create(crm_only_template)
     with closing(psycopg2.connect(databases.url_of(name))) as connection:
         migrate(connection)

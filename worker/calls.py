@@ -7,28 +7,25 @@ or a few: claim, place, book, tell.
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 
-from worker import migrate, program
-from worker.call_claims import CallClaims, Claim, Wanted, count_failures
-from worker.call_doubts import CallDoubts
+from worker.calling.accounts import CallingAccounts, TwilioAccount
+from worker.calling.claims import CallCandidate, CallClaims, ClaimedCall, count_failures
+from worker.calling.reconciliation import CallReconciliation
+from worker.calling.requests import POLL_SECONDS, ROUND_SECONDS, CallRequests
 from worker.content.calls import call_form
 from worker.content.hours import BusinessHours
 from worker.content.phones import to_e164
-from worker.counters import Counters
-from worker.db import AWAY, Database, Row, queries
 from worker.errors import SendError, TransportMissing, Unconfirmed
-from worker.events import Events
-from worker.lanes import POLL_SECONDS, ROUND_SECONDS, Lanes
-from worker.lines import Line, Lines
-from worker.lock import Lock
-from worker.loop import Result, Signals, utc_now
 from worker.providers.twilio import PlacedCall
-from worker.redis_client import connect
-from worker.settings import Settings
+from worker.runtime import program
+from worker.runtime.db import UNAVAILABLE, Row, queries
+from worker.runtime.events import LiveEvents
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.migrations import require_current
 
 log = logging.getLogger(__name__)
 
@@ -47,53 +44,41 @@ COUNTS = ("placed", "retried", "failed", "put_back", "asked", "checked")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return program.run_job("calls", "call-scheduler", DESCRIPTION, CallsJob, arguments)
+    return program.run_job("calls", DESCRIPTION, CallsJob, arguments)
 
 
 class CallsJob:
-    name = "calls"
     zone: tzinfo = UTC
 
-    def __init__(
-        self,
-        settings: Settings,
-        counters: Counters,
-        lock: Lock,
-        signals: Signals,
-        clock: Callable[[], datetime] = utc_now,
-    ) -> None:
+    def __init__(self, context: JobContext) -> None:
         """Raises SettingsError for a DATABASE_URL that cannot be used."""
+        settings, clock = context.settings, context.clock
         self.interval_seconds = settings.call_scheduler_interval_seconds
-        self._settings = settings
-        self._counters = counters
-        self._lock = lock
-        self._signals = signals
-        self._clock = clock
-        self._redis = connect(settings.redis_url)
-        self._db = Database(settings.database_url, "crm-worker calls")
+        self._context = context
+        self._db = context.database
         self._sql = queries("calls")
-        self._lines = Lines(settings, self._redis, LANES)
-        self._claims = CallClaims(self._db, counters, Events(self._redis), clock)
-        self._lanes = Lanes(LANES, signals, settings.shutdown_grace_seconds)
-        self._doubts = CallDoubts(self._db, self._claims, self._lines, self._lanes, clock)
+        self._lines = CallingAccounts(settings, context.redis, LANES)
+        self._claims = CallClaims(self._db, context.counters, LiveEvents(context.redis), clock)
+        self._lanes = CallRequests(LANES, context.signals, settings.shutdown_grace_seconds)
+        self._doubts = CallReconciliation(self._db, self._claims, self._lines, self._lanes, clock)
         self._served: dict[str, float] = {}  # tenant -> time.monotonic() of its last turn
         self._measure_after = 0.0  # time.monotonic()
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
-        migrate.require_current(self._db)
+        require_current(self._db)
 
-    def tick(self, now: datetime) -> Result:
+    def tick(self, now: datetime) -> TickResult:
         self._counts = self._doubts.counts = dict.fromkeys(COUNTS, 0)
         self._lanes.settle_finished(0.0)
         todo = self._db.one(self._sql["survey"], now=now) or {}
         if not (todo["any_pending"] or todo["any_processing"] or todo["any_claim"] or todo["any_live"]):
             self._measure(due=0.0, oldest_due_seconds=0.0)
-            return Result(self._counts)
+            return TickResult(self._counts)
         if todo["any_processing"] or todo["any_claim"]:
-            self._doubts.resolve(now, self._may_claim)
+            self._doubts.resolve(now, lambda: self._context.may_continue)
         if todo["any_live"]:
-            self._doubts.check_stale(now, self._may_claim)
+            self._doubts.check_stale(now, lambda: self._context.may_continue)
         again_at = self._place_due(now) if todo["any_pending"] else None
         self._lanes.finish()
         return self._result(again_at)
@@ -101,31 +86,29 @@ class CallsJob:
     def close(self) -> bool:
         try:
             self._lanes.drain()
-        except AWAY as error:
+        except UNAVAILABLE as error:
             log.error("calls were not booked, Twilio will be asked about them", {"reason": str(error).strip()})
         ended = self._lanes.close()
-        self._counters.flush()
+        self._context.counters.flush()
         self._lines.close()
-        self._db.close()
-        self._redis.close()
         return ended
 
-    def _result(self, again_at: datetime | None) -> Result:
-        todo = self._db.one(self._sql["survey"], now=self._clock()) or {}
+    def _result(self, again_at: datetime | None) -> TickResult:
+        todo = self._db.one(self._sql["survey"], now=self._context.clock()) or {}
         if time.monotonic() > self._measure_after:
-            self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
+            self._measure(**(self._db.one(self._sql["backlog"], now=self._context.clock()) or {}))
             self._measure_after = time.monotonic() + MEASURE_SECONDS
-        soonest = self._clock() + timedelta(seconds=POLL_SECONDS)
+        soonest = self._context.clock() + timedelta(seconds=POLL_SECONDS)
         # a call that failed leaves its slot to the next one
         moved = any(self._counts[each] for each in ("failed", "retried", "put_back")) and todo["any_pending"]
         if self._lanes.keys or moved:
             again_at = soonest
         due = [max(at, soonest) for at in (again_at, todo["next_due"], todo["next_ask"]) if at]
-        return Result(self._counts, min(due, default=None), unfinished=again_at is not None)
+        return TickResult(self._counts, min(due, default=None), unfinished=again_at is not None)
 
     def _measure(self, due: float, oldest_due_seconds: float) -> None:
-        self._counters.gauge("calls_due", due)
-        self._counters.gauge("calls_oldest_due_seconds", oldest_due_seconds)
+        self._context.counters.gauge("calls_due", due)
+        self._context.counters.gauge("calls_oldest_due_seconds", oldest_due_seconds)
 
     def _place_due(self, now: datetime) -> datetime | None:
         """Gives each tenant that may call now its turn; returns when the next call may be placed, if one is left."""
@@ -133,9 +116,9 @@ class CallsJob:
         lines = self._open_lines(now)
         wait_seconds: list[float] = []
         for first in range(0, len(lines), LINES_AT_ONCE):
-            while not self._lanes.free and self._may_claim() and time.monotonic() < until:
+            while not self._lanes.free and self._context.may_continue and time.monotonic() < until:
                 self._lanes.settle_finished(POLL_SECONDS)
-            if not (self._lanes.free and self._may_claim() and time.monotonic() < until):
+            if not (self._lanes.free and self._context.may_continue and time.monotonic() < until):
                 wait_seconds.append(0.0)
                 break
             wanted, more = self._choose(lines[first : first + LINES_AT_ONCE], now)
@@ -143,16 +126,13 @@ class CallsJob:
             for line, claim in claimed:
                 self._submit_call(line, claim)
             wait_seconds += more + [ROUND_SECONDS] * (len(claimed) < len(wanted))
-        return self._clock() + timedelta(seconds=min(wait_seconds)) if wait_seconds else None
+        return self._context.clock() + timedelta(seconds=min(wait_seconds)) if wait_seconds else None
 
-    def _may_claim(self) -> bool:
-        return self._lock.held and not self._signals.stopping
-
-    def _open_lines(self, now: datetime) -> list[Line]:
+    def _open_lines(self, now: datetime) -> list[TwilioAccount]:
         """The tenants that may call now, the longest waiting first."""
         lines = []
         for row in self._db.all(self._sql["tenants"], now=now):
-            if row["slots"] <= 0 or not self._may_claim():
+            if row["slots"] <= 0 or not self._context.may_continue:
                 continue
             try:
                 if not BusinessHours.of(row).open_at(now):
@@ -171,9 +151,9 @@ class CallsJob:
         items = self._db.all(self._sql["candidates"], tenant_ids=[tenant_id], wanted=[SPARE], now=now)
         count_failures(self._counts, self._claims.fail_unclaimed([(item, reason, False) for item in items]))
 
-    def _choose(self, lines: Sequence[Line], now: datetime) -> tuple[list[Wanted], list[float]]:
+    def _choose(self, lines: Sequence[TwilioAccount], now: datetime) -> tuple[list[CallCandidate], list[float]]:
         """The calls that these tenants' pace allows, and for each that has more the seconds until its next."""
-        wanted: list[Wanted] = []
+        wanted: list[CallCandidate] = []
         more: list[float] = []
         dialable = self._dialable(lines, now)
         for line in lines:
@@ -188,7 +168,7 @@ class CallsJob:
                 more.append(wait_seconds)
         return wanted, more
 
-    def _dialable(self, lines: Sequence[Line], now: datetime) -> dict[str, list[Wanted]]:
+    def _dialable(self, lines: Sequence[TwilioAccount], now: datetime) -> dict[str, list[CallCandidate]]:
         """Each tenant's next calls; those that cannot be dialled fail here, and use no slot."""
         by_tenant = {line.tenant_id: line for line in lines}
         numbers: list[tuple[Row, str]] = []
@@ -200,18 +180,18 @@ class CallsJob:
             except ValueError as error:
                 failed.append((item, str(error), True))
         barred = self._barred(numbers, by_tenant)
-        found: dict[str, list[Wanted]] = {}
+        found: dict[str, list[CallCandidate]] = {}
         for item, number in numbers:
             tenant_id = item["tenantId"]
             if (tenant_id, number) not in barred:
-                found.setdefault(tenant_id, []).append(Wanted(by_tenant[tenant_id], number, item))
+                found.setdefault(tenant_id, []).append(CallCandidate(by_tenant[tenant_id], number, item))
             elif reason := barred[tenant_id, number]:
                 failed.append((item, f"not called: {reason}", True))
         count_failures(self._counts, self._claims.fail_unclaimed(failed))
         return found
 
     def _barred(
-        self, numbers: Sequence[tuple[Row, str]], lines: Mapping[str, Line]
+        self, numbers: Sequence[tuple[Row, str]], lines: Mapping[str, TwilioAccount]
     ) -> dict[tuple[str, str], str | None]:
         """Numbers that want no calls, with the reason, and those of an open call (None), which wait."""
         tenant_ids = [item["tenantId"] for item, _ in numbers]
@@ -223,10 +203,10 @@ class CallsJob:
         )
         return {(row["tenant_id"], row["number"]): row["reason"] for row in rows}
 
-    def _submit_call(self, line: Line, claim: Claim) -> None:
+    def _submit_call(self, line: TwilioAccount, claim: ClaimedCall) -> None:
         item = claim.item
         form = call_form(
-            app_url=self._settings.app_url or "",
+            app_url=self._context.settings.app_url or "",
             to=claim.to_number,
             from_=claim.from_number,
             lead_id=item["leadId"],
@@ -241,7 +221,7 @@ class CallsJob:
             claim.id, partial(_place, line, form, place_until), partial(self._settle_call, line, claim)
         )
 
-    def _settle_call(self, line: Line, claim: Claim, lane: Future[PlacedCall | None]) -> None:
+    def _settle_call(self, line: TwilioAccount, claim: ClaimedCall, lane: Future[PlacedCall | None]) -> None:
         try:
             placed = None if lane.cancelled() else lane.result()
         except SendError as error:
@@ -259,7 +239,7 @@ class CallsJob:
         self._counts["placed"] += self._claims.book(claim, placed)
 
 
-def _place(line: Line, form: list[tuple[str, str]], place_until: float) -> PlacedCall | None:
+def _place(line: TwilioAccount, form: list[tuple[str, str]], place_until: float) -> PlacedCall | None:
     """None: too late, the claim may be another worker's by now."""
     if time.clock_gettime(time.CLOCK_BOOTTIME) > place_until:
         return None

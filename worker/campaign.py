@@ -7,26 +7,23 @@ every running campaign one batch after the other: claim, send, settle, tell.
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
-from worker import migrate, program
-from worker.batch import Batch, Kind, Outcome
-from worker.batches import ROUND_SECONDS, Batches, Orphan
-from worker.counters import Counters
-from worker.db import Database, Row, queries
-from worker.dispatch import Dispatcher
+from worker.campaigns.batch import Batch, Kind, Outcome
+from worker.campaigns.claims import ROUND_SECONDS, BatchClaims, OrphanedBatch
+from worker.campaigns.dispatcher import Dispatcher
+from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS, CampaignRuns
+from worker.campaigns.targets import prepare, write_links
+from worker.campaigns.transport import TransportRouter, grant_update
 from worker.errors import AccountRejected, CampaignRejected, RetryLater, SendError, TransportMissing
-from worker.events import Events
-from worker.lock import Lock
-from worker.loop import Result, Signals, utc_now
 from worker.providers.google_token import InvalidGrant
-from worker.redis_client import connect
-from worker.runs import LOCKED_SECONDS, PREPARING_SECONDS, Runs
-from worker.settings import Settings
-from worker.targets import prepare, write_links
-from worker.transports import Transports, grant_update
+from worker.runtime import program
+from worker.runtime.db import Row, queries
+from worker.runtime.events import LiveEvents
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.migrations import require_current
 
 log = logging.getLogger(__name__)
 
@@ -38,75 +35,63 @@ STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return program.run_job("campaign", "campaign-scheduler", DESCRIPTION, CampaignJob, arguments)
+    return program.run_job("campaign", DESCRIPTION, CampaignJob, arguments)
 
 
 class CampaignJob:
-    name = "campaign"
     zone = UTC
 
-    def __init__(
-        self,
-        settings: Settings,
-        counters: Counters,
-        lock: Lock,
-        signals: Signals,
-        clock: Callable[[], datetime] = utc_now,
-    ) -> None:
+    def __init__(self, context: JobContext) -> None:
         """Raises SettingsError for values that only show themselves in use (SMTP_URL, STATE_DIR, DATABASE_URL)."""
+        settings, clock = context.settings, context.clock
         self.interval_seconds = settings.campaign_interval_seconds
-        self._settings = settings
-        self._counters = counters
-        self._lock = lock
-        self._signals = signals
-        self._clock = clock
-        self._redis = connect(settings.redis_url)
-        self._db = Database(settings.database_url, "crm-worker campaign")
+        self._context = context
+        self._db = context.database
         self._sql = queries("campaign")
-        self._transports = Transports(settings, self._redis, clock)
-        self._batches = Batches(self._db, settings, counters, clock)
-        self._runs = Runs(self._db, Events(self._redis), clock)
+        self._transports = TransportRouter(settings, context.redis, clock)
+        self._batches = BatchClaims(self._db, settings, context.counters, clock)
+        self._runs = CampaignRuns(self._db, LiveEvents(context.redis), clock)
         self._dispatcher = Dispatcher(settings.campaign_concurrency, clock)
         self._exhausted: set[str] = set()  # campaigns with a batch on its way and nobody left to claim
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
-        migrate.require_current(self._db)
+        require_current(self._db)
         self._db.all(self._sql["drop_retries"])
         self._batches.sweep_journals()
 
-    def tick(self, now: datetime) -> Result:
+    def tick(self, now: datetime) -> TickResult:
         self._counts = dict.fromkeys(("started", "adopted", "sent", "failed", "ended"), 0)
         self._dispatcher.reap()
         todo = self._survey()
         idle = not (todo["any_running"] or todo["next_batch"] or todo["any_batch"] or todo["next_ask"])
         if idle and not (todo["next_scheduled"] and todo["next_scheduled"] <= now):
             self._measure(pending=0.0, oldest_due_seconds=0.0)
-            return Result(self._counts, todo["next_scheduled"])
+            return TickResult(self._counts, todo["next_scheduled"])
         self._look_for_work(now, todo)
         self._send()
         todo = self._survey()
-        self._measure(**(self._db.one(self._sql["backlog"], now=self._clock()) or {}))
-        if todo["next_scheduled"] and todo["next_scheduled"] <= self._clock():
-            todo["next_scheduled"] = self._clock() + timedelta(seconds=LOCKED_SECONDS)  # more are due, or locked
+        self._measure(**(self._db.one(self._sql["backlog"], now=self._context.clock()) or {}))
+        if todo["next_scheduled"] and todo["next_scheduled"] <= self._context.clock():
+            todo["next_scheduled"] = self._context.clock() + timedelta(
+                seconds=LOCKED_SECONDS
+            )  # more are due, or locked
         due = [todo[key] for key in ("next_scheduled", "next_batch") if todo[key]]
-        pace_seconds = max(self._settings.campaign_batch_delay_seconds, PREPARING_SECONDS)
-        paced_until = self._clock() + timedelta(seconds=pace_seconds)
-        return Result(
+        pace_seconds = max(self._context.settings.campaign_batch_delay_seconds, PREPARING_SECONDS)
+        paced_until = self._context.clock() + timedelta(seconds=pace_seconds)
+        return TickResult(
             self._counts,
             next_at=min([*due, *filter(None, [todo["next_ask"]])], default=None),
             unfinished=any(at <= paced_until for at in due),
         )
 
     def close(self) -> bool:
-        self._db.close()
         self._transports.close()
-        self._redis.close()
         return self._dispatcher.close()
 
     def _measure(self, pending: float, oldest_due_seconds: float) -> None:
-        self._counters.gauge("campaign_pending_recipients", pending)
-        self._counters.gauge("campaign_oldest_due_seconds", oldest_due_seconds)
+        self._context.counters.gauge("campaign_pending_recipients", pending)
+        self._context.counters.gauge("campaign_oldest_due_seconds", oldest_due_seconds)
 
     def _survey(self) -> Row:
         return self._db.one(self._sql["survey"]) or {}
@@ -118,7 +103,7 @@ class CampaignJob:
             self._ask(now)
         self._counts["started"] += self._runs.start_due(now)
         self._runs.disown()
-        self._counts["adopted"] += self._runs.adopt(now, self._settings.campaign_adopt_after_seconds)
+        self._counts["adopted"] += self._runs.adopt(now, self._context.settings.campaign_adopt_after_seconds)
 
     def _send(self) -> None:
         """Gives every ready run a batch, again and again for a second, and settles each as it ends.
@@ -130,11 +115,11 @@ class CampaignJob:
             while True:
                 seconds = time.monotonic() - began
                 stuck = seconds > STUCK_SECONDS
-                if stuck and time.monotonic() - looked > ROUND_SECONDS and self._may_claim():
-                    self._counters.heartbeat(self._clock())
-                    self._look_for_work(self._clock(), self._survey())
+                if stuck and time.monotonic() - looked > ROUND_SECONDS and self._context.may_continue:
+                    self._context.counters.heartbeat(self._context.clock())
+                    self._look_for_work(self._context.clock(), self._survey())
                     looked = time.monotonic()
-                if (seconds < ROUND_SECONDS or stuck) and self._may_claim():
+                if (seconds < ROUND_SECONDS or stuck) and self._context.may_continue:
                     self._claim_for_ready_runs()
                 if not self._dispatcher.open:
                     return
@@ -148,30 +133,27 @@ class CampaignJob:
             self._dispatcher.abandon()
             self._exhausted.clear()
 
-    def _may_claim(self) -> bool:
-        return self._lock.held and not self._signals.stopping
-
     def _claim_for_ready_runs(self) -> None:
         sending = {batch.campaign["id"] for batch in self._dispatcher.open}
         full = {each for each in sending if self._dispatcher.number_open(each) >= self._batches.side_by_side}
         full |= {batch.campaign["id"] for batch in self._dispatcher.open if batch.halted}  # refused, or put off
-        for ready in self._db.all(self._sql["ready"], now=self._clock(), busy=list(full | self._exhausted)):
+        for ready in self._db.all(self._sql["ready"], now=self._context.clock(), busy=list(full | self._exhausted)):
             campaign = self._db.one(self._sql["campaign"], campaign_id=ready["id"])
-            if campaign and self._may_claim():
+            if campaign and self._context.may_continue:
                 with self._runs.contained(campaign["id"]):
                     self._claim(campaign)
 
     def _claim(self, campaign: Row) -> None:
         try:
             transport = self._transports.route(campaign)
-            if not (campaign["prepared"] or prepare(self._db, self._sql, campaign, self._clock())):
+            if not (campaign["prepared"] or prepare(self._db, self._sql, campaign, self._context.clock())):
                 self._runs.wait_for_another(campaign)
                 return
-            write_links(self._db, self._sql, campaign, transport, self._clock())
+            write_links(self._db, self._sql, campaign, transport, self._context.clock())
         except (TransportMissing, CampaignRejected) as error:
             self._runs.fail([campaign["id"]], str(error))
             return
-        batch = self._batches.claim(campaign, transport, self._lock.token)
+        batch = self._batches.claim(campaign, transport, self._context.lock.token)
         if batch:
             self._dispatcher.add(batch)
         elif self._dispatcher.number_open(campaign["id"]):
@@ -181,8 +163,8 @@ class CampaignJob:
 
     def _finished_batches(self) -> list[Batch]:
         """The next finished batches; on a signal all of them, within the grace time."""
-        if self._signals.stopping:
-            return self._dispatcher.drain(self._settings.shutdown_grace_seconds)
+        if self._context.signals.stopping:
+            return self._dispatcher.drain(self._context.settings.shutdown_grace_seconds)
         return self._dispatcher.finished()
 
     def _settle(self, batch: Batch) -> None:
@@ -209,7 +191,7 @@ class CampaignJob:
         update = grant_update(batch.transport, revoked=isinstance(batch.rejected, InvalidGrant))
         if update:
             statement, parameters = update
-            self._db.all(self._sql[statement], now=self._clock(), **parameters)
+            self._db.all(self._sql[statement], now=self._context.clock(), **parameters)
 
     def _recover(self) -> None:
         """Settles the batches of dead workers from what they wrote down."""
@@ -217,7 +199,7 @@ class CampaignJob:
             with self._runs.contained(orphan.row["campaign_id"]), closing(orphan):
                 self._recover_one(orphan)
 
-    def _recover_one(self, orphan: Orphan) -> None:
+    def _recover_one(self, orphan: OrphanedBatch) -> None:
         campaign = self._db.one(self._sql["campaign"], campaign_id=orphan.row["campaign_id"])
         if campaign is None:
             self._batches.drop(orphan)
@@ -237,10 +219,10 @@ class CampaignJob:
         self._db.all(self._sql["drop_unconfirmed"])
         for due in self._db.all(self._sql["due_to_ask"], now=now):
             campaign = self._db.one(self._sql["campaign"], campaign_id=due["campaign_id"])
-            if campaign is None or time.monotonic() > until or not self._may_claim():
+            if campaign is None or time.monotonic() > until or not self._context.may_continue:
                 continue
             transport = self._transports.route_or_settle_only(campaign)
-            batch = self._batches.claim_unconfirmed(campaign, transport, due["sender"], self._lock.token)
+            batch = self._batches.claim_unconfirmed(campaign, transport, due["sender"], self._context.lock.token)
             if batch is None:
                 continue
             with self._runs.contained(campaign["id"]), closing(batch.journal):
@@ -259,11 +241,11 @@ class CampaignJob:
                 batch.may_ask = isinstance(error, RetryLater)
                 batch.rejected = error if isinstance(error, InvalidGrant) else None
             if reason:
-                outcome = Outcome(Kind.UNCONFIRMED, self._clock(), reason)
+                outcome = Outcome(Kind.UNCONFIRMED, self._context.clock(), reason)
             elif accepted:
-                outcome = Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted)
+                outcome = Outcome(Kind.ACCEPTED, self._context.clock(), accepted=accepted)
             else:
-                outcome = Outcome(Kind.UNTOUCHED, self._clock(), "the provider does not know it")
+                outcome = Outcome(Kind.NOT_SENT, self._context.clock(), "the provider does not know it")
             batch.outcomes[recipient.id] = outcome
 
 

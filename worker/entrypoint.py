@@ -1,7 +1,7 @@
 """bin/entrypoint: what a container starts.
 
 The first process of a container gets no signal that it does not ask for. So it asks first, and then imports what
-takes its time (worker/startup.py).
+takes its time (worker/starting/startup.py).
 """
 
 import signal
@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status, if it returns at all."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    from worker.startup import run
+    from worker.starting.startup import run
 
     return run(arguments)
 

@@ -3,12 +3,12 @@
     WorkerError
     ├── SettingsError          stop this process: bad configuration (exit status 2)
     ├── SchemaError            stop this process: bin/migrate has to run first (exit status 2)
-    ├── ServerAway             a server besides PostgreSQL and Redis does not answer: the loop waits for it
+    ├── ServerUnavailable             a server besides PostgreSQL and Redis does not answer: the loop waits for it
     ├── TickFailed             something of this tick could not be done: try again sooner than at the next interval
     ├── TransportMissing       stop this campaign: its tenant has no way to send configured
     └── SendError              what became of one message
         ├── RetryLater         not sent; try again later, whoever the recipient is
-        │   └── RecipientPutOff    ... this recipient; others can be written to now
+        │   └── RecipientDeferred    ... this recipient; others can be written to now
         ├── RecipientRefused   not sent; give up on this recipient
         │   └── RecipientOptedOut   ... and never write to this address again
         ├── CampaignRejected   not sent; stop the campaign (template or content refused)
@@ -31,7 +31,7 @@ class SchemaError(WorkerError):
     """The worker's own tables are missing or older than the program."""
 
 
-class ServerAway(WorkerError):
+class ServerUnavailable(WorkerError):
     """A server does not answer, whose name is ``server``; the text is the reason."""
 
     def __init__(self, server: str, reason: str) -> None:
@@ -66,7 +66,7 @@ class RetryLater(SendError):
         self.delay_seconds = delay_seconds
 
 
-class RecipientPutOff(RetryLater):
+class RecipientDeferred(RetryLater):
     """As RetryLater, for a reason that says nothing about other recipients (greylisting, one person's limit)."""
 
 

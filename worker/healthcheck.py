@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 
-from worker import program
+from worker.runtime import program
 
 ANSWER_SECONDS = 3.0  # less than HEALTHCHECK's own time-out, so that the reason is said
 

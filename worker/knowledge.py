@@ -6,24 +6,22 @@ copies and prunes snapshots when they are due. It never alters or drops a collec
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from worker import program, recovery
-from worker.counters import Counters
-from worker.errors import SettingsError, TickFailed
-from worker.lock import Lock
-from worker.loop import Result, Signals, utc_now
-from worker.redis_client import connect
-from worker.settings import Settings
-from worker.snapshots import (
+from worker.errors import TickFailed
+from worker.runtime import program
+from worker.runtime.job import JobContext, TickResult
+from worker.vectors import commands as recovery
+from worker.vectors.client import TENANT_FIELD, Collection, CollectionSnapshot, VectorStore, VectorStoreError
+from worker.vectors.snapshots import (
     UNFINISHED,
     Backup,
-    Copies,
-    Record,
-    Records,
+    RecordStore,
+    SnapshotCopies,
+    SnapshotRecord,
     backups,
     fuller,
     is_due,
@@ -31,7 +29,6 @@ from worker.snapshots import (
     taken_at,
     unrecorded,
 )
-from worker.vector_store import TENANT_FIELD, Collection, Snapshot, StoreError, VectorStore
 
 log = logging.getLogger(__name__)
 
@@ -46,114 +43,99 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = recovery.parser().parse_args(arguments)
     if options.command:
         return program.guarded(lambda: recovery.run(options))
-    return program.run_loop("knowledge", recovery.LOCK, KnowledgeJob, once=options.once)
+    return program.run_loop("knowledge", KnowledgeJob, once=options.once)
 
 
 @dataclass
-class View:
+class TickState:
     """What one tick has seen and done so far."""
 
     now: datetime
     collection: Collection | None = None
-    snapshots: list[Snapshot] = field(default_factory=list)
-    records: dict[str, Record] = field(default_factory=dict)
+    snapshots: list[CollectionSnapshot] = field(default_factory=list)
+    records: dict[str, SnapshotRecord] = field(default_factory=dict)
     lost: Backup | None = None  # the snapshot that holds what the collection has lost
     done: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
 class KnowledgeJob:
-    name = "knowledge"
     zone = UTC
 
-    def __init__(
-        self,
-        settings: Settings,
-        counters: Counters,
-        lock: Lock,
-        signals: Signals,
-        clock: Callable[[], datetime] = utc_now,
-    ) -> None:
+    def __init__(self, context: JobContext) -> None:
         """Raises SettingsError for a REDIS_URL that cannot be read."""
+        settings = context.settings
         self.interval_seconds = settings.knowledge_snapshot_interval_seconds
         self._collection = settings.vector_collection_name
         self._size = settings.knowledge_vector_size
         self._keep = settings.knowledge_snapshot_keep
-        self._counters = counters
-        self._lock = lock
-        self._signals = signals
-        self._clock = clock
+        self._context = context
         self._store = VectorStore(settings.qdrant_url, settings.qdrant_api_key)
-        try:
-            self._redis = connect(settings.redis_url)
-        except ValueError as error:
-            raise SettingsError(f"REDIS_URL: {error}") from error
-        self._records = Records(self._redis, self._collection)
+        self._records = RecordStore(context.redis, self._collection)
         folder = settings.knowledge_snapshot_dir
-        self._copies = Copies(folder, self._collection) if folder else None
+        self._copies = SnapshotCopies(folder, self._collection) if folder else None
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._under_way: Future[None] | None = None
 
     def start(self) -> None:
         """Nothing has to be there before the first tick."""
 
-    def tick(self, now: datetime) -> Result:
-        view = View(now)
+    def tick(self, now: datetime) -> TickResult:
+        view = TickState(now)
         if not self._ended(self._threads.submit(self._look, view)):
-            log.warning("stopping: what is under way in Qdrant is left to itself", {"job": self.name})
+            log.warning("stopping: what is under way in Qdrant is left to itself", {"job": self._context.name})
         elif view.problems:
             raise TickFailed("; ".join(view.problems), RETRY_SECONDS)
-        return Result(view.done, next_at=now + timedelta(seconds=LOOK_SECONDS))
+        return TickResult(view.done, next_at=now + timedelta(seconds=LOOK_SECONDS))
 
     def close(self) -> bool:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._under_way is not None and not self._under_way.done():
             return False  # Qdrant goes on by itself
         self._store.close()
-        self._redis.close()
         return True
 
     def _ended(self, work: Future[None]) -> bool:
         """Waits for what may take minutes; False: the program is to stop, and nobody waits any longer."""
         self._under_way = work
         while not work.done():
-            if self._signals.stopping:
+            if self._context.signals.stopping:
                 return False
-            self._signals.wait(POLL_SECONDS)
-            self._counters.heartbeat(self._clock())
+            self._context.signals.wait(POLL_SECONDS)
+            self._context.counters.heartbeat(self._context.clock())
         work.result()
         return True
 
-    def _look(self, view: View) -> None:
+    def _look(self, view: TickState) -> None:
         """All the steps of a tick, in a thread of its own."""
         for step in (self._clear_away, self._keep_right, self._back_up, self._copy, self._prune, self._tell):
-            if self._signals.stopping or not self._lock.held:
+            if self._context.signals.stopping or not self._context.lock.held:
                 return
             try:
                 step(view)
-            except (StoreError, OSError) as error:  # the other steps have to be done all the same
+            except (VectorStoreError, OSError) as error:  # the other steps have to be done all the same
                 view.problems.append(str(error))
 
-    def _clear_away(self, view: View) -> None:
+    def _clear_away(self, view: TickState) -> None:
         """Scratch collections of a bin/knowledge verify that was killed: while it lives it has the lock."""
         for name in recovery.scratch_collections(self._store.names(), self._collection):
             self._store.drop(name)
             log.warning("a verification that was killed had left a collection: deleted", {"collection": name})
 
-    def _keep_right(self, view: View) -> None:
+    def _keep_right(self, view: TickState) -> None:
         if self._store.make(self._collection, self._size):
             log.info("collection made", {"collection": self._collection, "size": self._size, "distance": DISTANCE})
             view.done["made"] = 1
         view.collection = found = self._store.collection(self._collection)
         if found is None:
-            raise StoreError(f"collection {self._collection} was deleted just after it was made")
+            raise VectorStoreError(f"collection {self._collection} was deleted just after it was made")
         if found.tenant_index is None and found.points == 0:  # also where its maker died in between
             self._store.index_tenants(self._collection)
             log.info("payload index made", {"collection": self._collection, "field": TENANT_FIELD})
         else:
             view.problems.extend(misfits(found, self._size))
 
-    def _back_up(self, view: View) -> None:
+    def _back_up(self, view: TickState) -> None:
         if view.collection is None:
             return
         view.snapshots = self._store.snapshots(self._collection)
@@ -177,14 +159,14 @@ class KnowledgeJob:
             view.records = self._records.all()
             view.done["snapshots"] = 1
 
-    def _copy(self, view: View) -> None:
+    def _copy(self, view: TickState) -> None:
         newest = next(iter(self._in_qdrant(view)), None)
         for each in view.snapshots:
             if self._copies and newest and each.name == newest.name and self._copies.lacks(each):
                 self._copies.add(self._store, each)
                 view.done["copied"] = 1
 
-    def _prune(self, view: View) -> None:
+    def _prune(self, view: TickState) -> None:
         if not view.snapshots:
             return
         spared = self._records.pinned() | {view.lost.name if view.lost else ""}
@@ -202,20 +184,20 @@ class KnowledgeJob:
             self._copies.remove_parts()
         self._records.keep_only(kept)
 
-    def _tell(self, view: View) -> None:
+    def _tell(self, view: TickState) -> None:
         if view.collection:
-            self._counters.gauge("knowledge_points", view.collection.points)
+            self._context.counters.gauge("knowledge_points", view.collection.points)
         for newest in self._in_qdrant(view)[:1]:
             size = next(each.size_bytes for each in view.snapshots if each.name == newest.name)
             at = newest.taken_at.replace(tzinfo=UTC).timestamp()
-            self._counters.gauge("knowledge_snapshot_timestamp_seconds", at)
-            self._counters.gauge("knowledge_snapshot_size_bytes", size)
+            self._context.counters.gauge("knowledge_snapshot_timestamp_seconds", at)
+            self._context.counters.gauge("knowledge_snapshot_size_bytes", size)
 
-    def _in_qdrant(self, view: View) -> list[Backup]:
+    def _in_qdrant(self, view: TickState) -> list[Backup]:
         """The newest first."""
         return backups({each.name: taken_at(each) for each in view.snapshots}, view.records)
 
-    def _everywhere(self, view: View) -> list[Backup]:
+    def _everywhere(self, view: TickState) -> list[Backup]:
         """Those in Qdrant and the copies, the newest first."""
         names = self._copies.names() if self._copies else {}
         return backups(names | {each.name: taken_at(each) for each in view.snapshots}, view.records)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from worker import program
+from worker.runtime import program
 from worker.web.dependencies import Dependencies
 from worker.web.overview import Overview, overview, zones
 from worker.web.table import Terminal

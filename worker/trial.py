@@ -1,29 +1,29 @@
 """bin/trial: suspends expired trials and tells whom it concerns.
 
 A tick suspends all of them in one short transaction that also writes down who has to be told, and then sends what
-waits to be told (worker/notices.py): whatever becomes of an e-mail, the suspensions stand.
+waits to be told (worker/notifications/claims.py): whatever becomes of an e-mail, the suspensions stand.
 """
 
 import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from worker import migrate, program
-from worker.accounts import Accounts
-from worker.batch import Kind
+from worker.campaigns.batch import Kind
 from worker.content.trial import LISTED, contact_mail, contact_values, owner_mail, owner_values
-from worker.counters import Counters
-from worker.db import Database, queries
-from worker.lock import Lock
-from worker.loop import Result, Signals, growing_pause, utc_now
-from worker.notices import LANES, Delivery, Letter, Notice, Notices
+from worker.notifications.claims import NotificationClaims
+from worker.notifications.dispatcher import LANES
+from worker.notifications.notification import Delivery, Notification, OutgoingMessage
 from worker.providers.untrusted import printable
-from worker.redis_client import connect
-from worker.settings import Settings
+from worker.runtime import program
+from worker.runtime.backoff import backoff_seconds
+from worker.runtime.db import queries
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.migrations import require_current
+from worker.sending.accounts import Accounts
 
 log = logging.getLogger(__name__)
 
@@ -41,33 +41,23 @@ KEPT = timedelta(days=7)  # mails that nobody could send for so long are no news
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return program.run_job("trial", "trial-expiration", DESCRIPTION, TrialJob, arguments)
+    return program.run_job("trial", DESCRIPTION, TrialJob, arguments)
 
 
 class TrialJob:
-    name = "trial"
     zone = UTC
 
-    def __init__(
-        self,
-        settings: Settings,
-        counters: Counters,
-        lock: Lock,
-        signals: Signals,
-        clock: Callable[[], datetime] = utc_now,
-    ) -> None:
+    def __init__(self, context: JobContext) -> None:
         """Raises SettingsError for values that only show themselves in use (SMTP_URL, DATABASE_URL)."""
+        settings, clock = context.settings, context.clock
         self.interval_seconds = settings.trial_check_interval_seconds
-        self._settings = settings
-        self._counters = counters
-        self._lock = lock
-        self._signals = signals
-        self._clock = clock
-        self._redis = connect(settings.redis_url)
-        self._db = Database(settings.database_url, "crm-worker trial")
+        self._context = context
+        self._db = context.database
         self._sql = queries("trial")
-        self._accounts = Accounts(settings, self._redis, clock, LANES)
-        self._notices = Notices(self._db, self.name, signals, settings.shutdown_grace_seconds, clock)
+        self._accounts = Accounts(settings, context.redis, clock, LANES)
+        self._notices = NotificationClaims(
+            self._db, context.name, context.signals, settings.shutdown_grace_seconds, clock
+        )
         self._missing = [
             name
             for name, value in (("OWNER_EMAIL", settings.owner_email), ("SMTP_URL", settings.smtp_url))
@@ -79,14 +69,14 @@ class TrialJob:
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
-        migrate.require_current(self._db)
+        require_current(self._db)
         if self._missing:
             log.warning(
                 "nobody can be told of suspended trials; their mails wait for 7 days",
                 {"set": " and ".join(self._missing)},
             )
 
-    def tick(self, now: datetime) -> Result:
+    def tick(self, now: datetime) -> TickResult:
         # as the tables hold it, which would round it up: what is due now must not look due a moment later
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         self._counts = dict.fromkeys(("suspended", "users", "told", "failed"), 0)
@@ -95,17 +85,15 @@ class TrialJob:
         self._notices.release_orphans(now)
         due = [now + timedelta(seconds=LOCKED_SECONDS)] if left else []
         if self._missing:
-            return Result(self._counts, min(due, default=None))
+            return TickResult(self._counts, min(due, default=None))
         self._tell(now)
         next_due = self._notices.next_due()
         if next_due:
             due.append(max(next_due, now + timedelta(seconds=AGAIN_SECONDS)))
-        return Result(self._counts, min(due, default=None), unfinished=bool(next_due and next_due <= now))
+        return TickResult(self._counts, min(due, default=None), unfinished=bool(next_due and next_due <= now))
 
     def close(self) -> bool:
-        self._db.close()
         self._accounts.close()
-        self._redis.close()
         return self._notices.close()
 
     def _suspend(self, now: datetime) -> bool:
@@ -116,11 +104,11 @@ class TrialJob:
             ids = [row["id"] for row in self._db.all(self._sql["lock_expired"], now=now)]
             if ids:
                 self._db.all(self._sql["supersede"], ids=ids)
-                owner = self._settings.owner_email
+                owner = self._context.settings.owner_email
                 done = self._db.one(self._sql["suspend"], ids=ids, now=now, owner=owner, listed=LISTED)
         if done:
             self._counts["suspended"], self._counts["users"] = done["tenants"], done["users"]
-            self._counters.add("trials_suspended_total", done["tenants"])
+            self._context.counters.add("trials_suspended_total", done["tenants"])
             log.info("expired trials suspended", {"tenants": done["tenants"], "users": done["users"]})
         left = self._db.one(self._sql["any_expired"], now=now)
         return bool(left and left["found"])
@@ -138,7 +126,7 @@ class TrialJob:
         until = time.monotonic() + TELLING_SECONDS
 
         def may_go_on() -> bool:
-            return self._lock.held and not self._signals.stopping and time.monotonic() < until
+            return self._context.may_continue and time.monotonic() < until
 
         claimed = None
         while claimed is None or claimed:
@@ -146,17 +134,17 @@ class TrialJob:
             # also of none: what an earlier tick sent and could not settle is settled first of all
             for wave in self._notices.deliver(claimed, self._letter_of, may_go_on):
                 self._settle(wave)
-            self._counters.heartbeat(self._clock())
+            self._context.counters.heartbeat(self._context.clock())
         if self._counts["told"] or self._counts["failed"]:
             log.info("told of suspended trials", {"mails": self._counts["told"], "failed": self._counts["failed"]})
 
-    def _letter_of(self, notice: Notice) -> Letter:
-        facts, at = notice.content, self._clock()
+    def _letter_of(self, notice: Notification) -> OutgoingMessage:
+        facts, at = notice.content, self._context.clock()
         try:
             if notice.tenant_id is None:
                 values = owner_values(facts, notice.created_at)
                 message = self._owner_mail.message(notice.id, "", notice.address, values, at)
-                return Letter(message, self._accounts.smtp())
+                return OutgoingMessage(message, self._accounts.smtp())
             values = contact_values(facts)
             message = self._contact_mail.message(notice.id, facts["name"], notice.address, values, at)
         except (KeyError, TypeError) as error:
@@ -164,7 +152,7 @@ class TrialJob:
         entry = {"entity_type": "Tenant", "entity_id": notice.tenant_id, "tenant_id": notice.tenant_id}
         written_by = facts.get("user_id")
         outbox = {**self._contact_mail.outbox(values), **entry, "user_id": written_by} if written_by else None
-        return Letter(message, self._accounts.smtp(), outbox=outbox)
+        return OutgoingMessage(message, self._accounts.smtp(), outbox=outbox)
 
     def _settle(self, wave: Sequence[Delivery]) -> None:
         ended, back = [], []
@@ -173,7 +161,7 @@ class TrialJob:
             if due_at is None:
                 ended.append(each)
             else:
-                tried = each.outcome.kind is not Kind.UNTOUCHED
+                tried = each.outcome.kind is not Kind.NOT_SENT
                 # what is sent again although it may have arrived must not be asked after first
                 known = replace(each, may_have_arrived=False) if each.outcome.kind is Kind.UNCONFIRMED else each
                 back.append((known, due_at, each.notice.attempts + tried))
@@ -187,12 +175,12 @@ class TrialJob:
     def _due_again(self, delivery: Delivery) -> datetime | None:
         """When the mail is tried again; None: it came to an end."""
         outcome, attempts = delivery.outcome, delivery.notice.attempts + 1
-        if outcome.kind is Kind.UNTOUCHED:
+        if outcome.kind is Kind.NOT_SENT:
             return delivery.notice.created_at  # so it keeps its place
-        resend = outcome.kind is Kind.UNCONFIRMED and self._settings.unconfirmed_sends == "resend"
-        if not (resend or outcome.kind in (Kind.PUT_OFF, Kind.PUT_OFF_ALONE)) or attempts >= MAX_ATTEMPTS:
+        resend = outcome.kind is Kind.UNCONFIRMED and self._context.settings.unconfirmed_sends == "resend"
+        if not (resend or outcome.kind in (Kind.DEFERRED, Kind.RECIPIENT_DEFERRED)) or attempts >= MAX_ATTEMPTS:
             return None
-        pause = growing_pause(attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        pause = backoff_seconds(attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         return outcome.at + timedelta(seconds=max(pause, outcome.delay_seconds or 0.0))
 
     def _count(self, delivery: Delivery) -> None:
@@ -200,9 +188,9 @@ class TrialJob:
         outcome = delivery.outcome
         sent = outcome.kind is Kind.ACCEPTED
         self._counts["told" if sent else "failed"] += 1
-        self._counters.add("messages_total", channel="email", outcome="sent" if sent else "failed")
+        self._context.counters.add("messages_total", channel="email", outcome="sent" if sent else "failed")
         if outcome.kind is Kind.UNCONFIRMED:
-            self._counters.add("unconfirmed_total", channel="email")
+            self._context.counters.add("unconfirmed_total", channel="email")
         if not sent:
             reason = printable(re.sub(r"\S*@\S*", "***", outcome.reason or ""))  # servers repeat the address
             about = delivery.notice.tenant_id or "all: the owner's summary"

@@ -1,7 +1,7 @@
 """bin/watchdog: supervisord's event listener.
 
 It counts the exits and tells the states of all programs, restarts a job that hangs, and starts a program again that
-supervisord gave up (worker/upkeep.py).
+supervisord gave up (worker/supervision/program_monitor.py).
 
 One thread talks with supervisord and nothing else, so that every event is answered at once; the main thread does the
 rest, a burst of events at a time, and may wait for Redis or PostgreSQL meanwhile.
@@ -17,14 +17,14 @@ import time
 from collections.abc import Sequence
 from queue import SimpleQueue
 
-from worker import program
-from worker.db import Database
 from worker.errors import SettingsError
-from worker.hangs import USUAL, Limits
-from worker.listening import Event, Listener, OutOfStep, reserve_stdout
-from worker.redis_client import connect
-from worker.supervision import Supervisord
-from worker.upkeep import Upkeep
+from worker.runtime import program
+from worker.runtime.db import Database
+from worker.runtime.redis_client import connect
+from worker.supervision.event_listener import EventListener, OutOfStep, SupervisordEvent, reserve_stdout
+from worker.supervision.hang_detector import USUAL, Limits
+from worker.supervision.program_monitor import ProgramMonitor
+from worker.supervision.supervisord_client import Supervisord
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ BURST_SECONDS = 0.2  # events that come together are dealt with together: so oft
 ANSWER_SECONDS = 5.0  # for supervisord's answer
 REDIS_SECONDS = 2.0  # for Redis's: a few of them fit into stopwaitsecs
 
-Queue = SimpleQueue[Event | None]  # None: the end
+Queue = SimpleQueue[SupervisordEvent | None]  # None: the end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def listen(limits: Limits = USUAL) -> int:
     """Listens until supervisord hangs up or stops it. Returns the exit status; raises SettingsError."""
     source = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a thread reads it until the very end
-    listener = Listener(source, reserve_stdout())
+    listener = EventListener(source, reserve_stdout())
     if not program.is_worker():
         log.info("IS_WORKER is false: nothing to do here", {"job": "watchdog"})
         for _ in listener.events():
@@ -61,11 +61,11 @@ def listen(limits: Limits = USUAL) -> int:
         client = connect(loaded.redis_url, timeout_seconds=REDIS_SECONDS)
     except ValueError as error:
         raise SettingsError(f"REDIS_URL: {error}") from error
-    upkeep = Upkeep(supervisord, client, Database(loaded.database_url, "crm-worker watchdog"), limits)
+    upkeep = ProgramMonitor(supervisord, client, Database(loaded.database_url, "crm-worker watchdog"), limits)
     return _run(upkeep, listener)
 
 
-def _run(upkeep: Upkeep, listener: Listener) -> int:
+def _run(upkeep: ProgramMonitor, listener: EventListener) -> int:
     events: Queue = SimpleQueue()
     broken: list[OutOfStep] = []
 
@@ -94,7 +94,7 @@ def _run(upkeep: Upkeep, listener: Listener) -> int:
     return 1 if broken else 0
 
 
-def _burst(events: Queue) -> tuple[list[Event], bool]:
+def _burst(events: Queue) -> tuple[list[SupervisordEvent], bool]:
     """Waits for an event; returns all that came with it, and whether it was the end."""
     event = events.get()
     if event is None:

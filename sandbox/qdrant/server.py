@@ -23,7 +23,7 @@ from sandbox.qdrant.app import app_of
 from sandbox.qdrant.errors import Refusal
 from sandbox.qdrant.settings import BadSettings, Settings, read
 from sandbox.qdrant.storage import Storage, StorageFailed
-from worker import logs
+from worker.runtime import logs
 
 log = logging.getLogger("qdrant")
 

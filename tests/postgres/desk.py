@@ -15,10 +15,10 @@ import redis
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
 from worker.calls import CallsJob
-from worker.counters import Counters, read_all
-from worker.loop import Result
-from worker.redis_client import connect
-from worker.settings import load
+from worker.runtime.counters import Counters, read_all
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
 
 APP_URL = "https://app.crm.example.in"
 ASK_SECONDS = 31.0  # after so long a call in doubt may be asked about
@@ -50,10 +50,14 @@ class Desk:
         # two desks in one test are two workers that both believe they hold the lock
         self.lock: Any = SimpleNamespace(held=True)
         self.signals: Any = SimpleNamespace(stopping=False)
-        self.job = CallsJob(settings, self.counters, self.lock, self.signals, lambda: self.now)
+        context = JobContext(
+            "calls", settings, connect(redis_url), self.lock, self.counters, self.signals, lambda: self.now
+        )
+        self.context = context
+        self.job = CallsJob(context)
         self.job.start()
 
-    def tick(self, *, seconds: float = 0.0) -> Result:
+    def tick(self, *, seconds: float = 0.0) -> TickResult:
         self.now += timedelta(seconds=seconds)
         return self.job.tick(self.now)
 
@@ -142,6 +146,7 @@ def desks(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator
     world.clear_script()
     for desk in opened:
         desk.job.close()
+        desk.context.close()
         desk.redis.close()
 
 

@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sandbox.crm import Crm
-from worker.batch import Kind
-from worker.db import Database
+from worker.campaigns.batch import Kind
 from worker.errors import SendError
-from worker.loop import Signals
-from worker.notices import LEASE_SECONDS, Delivery, Letter, Notice, Notices
-from worker.providers import Accepted, Email
+from worker.messages import Accepted, Email
+from worker.notifications.claims import LEASE_SECONDS, NotificationClaims
+from worker.notifications.notification import Delivery, Notification, OutgoingMessage
+from worker.runtime.db import Database
+from worker.runtime.signals import Signals
 
 NOW = datetime(2026, 3, 10, 12)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
 SECOND = timedelta(seconds=1)
@@ -60,25 +61,24 @@ class Desk:
         self.signals = Signals()
         self.post = Post()
         self.now = NOW
-        self.notices = Notices(self.db, "reminders", self.signals, 0.3, lambda: self.now)
+        self.notices = NotificationClaims(self.db, "reminders", self.signals, 0.3, lambda: self.now)
         self.more: dict[str, Any] = {}  # of every letter: pace, gmail, outbox
 
-    def letter(self, notice: Notice) -> Letter:
+    def letter(self, notice: Notification) -> OutgoingMessage:
         message = Email("a@shop.example", notice.address, f"<{notice.id}@shop.example>", b"")
-        return Letter(message, self.post, **self.more)
+        return OutgoingMessage(message, self.post, **self.more)
 
-    def claim(self, size: int = 100) -> list[Notice]:
+    def claim(self, size: int = 100) -> list[Notification]:
         return self.notices.claim_waiting(self.now, size)
 
-    def deliver(self, notices: list[Notice], may_go_on: Callable[[], bool] = lambda: True) -> list[Delivery]:
+    def deliver(self, notices: list[Notification], may_go_on: Callable[[], bool] = lambda: True) -> list[Delivery]:
         """All of them, settled by nobody."""
         return [each for wave in self.notices.deliver(notices, self.letter, may_go_on) for each in wave]
 
     def close(self) -> None:
         self.db.close()
         self.notices.close()
-        self.signals._woken.close()
-        self.signals._waker.close()
+        self.signals.close()
 
 
 class Hall:

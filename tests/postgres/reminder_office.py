@@ -12,11 +12,13 @@ import redis
 from sandbox import accounts
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.counters import Counters, read_all
-from worker.lock import Lock
-from worker.loop import Result, Signals
 from worker.reminders import RemindersJob
-from worker.settings import load
+from worker.runtime.counters import Counters, read_all
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.lock import Lock
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
+from worker.runtime.signals import Signals
 
 NOON = datetime(2026, 3, 10, 12)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
 MAIL = accounts.mail_settings()
@@ -45,10 +47,13 @@ class Worker:
         self.signals = Signals()
         self.counters = Counters(client, "reminders")
         self.lock = Lock([client], f"reminders-of-{name}")  # its own: it believes to be alone
-        self.job = RemindersJob(settings, self.counters, self.lock, self.signals, clock)
+        self.context = JobContext(
+            "reminders", settings, connect(settings.redis_url), self.lock, self.counters, self.signals, clock
+        )
+        self.job = RemindersJob(self.context)
         self.job.start()
 
-    def tick(self) -> Result:
+    def tick(self) -> TickResult:
         self.lock.acquire()
         return self.job.tick(self.clock())
 
@@ -61,8 +66,8 @@ class Worker:
         self.job.close()
         self.lock.close()
         self.counters.flush()
-        self.signals._woken.close()
-        self.signals._waker.close()
+        self.context.close()
+        self.signals.close()
 
 
 class ReminderOffice:

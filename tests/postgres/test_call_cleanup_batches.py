@@ -14,12 +14,14 @@ import redis
 
 from sandbox.crm import Crm
 from worker.call_cleanup import BATCH_SIZE, CallCleanupJob
-from worker.counters import Counters, read_all
-from worker.db import queries
-from worker.lock import Lock
-from worker.loop import Loop, Result, Signals
-from worker.redis_client import connect
-from worker.settings import load
+from worker.runtime.counters import Counters, read_all
+from worker.runtime.db import queries
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.lock import Lock
+from worker.runtime.loop import Loop
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
+from worker.runtime.signals import Signals
 
 NOW = datetime(2026, 1, 31, 12, 0, 7)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
 DAYS_30 = timedelta(days=30)
@@ -44,10 +46,6 @@ class Sleeper(Signals):
         self.now += timedelta(seconds=seconds)
         self.stopping = self.stopping or self.now >= self.stop_at
 
-    def close(self) -> None:
-        self._woken.close()
-        self._waker.close()
-
 
 class Bench:
     """One job on the test's database, which has the lock."""
@@ -58,16 +56,20 @@ class Bench:
         self.counters = Counters(client, "call-cleanup")
         self.lock = Lock([client], lock_name)
         settings = load(environ, "call-cleanup")
-        self.job = CallCleanupJob(settings, self.counters, self.lock, self.signals, self.signals.clock)
+        self.context = JobContext(
+            "call-cleanup", settings, client, self.lock, self.counters, self.signals, self.signals.clock
+        )
+        self.job = CallCleanupJob(self.context)
         self.job.start()
         assert self.lock.acquire()
 
-    def tick(self, now: datetime = NOW) -> Result:
+    def tick(self, now: datetime = NOW) -> TickResult:
         return self.job.tick(now)
 
     def close(self) -> None:
         self.lock.close()
         assert self.job.close()
+        self.context.close()
         self.signals.close()
 
 
@@ -257,14 +259,14 @@ def test_at_start_and_at_local_midnight(crm: Crm, new_bench: Callable[..., Bench
     seen: list[tuple[datetime, set[str]]] = []
     tick = bench.job.tick
 
-    def watched(now: datetime) -> Result:
+    def watched(now: datetime) -> TickResult:
         result = tick(now)
         seen.append((now, ids(crm)))
         return result
 
     bench.job.tick = watched  # type: ignore[method-assign]
     bench.signals.stop_at = first_midnight + timedelta(days=1, hours=1)
-    loop = Loop(bench.job, bench.lock, bench.counters, bench.signals, bench.signals.clock)
+    loop = Loop(bench.job, bench.context)
     assert loop.run(once=False) == 0
     assert seen == [
         (NOW, {tonight, tomorrow}),

@@ -13,7 +13,7 @@ from desk import ASK_SECONDS, Desk, OpenDesk, desks, number
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.db import Database, Row, queries
+from worker.runtime.db import Database, Row, queries
 
 TENANTS = 100
 PENDING = 20_000
@@ -52,14 +52,14 @@ class Explaining(Database):
         super().__init__(url, "test")
         self.plans: dict[str, list[Row]] = defaultdict(list)  # name -> the nodes of all its plans
 
-    def all(self, statement: str, /, **parameters: Any) -> list[Row]:
+    def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
         if name := NAMES.get(statement):
             idle = self._connected().info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
-            super().all("BEGIN" if idle else "SAVEPOINT explained")
-            (found,) = super().all(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
-            super().all("ROLLBACK" if idle else "ROLLBACK TO explained")
+            super().execute("BEGIN" if idle else "SAVEPOINT explained")
+            (found,) = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
+            super().execute("ROLLBACK" if idle else "ROLLBACK TO explained")
             self.plans[name] += self._nodes(found["QUERY PLAN"][0]["Plan"])
-        return super().all(statement, **parameters)
+        return super().execute(statement, **parameters)
 
     def _nodes(self, node: Row) -> list[Row]:
         return [node, *(each for child in node.get("Plans", []) for each in self._nodes(child))]

@@ -12,7 +12,7 @@ from desk import ASK_SECONDS, Desk, Listener, OpenDesk, account, another_tenant,
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.call_claims import CallClaims, Claim
+from worker.calling.claims import CallClaims, ClaimedCall
 from worker.errors import RecipientRefused
 from worker.providers.twilio import PlacedCall
 
@@ -186,7 +186,7 @@ def test_a_dead_workers_calls_are_settled(placed: bool, desk: Desk) -> None:
 
 def test_a_question_that_hangs_is_not_asked_twice(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer is awaited, also beyond the time after which another worker would ask."""
-    monkeypatch.setattr("worker.lanes.ROUND_SECONDS", 0.1)
+    monkeypatch.setattr("worker.calling.requests.ROUND_SECONDS", 0.1)
     desk.crm.add_call_settings()
     leave_behind(desk, placed=False)
     desk.tick()
@@ -252,7 +252,7 @@ def test_what_a_former_holder_learns_settles_nothing(open_desk: OpenDesk) -> Non
     assert (len(frozen.logs()), len(frozen.placed()), frozen.claims()) == (1, 1, 0)
 
 
-SETTLEMENTS: dict[str, Callable[[CallClaims, Claim], object]] = {
+SETTLEMENTS: dict[str, Callable[[CallClaims, ClaimedCall], object]] = {
     "book": lambda claims, claim: claims.book(claim, PlacedCall(f"CA{0:032x}", "queued")),
     "fail": lambda claims, claim: claims.fail(claim, RecipientRefused("no such number")),
     "put back": lambda claims, claim: claims.put_back(claim),
@@ -263,12 +263,12 @@ SETTLEMENTS: dict[str, Callable[[CallClaims, Claim], object]] = {
 
 @pytest.mark.parametrize("settle", SETTLEMENTS.values(), ids=SETTLEMENTS)
 def test_who_does_not_hold_a_claim_any_more_settles_nothing(
-    settle: Callable[[CallClaims, Claim], object], desk: Desk, monkeypatch: pytest.MonkeyPatch
+    settle: Callable[[CallClaims, ClaimedCall], object], desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else may be placing the call just now: neither row changes, and nobody is told anything."""
     desk.crm.add_call_settings()
     queued = add_call(desk)
-    taken: list[Claim] = []
+    taken: list[ClaimedCall] = []
     monkeypatch.setattr(desk.job, "_submit_call", lambda _, claim: taken.append(claim))
     desk.tick()
     desk.crm.execute("UPDATE worker.call_claim SET holder = 'elsewhere:1:x.y'")

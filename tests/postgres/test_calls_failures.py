@@ -274,7 +274,7 @@ def test_a_redis_that_is_away_costs_no_call(desk: Desk, monkeypatch: pytest.Monk
     desk.crm.add_call_settings()
     queued = desk.crm.add_call()
     with monkeypatch.context() as patched:
-        patched.setattr("worker.pacing.Pace.take", out_of_reach)
+        patched.setattr("worker.sending.pacing.Pace.take", out_of_reach)
         with pytest.raises(redis.ConnectionError):
             desk.tick()
     assert (desk.status(queued), desk.claims()) == ("pending", 0)

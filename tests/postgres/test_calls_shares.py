@@ -13,7 +13,7 @@ from desk import Desk, OpenDesk, account, another_tenant, desks, empty, number
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.db import Database, queries
+from worker.runtime.db import Database, queries
 
 SHARED = account(7)
 

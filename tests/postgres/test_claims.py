@@ -20,17 +20,17 @@ import redis
 
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
-from worker.batch import HANDFUL, Batch, Kind, Outcome
-from worker.batches import HOLD_SECONDS, LEASE_SECONDS, Batches, Settled
-from worker.counters import Counters
-from worker.db import Database, Row, queries
-from worker.events import Events
-from worker.providers import Accepted
-from worker.redis_client import connect
-from worker.runs import Runs
-from worker.settings import load
-from worker.targets import prepare
-from worker.transports import Transports
+from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, Kind, Outcome
+from worker.campaigns.claims import BACKOFF_SECONDS, LEASE_SECONDS, BatchClaims, SettlementResult
+from worker.campaigns.run import CampaignRuns
+from worker.campaigns.targets import prepare
+from worker.campaigns.transport import TransportRouter
+from worker.messages import Accepted
+from worker.runtime.counters import Counters
+from worker.runtime.db import Database, Row, queries
+from worker.runtime.events import LiveEvents
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
 
 SQL = queries("campaign")
 DEADLINE_SECONDS = 60.0
@@ -62,9 +62,9 @@ class Worker:
         self.clock = clock
         self.settings = load(environ, "campaign")
         self.db = Database(self.settings.database_url, name)
-        self.transports = Transports(self.settings, client, clock)
-        self.batches = Batches(self.db, self.settings, Counters(client, "campaign"), clock)
-        self.runs = Runs(self.db, Events(client), clock)
+        self.transports = TransportRouter(self.settings, client, clock)
+        self.batches = BatchClaims(self.db, self.settings, Counters(client, "campaign"), clock)
+        self.runs = CampaignRuns(self.db, LiveEvents(client), clock)
         self.open: list[Batch] = []
 
     def close(self) -> None:
@@ -92,10 +92,10 @@ class Worker:
         self.open += [batch] if batch else []
         return batch
 
-    def settle(self, batch: Batch, **outcomes: Outcome) -> Settled:
+    def settle(self, batch: Batch, **outcomes: Outcome) -> SettlementResult:
         return self.batches.settle(self.row(batch.campaign["id"]), batch)
 
-    def send(self, campaign_id: str, *kinds: Kind) -> Settled | None:
+    def send(self, campaign_id: str, *kinds: Kind) -> SettlementResult | None:
         """Claims a batch and settles it with these outcomes, one for each recipient, the last one for the rest."""
         batch = self.claim(campaign_id)
         if batch is None:
@@ -510,8 +510,8 @@ def test_a_lost_claim(office: Office) -> None:
     batch = worker.claim(campaign)
     assert batch
     office.crm.execute("DELETE FROM worker.campaign_batch")
-    outcome(worker, batch, Kind.ACCEPTED, Kind.REFUSED, Kind.PUT_OFF, Kind.OPTED_OUT)
-    assert worker.settle(batch) == Settled(0, 0, None)
+    outcome(worker, batch, Kind.ACCEPTED, Kind.REFUSED, Kind.DEFERRED, Kind.OPTED_OUT)
+    assert worker.settle(batch) == SettlementResult(0, 0, None)
     assert office.counts(campaign) == {"sending": 10}
     assert office.counted(campaign) == (0, 0)
     for table in ('"EmailLog"', "worker.campaign_retry", "worker.suppression"):
@@ -548,7 +548,7 @@ def test_another_name(office: Office) -> None:
     assert batch
     office.crm.execute("UPDATE worker.campaign_batch SET holder = 'somebody:2:y'")
     outcome(worker, batch)
-    assert worker.settle(batch) == Settled(0, 0, None)
+    assert worker.settle(batch) == SettlementResult(0, 0, None)
     assert office.counts(campaign) == {"sending": 10}
 
 
@@ -606,18 +606,18 @@ def test_another_machines_batch(office: Office, tmp_path: Path) -> None:
 CLAIM_AND_DIE = """
 import os, sys
 from sandbox.crm import utc_now
-from worker.batches import Batches
-from worker.counters import Counters
-from worker.db import Database, queries
-from worker.redis_client import connect
-from worker.settings import load
-from worker.transports import Transports
+from worker.campaigns.claims import BatchClaims
+from worker.runtime.counters import Counters
+from worker.runtime.db import Database, queries
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
+from worker.campaigns.transport import TransportRouter
 settings = load(os.environ, "campaign")
 client = connect(settings.redis_url)
 db = Database(settings.database_url, "doomed")
 row = db.one(queries("campaign")["campaign"], campaign_id=sys.argv[1])
-transport = Transports(settings, client, utc_now).route(row)
-Batches(db, settings, Counters(client, "campaign"), utc_now).claim(row, transport, "doomed:1:x")
+transport = TransportRouter(settings, client, utc_now).route(row)
+BatchClaims(db, settings, Counters(client, "campaign"), utc_now).claim(row, transport, "doomed:1:x")
 """
 
 
@@ -670,7 +670,7 @@ def test_retries(office: Office) -> None:
         batch = worker.claim(campaign)
         assert batch
         put_off += [recipient.id for recipient in batch.recipients]
-        outcome(worker, batch, Kind.PUT_OFF)
+        outcome(worker, batch, Kind.DEFERRED)
         worker.settle(batch)
     batch = worker.claim(campaign)
     assert batch
@@ -694,7 +694,7 @@ def test_waits_that_grow(office: Office) -> None:
     worker.start(campaign)
     waits = []
     for _ in range(2):
-        assert worker.send(campaign, Kind.PUT_OFF)
+        assert worker.send(campaign, Kind.DEFERRED)
         due, attempts = office.rows("SELECT due_at, attempts FROM worker.campaign_retry")[0]
         waits.append(round((due - office.clock()).total_seconds()))
         assert worker.claim(campaign) is None
@@ -702,7 +702,7 @@ def test_waits_that_grow(office: Office) -> None:
         office.clock.ahead += timedelta(seconds=waits[-1] + 1)
     assert waits == [60, 120]
     assert attempts == 2
-    settled = worker.send(campaign, Kind.PUT_OFF)
+    settled = worker.send(campaign, Kind.DEFERRED)
     assert settled
     assert settled.failed == 1
     reason = office.one('SELECT "errorMessage" FROM "CampaignRecipient"')
@@ -718,7 +718,7 @@ def test_the_providers_own_delay(office: Office) -> None:
     batch = worker.claim(campaign)
     assert batch
     now = office.clock()
-    batch.outcomes[batch.recipients[0].id] = Outcome(Kind.PUT_OFF, now, "131049", delay_seconds=86_400.0)
+    batch.outcomes[batch.recipients[0].id] = Outcome(Kind.DEFERRED, now, "131049", delay_seconds=86_400.0)
     worker.settle(batch)
     due = office.one("SELECT due_at FROM worker.campaign_retry")
     assert abs((due - now).total_seconds() - 86_400) < 60
@@ -729,11 +729,11 @@ def test_a_held_campaign(office: Office) -> None:
     campaign = office.crm.add_campaign(recipients=30)
     worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="1")
     worker.start(campaign)
-    for pause in (HOLD_SECONDS, 2 * HOLD_SECONDS):
+    for pause in (BACKOFF_SECONDS, 2 * BACKOFF_SECONDS):
         batch = worker.claim(campaign)
         assert batch
-        for recipient in batch.recipients[:HANDFUL]:
-            batch.record(recipient, Outcome(Kind.PUT_OFF, office.clock(), "421 busy"))
+        for recipient in batch.recipients[:DEFERRALS_BEFORE_BACKOFF]:
+            batch.record(recipient, Outcome(Kind.DEFERRED, office.clock(), "421 busy"))
         assert batch.held
         settled = worker.settle(batch)
         assert (settled.sent, settled.failed) == (0, 0)
@@ -979,7 +979,7 @@ def test_unconfirmed_is_asked_for(office: Office) -> None:
     batch = ask(worker, campaign)
     assert batch
     assert {recipient.attempts for recipient in batch.recipients} == {1}
-    outcome(worker, batch, Kind.ACCEPTED, Kind.UNTOUCHED)
+    outcome(worker, batch, Kind.ACCEPTED, Kind.NOT_SENT)
     worker.settle(batch)
     assert office.counts(campaign) == {"sent": 1, "pending": 1}
     settled = worker.send(campaign)

@@ -15,9 +15,9 @@ import psycopg2.extensions
 import pytest
 
 from sandbox.crm import apply_schema
-from worker import migrate
-from worker.db import Database
 from worker.errors import SchemaError
+from worker.runtime import migrations as migrate
+from worker.runtime.db import Database
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 60.0

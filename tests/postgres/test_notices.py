@@ -10,21 +10,22 @@ import redis
 from notice_hall import NOW, SECOND, Desk, Hall, Mailbox, halls, kinds
 
 from sandbox.crm import Crm
-from worker.accounts import GmailAccount
-from worker.batch import Kind
+from worker.campaigns.batch import Kind
 from worker.errors import (
     AccountRejected,
+    RecipientDeferred,
     RecipientOptedOut,
-    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     SendError,
     TransportMissing,
     Unconfirmed,
 )
-from worker.notices import LANES, Delivery, Letter, Notice
-from worker.pacing import Pace
-from worker.providers import Accepted
+from worker.messages import Accepted
+from worker.notifications.dispatcher import LANES
+from worker.notifications.notification import Delivery, Notification, OutgoingMessage
+from worker.sending.accounts import GmailAccount
+from worker.sending.pacing import Pace
 
 
 @pytest.fixture
@@ -92,9 +93,9 @@ def test_taken_over_before_it_leaves(hall: Hall) -> None:
         (RecipientRefused("550"), Kind.REFUSED, False),
         (RecipientOptedOut("131050"), Kind.OPTED_OUT, False),
         (Unconfirmed("no answer"), Kind.UNCONFIRMED, True),
-        (RetryLater("busy", 7.0), Kind.PUT_OFF, False),
-        (RecipientPutOff("greylisted"), Kind.PUT_OFF_ALONE, False),
-        (AccountRejected("535"), Kind.PUT_OFF, False),
+        (RetryLater("busy", 7.0), Kind.DEFERRED, False),
+        (RecipientDeferred("greylisted"), Kind.RECIPIENT_DEFERRED, False),
+        (AccountRejected("535"), Kind.DEFERRED, False),
     ],
 )
 def test_what_errors_mean(hall: Hall, error: SendError, kind: Kind, unknown: bool) -> None:
@@ -106,14 +107,14 @@ def test_what_errors_mean(hall: Hall, error: SendError, kind: Kind, unknown: boo
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(TransportMissing("set SMTP_URL"), Kind.PUT_OFF), (ValueError("no address"), Kind.REFUSED)]
+    ("error", "kind"), [(TransportMissing("set SMTP_URL"), Kind.DEFERRED), (ValueError("no address"), Kind.REFUSED)]
 )
 def test_no_letter(hall: Hall, error: Exception, kind: Kind) -> None:
     """Where no message can be made nothing is marked, and the others go."""
     hall.waiting("a", "b")
     desk = hall.desk()
 
-    def letter_of(notice: Notice) -> Letter:
+    def letter_of(notice: Notification) -> OutgoingMessage:
         if notice.address == "a":
             raise error
         return desk.letter(notice)
@@ -174,8 +175,8 @@ def gmail(answer: Accepted | SendError | None) -> tuple[Mailbox, GmailAccount]:
     ("answer", "kind", "unknown"),
     [
         (Accepted("<1@x>", "g-1"), Kind.ACCEPTED, False),
-        (None, Kind.UNTOUCHED, False),
-        (RetryLater("503"), Kind.PUT_OFF, True),
+        (None, Kind.NOT_SENT, False),
+        (RetryLater("503"), Kind.DEFERRED, True),
         (AccountRejected("403: may only send"), Kind.UNCONFIRMED, True),
     ],
 )
@@ -199,7 +200,7 @@ def test_no_more_may_leave(hall: Hall) -> None:
     found = kinds(desk.deliver(desk.claim(), lambda: len(desk.post.sent) < 3))
     assert len(found) == 31
     assert sum(kind is Kind.ACCEPTED for kind, _ in found.values()) == len(desk.post.sent) <= 3 + LANES
-    assert {kind for kind, _ in found.values()} >= {Kind.ACCEPTED, Kind.UNTOUCHED}
+    assert {kind for kind, _ in found.values()} >= {Kind.ACCEPTED, Kind.NOT_SENT}
     assert all(unknown == (address == "b") for address, (_, unknown) in found.items())
     assert desk.deliver([], lambda: False) == []
 
@@ -258,8 +259,8 @@ def test_a_pace(hall: Hall, redis_url: str) -> None:
         pace.take(1)
         letters = {"paced": pace, "free": None}
 
-        def letter_of(notice: Notice) -> Letter:
-            return Letter(desk.letter(notice).message, desk.post, pace=letters[str(notice.tenant_id)])
+        def letter_of(notice: Notification) -> OutgoingMessage:
+            return OutgoingMessage(desk.letter(notice).message, desk.post, pace=letters[str(notice.tenant_id)])
 
         waves = desk.notices.deliver(desk.claim(), letter_of, lambda: True)
         assert set(kinds(next(waves))) == {"c"}
@@ -268,7 +269,7 @@ def test_a_pace(hall: Hall, redis_url: str) -> None:
         pace.hold(3600)
         hall.waiting("d", tenant="paced")
         (wave,) = desk.notices.deliver(desk.claim(), letter_of, lambda: True)
-        assert kinds(wave) == {"d": (Kind.PUT_OFF, False)}
+        assert kinds(wave) == {"d": (Kind.DEFERRED, False)}
 
 
 def test_a_delay_of_the_account(hall: Hall, redis_url: str) -> None:
@@ -277,7 +278,7 @@ def test_a_delay_of_the_account(hall: Hall, redis_url: str) -> None:
     desk = hall.desk()
     with redis.Redis.from_url(redis_url) as client:
         desk.more["pace"] = pace = Pace(client, "pace:test:2", 1000.0)
-        desk.post.answers = {"a": RecipientPutOff("131056", 600.0)}
+        desk.post.answers = {"a": RecipientDeferred("131056", 600.0)}
         desk.deliver(desk.claim(1))
         assert pace.take(1)[0] == 1
         desk.post.answers = {"b": RetryLater("429", 600.0)}

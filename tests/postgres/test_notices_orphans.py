@@ -10,13 +10,14 @@ import pytest
 from notice_hall import NOW, Hall, halls, kinds
 
 from sandbox.crm import Crm
-from worker.batch import Kind
-from worker.db import queries
-from worker.notices import ASK_AFTER_SECONDS, LANES, LEASE_SECONDS
+from worker.campaigns.batch import Kind
+from worker.notifications.claims import ASK_AFTER_SECONDS, LEASE_SECONDS
+from worker.notifications.dispatcher import LANES
+from worker.runtime.db import queries
 
 HOLDING = """
 import sys
-from worker.lock_token import new_token
+from worker.runtime.process_token import new_token
 print(new_token(), flush=True)
 sys.stdin.read()
 """
@@ -126,7 +127,7 @@ def test_a_bug_in_one_lane(hall: Hall) -> None:
 
 def test_renewed_while_it_lasts(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for its turn is renewed as long as its process is at it."""
-    monkeypatch.setattr("worker.notices.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("worker.notifications.claims.RENEW_SECONDS", 0.0)
     hall.waiting(*(f"a{number:02}" for number in range(3 * LANES)))
     desk = hall.desk()
     claimed = desk.claim()
@@ -134,6 +135,6 @@ def test_renewed_while_it_lasts(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> 
     next(waves)
     hall.lapse()
     next(waves)
-    held = desk.db.all(queries("notices")["held"], job="reminders", lease_seconds=LEASE_SECONDS)
+    held = desk.db.all(queries("notifications")["held"], job="reminders", lease_seconds=LEASE_SECONDS)
     assert not any(row["lapsed"] for row in held)
     waves.close()

@@ -11,15 +11,15 @@ import psycopg2.extras
 import pytest
 
 from sandbox.crm import Crm, utc_now
-from worker.batch import Batch, Kind, Outcome, Recipient
-from worker.batches import Batches
-from worker.counters import Counters
-from worker.db import Database, queries
-from worker.journal import JournalDirectory
-from worker.providers import Accepted
-from worker.redis_client import connect
-from worker.settings import load
-from worker.transports import Transports
+from worker.campaigns.batch import Batch, Kind, Outcome, Recipient
+from worker.campaigns.claims import BatchClaims
+from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.transport import TransportRouter
+from worker.messages import Accepted
+from worker.runtime.counters import Counters
+from worker.runtime.db import Database, queries
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
 
 SQL = queries("campaign")
 RECIPIENTS = 200_000
@@ -119,8 +119,8 @@ class Explaining(Database):
         super().__init__(url, "test")
         self.plans: list[Plan] = []
 
-    def all(self, statement: str, /, **parameters: Any) -> list[Node]:
-        found = super().all(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
+    def execute(self, statement: str, /, **parameters: Any) -> list[Node]:
+        found = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
         self.plans.append(Plan(found[0]["QUERY PLAN"][0]["Plan"]))
         return []
 
@@ -168,9 +168,9 @@ class Work:
         settings = load(environ, "campaign")
         self.client = connect("redis://127.0.0.1:1")  # never asked: e-mail has no pace, and nothing is flushed
         self.explaining = Explaining(url)
-        self.batches = Batches(self.explaining, settings, Counters(self.client, "campaign"), utc_now)
+        self.batches = BatchClaims(self.explaining, settings, Counters(self.client, "campaign"), utc_now)
         self.campaign = rows(db, SQL["campaign"], campaign_id=campaign_of(db)["id"])[0]
-        self.transports = Transports(settings, self.client, utc_now)
+        self.transports = TransportRouter(settings, self.client, utc_now)
         self.transport = self.transports.route(self.campaign)
 
     def close(self) -> None:
@@ -191,7 +191,7 @@ class Work:
         for person in people:
             batch.outcomes[person.id] = Outcome(Kind.ACCEPTED, utc_now(), accepted=Accepted(f"<{person.id}@x>"))
         batch.outcomes[people[0].id] = Outcome(Kind.REFUSED, utc_now(), "550 no such user")
-        batch.outcomes[people[1].id] = Outcome(Kind.PUT_OFF, utc_now(), "450 busy")
+        batch.outcomes[people[1].id] = Outcome(Kind.DEFERRED, utc_now(), "450 busy")
         self.batches.settle(self.campaign, batch)
         return self.explaining.plans[-1]
 

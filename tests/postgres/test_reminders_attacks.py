@@ -8,8 +8,9 @@ from reminder_office import BOSS, NOON, ReminderOffice, offices
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.notices import Delivery, Notice, Notices
-from worker.reminders import HANDFUL
+from worker.notifications.claims import NotificationClaims
+from worker.notifications.notification import Delivery, Notification
+from worker.reminders import DEFERRALS_BEFORE_BACKOFF
 
 DEEP = "[" * 1500 + "]" * 1500
 
@@ -39,13 +40,13 @@ def test_a_digest_that_never_left_is_made_anew(office: ReminderOffice, monkeypat
     tenant = office.tenant({"recipientEmails": [BOSS]})
     contacted, _ = (office.lead(tenant, name=name) for name in ("Contacted Chandra", "Quiet Kiran"))
 
-    def die(self: Notices, notices: list[Notice], *_: object) -> list[list[Delivery]]:
+    def die(self: NotificationClaims, notices: list[Notification], *_: object) -> list[list[Delivery]]:
         if notices:
             raise SystemExit("killed")
         return []
 
     with monkeypatch.context() as dying:
-        dying.setattr(Notices, "deliver", die)
+        dying.setattr(NotificationClaims, "deliver", die)
         with pytest.raises(SystemExit):
             office.worker().tick()
     assert (office.notices(), office.remembered()) == (1, 2)
@@ -64,7 +65,7 @@ def test_a_digest_that_never_left_is_made_anew(office: ReminderOffice, monkeypat
 
 def test_recipients_that_are_put_off_hold_up_no_other(office: ReminderOffice) -> None:
     """More than a handful of addresses are greylisted: each of the others gets its digest in the same tick."""
-    grey = [f"grey{number}@shop.example" for number in range(2 * HANDFUL)]
+    grey = [f"grey{number}@shop.example" for number in range(2 * DEFERRALS_BEFORE_BACKOFF)]
     good = [f"good{number}@shop.example" for number in range(3)]
     office.tenant({"recipientEmails": [*grey, *good]}, leads=1)
     for address in grey:
@@ -77,10 +78,10 @@ def test_a_mail_server_that_is_away_is_tried_a_handful_of_times(
     office: ReminderOffice, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All tenants share it: after a handful of failures the others' digests wait for the next tick unsent."""
-    tenants = 4 * HANDFUL
+    tenants = 4 * DEFERRALS_BEFORE_BACKOFF
     for number in range(tenants):
         office.tenant({"recipientEmails": [f"boss{number}@shop.example"]}, leads=1)
     assert office.worker(SMTP_URL="smtp://127.0.0.1:9").ended() == (0, tenants, 0)
     spared = sum("other messages were put off there" in str(record.args) for record in caplog.records)
-    assert tenants - spared <= 3 * HANDFUL
+    assert tenants - spared <= 3 * DEFERRALS_BEFORE_BACKOFF
     assert office.worker().ended() == (tenants, 0, 0)

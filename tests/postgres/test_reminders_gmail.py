@@ -10,7 +10,7 @@ from reminder_office import BOSS, NOON, ReminderOffice, offices
 from sandbox import accounts
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.notices import ASK_AFTER_SECONDS
+from worker.notifications.claims import ASK_AFTER_SECONDS
 
 
 @pytest.fixture

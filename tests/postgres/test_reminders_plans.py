@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.reminder_rows import MIXES, fill
 from sandbox.crm import Crm, utc_now
-from worker.db import Database, queries
-from worker.reminder_recipients import Recipients
+from worker.reminding.recipients import RecipientReader
+from worker.runtime.db import Database, queries
 
 SQL = queries("reminders")
 TENANTS, LEADS = 100, 1500
@@ -77,7 +77,7 @@ def sequential(nodes: list[Node]) -> set[str]:
 
 
 def claim(db: Database) -> list[Node]:
-    recipients = Recipients().of(db.all(SQL["tenants"]), utc_now())
+    recipients = RecipientReader().of(db.all(SQL["tenants"]), utc_now())
     assert len(recipients) == 2 * TENANTS
     statement = SQL["claim"].partition(";")[2]
     parameters = {"job": "reminders", "holder": "x", "now": utc_now(), "listed": 200}

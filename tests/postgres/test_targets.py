@@ -10,15 +10,17 @@ import pytest
 
 from sandbox.crm import Crm, utc_now
 from worker.campaign import CampaignJob
-from worker.counters import Counters
-from worker.db import Database, queries
+from worker.campaigns.targets import prepare, target_parameters, write_links
+from worker.campaigns.transport import TransportRouter
 from worker.errors import CampaignRejected
-from worker.lock import Lock
-from worker.loop import Loop, Signals
-from worker.redis_client import connect
-from worker.settings import load
-from worker.targets import prepare, target_parameters, write_links
-from worker.transports import Transports
+from worker.runtime.counters import Counters
+from worker.runtime.db import Database, queries
+from worker.runtime.job import JobContext
+from worker.runtime.lock import Lock
+from worker.runtime.loop import Loop
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
+from worker.runtime.signals import Signals
 
 SQL = queries("campaign")
 
@@ -38,7 +40,7 @@ class Targets:
         self.settings = load(environ, "campaign")
         self.db = Database(database_url, "test")
         self.client = connect(redis_url)
-        self.transports = Transports(self.settings, self.client, utc_now)
+        self.transports = TransportRouter(self.settings, self.client, utc_now)
 
     def close(self) -> None:
         self.db.close()
@@ -76,12 +78,11 @@ class Targets:
         signals = Signals()
         counters = Counters(self.client, "campaign")
         lock = Lock([self.client], "campaign-scheduler")
-        job = CampaignJob(self.settings, counters, lock, signals)
+        context = JobContext("campaign", self.settings, self.client, lock, counters, signals)
         try:
-            return Loop(job, lock, counters, signals).run(once=True)
+            return Loop(CampaignJob(context), context).run(once=True)
         finally:
-            signals._woken.close()
-            signals._waker.close()
+            signals.close()
 
     def logged(self, campaign_id: str) -> list[tuple[str, str]]:
         statement = (

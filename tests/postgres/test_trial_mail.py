@@ -14,7 +14,7 @@ from trial_office import NOW, OWNER, TrialOffice, TrialWorker, opened
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.lock_token import new_token
+from worker.runtime.process_token import new_token
 
 DEADLINE_SECONDS = 60.0
 

@@ -15,7 +15,7 @@ from trial_office import NOW, OWNER, TrialOffice, opened
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.db import Database, queries
+from worker.runtime.db import Database, queries
 
 DEADLINE_SECONDS = 60.0
 SQL = queries("trial")
@@ -207,9 +207,9 @@ class Counting(Database):
 
     statements = 0
 
-    def all(self, statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
+    def execute(self, statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
         self.statements += 1
-        return super().all(statement, **parameters)
+        return super().execute(statement, **parameters)
 
 
 def test_twenty_thousand(office: TrialOffice, database_url: str) -> None:

@@ -12,8 +12,8 @@ import psycopg2.extensions
 import pytest
 
 from sandbox.redis import Redis
-from worker.db import Database, queries
-from worker.redis_client import connect
+from worker.runtime.db import Database, queries
+from worker.runtime.redis_client import connect
 from worker.web.checks import CONTRACT, clock_warning, database_warnings, redis_warnings
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -9,11 +9,12 @@ import redis
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.counters import Counters, read_all
-from worker.lock import Lock
-from worker.loop import Result, Signals
-from worker.redis_client import connect
-from worker.settings import load
+from worker.runtime.counters import Counters, read_all
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.lock import Lock
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
+from worker.runtime.signals import Signals
 from worker.trial import TrialJob
 
 NOW = datetime(2026, 1, 31, 12, 0, 7)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
@@ -41,18 +42,22 @@ class TrialWorker:
         self.clock = clock
         self.counters = Counters(client, "trial")
         self.lock = Lock([client], name)
-        self.job = TrialJob(load(environ, "trial"), self.counters, self.lock, self.signals, clock)
+        settings = load(environ, "trial")
+        self.context = JobContext(
+            "trial", settings, connect(settings.redis_url), self.lock, self.counters, self.signals, clock
+        )
+        self.job = TrialJob(self.context)
         self.job.start()
         assert self.lock.acquire()
 
-    def tick(self) -> Result:
+    def tick(self) -> TickResult:
         return self.job.tick(self.clock())
 
     def close(self) -> None:
         self.lock.close()
         self.job.close()
-        self.signals._woken.close()
-        self.signals._waker.close()
+        self.context.close()
+        self.signals.close()
 
 
 class TrialOffice:

@@ -17,13 +17,14 @@ from supervisor.xmlrpc import SupervisorTransport
 from workers import PROJECT, wait_for
 
 from sandbox.servers import Child
-from worker.readings import Readings, read_all
+from worker.runtime.counter_readings import CounterReadings, read_all
 
 # bin/watchdog with limits that a test can wait for
 DRIVER = """
 import sys
-from worker import program, watchdog
-from worker.hangs import Limits
+from worker import watchdog
+from worker.runtime import program
+from worker.supervision.hang_detector import Limits
 limits = Limits(least_hang_seconds=1, watched_seconds=1, restart_pause_seconds=60,
                 fatal_pause_seconds=1, fatal_pause_limit_seconds=5)
 sys.exit(program.guarded(lambda: watchdog.listen(limits)))
@@ -183,5 +184,5 @@ class Told:
         found = (each for each in (*readings.counters, *readings.gauges) if each.metric == metric)
         return next((each.value for each in found if each.labels == {"program": program}), None)
 
-    def _read(self) -> Readings:
+    def _read(self) -> CounterReadings:
         return read_all(self._client)

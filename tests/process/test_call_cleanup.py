@@ -96,7 +96,7 @@ def test_two_at_once(crm: Crm, start: Start, redis_client: redis.Redis) -> None:
     redis_client.set(LOCK, "elsewhere:1:x", px=60_000)
     add_old(crm, 10)
     worker = start(program=PROGRAM)
-    wait_for(lambda: worker.said("another worker is at it"), "it notices the other one")
+    wait_for(lambda: worker.said("another worker holds the lock"), "it notices the other one")
     assert left(crm) == 10
     redis_client.delete(LOCK)
     worker.send(signal.SIGUSR1)

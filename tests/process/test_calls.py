@@ -24,12 +24,12 @@ from sandbox.crm import Crm, apply_schema, utc_now
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
 from sandbox.world import World
-from worker.migrate import migrate
+from worker.runtime.migrations import migrate
 
 LOCK = "lock:call-scheduler"
 LANES = 8
-AWAY = "cannot work for want of a server"
-BACK = "server is back, work goes on"
+UNAVAILABLE = "a server is unavailable, the job waits for it"
+BACK = "the server is available again, the job continues"
 # as bin/calls, but a call that was in line for a second is not placed any more
 IMPATIENT = "import sys, worker.calls as calls; calls.PLACE_SECONDS = 1.0; sys.exit(calls.main([]))"
 
@@ -253,7 +253,7 @@ def test_two_that_both_believe_to_have_the_lock(queue: Queue, start_calls: Start
     queue.balance(160)
     assert max(seen) <= 10
     for worker in pair:
-        assert [worker.said("Traceback"), worker.said("want of a server")] == [0, 0]
+        assert [worker.said("Traceback"), worker.said("a server is unavailable")] == [0, 0]
         assert worker.stop() == 0
 
 
@@ -266,7 +266,7 @@ def test_the_other_one_goes_on_when_one_of_two_is_killed(
     first = start_calls(LOCK_TTL_MS="1000")
     queue.world.wait_for("twilio", LANES)
     second = start_calls(LOCK_TTL_MS="1000")
-    wait_for(lambda: second.said("another worker is at it"), "the second one waits")
+    wait_for(lambda: second.said("another worker holds the lock"), "the second one waits")
     first.kill()
     wait_for(queue.ended_early, "all calls are booked")
     queue.balance(30)
@@ -343,7 +343,7 @@ def test_postgresql_away_while_calls_are_placed(
     worker = start_calls(DATABASE_URL=server.url)
     world.wait_for("twilio", LANES + 1)
     getattr(server, outage)()
-    wait_for(lambda: worker.said(AWAY), "the worker says that a server is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is away")
     placed = world.total("twilio")
     server.start()
     with closing(psycopg2.connect(server.url)) as connection:
@@ -352,7 +352,7 @@ def test_postgresql_away_while_calls_are_placed(
         assert placed < 40
         wait_for(queue.ended_early, "all calls are booked")
         queue.balance(40)
-    assert [worker.said(AWAY), worker.said(BACK), worker.said("Traceback")] == [1, 1, 0]
+    assert [worker.said(UNAVAILABLE), worker.said(BACK), worker.said("Traceback")] == [1, 1, 0]
     assert worker.said("Twilio knows of no call") == 0
     assert worker.stop() == 0
 
@@ -375,7 +375,7 @@ def test_a_booking_that_postgresql_cuts_off_is_made_up_for_without_asking(
             cursor.execute("SELECT FROM worker.call_claim FOR UPDATE")
             wait_for(lambda: booking_waits(queue.crm), "a booking waits")
             server.kill()
-    wait_for(lambda: worker.said(AWAY), "the worker says that a server is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is away")
     server.start()
     with closing(psycopg2.connect(server.url)) as connection:
         queue = Queue(Crm(connection), world)
@@ -391,12 +391,12 @@ def test_redis_away_while_calls_are_placed(queue: Queue, start_calls: Start, new
     worker = start_calls(REDIS_URL=server.url, LOCK_TTL_MS="1000")
     queue.world.wait_for("twilio", 10)
     server.kill()
-    wait_for(lambda: worker.said(AWAY), "the worker says that Redis is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that Redis is away")
     server.start()
     wait_for(queue.ended, "all calls are booked")
     queue.balance(60)
     wait_for(lambda: worker.said(BACK), "the worker says that the server is back")
-    assert [worker.said(AWAY), worker.said(BACK)] == [1, 1]
+    assert [worker.said(UNAVAILABLE), worker.said(BACK)] == [1, 1]
 
 
 def test_a_call_due_soon_does_not_wait_for_the_interval(queue: Queue, start_calls: Start) -> None:

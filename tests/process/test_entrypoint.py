@@ -12,7 +12,7 @@ from workers import PROJECT, Start, Worker, wait_for
 
 from sandbox.ports import free_port
 from sandbox.postgres import Postgres
-from worker.migrate import ADVISORY_LOCK
+from worker.runtime.migrations import ADVISORY_LOCK
 
 CONF = """
 [unix_http_server]

@@ -22,7 +22,7 @@ from sandbox.ports import free_port
 from sandbox.qdrant import Qdrant
 from sandbox.servers import ServerMissing
 from sandbox.world import World
-from worker.settings import Settings
+from worker.runtime.settings import Settings
 
 STOP_SECONDS = 10.0  # after which `docker stop` kills
 USER = 10001

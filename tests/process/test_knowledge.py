@@ -27,8 +27,8 @@ from workers import PROJECT, Start, Worker, wait_for
 from sandbox.qdrant import Qdrant
 from sandbox.servers import ServerMissing
 from worker.knowledge import main
-from worker.readings import read_all
-from worker.vector_store import StoreError, VectorStore
+from worker.runtime.counter_readings import read_all
+from worker.vectors.client import VectorStore, VectorStoreError
 
 SIZE = 4
 KEY = "a-key-nobody-sees"
@@ -372,7 +372,7 @@ def test_a_snapshot_that_fails_costs_no_other(
     assert len(snapshots(client, name)) == 2
 
     def full(*_: object) -> None:
-        raise StoreError("No space left on device")
+        raise VectorStoreError("No space left on device")
 
     monkeypatch.setattr(VectorStore, "take_snapshot", full)
     next_second()
@@ -494,7 +494,7 @@ def test_commands_wait_for_the_jobs_lock(
     """Who holds it is said; when it is free the command goes on."""
     redis_client.set(LOCK, "elsewhere:77:0a1b")
     worker = start("--once", program="knowledge", **settings)
-    wait_for(lambda: worker.said("another worker is at it"), "the job stands by")
+    wait_for(lambda: worker.said("another worker holds the lock"), "the job stands by")
     worker.kill()
     client.create_collection(name, models.VectorParams(size=SIZE, distance=models.Distance.COSINE))
     command = start("snapshot", program="knowledge", **settings)
@@ -515,12 +515,12 @@ def test_qdrant_comes_and_goes(
     )
     wait_for(lambda: worker.said("server=Qdrant"), "it says that Qdrant is away")
     server.start()
-    wait_for(lambda: worker.said("server is back"), "it goes on")
+    wait_for(lambda: worker.said("the server is available again"), "it goes on")
     assert worker.said("snapshot taken") >= 1
     server.kill()
     wait_for(lambda: worker.said("server=Qdrant") == 2, "it says so again")
     server.start()
-    wait_for(lambda: worker.said("server is back") == 2, "it goes on")
+    wait_for(lambda: worker.said("the server is available again") == 2, "it goes on")
     assert worker.stop() == 0
     assert redis_client.get(LOCK) is None
     server.kill()

@@ -14,10 +14,10 @@ from sandbox.postgres import Postgres
 from sandbox.redis import Redis
 from sandbox.servers import ServerMissing
 from sandbox.world import World
-from worker.migrate import migrate
+from worker.runtime.migrations import migrate
 
-AWAY = "cannot work for want of a server"
-BACK = "server is back, work goes on"
+UNAVAILABLE = "a server is unavailable, the job waits for it"
+BACK = "the server is available again, the job continues"
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_job_outlives_an_outage_of_postgresql_in_mid_run(
     worker = start(DATABASE_URL=fragile_url, CAMPAIGN_BATCH_SIZE="50")
     world.wait_for("smtp", 150)
     outage(postgres)
-    wait_for(lambda: worker.said(AWAY), "the worker says that a server is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is away")
     postgres.start()
     with opened(fragile_url, world, state_dir) as books:
         wait_for(lambda: books.ended(*campaigns), "the campaigns end")
@@ -86,7 +86,7 @@ def test_the_job_outlives_an_outage_of_postgresql_in_mid_run(
         assert set(world.counts("whatsapp").values()) == {1}
         assert books.crm.value('SELECT count(*) FROM "EmailLog"') == 600
     wait_for(lambda: worker.said(BACK), "the worker says that the server is back")
-    assert [worker.said(AWAY), worker.said(BACK)] == [1, 1]
+    assert [worker.said(UNAVAILABLE), worker.said(BACK)] == [1, 1]
     assert worker.stop() == 0
     assert books.journals() == []
 
@@ -145,7 +145,7 @@ def test_redis_restarted_in_mid_run_stops_nobody(
     worker = start(REDIS_URL=server.url, CAMPAIGN_BATCH_SIZE="50", LOCK_TTL_MS="1000", WHATSAPP_RATE="100")
     world.wait_for("smtp", 60)
     server.kill()
-    wait_for(lambda: worker.said(AWAY), "the worker says that Redis is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that Redis is away")
     arrived = world.total()
     assert books.sent(email) + books.sent(whatsapp) <= arrived
     server.start()
@@ -153,7 +153,7 @@ def test_redis_restarted_in_mid_run_stops_nobody(
     assert [crm.counts(email), crm.counts(whatsapp)] == [{"sent": 400}, {"sent": 150}]
     books.nobody_twice("smtp", "whatsapp")
     wait_for(lambda: worker.said(BACK), "the worker says that the server is back")
-    assert [worker.said(AWAY), worker.said(BACK)] == [1, 1]
+    assert [worker.said(UNAVAILABLE), worker.said(BACK)] == [1, 1]
     assert worker.stop() == 0
 
 

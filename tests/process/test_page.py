@@ -20,8 +20,8 @@ from workers import ATTEMPTS, PROJECT, WAIT_SECONDS, Start, Worker, wait_for
 from sandbox.crm import Crm
 from sandbox.ports import free_port
 from sandbox.redis import Redis
-from worker.readings import GAUGES, Readings, Sample
-from worker.redis_client import connect
+from worker.runtime.counter_readings import GAUGES, CounterReadings, MetricValue
+from worker.runtime.redis_client import connect
 from worker.web import history
 
 TEMPLATES = PROJECT / "worker" / "web" / "templates"
@@ -222,8 +222,10 @@ def test_history_is_measured_by_one_process_a_minute(redis_client: redis.Redis, 
     now = [600.0]
     sent = [0]
 
-    def readings() -> Readings:
-        return Readings([Sample("messages_total", {"channel": "email", "outcome": "sent"}, float(sent[0]))], [], {})
+    def readings() -> CounterReadings:
+        return CounterReadings(
+            [MetricValue("messages_total", {"channel": "email", "outcome": "sent"}, float(sent[0]))], [], {}
+        )
 
     for minute, total in ((10, 5), (11, 25), (12, 32)):
         now[0], sent[0] = minute * 60.0 + 0.5, total

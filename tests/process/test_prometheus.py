@@ -16,7 +16,7 @@ from workers import PROJECT, Start, Worker, wait_for
 
 from sandbox.ports import free_port
 from sandbox.servers import ServerMissing
-from worker.counters import read_all
+from worker.runtime.counters import read_all
 
 FOLDER = PROJECT / "conf" / "prometheus"
 TOKEN = "sesame-open"

@@ -12,7 +12,7 @@ from workers import Start, wait_for
 from sandbox.crm import Crm, apply_schema, utc_now
 from sandbox.postgres import Postgres
 from sandbox.world import World
-from worker.migrate import migrate
+from worker.runtime.migrations import migrate
 
 
 def started_at(crm: Crm, campaign: str) -> datetime:

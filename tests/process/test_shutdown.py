@@ -10,7 +10,7 @@ from supervised import Supervised
 from supervisor.states import ProcessStates
 from workers import wait_for
 
-from worker.shutdown import nothing_will_run
+from worker.supervision.supervisord_extension import nothing_will_run
 
 # needs so many seconds for its end, and writes down when it was told and when it ended
 DRAINS = """
@@ -131,7 +131,7 @@ def test_it_stays_for_one_that_runs_or_that_an_operator_stopped(supervise: Super
 
 
 @dataclass
-class Ended:
+class SettledDigest:
     """A process as supervisord has it."""
 
     state: int
@@ -142,11 +142,11 @@ class Ended:
         return self.state
 
 
-FATAL = Ended(ProcessStates.FATAL)
-DONE = Ended(ProcessStates.EXITED)
-BAD = Ended(ProcessStates.EXITED, 2)
-FELL = Ended(ProcessStates.EXITED, 1)
-STOPPED = Ended(ProcessStates.STOPPED)
+FATAL = SettledDigest(ProcessStates.FATAL)
+DONE = SettledDigest(ProcessStates.EXITED)
+BAD = SettledDigest(ProcessStates.EXITED, 2)
+FELL = SettledDigest(ProcessStates.EXITED, 1)
+STOPPED = SettledDigest(ProcessStates.STOPPED)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ STOPPED = Ended(ProcessStates.STOPPED)
         ([DONE, DONE], False),  # all of them have nothing to do here
         ([FATAL, FELL], False),  # which is about to be started again
         ([FATAL, STOPPED], False),
-        *[([FATAL, Ended(state)], False) for state in (ProcessStates.RUNNING, ProcessStates.STARTING)],
-        *[([FATAL, Ended(state)], False) for state in (ProcessStates.BACKOFF, ProcessStates.STOPPING)],
+        *[([FATAL, SettledDigest(state)], False) for state in (ProcessStates.RUNNING, ProcessStates.STARTING)],
+        *[([FATAL, SettledDigest(state)], False) for state in (ProcessStates.BACKOFF, ProcessStates.STOPPING)],
     ],
 )
-def test_nothing_will_run(processes: list[Ended], expected: bool) -> None:
+def test_nothing_will_run(processes: list[SettledDigest], expected: bool) -> None:
     assert nothing_will_run(processes) is expected

@@ -71,7 +71,7 @@ def test_a_provider_that_hangs_longer_than_the_grace_does_not_hold_up_the_end(
 def test_a_stop_while_postgresql_is_away_ends_at_once(start: Start) -> None:
     """A worker that waits for a server to come back hears signals all the same."""
     worker = start(DATABASE_URL=f"postgresql://crm:secret@127.0.0.1:{free_port()}/crm")
-    wait_for(lambda: worker.said("want of a server"), "the outage is noticed")
+    wait_for(lambda: worker.said("a server is unavailable"), "the outage is noticed")
     assert worker.stop(seconds=5) == 0
 
 
@@ -98,12 +98,12 @@ def test_once_says_with_its_status_that_postgresql_is_away(start: Start) -> None
     """Status 1, and a line that names the server but no password."""
     worker = start("--once", DATABASE_URL=f"postgresql://crm:s3cret@127.0.0.1:{free_port()}/crm")
     assert worker.wait() == 1
-    assert worker.said("want of a server") == 1
+    assert worker.said("a server is unavailable") == 1
     assert "s3cret" not in worker.log
 
 
 def test_once_says_with_its_status_that_redis_is_away(start: Start) -> None:
-    """Status 1: nothing was done, since nobody knows whether another worker is at it."""
+    """Status 1: nothing was done, since nobody knows whether another worker holds the lock."""
     worker = start("--once", REDIS_URL=f"redis://:s3cret@127.0.0.1:{free_port()}/0")
     assert worker.wait() == 1
     assert worker.said("server=Redis") == 1

@@ -23,9 +23,9 @@ from workers import ATTEMPTS, PROJECT, WAIT_SECONDS, wait_for
 from sandbox.crm import Crm, utc_now
 from sandbox.ports import free_port
 from sandbox.redis import Redis
-from worker.counters import Counters
-from worker.db import queries
-from worker.redis_client import connect
+from worker.runtime.counters import Counters
+from worker.runtime.db import queries
+from worker.runtime.redis_client import connect
 from worker.web.table import width
 from worker.web.work import CAP, MOST_RUNS
 

@@ -22,9 +22,9 @@ from worker.watchdog import REDIS_SECONDS
 # as the watchdog sees a job: heartbeats under the program's name
 JOB = """
 import os, time
-from worker.counters import Counters
-from worker.loop import utc_now
-from worker.redis_client import connect
+from worker.runtime.counters import Counters
+from worker.runtime.clock import utc_now
+from worker.runtime.redis_client import connect
 counters = Counters(connect(os.environ["REDIS_URL"]), os.environ["SUPERVISOR_PROCESS_NAME"])
 while True:
     counters.job_started(utc_now(), 0.5)
@@ -42,7 +42,7 @@ sys.exit(2)
 FLOOD = """/bin/sh -c 'cd %(here)s; [ -e calm ] || exit 0; echo "$SUPERVISOR_PROCESS_NAME" >> calm; exec sleep 600'"""
 NEEDS_POSTGRES = """
 import os, time
-from worker.db import Database
+from worker.runtime.db import Database
 Database(os.environ["DATABASE_URL"], "test").connect()
 time.sleep(3600)
 """
@@ -187,7 +187,7 @@ def test_a_program_that_was_given_up_comes_back_with_its_server(
     server.start()
     wait_for(lambda: told.state("trial") == ProcessStates.RUNNING, "it is back")
     assert supervisord.said('program started program=trial reason="supervisord gave it up, try 1"') == 1
-    assert supervisord.said("want of a server") == 1
+    assert supervisord.said("a server is unavailable") == 1
     assert told.exits("trial") == 1
 
 
@@ -358,7 +358,7 @@ def test_whatever_else_writes_to_stdout_ends_in_the_log() -> None:
     """A library that prints, a child process: neither gets between supervisord and the listener."""
     text = """
 import os, sys
-from worker.listening import reserve_stdout
+from worker.supervision.event_listener import reserve_stdout
 protocol = reserve_stdout()
 print("printed", flush=True)
 os.system("echo echoed")

@@ -25,9 +25,9 @@ from sandbox.crm import Crm
 from sandbox.ports import free_port
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
-from worker.counters import Counters
-from worker.loop import utc_now
-from worker.redis_client import connect
+from worker.runtime.clock import utc_now
+from worker.runtime.counters import Counters
+from worker.runtime.redis_client import connect
 from worker.web.metrics import COUNTERS, GAUGES
 
 LONGEST_SECONDS = 3.0

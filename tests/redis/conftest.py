@@ -7,7 +7,7 @@ import pytest
 import redis
 from redis_servers import Server
 
-from worker.redis_client import connect
+from worker.runtime.redis_client import connect
 
 
 @pytest.fixture(scope="session")

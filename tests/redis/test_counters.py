@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis_servers import Server
 
-from worker.counters import Counters, read_all
-from worker.readings import JobState, Sample, parse_series, series_name
+from worker.runtime.counter_readings import JobState, MetricValue, parse_series, series_name
+from worker.runtime.counters import Counters, read_all
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 Connected = Callable[..., redis.Redis]
@@ -40,8 +40,8 @@ def test_counters(client: redis.Redis) -> None:
         "trials_suspended_total": "1",
     }
     assert read_all(client).counters == [
-        Sample("messages_total", {"channel": "email", "outcome": "sent"}, 8),
-        Sample("trials_suspended_total", {}, 1),
+        MetricValue("messages_total", {"channel": "email", "outcome": "sent"}, 8),
+        MetricValue("trials_suspended_total", {}, 1),
     ]
 
 
@@ -66,8 +66,8 @@ def test_gauges(client: redis.Redis) -> None:
     counters.gauge("dependency_up", 1, service="redis")
     counters.flush()
     assert read_all(client).gauges == [
-        Sample("campaign_pending_recipients", {}, 2.5),
-        Sample("dependency_up", {"service": "redis"}, 1),
+        MetricValue("campaign_pending_recipients", {}, 2.5),
+        MetricValue("dependency_up", {"service": "redis"}, 1),
     ]
 
 
@@ -91,7 +91,7 @@ def test_life_of_a_job(client: redis.Redis) -> None:
     assert (ended.duration_count, ended.duration_sum_seconds) == (1, 20)
     assert dict(ended.duration_buckets)[10.0] == 0
     assert dict(ended.duration_buckets)[30.0] == dict(ended.duration_buckets)[math.inf] == 1
-    assert read_all(client).counters == [Sample("job_runs_total", {"job": "campaign", "outcome": "success"}, 1)]
+    assert read_all(client).counters == [MetricValue("job_runs_total", {"job": "campaign", "outcome": "success"}, 1)]
 
 
 def test_failure(client: redis.Redis) -> None:

@@ -1,4 +1,4 @@
-"""What Events puts on the wire, and that an outage costs one line; with a real Socket.IO in tests/wire."""
+"""What LiveEvents puts on the wire, and that an outage costs one line; with a real Socket.IO in tests/wire."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ import pytest
 import redis
 from redis_servers import Server
 
-from worker.events import Events
+from worker.runtime.events import LiveEvents
 
 
 def received(url: str, emit: Callable[[], None]) -> tuple[str, object]:
@@ -30,7 +30,7 @@ def received(url: str, emit: Callable[[], None]) -> tuple[str, object]:
 def test_packet(url: str, client: redis.Redis) -> None:
     """An event is a MessagePack array of sender, packet and rooms, on the channel of its room."""
     payload = {"sentCount": 5, "part": 0.5, "reason": "größer", "ok": True, "error": None, "list": [1, {"a": []}]}
-    channel, message = received(url, lambda: Events(client).emit("user:7", "campaign:progress", payload))
+    channel, message = received(url, lambda: LiveEvents(client).emit("user:7", "campaign:progress", payload))
     assert channel == "socket.io#/#user:7#"
     assert message == [
         "emitter",
@@ -41,7 +41,7 @@ def test_packet(url: str, client: redis.Redis) -> None:
 
 def test_half_a_character(url: str, client: redis.Redis) -> None:
     """Text that is no Unicode, as providers may send it, does not stop an event."""
-    _, message = received(url, lambda: Events(client).emit("user:7", "campaign:failed", {"error": "a\udc00b"}))
+    _, message = received(url, lambda: LiveEvents(client).emit("user:7", "campaign:failed", {"error": "a\udc00b"}))
     assert message[1]["data"][1] == {"error": "a?b"}
 
 
@@ -49,7 +49,7 @@ def test_half_a_character(url: str, client: redis.Redis) -> None:
 def test_not_json(value: object, client: redis.Redis) -> None:
     """A value that pages could not read is a mistake of the program and raises."""
     with pytest.raises((TypeError, ValueError)):
-        Events(client).emit("user:7", "campaign:failed", {"error": value})
+        LiveEvents(client).emit("user:7", "campaign:failed", {"error": value})
 
 
 def test_outage(
@@ -57,7 +57,7 @@ def test_outage(
 ) -> None:
     """Without Redis events are dropped with one line an outage, and get through again when it is back."""
     server = new_server()
-    events = Events(connected(server.url))
+    events = LiveEvents(connected(server.url))
     for outages in (1, 2):
         server.stop(kill=True)
         for _ in range(20):
@@ -78,7 +78,7 @@ def test_outage(
 def test_frozen_redis(new_server: Callable[..., Server], connected: Callable[..., redis.Redis]) -> None:
     """A server that does not answer costs one timeout, not one for each event."""
     server = new_server()
-    events = Events(connected(server.url, timeout_seconds=1.5))
+    events = LiveEvents(connected(server.url, timeout_seconds=1.5))
     events.emit("user:7", "campaign:progress", {})
     server.freeze()
     began = time.monotonic()

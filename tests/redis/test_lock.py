@@ -16,9 +16,9 @@ import redis
 from redis_servers import Server, wait_until
 
 from sandbox.ports import free_port
-from worker.lock import Lock, LockTaken
-from worker.lock_token import left_by_the_dead, new_token
-from worker.redis_client import READ_TIMEOUT_SECONDS, connect
+from worker.runtime.lock import Lock
+from worker.runtime.process_token import is_from_dead_process, new_token
+from worker.runtime.redis_client import READ_TIMEOUT_SECONDS, connect
 
 NAME = "campaign-scheduler"
 KEY = f"lock:{NAME}"
@@ -26,8 +26,8 @@ KEY = f"lock:{NAME}"
 # Says "yes" or "no" to each line it reads: whether it got the lock first, then whether it holds it.
 HOLDER = """
     import sys
-    from worker.lock import Lock
-    from worker.redis_client import connect
+    from worker.runtime.lock import Lock
+    from worker.runtime.redis_client import connect
     lock = Lock([connect(sys.argv[1])], sys.argv[2], int(sys.argv[3]))
     print("yes" if lock.acquire() else "no", flush=True)
     for line in sys.stdin:
@@ -106,16 +106,6 @@ def test_one_holder(client: redis.Redis, make_lock: Callable[..., Lock]) -> None
     assert not first.held
     assert first.holder() is None
     assert second.acquire()
-
-
-def test_with(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
-    """A with block has the lock or does not begin."""
-    first, second = make_lock(client), make_lock(client)
-    with first:
-        assert first.held
-        with pytest.raises(LockTaken, match=first.token), second:
-            pytest.fail("two holders")
-    assert client.exists(KEY) == 0
 
 
 def test_one_of_many_threads(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
@@ -242,7 +232,7 @@ def test_dead_or_alive() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     host = socket.gethostname()
-    assert left_by_the_dead(f"{host}:{gone.pid}:abc")
+    assert is_from_dead_process(f"{host}:{gone.pid}:abc")
     for alive in (
         new_token(),
         f"{host}:{os.getpid()}:abc",
@@ -256,7 +246,7 @@ def test_dead_or_alive() -> None:
         host,
         "",
     ):
-        assert not left_by_the_dead(alive), alive
+        assert not is_from_dead_process(alive), alive
 
 
 def test_a_dead_holder_has_one_heir(
@@ -265,7 +255,7 @@ def test_a_dead_holder_has_one_heir(
     """Of many that see a dead process's lock exactly one takes it over."""
     for _ in range(20):
         token = f"{socket.gethostname()}:{2**22 - 1}:abc"
-        assert left_by_the_dead(token)
+        assert is_from_dead_process(token)
         client.set(KEY, token)
         locks = [make_lock(client) for _ in range(4)]
         barrier, got = threading.Barrier(4), []

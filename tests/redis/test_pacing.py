@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_servers import wait_until
 
-from worker import pacing
-from worker.pacing import Pace
+from worker.sending import pacing
+from worker.sending.pacing import Pace
 
 KEY = "pace:whatsapp:123"
 
@@ -21,8 +21,8 @@ KEY = "pace:whatsapp:123"
 # microseconds before and after it.
 TAKER = """
     import sys, time
-    from worker.pacing import Pace
-    from worker.redis_client import connect
+    from worker.sending.pacing import Pace
+    from worker.runtime.redis_client import connect
     client = connect(sys.argv[1])
     pace = Pace(client, sys.argv[2], float(sys.argv[3]))
 

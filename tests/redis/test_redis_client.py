@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from redis_servers import Server, wait_until
 
 from sandbox.ports import free_port
-from worker.lock import Lock
-from worker.redis_client import connect, masked
+from worker.runtime.lock import Lock
+from worker.runtime.redis_client import connect, masked
 
 Connected = Callable[..., redis.Redis]
 NewServer = Callable[..., Server]

@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
-from worker.batch import HANDFUL, Batch, Kind, Outcome, Recipient
-from worker.dispatch import LONG_WAIT_SECONDS, Dispatcher
+from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, Kind, Outcome, Recipient
+from worker.campaigns.dispatcher import LONG_WAIT_SECONDS, Dispatcher
+from worker.campaigns.journal import JournalDirectory
 from worker.errors import (
     AccountRejected,
     CampaignRejected,
+    RecipientDeferred,
     RecipientOptedOut,
-    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     SendError,
     Unconfirmed,
 )
-from worker.journal import JournalDirectory
-from worker.providers import Accepted
+from worker.messages import Accepted
 
 DEADLINE_SECONDS = 30.0
 NOW = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
@@ -104,7 +104,7 @@ def people(count: int, **columns: Any) -> list[Recipient]:
     return [Recipient(f"r-{number}", **(usual | columns)) for number in range(count)]
 
 
-class Batches:
+class BatchClaims:
     """Makes batches with real journals, and sends them."""
 
     def __init__(self, folder: Path) -> None:
@@ -148,8 +148,8 @@ def finished(dispatcher: Dispatcher) -> list[Batch]:
 
 
 @pytest.fixture
-def batches(tmp_path: Path) -> Iterator[Batches]:
-    made = Batches(tmp_path)
+def batches(tmp_path: Path) -> Iterator[BatchClaims]:
+    made = BatchClaims(tmp_path)
     yield made
     for dispatcher in made.dispatchers:
         dispatcher.close()
@@ -161,7 +161,7 @@ def kinds(batch: Batch) -> dict[str, Kind]:
     return {recipient_id: outcome.kind for recipient_id, outcome in batch.outcomes.items()}
 
 
-def test_hanging_messages_after_quick_ones(batches: Batches) -> None:
+def test_hanging_messages_after_quick_ones(batches: BatchClaims) -> None:
     """Messages that hang hold up nobody, also when quick ones before them left few lanes open."""
     dispatcher = batches.dispatcher(8)
     for _ in range(30):
@@ -184,7 +184,7 @@ def test_hanging_messages_after_quick_ones(batches: Batches) -> None:
     assert finished(dispatcher) == [batch]
 
 
-def test_a_provider_that_never_answers(batches: Batches) -> None:
+def test_a_provider_that_never_answers(batches: BatchClaims) -> None:
     """A provider that takes messages and never says so gets a handful, not the whole campaign."""
 
     def answer(recipient_id: str) -> Accepted:
@@ -192,10 +192,10 @@ def test_a_provider_that_never_answers(batches: Batches) -> None:
 
     batch = batches.sent(batches.batch(Road(answer=answer), people(50)), concurrency=2)
     assert batch.held
-    assert HANDFUL <= len(batch.outcomes) <= HANDFUL + 2
+    assert DEFERRALS_BEFORE_BACKOFF <= len(batch.outcomes) <= DEFERRALS_BEFORE_BACKOFF + 2
 
 
-def test_two_slow_campaigns(batches: Batches) -> None:
+def test_two_slow_campaigns(batches: BatchClaims) -> None:
     """A campaign whose provider is slow leaves lanes to those that come after it."""
     dispatcher = batches.dispatcher(4)
     gate = Gate()
@@ -209,7 +209,7 @@ def test_two_slow_campaigns(batches: Batches) -> None:
     assert done[0] is quick
 
 
-def test_all_accepted(batches: Batches) -> None:
+def test_all_accepted(batches: BatchClaims) -> None:
     """Everybody gets one message, the journal knows each answer, and the dispatcher is free again."""
     road = Road()
     batch = batches.sent(batches.batch(road, people(50)))
@@ -222,7 +222,7 @@ def test_all_accepted(batches: Batches) -> None:
     assert batches.dispatchers[0].open == []
 
 
-def test_side_by_side(batches: Batches) -> None:
+def test_side_by_side(batches: BatchClaims) -> None:
     """As many messages are on the wire at once as there are connections, and no more."""
     gate = Gate()
     dispatcher = batches.dispatcher(3)
@@ -236,7 +236,7 @@ def test_side_by_side(batches: Batches) -> None:
     assert len(batch.outcomes) == 10
 
 
-def test_begun_before_it_leaves(batches: Batches) -> None:
+def test_begun_before_it_leaves(batches: BatchClaims) -> None:
     """Before a message may leave, the journal says so: a kill at this instant makes it unconfirmed, not untouched."""
     gate = Gate()
     dispatcher = batches.dispatcher(2)
@@ -254,11 +254,11 @@ def test_begun_before_it_leaves(batches: Batches) -> None:
     [
         (RecipientRefused("no such user"), Kind.REFUSED),
         (RecipientOptedOut("opted out"), Kind.OPTED_OUT),
-        (RetryLater("mailbox busy"), Kind.PUT_OFF),
+        (RetryLater("mailbox busy"), Kind.DEFERRED),
         (Unconfirmed("no answer"), Kind.UNCONFIRMED),
     ],
 )
-def test_one_recipients_trouble(batches: Batches, error: SendError, kind: Kind) -> None:
+def test_one_recipients_trouble(batches: BatchClaims, error: SendError, kind: Kind) -> None:
     """What goes wrong with one recipient is that one's own: all others get their message."""
     batch = batches.sent(batches.batch(Road(answer=refusing(lambda: error, "r-3")), people(20)))
     assert kinds(batch) == {each.id: kind if each.id == "r-3" else Kind.ACCEPTED for each in batch.recipients}
@@ -268,7 +268,7 @@ def test_one_recipients_trouble(batches: Batches, error: SendError, kind: Kind) 
     assert not batch.halted
 
 
-def test_no_address(batches: Batches) -> None:
+def test_no_address(batches: BatchClaims) -> None:
     """A recipient whose address is none is refused with the reason, and nothing of it is on the wire."""
     batch = batches.batch(Road(), [*people(3), Recipient("bad", "x", None, None, 0)])
     batches.sent(batch)
@@ -277,7 +277,7 @@ def test_no_address(batches: Batches) -> None:
     assert "bad" not in batch.transport.given
 
 
-def test_opted_out_before(batches: Batches) -> None:
+def test_opted_out_before(batches: BatchClaims) -> None:
     """Who opted out in an earlier campaign is refused with that reason, without a send."""
     batch = batches.sent(batches.batch(Road(), people(1, opted_out="user said stop")))
     assert batch.outcomes["r-0"] == Outcome(Kind.REFUSED, NOW, "opted out: user said stop")
@@ -285,17 +285,17 @@ def test_opted_out_before(batches: Batches) -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_a_provider_that_puts_off_everybody(batches: Batches, concurrency: int) -> None:
+def test_a_provider_that_puts_off_everybody(batches: BatchClaims, concurrency: int) -> None:
     """After a handful of messages put off in a row the campaign is held: all others are not even tried."""
     road = Road(answer=refusing(lambda: RetryLater("421 too busy")))
     batch = batches.sent(batches.batch(road, people(100)), concurrency)
     assert batch.held
     assert batch.hold_seconds is None
-    assert HANDFUL <= len(road.given) < HANDFUL + concurrency
-    assert set(kinds(batch).values()) == {Kind.PUT_OFF}
+    assert DEFERRALS_BEFORE_BACKOFF <= len(road.given) < DEFERRALS_BEFORE_BACKOFF + concurrency
+    assert set(kinds(batch).values()) == {Kind.DEFERRED}
 
 
-def test_the_providers_own_delay(batches: Batches) -> None:
+def test_the_providers_own_delay(batches: BatchClaims) -> None:
     """A held campaign waits as long as the longest delay that the provider named."""
     delays = iter([10.0, 90.0, None, 30.0, 20.0])
 
@@ -306,34 +306,34 @@ def test_the_providers_own_delay(batches: Batches) -> None:
     assert (batch.held, batch.hold_seconds) == (True, 90.0)
 
 
-def test_a_few_put_off_hold_nothing(batches: Batches) -> None:
+def test_a_few_put_off_hold_nothing(batches: BatchClaims) -> None:
     """Messages put off now and then, between accepted ones, do not hold the campaign."""
-    some = {f"r-{number}" for number in range(100) if number % HANDFUL}
+    some = {f"r-{number}" for number in range(100) if number % DEFERRALS_BEFORE_BACKOFF}
     batch = batches.sent(batches.batch(Road(answer=refusing(lambda: RetryLater("busy"), *some)), people(100)), 1)
     assert not batch.held
     assert len(batch.outcomes) == 100
 
 
 @pytest.mark.parametrize("error", [CampaignRejected("template 132001"), AccountRejected("token expired")])
-def test_a_rejected_campaign(batches: Batches, error: SendError) -> None:
+def test_a_rejected_campaign(batches: BatchClaims, error: SendError) -> None:
     """A dead template or credential stops the batch within as many tries as there are connections; nobody fails."""
     road = Road(answer=refusing(lambda: error))
     batch = batches.sent(batches.batch(road, people(100)), 4)
     assert batch.rejected is error
     assert 1 <= len(road.given) <= 4
-    assert set(kinds(batch).values()) == {Kind.UNTOUCHED}
+    assert set(kinds(batch).values()) == {Kind.NOT_SENT}
 
 
-def test_one_by_one_put_off(batches: Batches) -> None:
+def test_one_by_one_put_off(batches: BatchClaims) -> None:
     """Recipients who are put off each for a reason of their own, however many in a row, hold nobody else."""
-    some = {f"r-{number}" for number in range(1, 3 * HANDFUL)}
-    road = Road(answer=refusing(lambda: RecipientPutOff("450 greylisted"), *some))
+    some = {f"r-{number}" for number in range(1, 3 * DEFERRALS_BEFORE_BACKOFF)}
+    road = Road(answer=refusing(lambda: RecipientDeferred("450 greylisted"), *some))
     batch = batches.sent(batches.batch(road, people(40)), 1)
     assert not batch.held
-    assert Counter(kinds(batch).values()) == {Kind.PUT_OFF_ALONE: len(some), Kind.ACCEPTED: 40 - len(some)}
+    assert Counter(kinds(batch).values()) == {Kind.RECIPIENT_DEFERRED: len(some), Kind.ACCEPTED: 40 - len(some)}
 
 
-def test_halting_one_campaign(batches: Batches) -> None:
+def test_halting_one_campaign(batches: BatchClaims) -> None:
     """Halting a campaign stops its other batches on their way, and no other campaign's."""
     gate = Gate()
     dispatcher = batches.dispatcher(2)
@@ -348,7 +348,7 @@ def test_halting_one_campaign(batches: Batches) -> None:
     assert len(other.outcomes) == 20
 
 
-def test_side_by_side_campaigns(batches: Batches) -> None:
+def test_side_by_side_campaigns(batches: BatchClaims) -> None:
     """A campaign that is rejected, and one that is put off, do not touch a third one that goes out beside them."""
     roads = [
         Road({"id": "dead"}, refusing(lambda: CampaignRejected("no template"))),
@@ -366,7 +366,7 @@ def test_side_by_side_campaigns(batches: Batches) -> None:
     assert len(roads[2].given) == 30
 
 
-def test_drain(batches: Batches) -> None:
+def test_drain(batches: BatchClaims) -> None:
     """On a stop what is on the wire is waited for, and all others are put back untouched."""
     gate = Gate()
     dispatcher = batches.dispatcher(2)
@@ -383,7 +383,7 @@ def test_drain(batches: Batches) -> None:
     assert dispatcher.close()
 
 
-def test_drain_beyond_the_grace(batches: Batches) -> None:
+def test_drain_beyond_the_grace(batches: BatchClaims) -> None:
     """What is on the wire still when the grace time is over is unconfirmed, and only that."""
     gate = Gate()
     dispatcher = batches.dispatcher(2)
@@ -399,7 +399,7 @@ def test_drain_beyond_the_grace(batches: Batches) -> None:
     gate.opened.set()
 
 
-def test_a_pace(batches: Batches) -> None:
+def test_a_pace(batches: BatchClaims) -> None:
     """No more recipients reach the provider than their sender's pace has granted, whenever that is."""
     meter = Meter((2, 0.01), (0, 0.02), (3, 0.01), (1, 0.01))
     road = Road(pace=meter)
@@ -422,7 +422,7 @@ def test_a_pace(batches: Batches) -> None:
     assert wants == [20, 18, 18, 15, 14]
 
 
-def test_a_pace_is_not_asked_in_vain(batches: Batches) -> None:
+def test_a_pace_is_not_asked_in_vain(batches: BatchClaims) -> None:
     """When the pace says that the next token comes in a while, it is not asked before."""
     meter = Meter((1, 0.2), (1, 0.2))
     batches.sent(batches.batch(Road(pace=meter), people(3)))
@@ -430,7 +430,7 @@ def test_a_pace_is_not_asked_in_vain(batches: Batches) -> None:
     assert all(late - early >= 0.2 for early, late in pairwise(times))
 
 
-def test_a_pace_that_takes_long(batches: Batches) -> None:
+def test_a_pace_that_takes_long(batches: BatchClaims) -> None:
     """A batch whose next token is far away is put back rather than kept claimed."""
     meter = Meter((2, 0.0), (0, LONG_WAIT_SECONDS + 55.0))
     batch = batches.sent(batches.batch(Road(pace=meter), people(10)))
@@ -455,7 +455,7 @@ class LateEnd(deque[Recipient]):
             raise
 
 
-def test_a_token_that_comes_as_the_last_lane_ends(batches: Batches) -> None:
+def test_a_token_that_comes_as_the_last_lane_ends(batches: BatchClaims) -> None:
     """A recipient let through in the moment in which the last lane ends is sent to all the same."""
     meter = Meter((1, 0.0), (1, 0.0))
     batch = batches.batch(Road(pace=meter), people(2))
@@ -469,16 +469,16 @@ def test_a_token_that_comes_as_the_last_lane_ends(batches: Batches) -> None:
     assert len(batch.outcomes) == 2
 
 
-def test_frozen_too_long(batches: Batches) -> None:
+def test_frozen_too_long(batches: BatchClaims) -> None:
     """A process that was frozen until its claim ran out sends nothing more of that batch: it may be another's."""
     road = Road()
     batch = batches.sent(batches.batch(road, people(10), lease_seconds=-1.0))
     assert road.given == []
-    assert set(kinds(batch).values()) <= {Kind.UNTOUCHED}
+    assert set(kinds(batch).values()) <= {Kind.NOT_SENT}
     assert batch.halted
 
 
-def test_a_bug_in_a_provider(batches: Batches) -> None:
+def test_a_bug_in_a_provider(batches: BatchClaims) -> None:
     """A lane that dies of a bug says so, nobody else is let through, and the journal has what was begun."""
 
     def answer(recipient_id: str) -> Accepted:
@@ -499,7 +499,7 @@ def test_a_bug_in_a_provider(batches: Batches) -> None:
     found.close()
 
 
-def test_abandoned_in_flight(batches: Batches) -> None:
+def test_abandoned_in_flight(batches: BatchClaims) -> None:
     """After an error, a batch with a message still on the wire keeps its journal until the answer is in it."""
     gate = Gate()
     dispatcher = batches.dispatcher(1)
@@ -517,7 +517,7 @@ def test_abandoned_in_flight(batches: Batches) -> None:
     found.close()
 
 
-def test_a_full_journal_sends_nothing(batches: Batches) -> None:
+def test_a_full_journal_sends_nothing(batches: BatchClaims) -> None:
     """When the journal takes no more, the message does not leave."""
     batch = batches.batch(Road(), people(3))
     batch.journal.close()
@@ -529,7 +529,7 @@ def test_a_full_journal_sends_nothing(batches: Batches) -> None:
     assert batch.transport.given == []
 
 
-def test_long_reasons(batches: Batches) -> None:
+def test_long_reasons(batches: BatchClaims) -> None:
     """However much a provider says, and in whatever script, its answer fits into the journal."""
     words = [char * 5000 for char in ("x", "आ", "\N{GRINNING FACE}", '"', "\\")]
     errors = iter(words * 10)

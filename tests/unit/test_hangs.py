@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 from supervisor.states import ProcessStates
 
-from worker.comebacks import Comebacks
-from worker.hangs import Hang, Hangs, Limits
-from worker.readings import JobState
-from worker.supervision import Program
+from worker.runtime.counter_readings import JobState
+from worker.supervision.fatal_restarts import FatalRestarts
+from worker.supervision.hang_detector import Hang, HangDetector, Limits
+from worker.supervision.supervisord_client import Program
 
 HOST = "worker-1"
 INTERVAL = 60.0
@@ -45,7 +45,7 @@ class Watch:
     """Looks at one program every minute, with both clocks going on alike."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
-        self.hangs = Hangs(HOST, limits)
+        self.hangs = HangDetector(HOST, limits)
         self.clock = 500.0
         self.now = NOW
 
@@ -164,7 +164,7 @@ def test_restarts_that_do_not_help_grow_rare() -> None:
 
 def test_old_restarts_are_forgotten() -> None:
     """After a good while a hang is the first one again."""
-    hangs = Hangs(HOST, LIMITS)
+    hangs = HangDetector(HOST, LIMITS)
     assert [hangs.restarted("campaign", at) for at in (0.0, 700.0, 2000.0)] == [1, 2, 3]
     assert hangs.restarted("campaign", 2000.0 + 2 * 2400.0 + 1.0) == 1
 
@@ -178,7 +178,7 @@ def test_the_usual_limits() -> None:
 
 
 def due_at(
-    comebacks: Comebacks, *clocks: float, state: int = ProcessStates.FATAL, running: float = 0.0
+    comebacks: FatalRestarts, *clocks: float, state: int = ProcessStates.FATAL, running: float = 0.0
 ) -> list[float]:
     """At which of these seconds the program is due."""
     return [clock for clock in clocks if comebacks.look([program(state, running=running)], clock)]
@@ -186,12 +186,12 @@ def due_at(
 
 def test_a_program_that_was_given_up_is_due_after_half_a_minute() -> None:
     """Counted from when it was seen to be down, and due until it is started."""
-    assert due_at(Comebacks(), 100.0, 129.0, 130.0, 190.0) == [130.0, 190.0]
+    assert due_at(FatalRestarts(), 100.0, 129.0, 130.0, 190.0) == [130.0, 190.0]
 
 
 def test_starts_that_do_not_help_grow_rare() -> None:
     """Each pause is twice as long, up to a quarter of an hour."""
-    comebacks = Comebacks()
+    comebacks = FatalRestarts()
     pauses = []
     for _ in range(8):
         pauses.append(comebacks.pause_seconds("campaign"))
@@ -201,7 +201,7 @@ def test_starts_that_do_not_help_grow_rare() -> None:
 
 def test_a_start_begins_a_new_pause() -> None:
     """A program that fell again, or did not even start, waits from then on."""
-    comebacks = Comebacks()
+    comebacks = FatalRestarts()
     assert due_at(comebacks, 0.0, 30.0) == [30.0]
     assert comebacks.started("campaign") == 1
     assert due_at(comebacks, 31.0, state=ProcessStates.BACKOFF) == []
@@ -210,7 +210,7 @@ def test_a_start_begins_a_new_pause() -> None:
 
 def test_ten_good_minutes_wipe_the_slate() -> None:
     """A program that only just runs keeps its record."""
-    comebacks = Comebacks()
+    comebacks = FatalRestarts()
     due_at(comebacks, 0.0)
     assert [comebacks.started("campaign") for _ in range(3)] == [1, 2, 3]
     due_at(comebacks, 60.0, state=ProcessStates.RUNNING, running=599.0)
@@ -222,12 +222,12 @@ def test_ten_good_minutes_wipe_the_slate() -> None:
 @pytest.mark.parametrize("state", [ProcessStates.EXITED, ProcessStates.STOPPED, ProcessStates.BACKOFF])
 def test_nobody_else_is_started(state: int) -> None:
     """Neither one that ended, with whatever status, nor one that was stopped or is still tried by supervisord."""
-    assert due_at(Comebacks(), 0.0, 10_000.0, state=state) == []
+    assert due_at(FatalRestarts(), 0.0, 10_000.0, state=state) == []
 
 
 def test_an_operators_stop_is_the_last_word() -> None:
     """What was known of a program is forgotten when somebody stops it."""
-    comebacks = Comebacks()
+    comebacks = FatalRestarts()
     comebacks.started("campaign")
     due_at(comebacks, 0.0, state=ProcessStates.STOPPED)
     assert comebacks.pause_seconds("campaign") == 30

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from worker.settings import Settings
+from worker.runtime.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONF = PROJECT / "conf"

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker import journal
+from worker.campaigns import journal
+from worker.campaigns.journal import BYTES_FOR_A_RECIPIENT, Journal, JournalDirectory, JournalUnwritable
 from worker.errors import SettingsError
-from worker.journal import BYTES_FOR_A_RECIPIENT, Journal, JournalDirectory, JournalUnwritable
 
 BATCH = "0b6c2f0e-4f0b-4a55-9d6e-2f6f7c0f3c11"
 DEADLINE_SECONDS = 60.0
@@ -194,7 +194,7 @@ def test_nobody_else_reads_it(place: JournalDirectory) -> None:
 WRITER = """
 import signal, sys
 from pathlib import Path
-from worker.journal import JournalDirectory
+from worker.campaigns.journal import JournalDirectory
 written = JournalDirectory(Path(sys.argv[1])).create(sys.argv[2], 10)
 written.started("r-1")
 written.ended("r-1", ["accepted", "2026-01-31T12:00:00", None, None, ["<r-1@x>", None, None]])
@@ -285,7 +285,7 @@ AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from worker.errors import SettingsError
-from worker.journal import JournalDirectory
+from worker.campaigns.journal import JournalDirectory
 os.chdir("/")
 os.setgid(65534)
 os.setuid(65534)

@@ -6,8 +6,8 @@ import pytest
 from supervisor.states import ProcessStates
 
 from worker.errors import SettingsError
-from worker.listening import Event, Listener, OutOfStep
-from worker.supervision import Program, Supervisord, program_name
+from worker.supervision.event_listener import EventListener, OutOfStep, SupervisordEvent
+from worker.supervision.supervisord_client import Program, Supervisord, program_name
 
 
 def sent(event: str, payload: str) -> str:
@@ -21,9 +21,9 @@ EXITED = sent("PROCESS_STATE_EXITED", "processname:trial groupname:trial from_st
 def test_the_conversation() -> None:
     """READY, an event, its answer before anything is made of it; until supervisord hangs up."""
     said = io.StringIO()
-    listener = Listener(io.StringIO(EXITED + sent("TICK_60", "when:1769850000") + EXITED), said)
+    listener = EventListener(io.StringIO(EXITED + sent("TICK_60", "when:1769850000") + EXITED), said)
     events = listener.events()
-    assert next(events) == Event("trial", ProcessStates.EXITED)
+    assert next(events) == SupervisordEvent("trial", ProcessStates.EXITED)
     assert said.getvalue() == "READY\nRESULT 2\nOK"
     tick = next(events)
     assert tick.is_tick
@@ -44,7 +44,9 @@ def test_the_conversation() -> None:
 def test_an_event_that_cannot_be_read_is_passed_over(odd: str) -> None:
     """It is answered with OK all the same, or supervisord would send it for ever; the next one is heard."""
     said = io.StringIO()
-    assert list(Listener(io.StringIO(odd + EXITED), said).events()) == [Event("trial", ProcessStates.EXITED)]
+    assert list(EventListener(io.StringIO(odd + EXITED), said).events()) == [
+        SupervisordEvent("trial", ProcessStates.EXITED)
+    ]
     assert said.getvalue() == "READY\nRESULT 2\nOK" * 2 + "READY\n"
 
 
@@ -53,7 +55,7 @@ def test_a_header_without_a_length_ends_it(line: str) -> None:
     """Nobody knows where the next event begins: it is answered, and a new process listens."""
     said = io.StringIO()
     with pytest.raises(OutOfStep, match="without a usable length"):
-        list(Listener(io.StringIO(line + EXITED), said).events())
+        list(EventListener(io.StringIO(line + EXITED), said).events())
     assert said.getvalue() == "READY\nRESULT 2\nOK"
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import logs
+from worker.runtime import logs
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 log = logging.getLogger("worker.campaign")
@@ -123,7 +123,7 @@ def test_an_exception_forges_no_line() -> None:
 
 SPEAK = """
 import logging, sys
-from worker import logs
+from worker.runtime import logs
 logs.configure(sys.argv[1], sys.argv[2])
 for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
     logging.getLogger("worker.x").log(level, "said", {"at": logging.getLevelName(level)})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -19,12 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.redis import Redis
-from worker.alignment import next_aligned
-from worker.counters import Counters, read_all
 from worker.errors import SchemaError, SettingsError, WorkerError
-from worker.lock import Lock
-from worker.loop import Loop, Result, Signals, growing_pause
-from worker.redis_client import connect
+from worker.runtime.backoff import backoff_seconds
+from worker.runtime.counters import Counters, read_all
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.lock import Lock
+from worker.runtime.loop import Loop
+from worker.runtime.redis_client import connect
+from worker.runtime.schedule import next_aligned
+from worker.runtime.settings import load
+from worker.runtime.signals import Signals
 
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
 NOON = datetime(2026, 1, 31, 12, 0, 7)  # noqa: DTZ001
@@ -147,10 +152,10 @@ def test_one_midnight_a_day(zone: str, now: datetime) -> None:
 @given(st.integers(1, 10_000), st.floats(0.001, 100.0), st.floats(0.001, 10_000.0))
 def test_growing_pauses(failures: int, first: float, limit: float) -> None:
     """A pause begins with the first one, doubles with each failure, and stays at the limit for ever."""
-    pause = growing_pause(failures, first, limit)
+    pause = backoff_seconds(failures, first, limit)
     assert 0 < pause <= limit
-    assert growing_pause(1, first, limit) == min(first, limit)
-    assert growing_pause(failures + 1, first, limit) in (pause * 2, limit)
+    assert backoff_seconds(1, first, limit) == min(first, limit)
+    assert backoff_seconds(failures + 1, first, limit) in (pause * 2, limit)
 
 
 class Clock:
@@ -181,19 +186,16 @@ class Sleeper(Signals):
         self.clock.pass_by(seconds)
         self.meanwhile()
 
-    def close(self) -> None:
-        self._woken.close()
-        self._waker.close()
-
 
 class Ledger:
     """A job that does what its script says, one item a tick, writes down when, and then asks to be stopped."""
 
-    name = "ledger"
     interval_seconds = 30.0
     zone: tzinfo = UTC
 
-    def __init__(self, clock: Clock, signals: Signals, *script: Result | Exception | Callable[[], Result]) -> None:
+    def __init__(
+        self, clock: Clock, signals: Signals, *script: TickResult | Exception | Callable[[], TickResult]
+    ) -> None:
         self._clock, self._signals = clock, signals
         self._script = list(script)
         self.ticks: list[datetime] = []
@@ -206,7 +208,7 @@ class Ledger:
         if self.start_errors:
             raise self.start_errors.pop(0)
 
-    def tick(self, now: datetime) -> Result:
+    def tick(self, now: datetime) -> TickResult:
         self.ticks.append(now)
         step = self._script.pop(0)
         if not self._script:
@@ -215,8 +217,9 @@ class Ledger:
             raise step
         return step() if callable(step) else step
 
-    def close(self) -> None:
+    def close(self) -> bool:
         self.closed += 1
+        return True
 
     def seconds(self) -> list[float]:
         """When it ran, in seconds since the first tick."""
@@ -234,7 +237,7 @@ class Bench:
         self.counters = Counters(client, "ledger")
         self.job: Ledger | None = None
 
-    def run(self, *script: Result | Exception | Callable[[], Result], once: bool = False) -> Ledger:
+    def run(self, *script: TickResult | Exception | Callable[[], TickResult], once: bool = False) -> Ledger:
         """Runs the script to its end and returns the job; ``status`` has the exit status."""
         self.job = Ledger(self.clock, self.signals, *script)
         self.status = self.again(once=once)
@@ -242,7 +245,9 @@ class Bench:
 
     def again(self, *, once: bool) -> int:
         assert self.job
-        return Loop(self.job, self.lock, self.counters, self.signals, self.clock).run(once=once)
+        settings = load({"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, "campaign")
+        context = JobContext("ledger", settings, self.client, self.lock, self.counters, self.signals, self.clock)
+        return Loop(self.job, context).run(once=once)
 
 
 @pytest.fixture
@@ -262,47 +267,47 @@ def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
-def after(seconds: float) -> Result:
-    return Result(next_at=NOON + timedelta(seconds=seconds))
+def after(seconds: float) -> TickResult:
+    return TickResult(next_at=NOON + timedelta(seconds=seconds))
 
 
 def test_at_once_and_then_aligned(bench: Bench) -> None:
     """The first tick is at the start, all others are on the grid: 12:00:07, 12:00:30, 12:01:00."""
-    assert bench.run(Result(), Result(), Result()).seconds() == [0.0, 23.0, 53.0]
+    assert bench.run(TickResult(), TickResult(), TickResult()).seconds() == [0.0, 23.0, 53.0]
     assert bench.status == 0
 
 
 def test_woken_early(bench: Bench) -> None:
     """A tick that says when it wants to run next is run then, not at the next full interval."""
-    assert bench.run(after(5.25), Result(), Result()).seconds() == [0.0, 5.25, 23.0]
+    assert bench.run(after(5.25), TickResult(), TickResult()).seconds() == [0.0, 5.25, 23.0]
 
 
 def test_never_later_than_the_interval(bench: Bench) -> None:
     """A tick that wants to run next week is run at the next interval all the same: something may come up before."""
-    assert bench.run(after(7 * 86_400), after(7 * 86_400), Result()).seconds() == [0.0, 23.0, 53.0]
+    assert bench.run(after(7 * 86_400), after(7 * 86_400), TickResult()).seconds() == [0.0, 23.0, 53.0]
 
 
 def test_a_missed_tick_is_run_once(bench: Bench) -> None:
     """A tick that takes three intervals is followed by one tick on the grid, not by one for each it missed."""
 
-    def slow() -> Result:
+    def slow() -> TickResult:
         bench.clock.pass_by(100.0)
-        return Result()
+        return TickResult()
 
-    assert bench.run(slow, Result(), Result()).seconds() == [0.0, 113.0, 143.0]
+    assert bench.run(slow, TickResult(), TickResult()).seconds() == [0.0, 113.0, 143.0]
 
 
 def test_work_in_hand_goes_on_at_once(bench: Bench) -> None:
     """While there is work the tick runs again at once; one that only says so does not make the loop spin."""
-    busy, idle = Result({"sent": 5}, next_at=NOON), Result({"sent": 0}, next_at=NOON)
-    assert bench.run(busy, idle, Result()).seconds() == [0.0, 0.0, 0.05]
+    busy, idle = TickResult({"sent": 5}, next_at=NOON), TickResult({"sent": 0}, next_at=NOON)
+    assert bench.run(busy, idle, TickResult()).seconds() == [0.0, 0.0, 0.05]
 
 
 def test_at_local_midnight(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daily job with a zone runs at its start, and then at each midnight of that zone."""
     monkeypatch.setattr(Ledger, "interval_seconds", DAY)
     monkeypatch.setattr(Ledger, "zone", ZoneInfo("Asia/Kolkata"))
-    ticks = bench.run(Result(), Result(), Result()).ticks
+    ticks = bench.run(TickResult(), TickResult(), TickResult()).ticks
     assert ticks == [NOON, utc("2026-01-31T18:30"), utc("2026-02-01T18:30")]
 
 
@@ -315,7 +320,7 @@ def test_a_long_sleep_follows_the_wall_clock(bench: Bench) -> None:
     bench.signals.meanwhile = set_the_clock
     Ledger.interval_seconds, usual = 7 * 86_400.0, Ledger.interval_seconds
     try:
-        job = bench.run(after(3600.0), Result())
+        job = bench.run(after(3600.0), TickResult())
     finally:
         Ledger.interval_seconds = usual
     assert job.seconds() == [0.0, 86_400.0]
@@ -325,9 +330,9 @@ def test_the_lock_is_held_in_a_tick_only(bench: Bench) -> None:
     """A tick has the lock; between ticks, and after the last one, anybody may take it."""
     held: list[bool] = []
 
-    def looks() -> Result:
+    def looks() -> TickResult:
         held.append(bench.lock.held and bench.client.get("lock:ledger") == bench.lock.token)
-        return Result()
+        return TickResult()
 
     bench.signals.meanwhile = lambda: held.append(bench.client.get("lock:ledger") is not None)
     bench.run(looks, looks)
@@ -338,7 +343,8 @@ def test_the_lock_is_held_in_a_tick_only(bench: Bench) -> None:
 def test_another_worker_has_the_lock(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """While another worker holds the lock no tick runs; that is said once, and its end is noticed soon."""
     caplog.set_level(logging.INFO)
-    with connect_like(bench.client) as other, Lock([other], "ledger", 60_000) as taken:
+    with connect_like(bench.client) as other, closing(Lock([other], "ledger", 60_000)) as taken:
+        assert taken.acquire()
         waits = 0
 
         def give_back() -> None:
@@ -348,11 +354,10 @@ def test_another_worker_has_the_lock(bench: Bench, caplog: pytest.LogCaptureFixt
                 taken.release()
 
         bench.signals.meanwhile = give_back
-        job = bench.run(Result())
-        taken.close()
+        job = bench.run(TickResult())
     assert job.seconds() == [0.0]
     assert job.ticks == [NOON + timedelta(seconds=3 * 20)]  # a third of the lock's life, or the interval
-    assert said(caplog, logging.INFO).count("another worker is at it") == 1
+    assert said(caplog, logging.INFO).count("another worker holds the lock") == 1
     outcomes = {each.labels["outcome"]: each.value for each in read_all(bench.client).counters}
     assert outcomes == {"skipped": 3.0, "success": 1.0}
 
@@ -367,18 +372,18 @@ def connect_like(client: redis.Redis) -> redis.Redis:
 )
 def test_an_outage_is_said_once(bench: Bench, caplog: pytest.LogCaptureFixture, error: Exception) -> None:
     """While a server is away the loop waits 1, 2, 4 ... seconds, says so once, and says when it is back."""
-    job = bench.run(error, error, error, error, Result(), Result())
+    job = bench.run(error, error, error, error, TickResult(), TickResult())
     assert job.seconds() == [0.0, 1.0, 3.0, 7.0, 15.0, 23.0]
-    assert said(caplog, logging.ERROR) == ["cannot work for want of a server; goes on by itself when it is back"]
+    assert said(caplog, logging.ERROR) == ["a server is unavailable, the job waits for it"]
     (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert line.args["server"] == ("Redis" if isinstance(error, redis.RedisError) else "PostgreSQL")
-    assert said(caplog, logging.WARNING) == ["server is back, work goes on"]
+    assert said(caplog, logging.WARNING) == ["the server is available again, the job continues"]
 
 
 def test_a_long_outage(bench: Bench) -> None:
     """The pauses of a long outage grow to 30 seconds and no further."""
     gone = psycopg2.OperationalError("gone")
-    job = bench.run(*[gone] * 9, Result())
+    job = bench.run(*[gone] * 9, TickResult())
     pauses = [late - early for early, late in zip(job.seconds(), job.seconds()[1:], strict=False)]
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0]
 
@@ -399,21 +404,21 @@ def test_a_real_redis_that_goes_and_comes(new_redis: Callable[..., Redis], caplo
                 server.start()
 
         bench.signals.meanwhile = goes_and_comes
-        job = bench.run(Result(), Result())
+        job = bench.run(TickResult(), TickResult())
         bench.signals.close()
         assert job.seconds()[0] == 0.0
         assert len(job.ticks) == 2
         assert waits == 3
-        errors = [line for line in said(caplog, logging.ERROR) if line.startswith("cannot work")]
+        errors = [line for line in said(caplog, logging.ERROR) if line.startswith("a server is unavailable")]
         assert len(errors) == 1
-        assert "server is back, work goes on" in said(caplog, logging.WARNING)
+        assert "the server is available again, the job continues" in said(caplog, logging.WARNING)
         outcomes = {each.labels["outcome"]: each.value for each in read_all(client).counters}
         assert outcomes == {"success": 1.0, "failure": 2.0}  # the failures were kept; the first success died with it
 
 
 def test_other_failures(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """A tick that fails for another reason is logged, a bug with its traceback, and run at the next interval."""
-    job = bench.run(WorkerError("no room"), ZeroDivisionError("oops"), Result())
+    job = bench.run(WorkerError("no room"), ZeroDivisionError("oops"), TickResult())
     assert job.seconds() == [0.0, 23.0, 53.0]
     assert said(caplog, logging.ERROR) == ["tick failed", "tick failed: a bug, please report it"]
     assert [bool(record.exc_info) for record in caplog.records] == [False, True]
@@ -427,7 +432,7 @@ def test_other_failures(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
 def test_what_cannot_get_better(bench: Bench, error: Exception) -> None:
     """Bad settings and missing tables end the loop, with the lock given back and the job closed."""
     with pytest.raises(type(error), match=str(error)):
-        bench.run(error, Result())
+        bench.run(error, TickResult())
     assert bench.job
     assert bench.job.closed == 1
     assert bench.client.get("lock:ledger") is None
@@ -435,7 +440,7 @@ def test_what_cannot_get_better(bench: Bench, error: Exception) -> None:
 
 def test_start_is_tried_until_it_works(bench: Bench) -> None:
     """The job is started before its first tick, again until the database can be reached, and then no more."""
-    job = bench.job = Ledger(bench.clock, bench.signals, Result(), Result())
+    job = bench.job = Ledger(bench.clock, bench.signals, TickResult(), TickResult())
     job.start_errors = [psycopg2.OperationalError("gone"), psycopg2.OperationalError("gone")]
     assert bench.again(once=False) == 0
     assert job.starts == 3
@@ -446,16 +451,16 @@ def test_start_is_tried_until_it_works(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("script", "status", "ticks"),
     [
-        ([Result(), Result()], 0, 1),
-        ([Result({"sent": 1}, next_at=NOON), Result()], 0, 1),
-        ([WorkerError("no"), Result()], 1, 1),
-        ([ZeroDivisionError("oops"), Result()], 1, 1),
-        ([psycopg2.OperationalError("gone"), Result()], 1, 1),
-        ([Result(unfinished=True), Result(unfinished=True), Result(), Result()], 0, 3),
-        ([Result(unfinished=True), WorkerError("no"), Result()], 1, 2),
+        ([TickResult(), TickResult()], 0, 1),
+        ([TickResult({"sent": 1}, next_at=NOON), TickResult()], 0, 1),
+        ([WorkerError("no"), TickResult()], 1, 1),
+        ([ZeroDivisionError("oops"), TickResult()], 1, 1),
+        ([psycopg2.OperationalError("gone"), TickResult()], 1, 1),
+        ([TickResult(unfinished=True), TickResult(unfinished=True), TickResult(), TickResult()], 0, 3),
+        ([TickResult(unfinished=True), WorkerError("no"), TickResult()], 1, 2),
     ],
 )
-def test_once(bench: Bench, script: list[Result | Exception], status: int, ticks: int) -> None:
+def test_once(bench: Bench, script: list[TickResult | Exception], status: int, ticks: int) -> None:
     """With --once the loop goes on while work in hand is left, and ends with 1 when a round failed, else 0."""
     job = bench.run(*script, once=True)
     assert (bench.status, len(job.ticks), job.closed) == (status, ticks, 1)
@@ -463,31 +468,35 @@ def test_once(bench: Bench, script: list[Result | Exception], status: int, ticks
 
 def test_once_keeps_its_pace(bench: Bench) -> None:
     """With --once, work that its pace holds back is waited for, not forced."""
-    job = bench.run(Result(next_at=NOON + timedelta(seconds=4), unfinished=True), Result(), once=True)
+    job = bench.run(TickResult(next_at=NOON + timedelta(seconds=4), unfinished=True), TickResult(), once=True)
     assert job.seconds() == [0.0, 4.0]
 
 
 PROGRAM = """
 import sys
 from datetime import UTC, timedelta
-from worker.counters import Counters
-from worker.lock import Lock
-from worker.loop import Loop, Result, Signals
-from worker.redis_client import connect
+from worker.runtime.counters import Counters
+from worker.runtime.lock import Lock
+from worker.runtime.loop import Loop
+from worker.runtime.job import JobContext, TickResult
+from worker.runtime.signals import Signals
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
 
 class Job:
-    name, interval_seconds, zone = "ledger", 86_400.0, UTC
+    interval_seconds, zone = 86_400.0, UTC
     def start(self): print("start", flush=True)
     def tick(self, now):
         print("tick", flush=True)
-        return Result(next_at=now + timedelta(days=1))
+        return TickResult(next_at=now + timedelta(days=1))
     def close(self): print("close", flush=True)
 
 client = connect(sys.argv[1])
 signals = Signals()
 signals.install()
-status = Loop(Job(), Lock([client], "ledger"), Counters(client, "ledger"), signals).run(once=False)
-client.close()
+settings = load({"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, "campaign")
+context = JobContext("ledger", settings, client, Lock([client], "ledger"), Counters(client, "ledger"), signals)
+status = Loop(Job(), context).run(once=False)
 sys.exit(status)
 """
 

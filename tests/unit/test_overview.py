@@ -9,24 +9,25 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from worker.readings import JobState, Readings, Sample
+from worker.registry import LOCKS
+from worker.runtime.counter_readings import CounterReadings, JobState, MetricValue
 from worker.web import history
 from worker.web.backlog import CampaignView, campaign_view
-from worker.web.dependencies import LOCKS, Service, Snapshot
+from worker.web.dependencies import Service, SystemSnapshot
 from worker.web.history import Minute, last_hour, parsed
 from worker.web.jobs import job_views
 from worker.web.overview import Overview, overview
 from worker.web.table import Cell, Terminal, fitted, table, width
 from worker.web.terminal import drawn
 from worker.web.words import ago, clock, one_line, plain, rate, span
-from worker.web.work import Paces, Run, Work
+from worker.web.work import CampaignRates, RunningCampaign, WorkInProgress
 
 NOW = datetime(2026, 1, 31, 12, 0, 7, tzinfo=UTC).timestamp()
 UP = Service(up=True)
-AWAY = Service(up=False, reason="Connection refused")
+UNAVAILABLE = Service(up=False, reason="Connection refused")
 SERVERS = {"redis": UP, "database": UP, "qdrant": UP}
-NO_WORK = Work((), 0, 0, None, 0, None, 0, 0, 0, 0)
-RUN = Run("c-1", "Diwali", "email", 100, 40, 10, 60.0, -1.0, prepared=True, holds=0, adopted=False)
+NO_WORK = WorkInProgress((), 0, 0, None, 0, None, 0, 0, 0, 0)
+RUN = RunningCampaign("c-1", "Diwali", "email", 100, 40, 10, 60.0, -1.0, prepared=True, holds=0, adopted=False)
 
 
 def job(name: str = "campaign", **known: Any) -> JobState:
@@ -48,17 +49,17 @@ def job(name: str = "campaign", **known: Any) -> JobState:
     return JobState(job=name, **(usual | known))
 
 
-def snapshot(*jobs: JobState, services: Mapping[str, Service] = SERVERS, **more: Any) -> Snapshot:
-    readings = Readings(more.pop("counters", []), more.pop("gauges", []), {each.job: each for each in jobs})
-    return Snapshot(services, readings if services["redis"].up else None, **({"work": NO_WORK} | more))
+def snapshot(*jobs: JobState, services: Mapping[str, Service] = SERVERS, **more: Any) -> SystemSnapshot:
+    readings = CounterReadings(more.pop("counters", []), more.pop("gauges", []), {each.job: each for each in jobs})
+    return SystemSnapshot(services, readings if services["redis"].up else None, **({"work": NO_WORK} | more))
 
 
 def seen(*jobs: JobState, **more: Any) -> Overview:
     return overview(snapshot(*jobs, **more), NOW, {})
 
 
-def gauge(metric: str, value: float, **labels: str) -> Sample:
-    return Sample(metric, labels, value)
+def gauge(metric: str, value: float, **labels: str) -> MetricValue:
+    return MetricValue(metric, labels, value)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def gauge(metric: str, value: float, **labels: str) -> Sample:
 )
 def test_servers(away: tuple[str, ...], state: str, says: tuple[str, ...]) -> None:
     """Down without Redis or PostgreSQL, degraded without Qdrant; each reason names its server."""
-    shown = seen(job(), services=SERVERS | dict.fromkeys(away, AWAY))
+    shown = seen(job(), services=SERVERS | dict.fromkeys(away, UNAVAILABLE))
     assert shown.state == state
     assert len(shown.reasons) == len(says)
     assert all(text.startswith(start) for text, start in zip(shown.reasons, says, strict=True))
@@ -180,7 +181,7 @@ def test_when_a_campaign_ends() -> None:
 def test_the_rate_is_that_of_the_last_minute() -> None:
     """From look to look; on the first one since the start, where the worker itself began; never below zero."""
     time = [0.0]
-    paces = Paces(lambda: time[0])
+    paces = CampaignRates(lambda: time[0])
 
     def look(at: float, **changed: Any) -> float | None:
         time[0] = at
@@ -192,11 +193,13 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
         look(float(at), sent=140)
     assert look(200, sent=140) == 0.0, "what was long ago is forgotten"
     assert look(204, sent=0, running_seconds=2.0) == 5.0, "it was started anew"
-    assert Paces(lambda: 0.0).per_second([replace(RUN, adopted=True)]) == [None], "who knows when those were sent"
+    assert CampaignRates(lambda: 0.0).per_second([replace(RUN, adopted=True)]) == [None], (
+        "who knows when those were sent"
+    )
 
 
-def sample(minute: int, **totals: float) -> history.Sample:
-    return history.Sample(minute, totals)
+def sample(minute: int, **totals: float) -> history.MinuteSample:
+    return history.MinuteSample(minute, totals)
 
 
 def test_two_minutes_of_history_make_two_bars() -> None:
@@ -265,7 +268,7 @@ def test_words() -> None:
     assert plain("Error 111 connecting to redis:6379.").startswith("Redis could not be reached: ")
     assert plain("HTTPConnection(host='q', port=6333): refused") == "q:6333: refused"
     assert plain(" ") == "no reason was given"
-    assert one_line("क्‍ष\u202e\x1b]0;x\x07") == "क्‍ष  ]0;x"
+    assert one_line("क्‍ष\u202e\x1b]0;x\x07") == "क्‍ष ]0;x"
     assert len(one_line("x" * 1000)) == 500
 
 
@@ -292,7 +295,7 @@ def test_the_whole_status_fits(columns: int, colours: bool) -> None:
     long = replace(RUN, name="Averylongname" * 20, per_second=3.0)
     states = [
         seen(job(last_error="x" * 300, last_error_at=NOW), work=replace(NO_WORK, runs=(long,), runs_in_all=9)),
-        seen(job(), services=dict.fromkeys(SERVERS, AWAY), work=None),
+        seen(job(), services=dict.fromkeys(SERVERS, UNAVAILABLE), work=None),
         seen(job(), history=(sample(1, messages=1), sample(2, messages=900))),
     ]
     for shown in states:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from worker import settings
-from worker.readings import JobState, Readings
-from worker.web.dependencies import Dependencies, Service, Snapshot
+from worker.runtime import settings
+from worker.runtime.counter_readings import CounterReadings, JobState
+from worker.web.dependencies import Dependencies, Service, SystemSnapshot
 from worker.web.metrics import PREFIX, WorkerCollector
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -28,9 +28,9 @@ class Known(Dependencies):
     def __init__(self) -> None:
         pass
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SystemSnapshot:
         state = JobState("campaign", False, 60.0, 1.0, 1.0, 1.0, None, None, None, None, ((1.0, 1),), 1.0, 1)
-        return Snapshot({"redis": Service(True)}, Readings([], [], {"campaign": state}))
+        return SystemSnapshot({"redis": Service(True)}, CounterReadings([], [], {"campaign": state}))
 
 
 def load(name: str) -> Any:

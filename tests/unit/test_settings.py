@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import SettingsError
-from worker.settings import Settings, is_worker, load, variables
+from worker.runtime.settings import Settings, is_worker, load, variables
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from worker.recovery import scratch_collections
-from worker.snapshots import (
+from worker.vectors.client import CollectionSnapshot
+from worker.vectors.commands import scratch_collections
+from worker.vectors.snapshots import (
     ACCEPTED,
     UNFINISHED,
     Backup,
-    Copies,
-    Record,
+    SnapshotCopies,
+    SnapshotRecord,
     backups,
     fuller,
     is_due,
     taken_at,
     unrecorded,
 )
-from worker.vector_store import Snapshot
 
 DAY = 86_400.0
 NOON = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC as everywhere in the worker
@@ -26,11 +26,11 @@ MIDNIGHT = NOON.replace(hour=0)
 
 
 def backup(taken_at: datetime, points: int | None = None, name: str = "c") -> Backup:
-    return Backup(name, taken_at, None if points is None else Record(taken_at, points, points))
+    return Backup(name, taken_at, None if points is None else SnapshotRecord(taken_at, points, points))
 
 
-def snapshot(name: str, taken_at: datetime = NOON) -> Snapshot:
-    return Snapshot(name, taken_at, 1, None)
+def snapshot(name: str, taken_at: datetime = NOON) -> CollectionSnapshot:
+    return CollectionSnapshot(name, taken_at, 1, None)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_the_workers_own_clock_counts() -> None:
     """Where Qdrant's clock is off, what we took is neither due again in five minutes nor out of its order."""
     at = {"old-1-2027-01-01-00-00-00.snapshot": NOON + timedelta(days=400), "new": NOON - timedelta(hours=30)}
     records = {
-        "old-1-2027-01-01-00-00-00.snapshot": Record(NOON - timedelta(days=1), 1, 1),
-        "new": Record(NOON, 2, 2),
+        "old-1-2027-01-01-00-00-00.snapshot": SnapshotRecord(NOON - timedelta(days=1), 1, 1),
+        "new": SnapshotRecord(NOON, 2, 2),
     }
     known = backups(at, records)
     assert [each.name for each in known] == ["new", "old-1-2027-01-01-00-00-00.snapshot"]
@@ -77,9 +77,9 @@ def test_the_time_of_a_snapshot() -> None:
 
 def test_records() -> None:
     """A count fits from the fewest to the most points that were seen."""
-    record = Record(NOON, 1_000, 1_200)
+    record = SnapshotRecord(NOON, 1_000, 1_200)
     assert [record.fits(points) for points in (999, 1_000, 1_100, 1_200, 1_201)] == [False, True, True, True, False]
-    assert (record.points, Record(NOON, 7, 7).points) == ("1,000 to 1,200", "7")
+    assert (record.points, SnapshotRecord(NOON, 7, 7).points) == ("1,000 to 1,200", "7")
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,14 @@ def test_a_loss(held: int | None, points: int, lost: bool) -> None:
     known = [backup(NOON, points, "newest"), backup(MIDNIGHT, held, "older")]
     found = fuller(known, points, {})
     assert (found.name if found else None) == ("older" if lost else None)
-    assert fuller(known, points, {ACCEPTED: Record(NOON, 0, 0)}) is None, "a person said that nothing is lost"
+    assert fuller(known, points, {ACCEPTED: SnapshotRecord(NOON, 0, 0)}) is None, "a person said that nothing is lost"
     if lost:
-        assert fuller(known, points, {ACCEPTED: Record(MIDNIGHT - timedelta(days=1), 0, 0)}) == known[1]
+        assert fuller(known, points, {ACCEPTED: SnapshotRecord(MIDNIGHT - timedelta(days=1), 0, 0)}) == known[1]
 
 
 def test_a_snapshot_that_the_worker_did_not_see_to_its_end() -> None:
     """The first one after it was begun that has no record; neither an earlier one nor one of the next day."""
-    record = {UNFINISHED: Record(NOON, 0, 0)}
+    record = {UNFINISHED: SnapshotRecord(NOON, 0, 0)}
     early, ours, theirs, late = (
         snapshot(name, NOON + after)
         for name, after in (
@@ -120,7 +120,7 @@ def test_a_snapshot_that_the_worker_did_not_see_to_its_end() -> None:
         )
     )
     assert unrecorded([late, theirs, ours, early], record) == ours
-    assert unrecorded([late, ours, early], record | {"ours": Record(NOON, 0, 0)}) is None
+    assert unrecorded([late, ours, early], record | {"ours": SnapshotRecord(NOON, 0, 0)}) is None
     assert unrecorded([late, early], record) is None
     assert unrecorded([ours], {}) is None
 
@@ -137,7 +137,7 @@ def test_copies_are_known_by_their_names(tmp_path: Path) -> None:
     left = ".crm-12-2026-02-01-00-00-00.snapshot.part"
     for name in [*names, *others, left]:
         (tmp_path / name).write_text("x", "utf-8")
-    copies = Copies(tmp_path, "crm")
+    copies = SnapshotCopies(tmp_path, "crm")
     assert copies.names() == {names[0]: MIDNIGHT - timedelta(days=2), names[1]: NOON}
     copies.remove(names[0])
     copies.remove(names[0])
@@ -148,11 +148,11 @@ def test_copies_are_known_by_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "other-1-2026-01-31-00-00-00.snapshot", ""])
 def test_nothing_is_copied_to_a_name_that_is_none(tmp_path: Path, name: str) -> None:
     """What Qdrant calls a snapshot decides no path outside the folder."""
-    assert not Copies(tmp_path, "crm").lacks(snapshot(name))
+    assert not SnapshotCopies(tmp_path, "crm").lacks(snapshot(name))
 
 
 def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    copies = Copies(tmp_path / "none", "crm")
+    copies = SnapshotCopies(tmp_path / "none", "crm")
     copies.remove_parts()
     assert copies.names() == {}
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.db import queries
-from worker.states import (
+from worker.campaigns.states import (
     CALL_MOVES,
     CAMPAIGN_MOVES,
     RECIPIENT_MOVES,
@@ -16,6 +15,7 @@ from worker.states import (
     CampaignState,
     RecipientState,
 )
+from worker.runtime.db import queries
 
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 TABLES = {

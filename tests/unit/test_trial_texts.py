@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.content.one_line import one_line
 from worker.content.trial import (
     LISTED,
     LONGEST_NAME,
     contact_mail,
     contact_values,
-    one_line,
     owner_mail,
     owner_values,
     spoken,
@@ -135,18 +135,18 @@ def test_words_in_indian_scripts() -> None:
 @given(st.text(max_size=300))
 def test_one_line(text: str) -> None:
     """Whatever a name holds, one line of printable characters is shown, of at most 100."""
-    shown = one_line(text)
+    shown = one_line(text, LONGEST_NAME)
     assert len(shown) <= LONGEST_NAME
     assert len(shown.splitlines()) <= 1
     assert all(char.isprintable() or char in "\u200c\u200d" for char in shown)
-    assert one_line(shown) == shown
+    assert one_line(shown, LONGEST_NAME) == shown
 
 
 @given(st.text(max_size=50), st.text(max_size=50))
 def test_any_name_makes_a_message(name: str, company: str) -> None:
     """Any tenant and any company make a message that can be read back."""
     message = contact(company=company, name=name)
-    assert one_line(name) in body(message, "plain")
+    assert one_line(name, LONGEST_NAME) in body(message, "plain")
     assert owner(tenant(name=name))["Subject"] == "Bharat CRM: 1 trial suspended"
 
 

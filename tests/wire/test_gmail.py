@@ -13,7 +13,7 @@ import pytest
 from raw_server import Connection, RawServer
 
 from worker.errors import AccountRejected, CampaignRejected, RecipientRefused, RetryLater, Unconfirmed
-from worker.providers import Accepted, Email
+from worker.messages import Accepted, Email
 from worker.providers.gmail import GmailProvider, GoogleToken, InvalidGrant
 from worker.providers.http import HttpPool
 

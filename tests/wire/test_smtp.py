@@ -12,12 +12,12 @@ from raw_server import Connection, RawServer, Script
 from worker.errors import (
     AccountRejected,
     CampaignRejected,
-    RecipientPutOff,
+    RecipientDeferred,
     RecipientRefused,
     RetryLater,
     Unconfirmed,
 )
-from worker.providers import Accepted, Email
+from worker.messages import Accepted, Email
 from worker.providers.smtp import SmtpProvider
 
 MAIL = Email("from@shop.example", "to@customer.example", "<1@shop.example>", b"Subject: Hi\r\n\r\nHello\r\n")
@@ -149,7 +149,7 @@ def test_eight_bit_content_needs_a_server_that_takes_it(provider_of) -> None:
         ([b"451 4.3.0 later\r\n", b"503 no\r\n", b"503 no\r\n"], RetryLater, "451 4.3.0 later"),
         ([b"250 ok\r\n", b"550 5.1.1 nobody\r\n", b"554 none\r\n"], RecipientRefused, "550 5.1.1 nobody"),
         ([b"250 ok\r\n", b"552 full\r\n", b"503 none\r\n"], RecipientRefused, "552 full"),
-        ([b"250 ok\r\n", b"450 4.2.0 greylisted\r\n", b"503 no\r\n"], RecipientPutOff, "450 4.2.0 greylisted"),
+        ([b"250 ok\r\n", b"450 4.2.0 greylisted\r\n", b"503 no\r\n"], RecipientDeferred, "450 4.2.0 greylisted"),
         ([b"250 ok\r\n", b"250 ok\r\n", b"554 no data\r\n"], CampaignRejected, "content refused: 554 no data"),
         ([b"250 ok\r\n", b"250 ok\r\n", b"451 busy\r\n"], RetryLater, "451 busy"),
     ],

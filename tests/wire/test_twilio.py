@@ -16,8 +16,8 @@ from sandbox.world import World
 from worker.content.calls import call_form
 from worker.errors import (
     AccountRejected,
+    RecipientDeferred,
     RecipientOptedOut,
-    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     TransportMissing,
@@ -140,8 +140,8 @@ class TestPlace:
             (21211, 404, RecipientRefused),
             (20003, 403, AccountRejected),
             # codes nobody listed go by the status
-            (99999, 400, RecipientPutOff),
-            (99999, 409, RecipientPutOff),
+            (99999, 400, RecipientDeferred),
+            (99999, 409, RecipientDeferred),
             (99999, 401, AccountRejected),
             (99999, 403, AccountRejected),
             (99999, 404, AccountRejected),
@@ -160,7 +160,7 @@ class TestPlace:
 
     @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"code":"21211"}', b'{"message":5}', b"\xff"])
     @pytest.mark.parametrize(
-        ("status", "kind"), [(400, RecipientPutOff), (401, AccountRejected), (302, RetryLater), (502, RetryLater)]
+        ("status", "kind"), [(400, RecipientDeferred), (401, AccountRejected), (302, RetryLater), (502, RetryLater)]
     )
     def test_an_error_without_a_readable_body_goes_by_its_status(self, provider_of: Make, body, status, kind) -> None:
         with (

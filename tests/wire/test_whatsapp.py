@@ -18,14 +18,14 @@ from raw_server import Connection, RawServer
 from worker.errors import (
     AccountRejected,
     CampaignRejected,
+    RecipientDeferred,
     RecipientOptedOut,
-    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     TransportMissing,
     Unconfirmed,
 )
-from worker.providers import Accepted, WhatsAppMessage
+from worker.messages import Accepted, WhatsAppMessage
 from worker.providers.http import HttpPool
 from worker.providers.whatsapp import WhatsAppProvider
 
@@ -105,7 +105,7 @@ def test_messages_are_posted_as_json_on_one_kept_connection(provider_of) -> None
 
 TABLE = [
     *[(code, 400, RetryLater) for code in (130429, 131016, 131000, 4, 80007)],
-    *[(code, 400, RecipientPutOff) for code in (131049, 131056)],
+    *[(code, 400, RecipientDeferred) for code in (131049, 131056)],
     *[(code, 400, RecipientRefused) for code in (131026, 131047)],
     (131050, 400, RecipientOptedOut),
     *[(code, 400, CampaignRejected) for code in (132000, 132001, 132007, 132008, 132012, 132015, 132016)],

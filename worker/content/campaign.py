@@ -10,10 +10,10 @@ from worker.content.mime import EmailSkeleton, message_id_for, parse_address
 from worker.content.phones import whatsapp_id
 from worker.content.placeholders import RECIPIENT_ID_SLOT, Template
 from worker.content.whatsapp import whatsapp_payload
-from worker.providers import Accepted, Email, WhatsAppMessage
+from worker.messages import Accepted, Email, WhatsAppMessage
 
 
-class Person(Protocol):
+class MessageRecipient(Protocol):
     """What content needs of a recipient."""
 
     @property
@@ -47,7 +47,7 @@ class OutboxRow:
     at: datetime
 
 
-def values_of(person: Person) -> dict[str, str]:
+def values_of(person: MessageRecipient) -> dict[str, str]:
     """What the placeholders stand for."""
     return {
         "name": person.name,
@@ -81,18 +81,18 @@ class EmailContent:
             boundary_seed=campaign["id"],
         )
 
-    def message_id(self, person: Person) -> str:
+    def message_id(self, person: MessageRecipient) -> str:
         """The same on every attempt for a recipient."""
         return message_id_for(person.id, self._skeleton.from_email)
 
-    def message(self, person: Person, at: datetime) -> Email:
+    def message(self, person: MessageRecipient, at: datetime) -> Email:
         """The message for one recipient; ``at`` is UTC without zone. Raises ValueError for a bad address."""
         to, message_id = parse_address(person.email or ""), self.message_id(person)
         date = at.replace(tzinfo=UTC)
         content = self._skeleton.build(person.name, to, values_of(person), message_id, date)
         return Email(self._skeleton.from_email, to, message_id, content)
 
-    def outbox(self, person: Person, accepted: Accepted, at: datetime) -> OutboxRow | None:
+    def outbox(self, person: MessageRecipient, accepted: Accepted, at: datetime) -> OutboxRow | None:
         values = values_of(person)
         html = self._html.fill_html(values) if self._html else None
         return OutboxRow(person.email or "", self._subject.fill(values), self._text.fill(values), html, accepted, at)
@@ -121,7 +121,7 @@ class WhatsAppContent:
             "template_language": campaign["whatsappTemplateLanguage"],
         }
 
-    def message(self, person: Person, at: datetime) -> WhatsAppMessage:
+    def message(self, person: MessageRecipient, at: datetime) -> WhatsAppMessage:
         """The message for one recipient. Raises ValueError for a bad number, and CampaignRejected."""
         to, values = whatsapp_id(person.phone or ""), values_of(person)
         payload = whatsapp_payload(
@@ -134,6 +134,6 @@ class WhatsAppContent:
         )
         return WhatsAppMessage(to, payload)
 
-    def outbox(self, person: Person, accepted: Accepted, at: datetime) -> OutboxRow | None:
+    def outbox(self, person: MessageRecipient, accepted: Accepted, at: datetime) -> OutboxRow | None:
         """The outbox page shows e-mail only."""
         return None

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.content.headers import cleaned
 from worker.content.markup import plain_text
+from worker.content.one_line import one_line
 from worker.content.placeholders import Html, Template
 from worker.content.whatsapp import LONGEST_TEXT
 
@@ -129,8 +129,7 @@ def _more(count: int) -> str:
 
 
 def _field(value: str | None) -> str:
-    text = " ".join(cleaned(value or "").split())
-    return text if len(text) <= LONGEST_FIELD else f"{text[: LONGEST_FIELD - 1]}…"
+    return one_line(value or "", LONGEST_FIELD)
 
 
 def _fields(lead: Sequence[str | None]) -> list[str]:

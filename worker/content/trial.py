@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.content.mime import EmailSkeleton, message_id_for, parse_address
+from worker.content.one_line import one_line
 from worker.content.placeholders import Html, Template
-from worker.providers import Email
+from worker.messages import Email
 
 LISTED = 200  # tenants in a summary; the rest is counted
 LONGEST_NAME = 100  # characters shown of a name
-_JOINERS = "\u200c\u200d"  # not printable to Python, but part of words in Indian scripts
 
 _PAGE = """<!DOCTYPE html>
 <html><head><meta name="viewport" content="width=device-width, initial-scale=1"></head>
@@ -68,7 +68,7 @@ class Mail:
 
     def __init__(self, subject: str, text: str, markup: str, company: str, from_email: str) -> None:
         """Raises ValueError for an address that cannot be written from."""
-        self._company = one_line(company)
+        self._company = one_line(company, LONGEST_NAME)
         self._subject = Template(subject, unknown="blank")
         self._text = Template(text, unknown="blank")
         self._html = Template(markup, unknown="blank")
@@ -82,7 +82,9 @@ class Mail:
         address = parse_address(to)
         message_id = message_id_for(notice_id, self._skeleton.from_email)
         filled = {**values, "company": self._company}
-        content = self._skeleton.build(one_line(to_name), address, filled, message_id, at.replace(tzinfo=UTC))
+        content = self._skeleton.build(
+            one_line(to_name, LONGEST_NAME), address, filled, message_id, at.replace(tzinfo=UTC)
+        )
         return Email(self._skeleton.from_email, address, message_id, content)
 
     def outbox(self, values: Mapping[str, str]) -> dict[str, str]:
@@ -107,8 +109,8 @@ def owner_mail(company: str, from_email: str) -> Mail:
 def contact_values(facts: Facts) -> dict[str, str]:
     """From the facts of one tenant: name, slug, ended_at (ISO 8601, UTC)."""
     return {
-        "tenant": one_line(facts["name"]),
-        "slug": one_line(facts["slug"]),
+        "tenant": one_line(facts["name"], LONGEST_NAME),
+        "slug": one_line(facts["slug"], LONGEST_NAME),
         "ended": spoken(facts["ended_at"]),
     }
 
@@ -127,21 +129,15 @@ def owner_values(facts: Facts, suspended_at: datetime) -> dict[str, str]:
     }
 
 
-def one_line(text: object) -> str:
-    """Without line ends and controls, those that turn the direction of writing included; cut where it is long."""
-    shown = " ".join("".join(c if c.isprintable() or c in _JOINERS else " " for c in str(text)).split())
-    return shown if len(shown) <= LONGEST_NAME else shown[: LONGEST_NAME - 1] + "…"
-
-
 def spoken(iso: str) -> str:
     """``31 January 2026, 18:30 UTC``; a time that Python has no word for (infinity) as it is."""
     try:
         at = datetime.fromisoformat(iso)
     except ValueError:
-        return one_line(iso)
+        return one_line(iso, LONGEST_NAME)
     return f"{at.day} {at:%B %Y, %H:%M} UTC"
 
 
 def _described(tenant: Facts) -> str:
-    name, slug, contact = (one_line(tenant[key]) for key in ("name", "slug", "contact"))
+    name, slug, contact = (one_line(tenant[key], LONGEST_NAME) for key in ("name", "slug", "contact"))
     return f"{name} ({slug}), {contact}, ended {spoken(tenant['ended_at'])}"

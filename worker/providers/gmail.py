@@ -18,7 +18,7 @@ from worker.errors import (
     SendError,
     Unconfirmed,
 )
-from worker.providers import Accepted, Email
+from worker.messages import Accepted, Email
 from worker.providers.google_token import GoogleToken, InvalidGrant, RefreshedToken, utc_now
 from worker.providers.http import Answer, HttpPool, bearer, json_body
 from worker.providers.untrusted import printable

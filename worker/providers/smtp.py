@@ -16,7 +16,7 @@ import threading
 import time
 
 from worker.errors import AccountRejected, CampaignRejected, RecipientRefused, RetryLater, SendError
-from worker.providers import Accepted, Email
+from worker.messages import Accepted, Email
 from worker.providers.smtp_url import SmtpUrl, parse_smtp_url
 from worker.providers.smtp_wire import ConnectionGone, SmtpConnection, wire_content
 from worker.providers.untrusted import printable

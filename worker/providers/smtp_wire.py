@@ -19,7 +19,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 
-from worker.errors import CampaignRejected, RecipientPutOff, RecipientRefused, RetryLater, SendError, Unconfirmed
+from worker.errors import CampaignRejected, RecipientDeferred, RecipientRefused, RetryLater, SendError, Unconfirmed
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, let_kernel_time
 from worker.providers.untrusted import printable
 
@@ -228,7 +228,7 @@ class SmtpConnection:
             return _REFUSED_BY[what](text if what == "recipient" else f"{what} refused: {text}")
         if code // 100 != 4:
             self.usable = False  # a 2xx or 3xx where none can be: out of step
-        return RecipientPutOff(text) if what == "recipient" and code // 100 == 4 else RetryLater(text)
+        return RecipientDeferred(text) if what == "recipient" and code // 100 == 4 else RetryLater(text)
 
     def _text(self, reply: Reply) -> str:
         return printable(f"{reply[0]} {reply[1].decode('utf-8', 'replace')}", self._secrets)

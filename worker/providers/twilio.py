@@ -15,8 +15,8 @@ from urllib.parse import urlencode
 
 from worker.errors import (
     AccountRejected,
+    RecipientDeferred,
     RecipientOptedOut,
-    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     SendError,
@@ -156,7 +156,7 @@ class TwilioProvider:
         kind = CODES.get(_code(answer.body) or 0) or _BY_STATUS.get(answer.status)
         if kind is None:
             # 5xx by the contract. A redirect was not processed either: TWILIO_API_URL may be wrong.
-            kind = RecipientPutOff if 400 <= answer.status < 500 else RetryLater
+            kind = RecipientDeferred if 400 <= answer.status < 500 else RetryLater
         reason = self._reason(answer)
         return kind(reason, answer.retry_after_seconds) if issubclass(kind, RetryLater) else kind(reason)
 

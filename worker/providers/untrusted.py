@@ -6,6 +6,8 @@ repeat what it was sent, the password or the token included (Meta does so: "Malf
 
 from collections.abc import Iterable
 
+from worker.content.one_line import one_line
+
 LIMIT = 300
 
 
@@ -18,7 +20,4 @@ def printable(said: str | bytes, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
-    # Twice the limit is enough to look at: runs of unprintable characters become one space.
-    text = text[: 2 * LIMIT]
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= LIMIT else line[: LIMIT - 1] + "…"
+    return one_line(text, LIMIT)

@@ -9,15 +9,15 @@ from typing import Any
 from worker.errors import (
     AccountRejected,
     CampaignRejected,
+    RecipientDeferred,
     RecipientOptedOut,
-    RecipientPutOff,
     RecipientRefused,
     RetryLater,
     SendError,
     TransportMissing,
     Unconfirmed,
 )
-from worker.providers import Accepted, WhatsAppMessage
+from worker.messages import Accepted, WhatsAppMessage
 from worker.providers.http import Answer, HttpPool, bearer, json_body
 from worker.providers.untrusted import printable
 
@@ -99,7 +99,7 @@ class WhatsAppProvider:
         reason = self._reason(answer.status, code, error)
         if code in RETRY:
             waits = [seconds for seconds in (RETRY[code], answer.retry_after_seconds) if seconds is not None]
-            kind = RecipientPutOff if code in ONE_PERSONS else RetryLater
+            kind = RecipientDeferred if code in ONE_PERSONS else RetryLater
             return kind(reason, max(waits, default=None))
         if code in REFUSED:
             return REFUSED[code](reason)

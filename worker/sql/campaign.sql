@@ -285,15 +285,14 @@ WITH held AS (
     FROM outcome o JOIN "CampaignRecipient" p ON p.id = o.id
     WHERE o.id = ANY (%(opted_out)s::text[])
     ON CONFLICT DO NOTHING
-), outbox AS (
-    INSERT INTO "EmailLog" (id, "to", "from", subject, body, "htmlBody", status, "messageId", "gmailMessageId",
-        "gmailThreadId", "entityType", "entityId", "sentAt", "tenantId", "userId", "createdAt", "updatedAt")
-    SELECT gen_random_uuid()::text, ARRAY[e.address], %(sender_address)s, e.subject, e.body, e.html, 'sent',
-           e.message_id, e.gmail_id, e.gmail_thread_id, 'Campaign', held.campaign_id, e.at,
-           %(tenant_id)s, %(user_id)s, e.at, %(now)s
+), email AS (
+    SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, held.campaign_id AS entity_id,
+           %(tenant_id)s::text AS tenant_id, %(user_id)s::text AS user_id
     FROM held, json_to_recordset(%(outbox)s::json)
         AS e (address text, subject text, body text, html text, message_id text, gmail_id text, gmail_thread_id text,
               at timestamp(3))
+), outbox AS (
+    -- include: email_log
 ), paced AS (
     UPDATE worker.campaign_run r
     SET next_batch_at = greatest(r.next_batch_at, %(next_batch_at)s),  -- a hold by another batch stays

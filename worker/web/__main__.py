@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker import program
+from worker.runtime import program
 
 DESCRIPTION = """\
 Serves the status page, /livez, /readyz, /health and Prometheus's /metrics at PORT. Redis, PostgreSQL and Qdrant may

@@ -12,10 +12,11 @@ import falcon
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from worker import program
-from worker.readings import Readings
-from worker.settings import Settings
-from worker.web.dependencies import Dependencies, Snapshot
+from worker.registry import JOBS
+from worker.runtime import program
+from worker.runtime.counter_readings import CounterReadings
+from worker.runtime.settings import Settings
+from worker.web.dependencies import Dependencies, SystemSnapshot
 from worker.web.metrics import WorkerCollector
 from worker.web.overview import NEEDED, zones
 from worker.web.page import Page
@@ -23,14 +24,8 @@ from worker.web.page import Page
 log = logging.getLogger(__name__)
 
 # the names that /health and the summary have always had -> ours
-HEALTH_JOBS = {
-    "campaign": "campaign",
-    "leadReminder": "reminders",
-    "callScheduler": "calls",
-    "callCleanup": "call-cleanup",
-    "trialExpiration": "trial",
-}
-SUMMARY_RUNS = {"campaign": "campaign", "reminder": "reminders", "call": "calls"}
+HEALTH_JOBS = {each.health_name: each.name for each in JOBS.values() if each.health_name}
+SUMMARY_JOBS = {each.summary_name: each.name for each in JOBS.values() if each.summary_name}
 WORDS = {"redis": ("connected", "disconnected"), "database": ("connected", "disconnected")}
 QDRANT_WORDS = ("healthy", "unhealthy")
 
@@ -166,23 +161,23 @@ class Metrics:
                 "calls": _total(readings, "calls_total"),
             },
             "lastRun": {
-                name: _moment(jobs[job].last_run if job in jobs else None) for name, job in SUMMARY_RUNS.items()
+                name: _moment(jobs[job].last_run if job in jobs else None) for name, job in SUMMARY_JOBS.items()
             },
             "uptime": round(time.monotonic() - self._started, 3),
         }
 
 
-def _status(snapshot: Snapshot) -> str:
+def _status(snapshot: SystemSnapshot) -> str:
     if not all(snapshot.services[name].up for name in NEEDED):
         return "error"
     return "ok" if snapshot.services["qdrant"].up else "degraded"
 
 
-def _word(snapshot: Snapshot, name: str) -> str:
+def _word(snapshot: SystemSnapshot, name: str) -> str:
     return WORDS[name][not snapshot.services[name].up]
 
 
-def _total(readings: Readings | None, metric: str) -> int:
+def _total(readings: CounterReadings | None, metric: str) -> int:
     samples = readings.counters if readings else []
     return int(sum(sample.value for sample in samples if sample.metric == metric))
 

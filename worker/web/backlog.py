@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from worker.web.dependencies import Snapshot
+from worker.web.dependencies import SystemSnapshot
 from worker.web.words import ago, capped, count, one_line, span
-from worker.web.work import CAP, Run
+from worker.web.work import CAP, RunningCampaign
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class CampaignView:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Backlog:
     """What waits. None: unknown. Counts from the database end at CAP + 1; times are Unix seconds."""
 
     recipients: int | None = None
@@ -55,7 +55,7 @@ class Figure:
     note: str = ""
 
 
-def figures(waiting: Waiting, now: float) -> Iterator[Figure]:
+def figures(waiting: Backlog, now: float) -> Iterator[Figure]:
     """What waits, as the page and the terminal say it."""
     later = waiting.next_call_at
     queued = [f"and {count(waiting.calls_in_hand)} being placed"] if waiting.calls_in_hand else []
@@ -80,7 +80,7 @@ def _counted(name: str, number: int | None, note: str = "") -> Figure:
     return Figure(name, "not known" if number is None else capped(number), note)
 
 
-def campaign_view(run: Run, now: float) -> CampaignView:
+def campaign_view(run: RunningCampaign, now: float) -> CampaignView:
     """A run as it is shown at ``now`` (Unix seconds), with its expected end."""
     left = max(0, run.total - run.done)
     held = run.holds > 0 and run.next_batch_seconds > 0
@@ -99,7 +99,7 @@ def campaign_view(run: Run, now: float) -> CampaignView:
     )
 
 
-def waiting(snapshot: Snapshot, now: float) -> Waiting:
+def waiting(snapshot: SystemSnapshot, now: float) -> Backlog:
     """What waits at ``now`` (Unix seconds): backlogs as the jobs told Redis, the rest from the database."""
     gauges = {each.metric: each.value for each in snapshot.readings.gauges} if snapshot.readings else {}
     told = {"recipients": "campaign_pending_recipients", "calls_due": "calls_due"}
@@ -119,7 +119,7 @@ def waiting(snapshot: Snapshot, now: float) -> Waiting:
         figures |= {name: getattr(work, name) for name in counts}
         figures["next_campaign_at"] = _in(work.next_campaign_seconds, now)
         figures["next_call_at"] = _in(work.next_call_seconds, now)
-    return Waiting(**figures)  # type: ignore[arg-type]
+    return Backlog(**figures)  # type: ignore[arg-type]
 
 
 def _in(seconds: float | None, now: float) -> float | None:

@@ -11,9 +11,9 @@ from types import MappingProxyType
 
 import redis
 
-from worker.db import Database
 from worker.errors import SchemaError
-from worker.migrate import migrations, require_current
+from worker.runtime.db import Database
+from worker.runtime.migrations import migrations, require_current
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ CONTRACT: Mapping[str, str] = MappingProxyType(
 )
 
 
-class Checks:
+class WarningChecks:
     """What the checks found when they last looked. A finding is logged when it is new."""
 
     def __init__(self) -> None:

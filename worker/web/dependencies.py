@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import psycopg2
@@ -19,31 +18,22 @@ import redis
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from worker.counters import read_all
-from worker.db import Database, is_away
 from worker.errors import SettingsError
-from worker.readings import Readings
-from worker.redis_client import connect
-from worker.settings import Settings
-from worker.web.checks import Checks, clock_warning, database_warnings, redis_warnings
-from worker.web.history import RING, Sample, Sampler, parsed
-from worker.web.work import Paces, Work, read_work
+from worker.registry import LOCKS
+from worker.runtime.counter_readings import CounterReadings
+from worker.runtime.counters import read_all
+from worker.runtime.db import Database, is_unavailable
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import Settings
+from worker.web.checks import WarningChecks, clock_warning, database_warnings, redis_warnings
+from worker.web.history import RING, MinuteSample, Sampler, parsed
+from worker.web.work import CampaignRates, WorkInProgress, read_work
 
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 2.0
 PATIENCE_SECONDS = 2.0  # a probe is answered in less than three seconds, whatever hangs
 QUESTION_SECONDS = 1.5  # for one server to answer one question
-LOCKS = MappingProxyType(
-    {
-        "campaign": "campaign-scheduler",
-        "reminders": "lead-reminder-scheduler",
-        "calls": "call-scheduler",
-        "call-cleanup": "call-cleanup",
-        "trial": "trial-expiration",
-        "knowledge": "knowledge",
-    }
-)
 SERVICES = ("redis", "database", "qdrant")
 
 
@@ -60,20 +50,20 @@ class _Told:
     """What PostgreSQL said."""
 
     clock_offset_seconds: float = 0.0
-    work: Work | None = None
+    work: WorkInProgress | None = None
     work_refused: str = ""
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class SystemSnapshot:
     """What was known at one moment. ``readings`` is None without Redis; ``holders``: lock name -> who holds it."""
 
     services: Mapping[str, Service]
-    readings: Readings | None = None
+    readings: CounterReadings | None = None
     holders: Mapping[str, str] = field(default_factory=dict)
     clock_offset_seconds: float = 0.0  # PostgreSQL's clock less ours
-    history: tuple[Sample, ...] = ()  # of the last hour, oldest first
-    work: Work | None = None  # None: PostgreSQL is away, or
+    history: tuple[MinuteSample, ...] = ()  # of the last hour, oldest first
+    work: WorkInProgress | None = None  # None: PostgreSQL is away, or
     work_refused: str = ""  # ... answers, and why it does not tell
     warnings: tuple[str, ...] = ()  # what an operator should look at, in plain words
 
@@ -93,15 +83,15 @@ class Dependencies:
         except ValueError as error:
             raise SettingsError(f"REDIS_URL: {error}") from error
         self._db = Database(settings.database_url, "crm-worker web")
-        self._paces = Paces(time.monotonic)
-        self._checks = Checks()
+        self._paces = CampaignRates(time.monotonic)
+        self._checks = WarningChecks()
         self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=QUESTION_SECONDS))
         self._qdrant_url = f"{settings.qdrant_url}/readyz"
         self._qdrant_headers = {"api-key": settings.qdrant_api_key} if settings.qdrant_api_key else {}
         self._threads = ThreadPoolExecutor(len(SERVICES), thread_name_prefix="probe")
         self._asked: dict[str, Future[Any]] = {}
         self._asking = threading.Lock()  # guards the next two, and lets one request ask for all
-        self._snapshot: Snapshot | None = None
+        self._snapshot: SystemSnapshot | None = None
         self._taken_at = 0.0
         self._said: dict[str, str] = {}
 
@@ -109,7 +99,7 @@ class Dependencies:
         """The thread that keeps the last hour; not started."""
         return Sampler(self._redis, lambda: self.snapshot().readings)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SystemSnapshot:
         """What is known, at most two seconds old."""
         with self._asking:
             if self._snapshot is None or time.monotonic() - self._taken_at > KEPT_SECONDS:
@@ -127,7 +117,7 @@ class Dependencies:
         self._db.close()
         return True
 
-    def _ask(self) -> Snapshot:
+    def _ask(self) -> SystemSnapshot:
         questions: dict[str, Callable[[], Any]] = {
             "redis": self._ask_redis,
             "database": self._ask_database,
@@ -140,7 +130,7 @@ class Dependencies:
         services = {name: self._service(name) for name in questions}
         readings, holders, ring = self._asked["redis"].result() if services["redis"].up else (None, {}, ())
         told: _Told = self._asked["database"].result() if services["database"].up else _Told()
-        return Snapshot(
+        return SystemSnapshot(
             services, readings, holders, told.clock_offset_seconds, ring, told.work, told.work_refused,
             self._checks.warnings,
         )  # fmt: skip
@@ -167,7 +157,7 @@ class Dependencies:
         self._said[name] = reason
         return Service(not reason, reason)
 
-    def _ask_redis(self) -> tuple[Readings, dict[str, str], tuple[Sample, ...]]:
+    def _ask_redis(self) -> tuple[CounterReadings, dict[str, str], tuple[MinuteSample, ...]]:
         readings = read_all(self._redis)
         names = list(LOCKS.values())
         with self._redis.pipeline(transaction=False) as pipeline:
@@ -195,7 +185,7 @@ class Dependencies:
             self._checks.look("database", lambda: database_warnings(self._db))
             return _Told(offset, read_work(self._db, self._paces))
         except psycopg2.Error as error:
-            if is_away(error):
+            if is_unavailable(error):
                 raise
             return _Told(offset, work_refused=str(error).strip().splitlines()[0])
 

@@ -6,7 +6,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 
 
 class Logger(GunicornLogger):
-    """Leaves gunicorn's messages to the root logger, which worker.logs has set up."""
+    """Leaves gunicorn's messages to the root logger, which worker.runtime.logs has set up."""
 
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import redis
 
-from worker.readings import Readings
+from worker.runtime.counter_readings import CounterReadings
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ TOTALS = {
 
 
 @dataclass(frozen=True)
-class Sample:
+class MinuteSample:
     """What counters had added up to, TOTALS and for each job ``runs:<job>`` and the ``seconds:<job>`` they took."""
 
     minute: int  # since 1970
@@ -56,7 +56,7 @@ class Minute:
         return self.added.get(f"seconds:{job}", 0.0) / runs if runs > 0 else None
 
 
-def sample(readings: Readings, now: float) -> Sample:
+def sample(readings: CounterReadings, now: float) -> MinuteSample:
     """What the counters say at ``now`` (Unix seconds)."""
     totals = {
         name: sum(
@@ -69,10 +69,10 @@ def sample(readings: Readings, now: float) -> Sample:
     for job, state in readings.jobs.items():
         totals[f"runs:{job}"] = float(state.duration_count)
         totals[f"seconds:{job}"] = state.duration_sum_seconds
-    return Sample(int(now // MINUTE_SECONDS), totals)
+    return MinuteSample(int(now // MINUTE_SECONDS), totals)
 
 
-def keep(client: redis.Redis, taken: Sample) -> bool:
+def keep(client: redis.Redis, taken: MinuteSample) -> bool:
     """Puts a sample into the ring; False when the ring has that minute. Raises redis.RedisError."""
     if not client.set(f"{RING}:{taken.minute}", "taken", nx=True, ex=_TAKEN_SECONDS):
         return False
@@ -83,13 +83,13 @@ def keep(client: redis.Redis, taken: Sample) -> bool:
     return True
 
 
-def parsed(ring: Iterable[str]) -> tuple[Sample, ...]:
+def parsed(ring: Iterable[str]) -> tuple[MinuteSample, ...]:
     """The ring's samples, oldest first; what is no sample is left out."""
     samples = {each.minute: each for each in map(_parsed, ring) if each}
     return tuple(samples[minute] for minute in sorted(samples))
 
 
-def last_hour(samples: Sequence[Sample], latest: Sample | None) -> tuple[Minute, ...]:
+def last_hour(samples: Sequence[MinuteSample], latest: MinuteSample | None) -> tuple[Minute, ...]:
     """What was added in each minute between samples, oldest first; ``latest`` adds the minute under way."""
     known = [*samples, *([latest] if latest else [])]
     if not known:
@@ -112,7 +112,7 @@ class Sampler(threading.Thread):
     def __init__(
         self,
         client: redis.Redis,
-        readings: Callable[[], Readings | None],
+        readings: Callable[[], CounterReadings | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(name="history", daemon=True)  # nobody waits for it at the end
@@ -148,9 +148,11 @@ def _added(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
     }
 
 
-def _parsed(text: str) -> Sample | None:
+def _parsed(text: str) -> MinuteSample | None:
     try:
         fields = json.loads(text)
-        return Sample(int(fields["minute"]), {str(name): float(total) for name, total in fields["totals"].items()})
+        return MinuteSample(
+            int(fields["minute"]), {str(name): float(total) for name, total in fields["totals"].items()}
+        )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None

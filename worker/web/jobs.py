@@ -10,21 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-from worker.alignment import next_aligned
-from worker.readings import JobState
-from worker.web.dependencies import LOCKS, Snapshot
+from worker.registry import JOBS, LOCKS
+from worker.runtime.counter_readings import JobState
+from worker.runtime.schedule import next_aligned
+from worker.web.dependencies import SystemSnapshot
 from worker.web.words import one_line, plain
 
 LATE_INTERVALS = 2
 LEAST_LATE_SECONDS = 30.0  # the loop's own pause after an outage may be as long
-PURPOSES = {
-    "campaign": "sends due campaigns",
-    "reminders": "reminds of quiet leads",
-    "calls": "places queued calls",
-    "call-cleanup": "deletes old rows of the call queue",
-    "trial": "suspends expired trials",
-    "knowledge": "keeps the knowledge base right",
-}
 STATES = {
     "running": "at work",
     "waiting": "waits",
@@ -63,17 +56,17 @@ class ErrorView:
     over: bool  # it has succeeded since
 
 
-def job_views(snapshot: Snapshot, now: float, zones: Mapping[str, tzinfo]) -> Iterator[JobView]:
+def job_views(snapshot: SystemSnapshot, now: float, zones: Mapping[str, tzinfo]) -> Iterator[JobView]:
     """The jobs in their usual order; ``zones``: on whose wall clock an interval counts, if not on UTC's."""
     states = snapshot.readings.jobs if snapshot.readings else {}
     for name in LOCKS:
         if name in states:
             yield _view(states[name], snapshot, now, zones.get(name, UTC))
         else:
-            yield JobView(name, PURPOSES[name], "never", degrades=False, holder=_holder(snapshot, name))
+            yield JobView(name, JOBS[name].purpose, "never", degrades=False, holder=_holder(snapshot, name))
 
 
-def job_errors(snapshot: Snapshot) -> list[ErrorView]:
+def job_errors(snapshot: SystemSnapshot) -> list[ErrorView]:
     """The latest error of each job, the newest first."""
     states = snapshot.readings.jobs.values() if snapshot.readings else ()
     errors = [
@@ -84,7 +77,7 @@ def job_errors(snapshot: Snapshot) -> list[ErrorView]:
     return sorted(errors, key=lambda error: error.at, reverse=True)
 
 
-def _view(job: JobState, snapshot: Snapshot, now: float, zone: tzinfo) -> JobView:
+def _view(job: JobState, snapshot: SystemSnapshot, now: float, zone: tzinfo) -> JobView:
     running = snapshot.runs(job.job)
     usual = job.duration_sum_seconds / job.duration_count if job.duration_count else None
     failed = (job.last_error_at or 0.0) > (job.last_success or 0.0)
@@ -92,7 +85,7 @@ def _view(job: JobState, snapshot: Snapshot, now: float, zone: tzinfo) -> JobVie
     took = job.last_success - job.last_run if job.last_success and job.last_run and not (running or failed) else None
     return JobView(
         name=job.job,
-        purpose=PURPOSES[job.job],
+        purpose=JOBS[job.job].purpose,
         state="late" if late else "running" if running else "failed" if failed else "waiting",
         degrades=late or (failed and job.last_success is None),
         interval_seconds=job.interval_seconds,
@@ -121,13 +114,13 @@ def _next_run(job: JobState, zone: tzinfo) -> float | None:
     return next_aligned(last_run, job.interval_seconds, zone).replace(tzinfo=UTC).timestamp()
 
 
-def _ended(snapshot: Snapshot, job: str, outcome: str) -> int:
+def _ended(snapshot: SystemSnapshot, job: str, outcome: str) -> int:
     labels = {"job": job, "outcome": outcome}
     samples = snapshot.readings.counters if snapshot.readings else []
     return int(sum(each.value for each in samples if each.metric == "job_runs_total" and each.labels == labels))
 
 
-def _holder(snapshot: Snapshot, job: str) -> str | None:
+def _holder(snapshot: SystemSnapshot, job: str) -> str | None:
     """``host:pid:random`` without its random part."""
     token = snapshot.holders.get(LOCKS[job])
     if token is None:

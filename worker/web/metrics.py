@@ -18,8 +18,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from worker import __version__
-from worker.readings import JobState, Sample
-from worker.web.dependencies import LOCKS, Dependencies, Snapshot
+from worker.registry import LOCKS
+from worker.runtime.counter_readings import JobState, MetricValue
+from worker.web.dependencies import Dependencies, SystemSnapshot
 
 PREFIX = "crm_worker_"
 MOST_SERIES = 200  # of one family; more of them would be somebody's mistake
@@ -86,9 +87,9 @@ class WorkerCollector(Collector):
 
 
 def _families(
-    known: Mapping[str, tuple[str, tuple[str, ...]]], samples: Iterable[Sample], family: Any
+    known: Mapping[str, tuple[str, tuple[str, ...]]], samples: Iterable[MetricValue], family: Any
 ) -> Iterator[Metric]:
-    by_name: dict[str, list[Sample]] = {}
+    by_name: dict[str, list[MetricValue]] = {}
     for sample in samples:
         by_name.setdefault(sample.metric, []).append(sample)
     for name, (text, labels) in known.items():
@@ -102,7 +103,7 @@ def _families(
         yield made
 
 
-def _jobs(snapshot: Snapshot) -> Iterator[Metric]:
+def _jobs(snapshot: SystemSnapshot) -> Iterator[Metric]:
     jobs: Mapping[str, JobState] = snapshot.readings.jobs if snapshot.readings else {}
     known = {name: state for name, state in jobs.items() if name in LOCKS}
     yield _gauges(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import tzinfo
 
 from worker import __version__
-from worker.settings import Settings
+from worker.runtime.settings import Settings
 from worker.web import history
-from worker.web.backlog import CampaignView, Waiting, campaign_view, waiting
-from worker.web.dependencies import Snapshot
+from worker.web.backlog import Backlog, CampaignView, campaign_view, waiting
+from worker.web.dependencies import SystemSnapshot
 from worker.web.history import Minute
 from worker.web.jobs import ErrorView, JobView, job_errors, job_views
 from worker.web.words import ago, one_line, reason
@@ -77,7 +77,7 @@ class Overview:
     campaigns: tuple[CampaignView, ...] | None  # None: the database does not tell
     campaigns_in_all: int
     campaigns_of_others: int  # that the CRM's app servers send
-    waiting: Waiting
+    waiting: Backlog
     errors: tuple[ErrorView, ...]
     last_hour: tuple[Minute, ...]
 
@@ -88,7 +88,7 @@ def zones(settings: Settings) -> dict[str, tzinfo]:
 
 
 def overview(
-    snapshot: Snapshot, now: float, zones: Mapping[str, tzinfo], uptime_seconds: float | None = None
+    snapshot: SystemSnapshot, now: float, zones: Mapping[str, tzinfo], uptime_seconds: float | None = None
 ) -> Overview:
     """Sums up a snapshot at ``now`` (Unix seconds); ``zones``: job -> the zone that its interval is counted in."""
     services = tuple(
@@ -121,7 +121,7 @@ def overview(
 
 
 def _reasons(
-    snapshot: Snapshot, jobs: tuple[JobView, ...], programs: tuple[ProgramView, ...], now: float
+    snapshot: SystemSnapshot, jobs: tuple[JobView, ...], programs: tuple[ProgramView, ...], now: float
 ) -> Iterator[str]:
     for key, name in SERVERS.items():
         if not snapshot.services[key].up:
@@ -137,7 +137,7 @@ def _reasons(
         yield f"{program.name} {bad if program.bad_settings else program.state}"
 
 
-def _programs(snapshot: Snapshot) -> Iterator[ProgramView]:
+def _programs(snapshot: SystemSnapshot) -> Iterator[ProgramView]:
     gauges = snapshot.readings.gauges if snapshot.readings else []
     bad = {each.labels.get("program") for each in gauges if each.metric == "program_bad_settings" and each.value}
     for each in gauges:

@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime
 
+from worker.content.one_line import one_line as content_line
 from worker.web.work import CAP
 
 HEADLINES = {"ok": "Healthy", "degraded": "Degraded", "down": "Down"}
@@ -18,7 +19,6 @@ MARKS = {
     "never": "–",
 }
 
-_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # invisible, but part of words in Indian scripts
 _LONGEST = 500
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 # what the client libraries write when a server is away -> who
@@ -98,9 +98,7 @@ def reason(error: str) -> str:
 
 def one_line(text: str) -> str:
     """Without control characters, which would change a terminal or the direction of what follows; not too long."""
-    shown = "".join(char if char.isprintable() or char in _JOINERS else " " for char in text)
-    shown = " ".join(shown.split(" ")).strip()
-    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+    return content_line(text, _LONGEST)
 
 
 def _whole(seconds: int) -> str:

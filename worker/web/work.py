@@ -6,7 +6,7 @@ One statement, once in two seconds at most, that counts nothing further than ``C
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from worker.db import Database, queries
+from worker.runtime.db import Database, queries
 
 CAP = 10_000  # a longer backlog is shown as "more than 10,000"
 MOST_RUNS = 50
@@ -16,7 +16,7 @@ STALE_PACE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Run:
+class RunningCampaign:
     """A campaign that the worker sends. Counts are the campaign's own."""
 
     id: str
@@ -38,10 +38,10 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkInProgress:
     """Counts above ``CAP`` are ``CAP`` + 1; seconds count from now."""
 
-    runs: tuple[Run, ...]  # the longest running first, at most MOST_RUNS
+    runs: tuple[RunningCampaign, ...]  # the longest running first, at most MOST_RUNS
     runs_in_all: int
     others_running: int  # campaigns that the CRM's app servers send
     next_campaign_seconds: float | None
@@ -53,20 +53,20 @@ class Work:
     notices: int  # digests and mails about trials that wait or are on their way
 
 
-class Paces:
+class CampaignRates:
     """Remembers how far each campaign was, to tell how fast it is. ``clock`` counts seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._seen: dict[str, list[tuple[float, int]]] = {}  # campaign -> (when, done), oldest first
 
-    def per_second(self, runs: list[Run]) -> list[float | None]:
+    def per_second(self, runs: list[RunningCampaign]) -> list[float | None]:
         """The rate of each of the running campaigns; those not among them are forgotten."""
         now = self._clock()
         self._seen = {run.id: self._looks(run, now) for run in runs}
         return [self._rate(run, self._seen[run.id]) for run in runs]
 
-    def _looks(self, run: Run, now: float) -> list[tuple[float, int]]:
+    def _looks(self, run: RunningCampaign, now: float) -> list[tuple[float, int]]:
         """This look and earlier ones back to a minute ago, and one older than that."""
         looks = [each for each in self._seen.get(run.id, []) if now - each[0] < STALE_PACE_SECONDS]
         if looks and looks[-1][1] > run.done:
@@ -76,7 +76,7 @@ class Paces:
         return [*looks, (now, run.done)]
 
     @staticmethod
-    def _rate(run: Run, looks: list[tuple[float, int]]) -> float | None:
+    def _rate(run: RunningCampaign, looks: list[tuple[float, int]]) -> float | None:
         (first_at, first_done), (now, done) = looks[0], looks[-1]
         if now - first_at >= LEAST_PACE_SECONDS:
             return (done - first_done) / (now - first_at)
@@ -85,10 +85,10 @@ class Paces:
         return run.done / run.running_seconds
 
 
-def read_work(database: Database, paces: Paces) -> Work:
+def read_work(database: Database, paces: CampaignRates) -> WorkInProgress:
     """Asks the database. Raises psycopg2.Error, also where bin/migrate has not run."""
     row = database.one(queries("web")["work"], cap=CAP, runs=MOST_RUNS) or {}
-    runs = [Run(**each) for each in row["runs"]]
+    runs = [RunningCampaign(**each) for each in row["runs"]]
     rates = paces.per_second(runs)
     shown = tuple(replace(run, per_second=rate) for run, rate in zip(runs, rates, strict=True))
-    return Work(**(row | {"runs": shown}))
+    return WorkInProgress(**(row | {"runs": shown}))

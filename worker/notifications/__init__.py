@@ -1,0 +1,1 @@
+"""Single messages: claimed, sent, settled."""

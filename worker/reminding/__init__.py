@@ -1,0 +1,1 @@
+"""Digests of leads that wait for a follow-up."""

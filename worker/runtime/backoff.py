@@ -1,0 +1,6 @@
+"""How long to wait after failures in a row."""
+
+
+def backoff_seconds(failures: int, first_seconds: float, limit_seconds: float) -> float:
+    """Seconds to wait after ``failures`` (at least 1) failures in a row: doubles, up to the limit."""
+    return min(limit_seconds, first_seconds * 2.0 ** min(failures - 1, 30))

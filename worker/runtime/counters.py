@@ -1,0 +1,180 @@
+"""What a job tells about itself: counters, gauges and its own state, as hashes in Redis that `web` reads.
+
+    worker:counters     messages_total{channel="email",outcome="sent"} -> number, only ever added to
+    worker:gauges       the same kind of field -> the latest value
+    worker:job:<job>    running, last_run, last_success, interval, durations, last_error, pid, host, heartbeat
+    worker:jobs         the set of the names of jobs that ever ran
+
+The job adds in memory and writes now and then, all at once. While Redis is away everything is kept and
+added up.
+"""
+
+import json
+import logging
+import math
+import os
+import secrets
+import socket
+import threading
+from datetime import UTC, datetime
+
+import redis
+
+from worker.runtime.counter_readings import (
+    BUCKET,
+    COUNTERS,
+    DURATION_BOUNDS_SECONDS,
+    GAUGES,
+    JOBS,
+    job_key,
+    read_all,
+    series_name,
+)
+
+__all__ = ["Counters", "read_all"]
+
+log = logging.getLogger(__name__)
+
+ERROR_LENGTH = 500
+_BATCH_MEMORY_SECONDS = 86_400
+
+# A batch whose answer got lost is sent again under its number, and the server drops it if it knows that
+# number: so nothing is lost and nothing counted twice, which MULTI alone could not promise. The number is
+# written first: if the server takes no writes, the script ends there with nothing done. A command that fails
+# by itself (somebody's key of another type) must not stop the rest.
+_APPLY = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return {} end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+local refused = {}
+for _, command in ipairs(cjson.decode(ARGV[3])) do
+  local answer
+  if command[1] ~= 'HDELIF' then
+    answer = redis.pcall(unpack(command))
+  elseif redis.call('HGET', command[2], command[3]) == command[4] then
+    answer = redis.pcall('HDEL', command[2], command[3])
+  end
+  if type(answer) == 'table' and answer.err then refused[#refused + 1] = command[2] .. ': ' .. answer.err end
+end
+return refused
+"""
+
+
+class Counters:
+    """The counters of one process of ``job``. Thread-safe; no method raises for want of Redis."""
+
+    def __init__(self, client: redis.Redis, job: str) -> None:
+        self.job = job
+        self._apply = client.register_script(_APPLY)
+        self._host, self._pid = socket.gethostname(), os.getpid()
+        self._process = f"{self._host}:{self._pid}:{secrets.token_hex(8)}"
+        self._pending = threading.Lock()  # guards the next three
+        self._sums: dict[tuple[str, str], float] = {}
+        self._values: dict[tuple[str, str], str] = {}
+        self._ended = False
+        self._writing = threading.Lock()  # guards the next three
+        self._batch: list[list[str]] = []
+        self._number = 0
+        self._failing = False
+
+    def add(self, metric: str, amount: float = 1, **labels: str) -> None:
+        """Adds to a counter, in memory. Raises ValueError for an amount below 0 and for bad names."""
+        if not 0 <= amount < math.inf:
+            raise ValueError(f"a counter only grows, not by {amount}")
+        self._add((COUNTERS, series_name(metric, labels)), amount)
+
+    def gauge(self, metric: str, value: float, **labels: str) -> None:
+        """Sets a gauge, in memory; only the latest value is written."""
+        with self._pending:
+            self._values[GAUGES, series_name(metric, labels)] = repr(float(value))
+
+    def job_started(self, at: datetime, interval_seconds: float) -> None:
+        """A tick of the job begins in this process: written at once. ``at`` is UTC if it has no zone."""
+        self._set(
+            running=self._process,
+            pid=str(self._pid),
+            host=self._host,
+            last_run=_unix(at),
+            heartbeat=_unix(at),
+            interval=repr(float(interval_seconds)),
+        )
+        self.flush()
+
+    def job_ended(self, at: datetime, outcome: str, duration_seconds: float, error: str | None) -> None:
+        """A tick ended (success, failure), or another process had the lock (skipped): kept for ``flush``."""
+        self.add("job_runs_total", job=self.job, outcome=outcome)
+        if outcome == "skipped":
+            return  # the job's state belongs to the process that has the lock
+        bound = next(bound for bound in DURATION_BOUNDS_SECONDS if duration_seconds <= bound)
+        for field, amount in (
+            (f"{BUCKET}{bound}", 1.0),
+            ("duration_sum", duration_seconds),
+            ("duration_count", 1.0),
+        ):
+            self._add((job_key(self.job), field), amount)
+        self._set(heartbeat=_unix(at))
+        if outcome == "success":
+            self._set(last_success=_unix(at))
+        if error is not None:
+            self._set(last_error=error[:ERROR_LENGTH], last_error_at=_unix(at))
+        with self._pending:
+            self._ended = True
+            self._values.pop((job_key(self.job), "running"), None)
+
+    def heartbeat(self, at: datetime) -> None:
+        """The job is alive: written at once. To be called by the process that has the lock."""
+        self._set(heartbeat=_unix(at), pid=str(self._pid), host=self._host)
+        self.flush()
+
+    def flush(self) -> bool:
+        """Writes all that is pending, in one round trip. False when Redis did not take it: it is kept."""
+        with self._writing:
+            while self._batch or self._next_batch():
+                try:
+                    self._write()
+                except redis.RedisError as error:
+                    self._say_once(error)
+                    return False
+                self._batch = []
+                self._failing = False
+            return True
+
+    def _say_once(self, error: redis.RedisError) -> None:
+        if not self._failing:
+            log.warning("counters cannot be written, they are kept", {"job": self.job, "reason": error})
+        self._failing = True
+
+    def _add(self, series: tuple[str, str], amount: float) -> None:
+        with self._pending:
+            self._sums[series] = self._sums.get(series, 0.0) + amount
+
+    def _set(self, **fields: str) -> None:
+        with self._pending:
+            self._ended = self._ended and "running" not in fields
+            for field, text in fields.items():
+                self._values[job_key(self.job), field] = text
+
+    def _next_batch(self) -> bool:
+        """Makes the commands of the next write; False when there is nothing to write."""
+        with self._pending:
+            sums, self._sums = self._sums, {}
+            values, self._values = self._values, {}
+            ended, self._ended = self._ended, False
+        self._batch = [["HINCRBYFLOAT", key, field, repr(amount)] for (key, field), amount in sums.items()]
+        self._batch += [["HSET", key, field, text] for (key, field), text in values.items()]
+        if any(key == job_key(self.job) for key, _ in values):
+            self._batch.append(["SADD", JOBS, self.job])
+        if ended:  # another process may have got the lock meanwhile and say that it is running
+            self._batch.append(["HDELIF", job_key(self.job), "running", self._process])
+        self._number += bool(self._batch)
+        return bool(self._batch)
+
+    def _write(self) -> None:
+        keys = [f"worker:batch:{self._process}"]
+        batch = json.dumps(self._batch, ensure_ascii=False).encode("utf-8", "replace")
+        refused = self._apply(keys, [self._number, _BATCH_MEMORY_SECONDS, batch])
+        if refused:
+            log.error("Redis refused counters", {"job": self.job, "refused": len(refused), "reason": refused[0]})
+
+
+def _unix(at: datetime) -> str:
+    return repr((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())

@@ -1,0 +1,190 @@
+"""PostgreSQL: one kept connection, named queries, short transactions.
+
+A connection runs in autocommit: a single statement is its own transaction, and ``transaction()`` groups
+several. Sessions run in UTC, since the CRM's times carry no zone. When the server goes away the call that
+notices raises psycopg2.OperationalError or InterfaceError, and the next call connects anew.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+
+from worker.errors import SettingsError
+
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+UNAVAILABLE = (psycopg2.OperationalError, psycopg2.InterfaceError)  # what a lost or missing server raises
+
+_AWAY_CODES = ("08", "53", "57P")  # connection, resources, shut down: classes of SQLSTATE
+
+STATEMENT_TIMEOUT_SECONDS = 300  # target building for a million rows takes about twenty
+LOCK_TIMEOUT_SECONDS = 30
+# Parameters that the CRM's Node.js client puts into DATABASE_URL and libpq does not know.
+_NODE_ONLY = {"schema", "connection_limit", "pool_timeout", "pgbouncer", "sslaccept", "socket_timeout"}
+
+
+class UnreadableJson(str):
+    """Stands for a JSON value that Python cannot hold: it has the wrong type wherever an object is expected."""
+
+    __slots__ = ()
+
+
+def _json(raw: str) -> Any:
+    """One row must not stop all others: a number of thousands of digits, or a thousand levels, is unreadable."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return UnreadableJson("a value that cannot be read")
+
+
+Row = dict[str, Any]
+
+
+def is_unavailable(error: psycopg2.Error) -> bool:
+    """Whether the server is lost or missing, rather than refuses a statement (a time-out or a lock, say)."""
+    code = error.pgcode
+    return isinstance(error, UNAVAILABLE) and (code is None or code.startswith(_AWAY_CODES))
+
+
+@cache
+def queries(job: str) -> Mapping[str, str]:
+    """The named statements of ``worker/sql/<job>.sql``: blocks that begin with ``-- name: <name>``."""
+    source = _sql(job)
+    blocks = re.split(r"^-- name: (\w+).*$", source, flags=re.MULTILINE)[1:]
+    return dict(zip(blocks[::2], (block.strip() for block in blocks[1::2]), strict=True))
+
+
+def _sql(name: str) -> str:
+    """The text of ``worker/sql/<name>.sql``; each line ``-- include: <file>`` stands for that file's text."""
+    source = resources.files("worker").joinpath(f"sql/{name}.sql").read_text(encoding="utf-8")
+    return re.sub(r"^ *-- include: (\w+)$", lambda found: _sql(found[1]).rstrip(), source, flags=re.MULTILINE)
+
+
+def libpq_url(url: str) -> tuple[str, str | None]:
+    """DATABASE_URL as libpq takes it, and the schema that a Node.js style ``?schema=`` named."""
+    parts = urlsplit(url)
+    pairs = [pair for pair in parts.query.split("&") if pair]  # as they are: libpq reads percent signs, no plus
+    kept = [pair for pair in pairs if pair.partition("=")[0] not in _NODE_ONLY]
+    schema = next((unquote(pair.partition("=")[2]) for pair in pairs if pair.startswith("schema=")), None)
+    return urlunsplit(parts._replace(query="&".join(kept))), schema
+
+
+class Database:
+    """One program's connection to the CRM's database."""
+
+    def __init__(self, url: str, application_name: str) -> None:
+        self._url, self._schema = libpq_url(url)
+        self._application_name = application_name
+        self._connection: psycopg2.extensions.connection | None = None
+        self._prepared: dict[str, str] = {}  # how to run what this connection has prepared
+        try:
+            ports = psycopg2.extensions.parse_dsn(self._url).get("port", "")
+        except psycopg2.ProgrammingError:
+            ports = "unknown"
+        # libpq and its error texts quote the part they stumble over, which may be a piece of the password
+        if not all(port == "" or (port.isdecimal() and 0 < int(port) < 65536) for port in str(ports).split(",")):
+            raise SettingsError(
+                "DATABASE_URL cannot be read by PostgreSQL's client library: check its user, password "
+                "(percent-encode special characters), host, port and parameters"
+            )
+
+    def all(self, statement: str, /, **parameters: Any) -> list[Row]:
+        """Runs one statement that reads, and returns its rows."""
+        return self.execute(statement, **parameters)
+
+    def one(self, statement: str, /, **parameters: Any) -> Row | None:
+        """Runs one statement that reads, and returns its first row, None when there is none."""
+        return self.execute_one(statement, **parameters)
+
+    def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
+        """Runs one statement that writes, and returns the rows that its RETURNING or SELECT names."""
+        with self._connected().cursor() as cursor:
+            cursor.execute(statement, parameters)
+            if cursor.description is None:
+                return []
+            names = [column.name for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def execute_one(self, statement: str, /, **parameters: Any) -> Row | None:
+        """As ``execute``; returns the first row, None when there is none."""
+        rows = self.execute(statement, **parameters)
+        return rows[0] if rows else None
+
+    def execute_prepared(self, name: str, statement: str, /, **parameters: Any) -> Row | None:
+        """As ``execute_one``, for a long statement that runs often: PostgreSQL parses and plans it once a connection.
+
+        The types of its parameters are what PostgreSQL makes of their first use.
+        """
+        connection = self._connected()
+        if name not in self._prepared:
+            order = list(dict.fromkeys(_PARAMETER.findall(statement)))
+            numbered = _PARAMETER.sub(lambda found: f"${order.index(found[1]) + 1}", statement).rstrip(";")
+            with connection.cursor() as cursor:
+                cursor.execute(f"PREPARE {name} AS " + numbered.replace("%%", "%"))
+            self._prepared[name] = f"EXECUTE {name} (" + ", ".join(f"%({each})s" for each in order) + ")"
+        return self.execute_one(self._prepared[name], **parameters)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Groups the statements inside into one transaction."""
+        connection = self._connected()
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            try:
+                yield
+            except BaseException:
+                if not connection.closed:
+                    cursor.execute("ROLLBACK")
+                raise
+            cursor.execute("COMMIT")
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> psycopg2.extensions.connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = self.connect()
+            self._prepared = {}
+        return self._connection
+
+    def connect(self) -> psycopg2.extensions.connection:
+        """A new connection, not kept: the caller closes it."""
+        connection = psycopg2.connect(
+            self._url,
+            application_name=self._application_name,
+            connect_timeout=5,
+            keepalives=1,
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+            tcp_user_timeout=60_000,
+        )
+        connection.autocommit = True
+        psycopg2.extras.register_default_json(connection, loads=_json)
+        psycopg2.extras.register_default_jsonb(connection, loads=_json)
+        connection.set_client_encoding("UTF8")  # also where the database itself has no encoding (SQL_ASCII)
+        with connection.cursor() as cursor:
+            # set after connecting: connection poolers refuse start-up options
+            cursor.execute(
+                "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', %s, false), "
+                "set_config('lock_timeout', %s, false)",
+                (f"{STATEMENT_TIMEOUT_SECONDS}s", f"{LOCK_TIMEOUT_SECONDS}s"),
+            )
+            # a claim that the server could forget in a crash would be claimed, and sent, again
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'on', false) "
+                "WHERE current_setting('synchronous_commit') = 'off'"
+            )
+            if self._schema:
+                cursor.execute("SELECT set_config('search_path', quote_ident(%s), false)", (self._schema,))
+        return connection

@@ -1,0 +1,85 @@
+"""What a job is: an object with a tick, and the context that it is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+from functools import cached_property
+from typing import Protocol
+
+import redis
+
+from worker.runtime.clock import utc_now
+from worker.runtime.counters import Counters
+from worker.runtime.db import Database
+from worker.runtime.lock import Lock
+from worker.runtime.settings import Settings
+from worker.runtime.signals import Signals
+
+
+class JobContext:
+    """What every job works with: settings, servers, its lock and counters, signals and the clock.
+
+    ``clock`` returns UTC without a zone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        redis_client: redis.Redis,
+        lock: Lock,
+        counters: Counters,
+        signals: Signals,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.redis = redis_client
+        self.lock = lock
+        self.counters = counters
+        self.signals = signals
+        self.clock = clock
+
+    @cached_property
+    def database(self) -> Database:
+        """The CRM's database, not connected yet. Raises SettingsError for a DATABASE_URL that cannot be used."""
+        return Database(self.settings.database_url, f"crm-worker {self.name}")
+
+    @property
+    def may_continue(self) -> bool:
+        """Whether the job may claim more work: it has its lock, and nobody told it to stop."""
+        return self.lock.held and not self.signals.stopping
+
+    def close(self) -> None:
+        """Closes the connections. The lock, the counters and the signals belong to the program."""
+        if "database" in vars(self):
+            self.database.close()
+        self.redis.close()
+
+
+@dataclass
+class TickResult:
+    """What a tick did and when it wants to run next."""
+
+    counts: dict[str, int] = field(default_factory=dict)  # for the log line; zeros are left out
+    next_at: datetime | None = None  # None: at the next interval
+    unfinished: bool = False  # work is left that only waits for its pace: --once goes on
+
+
+class Job(Protocol):
+    """What the loop needs of a job."""
+
+    interval_seconds: float
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone in which the interval is counted."""
+
+    def start(self) -> None:
+        """Called before the first tick, again and again until the servers can be reached."""
+
+    def tick(self, now: datetime) -> TickResult:
+        """Does what is due at ``now``."""
+
+    def close(self) -> bool:
+        """Releases what the job made itself; False: threads still wait for a provider, do not wait for them."""

@@ -1,0 +1,239 @@
+"""The lock that keeps two workers from running the same tick: one Redis server, or the majority of several.
+
+It is an optimisation; the database decides who sends what. So when in doubt it says "not held": a holder
+whose renewals fail, or that was frozen for longer than the lock lives, stops claiming. Over several
+independent servers it follows the Redlock rule
+(https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/).
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import redis
+
+from worker.runtime.clock import boot_seconds
+from worker.runtime.process_token import is_from_dead_process, new_token
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TTL_MS = 60_000
+
+_RENEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+_TAKE_OVER = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """A lock that was acquired: whose token, and until when by ``boot_seconds`` it can be relied upon."""
+
+    token: str
+    until: float
+    renew_at: float
+
+
+class Lock:
+    """``lock:<name>`` on one Redis server, or on the majority of several independent ones.
+
+    ``ttl_ms`` is how long it outlives a holder that says nothing; a thread renews it every third of that
+    while it is held. ``on_lost`` is called once, in whichever thread notices, when a lock that was held is
+    gone. One thread at a time may acquire and release; ``held`` may be read by any.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[redis.Redis],
+        name: str,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        *,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        if not clients or ttl_ms < 100:
+            raise ValueError("a lock needs at least one Redis server and a ttl of at least 100 ms")
+        self.key = f"lock:{name}"
+        self.ttl_ms = ttl_ms
+        self._clients = list(clients)
+        self._quorum = len(self._clients) // 2 + 1
+        self._on_lost = on_lost
+        scripts = [clients[0].register_script(text) for text in (_RENEW, _RELEASE, _TAKE_OVER)]
+        self._renew_script, self._release_script, self._take_over_script = scripts
+        self._changed = threading.Condition()
+        self._hold: _Hold | None = None
+        self.token = ""  # host:pid:random of the latest try to acquire
+        self._unsettled = False  # an answer got lost: Redis may know the token against all appearance
+        self._renewer: threading.Thread | None = None
+        self._renewer_idle = False
+        self._closed = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is surely ours now. Asks the clock, not Redis: cheap enough for every message."""
+        hold = self._hold
+        if hold is None:
+            return False
+        if boot_seconds() < hold.until:
+            return True
+        self._lose(hold, "it could not be renewed in time")
+        return False
+
+    def acquire(self) -> bool:
+        """Whether the lock is ours now; does not wait for another holder.
+
+        A lock left by a dead process of this host is taken over. Raises redis.RedisError when too few
+        servers answer.
+        """
+        if self.held:
+            return True
+        began = boot_seconds()
+        self.token = token = self.token if self._unsettled else new_token()
+        claimed, failures = self._ask_all(lambda client: self._claim(client, token))
+        self._unsettled = bool(failures)
+        hold = self._hold_of(token, began)
+        if claimed >= self._quorum and boot_seconds() < hold.until:
+            self._keep(hold)
+            return True
+        if claimed:
+            self._delete(token)
+        if len(self._clients) - len(failures) < self._quorum:
+            raise failures[0]
+        return False
+
+    def release(self) -> None:
+        """Gives the lock back if it is still ours. Redis may be away: then the lock runs out by itself."""
+        with self._changed:
+            hold, self._hold = self._hold, None
+        if hold is None:
+            return
+        deleted, failures = self._delete(hold.token)
+        if deleted >= self._quorum:
+            return
+        if deleted + len(failures) < self._quorum:
+            self._report_loss("it was gone before its release")
+        else:
+            log.warning("lock not released, it runs out by itself", {"lock": self.key, "reason": failures[0]})
+
+    def holder(self) -> str | None:
+        """The token ``host:pid:random`` that most servers know, None when there is none.
+
+        Raises redis.RedisError when too few servers answer.
+        """
+        tokens: list[str] = []
+
+        def ask(client: redis.Redis) -> bool:
+            tokens.append(str(client.get(self.key) or ""))
+            return True
+
+        answers, failures = self._ask_all(ask)
+        if answers < self._quorum:
+            raise failures[0]
+        return max(filter(None, tokens), key=tokens.count, default=None)
+
+    def close(self) -> None:
+        """Releases the lock and ends its thread; the clients stay open."""
+        self.release()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._renewer is not None and self._renewer is not threading.current_thread():
+            self._renewer.join()
+            self._renewer = None
+
+    def _claim(self, client: redis.Redis, token: str) -> bool:
+        if client.set(self.key, token, nx=True, px=self.ttl_ms):
+            return True
+        found = str(client.get(self.key) or "")
+        if found != token and not is_from_dead_process(found):
+            return False
+        taken = bool(self._take_over_script([self.key], [found, token, self.ttl_ms], client=client))
+        if taken and found != token:
+            log.info("lock taken over from a dead process", {"lock": self.key, "holder": found})
+        return taken
+
+    def _hold_of(self, token: str, began: float) -> _Hold:
+        ttl = self.ttl_ms / 1000
+        drift = ttl * 0.01 + 0.002  # clocks of two machines differ in speed: the Redlock page's allowance
+        return _Hold(token, began + ttl - drift, began + ttl / 3)
+
+    def _keep(self, hold: _Hold) -> None:
+        with self._changed:
+            self._hold = hold
+            if self._renewer is None:
+                self._closed = False
+                self._renewer = threading.Thread(target=self._renew_while_held, name=self.key, daemon=True)
+                self._renewer.start()
+            elif self._renewer_idle:
+                self._changed.notify_all()
+
+    def _delete(self, token: str) -> tuple[int, list[redis.RedisError]]:
+        deleted, failures = self._ask_all(
+            lambda client: bool(self._release_script([self.key], [token], client=client))
+        )
+        self._unsettled = self._unsettled or bool(failures)
+        return deleted, failures
+
+    def _ask_all(self, question: Callable[[redis.Redis], bool]) -> tuple[int, list[redis.RedisError]]:
+        """How many servers say yes, and the errors of those that do not answer."""
+        yes, failures = 0, []
+        for client in self._clients:
+            try:
+                yes += question(client)
+            except redis.RedisError as error:
+                failures.append(error)
+        return yes, failures
+
+    def _renew_while_held(self) -> None:
+        """The thread. A tick is often over long before its lock is due, so it is not woken for each one."""
+        unused = False
+        while not self._closed:
+            with self._changed:
+                hold = self._hold
+                self._renewer_idle = hold is None and unused
+                # A lock acquired during this wait is due a third of the ttl later, so not before its end.
+                pause = self.ttl_ms / 3000 if hold is None else min(hold.renew_at, hold.until) - boot_seconds()
+                if pause > 0 and not self._closed:
+                    self._changed.wait(None if self._renewer_idle else pause)
+                unused = hold is None and self._hold is None
+                hold = self._hold
+            if hold is not None and self.held and boot_seconds() >= hold.renew_at:
+                self._renew(hold)
+
+    def _renew(self, hold: _Hold) -> None:
+        began = boot_seconds()
+        renewed, failures = self._ask_all(
+            lambda client: bool(self._renew_script([self.key], [hold.token, self.ttl_ms], client=client))
+        )
+        if renewed >= self._quorum:
+            self._replace(hold, self._hold_of(hold.token, began))
+        elif renewed + len(failures) < self._quorum:
+            self._lose(hold, "its key was deleted, taken or evicted")
+        else:
+            log.debug("lock not renewed yet", {"lock": self.key, "reason": failures[0]})
+            self._replace(hold, replace(hold, renew_at=boot_seconds() + self.ttl_ms / 20_000))
+
+    def _replace(self, old: _Hold, new: _Hold | None) -> bool:
+        with self._changed:
+            if self._hold is not old:  # released or given up meanwhile
+                return False
+            self._hold = new
+            return True
+
+    def _lose(self, hold: _Hold, reason: str) -> None:
+        if self._replace(hold, None):
+            self._report_loss(reason)
+
+    def _report_loss(self, reason: str) -> None:
+        log.warning("lock lost", {"lock": self.key, "reason": reason})
+        if self._on_lost is not None:
+            self._on_lost()

@@ -1,0 +1,161 @@
+"""The loop that every job runs in: lock, tick, counters, sleep.
+
+Ticks are aligned to the wall clock of the job's zone (a 30 s job runs at :00 and :30, a daily one at midnight),
+never overlap, and a missed one is run once. A tick says when it wants to run next; it is woken then or at the next
+interval, whichever is sooner. When PostgreSQL or Redis is away the loop waits with a growing pause, says so once,
+and goes on by itself when both are back.
+"""
+
+import logging
+import time
+from datetime import datetime, timedelta
+
+import redis
+
+from worker.errors import SchemaError, ServerUnavailable, SettingsError, TickFailed, WorkerError
+from worker.runtime.backoff import backoff_seconds
+from worker.runtime.db import UNAVAILABLE
+from worker.runtime.job import Job, JobContext, TickResult
+from worker.runtime.schedule import next_aligned
+
+log = logging.getLogger(__name__)
+
+OUTAGE_PAUSE_SECONDS = 1.0  # doubles up to
+OUTAGE_PAUSE_LIMIT_SECONDS = 30.0
+IDLE_PAUSE_SECONDS = 0.05  # a tick that did nothing and wants to run at once waits so long all the same
+
+
+class Loop:
+    """Runs one job until it is told to stop."""
+
+    def __init__(self, job: Job, context: JobContext) -> None:
+        self._job = job
+        self._name = context.name
+        self._context = context
+        self._lock = context.lock
+        self._counters = context.counters
+        self._signals = context.signals
+        self._clock = context.clock
+        self._started = False
+        self.all_ended = True  # whether no thread is left that waits for a provider
+        self._failures = 0  # in a row, because PostgreSQL or Redis was unavailable
+        self._failed = False  # the last round
+        self._skipped = False  # the last round
+
+    def run(self, *, once: bool) -> int:
+        """Runs ticks until a signal, or with ``once`` until all that is due is done. Returns the exit status."""
+        try:
+            while not self._signals.stopping:
+                result = self._round(self._clock())
+                if once and not result.unfinished:
+                    return 1 if self._failed else 0
+                self._sleep_until(result.next_at or self._next_interval())
+            log.info("stopping on a signal", {"job": self._name})
+            return 0
+        finally:
+            self._lock.close()
+            self._counters.flush()
+            self.all_ended = self._job.close()
+            self._context.close()
+
+    def _round(self, now: datetime) -> TickResult:
+        """One tick under the lock, and what to do next when it failed."""
+        began = time.monotonic()
+        self._failed = False
+        try:
+            if not self._lock.acquire():
+                return self._skip(now)
+            try:
+                result = self._tick(now)
+            finally:
+                self._lock.release()
+        except (SettingsError, SchemaError):
+            raise
+        except (*UNAVAILABLE, redis.RedisError, ServerUnavailable) as error:
+            return self._outage(began, error)
+        except TickFailed as error:
+            log.error("tick failed", {"job": self._name, "reason": error})
+            self._failure(began, error)
+            return TickResult(next_at=self._clock() + timedelta(seconds=error.delay_seconds))
+        except WorkerError as error:
+            log.error("tick failed", {"job": self._name, "reason": error})
+            return self._failure(began, error)
+        except Exception as error:
+            log.exception("tick failed: a bug, please report it", {"job": self._name})
+            return self._failure(began, error)
+        self._recovered()
+        self._skipped = False
+        self._counters.job_ended(self._clock(), "success", time.monotonic() - began, None)
+        self._counters.flush()
+        self._report(result, time.monotonic() - began)
+        return result
+
+    def _tick(self, now: datetime) -> TickResult:
+        if not self._started:
+            self._job.start()
+            self._started = True
+        self._counters.job_started(now, self._job.interval_seconds)
+        return self._job.tick(now)
+
+    def _report(self, result: TickResult, seconds: float) -> None:
+        done = {key: count for key, count in result.counts.items() if count}
+        result.next_at = min(filter(None, [result.next_at, self._next_interval()]))
+        log.debug("tick", {"job": self._name, **done, "seconds": round(seconds, 3), "next": result.next_at})
+        at_once = result.next_at is not None and result.next_at <= self._clock()
+        if not done and at_once:
+            result.next_at = self._clock() + timedelta(seconds=IDLE_PAUSE_SECONDS)
+
+    def _skip(self, now: datetime) -> TickResult:
+        """Another worker holds the lock: try again well before its lock could have run out unnoticed."""
+        self._recovered()
+        if not self._skipped:
+            log.info(
+                "another worker holds the lock",
+                {"job": self._name, "lock": self._lock.key, "holder": self._lock.holder()},
+            )
+        self._skipped = True
+        self._counters.job_ended(now, "skipped", 0.0, None)
+        self._counters.flush()
+        pause = min(self._job.interval_seconds, self._lock.ttl_ms / 3000)
+        return TickResult(next_at=now + timedelta(seconds=pause))
+
+    def _outage(self, began: float, error: Exception) -> TickResult:
+        self._failures += 1
+        if self._failures == 1:
+            log.error(
+                "a server is unavailable, the job waits for it",
+                {"job": self._name, "server": _server_of(error), "reason": str(error).strip()},
+            )
+        self._failure(began, error)
+        pause = backoff_seconds(self._failures, OUTAGE_PAUSE_SECONDS, OUTAGE_PAUSE_LIMIT_SECONDS)
+        return TickResult(next_at=self._clock() + timedelta(seconds=pause))
+
+    def _recovered(self) -> None:
+        if self._failures:
+            log.warning(
+                "the server is available again, the job continues", {"job": self._name, "failures": self._failures}
+            )
+        self._failures = 0
+
+    def _failure(self, began: float, error: Exception) -> TickResult:
+        self._failed = True
+        self._counters.job_ended(self._clock(), "failure", time.monotonic() - began, str(error).strip())
+        self._counters.flush()
+        return TickResult()
+
+    def _next_interval(self) -> datetime:
+        return next_aligned(self._clock(), self._job.interval_seconds, self._job.zone)
+
+    def _sleep_until(self, wake_at: datetime) -> None:
+        while not (self._signals.stopping or self._signals.tick_now):
+            left = (wake_at - self._clock()).total_seconds()
+            if left <= 0:
+                break
+            self._signals.wait(min(left, 60.0))  # in pieces: the wall clock may be set meanwhile
+        self._signals.tick_now = False
+
+
+def _server_of(error: Exception) -> str:
+    if isinstance(error, ServerUnavailable):
+        return error.server
+    return "Redis" if isinstance(error, redis.RedisError) else "PostgreSQL"

@@ -1,0 +1,121 @@
+"""Migrations: they make and update the worker's own tables and its indexes on the CRM's tables.
+
+Migrations are the numbered files in worker/sql/migrations, run once each in their order. Most run in one
+transaction; those that begin with ``-- concurrently`` run statement by statement, so that indexes on the
+CRM's tables are built without blocking it. Safe to run twice, and by two at once: the second one waits.
+"""
+
+import time
+from dataclasses import dataclass
+from importlib import resources
+
+import psycopg2
+import psycopg2.extensions
+
+from worker.errors import SchemaError, WorkerError
+from worker.runtime.db import Database
+
+ADVISORY_LOCK = 0x63726D77  # one number for all migrations of this product
+WAIT_SECONDS = 600
+LOCK_TIMEOUT = "5s"  # a migration gives way to the CRM rather than queue its users behind it
+
+
+@dataclass(frozen=True)
+class Migration:
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def concurrently(self) -> bool:
+        return self.sql.startswith("-- concurrently")
+
+    def statements(self) -> list[str]:
+        """The single statements of a ``-- concurrently`` file."""
+        code = "\n".join(line for line in self.sql.splitlines() if not line.startswith("--"))
+        return [statement.strip() for statement in code.split(";") if statement.strip()]
+
+
+def migrations() -> list[Migration]:
+    folder = resources.files("worker").joinpath("sql/migrations")
+    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".sql")), key=lambda path: path.name)
+    return [Migration(int(path.name[:4]), path.name[5:-4], path.read_text("utf-8")) for path in paths]
+
+
+def require_current(db: Database) -> None:
+    """Raises SchemaError when the worker's tables are missing or older than this program."""
+    newest = migrations()[-1].version
+    found = db.one("SELECT to_regclass('worker.migration') IS NOT NULL AS present")
+    row = db.one("SELECT max(version) AS version FROM worker.migration") if found and found["present"] else None
+    version = (row and row["version"]) or 0
+    if version < newest:
+        state = f"at version {version}, this program needs {newest}" if version else "missing"
+        raise SchemaError(f"the worker's own tables are {state}: run bin/migrate")
+
+
+def migrate(connection: psycopg2.extensions.connection) -> list[str]:
+    """Brings the database up to date and returns the names of what was done."""
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        # no limits: indexes are built concurrently, make nobody wait, and take as long as they take
+        cursor.execute(
+            "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', '0', false), "
+            "set_config('lock_timeout', '0', false)"
+        )
+        _take_turn(cursor)
+        try:
+            cursor.execute("CREATE SCHEMA IF NOT EXISTS worker")
+            cursor.execute(
+                "CREATE TABLE IF NOT EXISTS worker.migration (version integer PRIMARY KEY, name text NOT NULL, "
+                "applied_at timestamp(3) NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'))"
+            )
+            cursor.execute("SELECT version FROM worker.migration")
+            applied = {version for (version,) in cursor.fetchall()}
+            todo = [migration for migration in migrations() if migration.version not in applied]
+            for migration in todo:
+                _apply(cursor, migration)
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
+    return [f"{migration.version:04d}_{migration.name}" for migration in todo]
+
+
+def _take_turn(cursor: psycopg2.extensions.cursor) -> None:
+    """Waits by asking again and again: a session that blocks on the lock would hold a snapshot, for which
+    CREATE INDEX CONCURRENTLY of the other one waits in turn."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,))
+        if (cursor.fetchone() or (False,))[0]:
+            return
+        if time.monotonic() > deadline:
+            raise WorkerError(f"another bin/migrate has been at work for {WAIT_SECONDS} s: look at it first")
+        time.sleep(0.2)
+
+
+def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
+    record = "INSERT INTO worker.migration (version, name) VALUES (%s, %s)"
+    if not migration.concurrently:
+        cursor.execute("BEGIN")
+        try:
+            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            cursor.execute(migration.sql)
+            cursor.execute(record, (migration.version, migration.name))
+        except psycopg2.Error:
+            cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
+        return
+    _drop_invalid_indexes(cursor)
+    for statement in migration.statements():
+        cursor.execute(statement)
+    cursor.execute(record, (migration.version, migration.name))
+
+
+def _drop_invalid_indexes(cursor: psycopg2.extensions.cursor) -> None:
+    """An index whose concurrent building was cut short stays behind unusable; it has to be built anew."""
+    cursor.execute(
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND c.relname LIKE 'worker\\_%'"
+    )
+    for (name,) in cursor.fetchall():
+        cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")

@@ -1,0 +1,48 @@
+"""Who holds a lock: ``host:pid:random``, and whether that process is still there.
+
+A pid says something only to processes that see the same ones. Containers may share a host name and machines
+may have the same one, so the random part begins with a mark of the kernel and its process namespace.
+"""
+
+import functools
+import os
+import secrets
+import socket
+from pathlib import Path
+
+
+def new_token() -> str:
+    """A token of this process that was never used before."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_namespace()}.{secrets.token_hex(8)}"
+
+
+def is_from_dead_process(token: str) -> bool:
+    """Whether the token's process ran on this host and is no more. False when that cannot be known."""
+    host, _, rest = token.partition(":")
+    pid, _, random = rest.partition(":")
+    if host != socket.gethostname() or not _is_pid(pid):
+        return False
+    namespace, dot, _ = random.partition(".")
+    if dot and namespace != _namespace():
+        return False
+    try:
+        os.kill(int(pid), 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False  # somebody else's, but alive
+    return False
+
+
+def _is_pid(text: str) -> bool:
+    # 0 and below mean groups of processes; no system has pids of more than 31 bits.
+    return text.isascii() and text.isdigit() and len(text) < 11 and 0 < int(text) < 2**31
+
+
+@functools.cache
+def _namespace() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return f"{boot[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return "unknown"  # not Linux: the host name alone has to do

@@ -1,0 +1,45 @@
+"""Signals that a job program handles: the handlers only set flags."""
+
+import select
+import signal
+import socket
+from types import FrameType
+
+
+class Signals:
+    """SIGTERM, SIGINT and SIGUSR1 as flags; the handlers do nothing else."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.tick_now = False
+        self._installed = False
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+
+    def install(self) -> None:
+        """To be called in the main thread."""
+        self._installed = True
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGUSR1, self._tick)
+
+    def close(self) -> None:
+        """At the very end: signals are no longer noticed."""
+        if self._installed:
+            signal.set_wakeup_fd(-1)
+        self._woken.close()
+        self._waker.close()
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps until a signal comes, at most so long."""
+        ready, _, _ = select.select([self._woken], [], [], max(0.0, seconds))
+        if ready:
+            self._woken.recv(4096)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+
+    def _tick(self, number: int, frame: FrameType | None) -> None:
+        self.tick_now = True

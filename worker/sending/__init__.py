@@ -1,0 +1,1 @@
+"""What several jobs send with: accounts, pacing, requests."""

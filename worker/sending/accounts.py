@@ -1,0 +1,162 @@
+"""The accounts that messages leave through, from a tenant's and a user's settings; providers are kept in use.
+
+E-mail leaves through Gmail when the user has both tokens and the tenant has mail.oauth, else through SMTP_URL;
+WhatsApp through the tenant's phone id. Nothing configured: TransportMissing, with what to do.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+
+from worker.content.campaign import Sender
+from worker.content.secrets import decrypt
+from worker.errors import SettingsError, TransportMissing
+from worker.providers import Provider
+from worker.providers.gmail import GmailProvider
+from worker.providers.google_token import GoogleToken
+from worker.providers.http import HttpPool
+from worker.providers.smtp import SmtpProvider
+from worker.providers.whatsapp import WhatsAppProvider
+from worker.runtime.db import Row
+from worker.runtime.settings import Settings
+from worker.sending.pacing import Pace
+
+KEPT = 512  # of each kind; the least used go first
+
+
+@dataclass(frozen=True)
+class GmailAccount:
+    """The Gmail connection of a user."""
+
+    provider: GmailProvider
+    token: GoogleToken
+    user_id: str
+    tenant_id: str
+    refresh_token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class WhatsAppAccount:
+    """A tenant's phone id and its pace."""
+
+    provider: Provider
+    pace: Pace
+
+
+@dataclass(frozen=True)
+class EmailAccount:
+    """Who an e-mail is from, and how it leaves."""
+
+    provider: Provider
+    sender: Sender
+    pace: Pace | None = None  # None: no limit of ours
+    gmail: GmailAccount | None = None
+
+
+class Accounts:
+    """All accounts that one process sends through."""
+
+    def __init__(
+        self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime], concurrency: int
+    ) -> None:
+        """``concurrency``: threads that send at once. Raises SettingsError when SMTP_URL cannot be used."""
+        self._settings = settings
+        self._redis = client
+        self._pool = HttpPool(concurrency)
+        self._aware_clock = lambda: clock().replace(tzinfo=UTC)
+        self._gmail: OrderedDict[tuple[str, ...], GmailAccount] = OrderedDict()
+        try:
+            self._smtp = SmtpProvider(settings.smtp_url) if settings.smtp_url else None
+        except ValueError as error:
+            raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
+
+    def whatsapp(self, tenant_settings: object) -> WhatsAppAccount:
+        """The tenant's phone id. Raises TransportMissing."""
+        account = part(tenant_settings, "whatsapp")
+        token, phone_id = account.get("token"), account.get("phoneId")
+        if not (isinstance(token, str) and token and isinstance(phone_id, str | int) and phone_id):
+            raise TransportMissing("WhatsApp is not configured: enter token and phone id in the tenant's settings")
+        try:
+            provider = WhatsAppProvider(self._settings.whatsapp_api_url, str(phone_id), token, self._pool)
+        except ValueError as error:
+            raise TransportMissing(f"WhatsApp is not configured: {error}") from None
+        return WhatsAppAccount(provider, Pace(self._redis, f"pace:whatsapp:{phone_id}", self._settings.whatsapp_rate))
+
+    def email(self, user: Row) -> EmailAccount:
+        """The user's Gmail or SMTP_URL. Raises TransportMissing.
+
+        ``user``: user_id, user_name, user_email, tenantId, tenant_name, tenant_settings, and the columns googleEmail,
+        gmailAccessToken, gmailRefreshToken, gmailTokenExpiry.
+        """
+        mail = part(user["tenant_settings"], "mail")
+        smtp, oauth = part(mail, "smtp"), part(mail, "oauth")
+        name = text(smtp, "fromName") or user["user_name"] or user["tenant_name"]
+        reply_to = text(smtp, "replyTo")
+        if user["gmailAccessToken"] and user["gmailRefreshToken"] and oauth:
+            account = self._gmail_account(user, oauth)
+            sender = Sender(name, user["googleEmail"] or user["user_email"], reply_to)
+            pace = Pace(self._redis, f"pace:gmail:{account.user_id}", self._settings.gmail_rate)
+            return EmailAccount(account.provider, sender, pace, account)
+        return EmailAccount(self.smtp(), Sender(name, text(smtp, "fromEmail") or user["user_email"], reply_to))
+
+    def smtp(self) -> SmtpProvider:
+        """The operator's own way out. Raises TransportMissing."""
+        if self._smtp is None:
+            raise TransportMissing(
+                "E-mail is not configured: connect the user's Gmail (with mail.oauth in the tenant's settings), or "
+                "let the operator set SMTP_URL"
+            )
+        return self._smtp
+
+    def close(self) -> None:
+        self._pool.close()
+        if self._smtp:
+            self._smtp.close()
+
+    def _gmail_account(self, user: Row, oauth: Row) -> GmailAccount:
+        """Kept as long as nobody connected the account anew: its token is refreshed once for all that it sends."""
+        client_id, stored = text(oauth, "clientId"), oauth.get("clientSecret")
+        refresh_token = user["gmailRefreshToken"]
+        key = (user["user_id"], refresh_token, client_id or "", str(stored))
+        account = self._gmail.get(key)
+        if account is None:
+            token = GoogleToken(
+                self._settings.google_token_url, client_id or "", self._client_secret(stored), refresh_token,
+                user["gmailAccessToken"], user["gmailTokenExpiry"], self._pool, self._aware_clock,
+            )  # fmt: skip
+            provider = GmailProvider(self._settings.gmail_api_url, token, self._pool, self._aware_clock)
+            account = GmailAccount(provider, token, user["user_id"], user["tenantId"], refresh_token)
+            self._gmail[key] = account
+        trim(self._gmail, key)
+        return account
+
+    def _client_secret(self, stored: object) -> str:
+        if self._settings.encryption_key is None:
+            raise TransportMissing("Gmail cannot be used: the operator has to set ENCRYPTION_KEY")
+        try:
+            return decrypt(str(stored), self._settings.encryption_key)
+        except ValueError as error:
+            raise TransportMissing(f"Gmail cannot be used: mail.oauth.clientSecret: {error}") from None
+
+
+def part(settings: object, name: str) -> Row:
+    """A part of the tenant's settings; {} when it is missing or no object."""
+    found = settings.get(name) if isinstance(settings, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def text(settings: Row, name: str) -> str | None:
+    """A text among the tenant's settings; None when it is missing, blank or no text."""
+    found = settings.get(name)
+    return found.strip() or None if isinstance(found, str) else None
+
+
+def trim(kept: OrderedDict[Any, Any], used: object) -> None:
+    """Forgets what was used least, once there is more than KEPT."""
+    kept.move_to_end(used)
+    while len(kept) > KEPT:
+        kept.popitem(last=False)

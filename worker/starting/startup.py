@@ -1,0 +1,119 @@
+"""What bin/entrypoint does: it checks, waits, migrates if it is asked to, and becomes supervisord.
+
+Whatever would keep all programs from working is said here, on the container's own output, before they are started.
+"""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+
+from worker.errors import SchemaError
+from worker.runtime import program
+from worker.runtime.db import Database
+from worker.runtime.migrations import require_current
+from worker.runtime.redis_client import connect
+from worker.runtime.settings import Settings
+from worker.starting.preflight import problems
+from worker.starting.wait_for_services import AwaitedService, wait_for_all
+
+log = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).resolve().parents[2]
+CONF = PROJECT / "conf" / "supervisord.worker.conf"
+ANSWER_SECONDS = 2.0  # for Redis's answer to a PING
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit statuses, as a shell has them
+
+DESCRIPTION = """\
+Starts the worker server in a container: checks the settings of all programs and the folders they write to, waits
+for PostgreSQL and Redis, runs bin/migrate if MIGRATE=true, and becomes supervisord. With a COMMAND it becomes that
+instead (bin/migrate, bin/status, bin/campaign --once) and checks nothing."""
+
+HOW_IT_ENDS = """\
+Exit status, if it does not become another program: 0 stopped by a signal, 1 PostgreSQL or Redis did not answer in
+time or bin/migrate failed, 2 bad settings, a folder that cannot be written, or bin/migrate has to run."""
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Returns the exit status, if it returns at all."""
+    parser = program.parser("entrypoint", DESCRIPTION, HOW_IT_ENDS)
+    parser.add_argument("--conf", type=Path, default=CONF, help="another configuration for supervisord")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="what to run instead")
+    options = parser.parse_args(arguments)
+    if options.command:
+        return become_command(options.command)
+    return program.guarded(lambda: start(options.conf))
+
+
+def start(conf: Path) -> int:
+    """Becomes supervisord, or returns an exit status. Raises SettingsError and SchemaError."""
+    found = problems(conf)
+    for each in found:
+        log.error("cannot start", {"reason": each})
+    if found:
+        return program.BAD_SETTINGS
+    settings = program.settings_from_environment("entrypoint")
+    if settings.is_worker or settings.migrate:
+        status = await_servers(settings) or bring_up_to_date(settings)
+        if status:
+            return status
+    log.info("starting supervisord", {"conf": conf})
+    program.become([sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)], {})
+
+
+def await_servers(settings: Settings) -> int:
+    """Waits for PostgreSQL and Redis. Returns 0 when both answer, else 1."""
+    database = Database(settings.database_url, "crm-worker entrypoint")
+    client = connect(settings.redis_url, timeout_seconds=ANSWER_SECONDS)
+    check = "is it up and reachable from here, and are address, user and password in {} right?"
+    servers = [
+        AwaitedService("PostgreSQL", lambda: database.connect().close(), check.format("DATABASE_URL")),
+        AwaitedService("Redis", client.ping, check.format("REDIS_URL")),
+    ]
+    silent = wait_for_all(servers, settings.entrypoint_wait_seconds)
+    for server in silent:
+        told = {"server": server.name, "reason": server.reason, "check": server.check}
+        log.error("a server did not answer within ENTRYPOINT_WAIT", told)
+    return 1 if silent else 0
+
+
+def bring_up_to_date(settings: Settings) -> int:
+    """Runs bin/migrate if that is wanted. Returns its exit status, 0 when all is well; raises SchemaError."""
+    status = _migrate(PROJECT / "bin" / "migrate") if settings.migrate else 0
+    if status or not settings.is_worker:
+        return status
+    with closing(Database(settings.database_url, "crm-worker entrypoint")) as database:
+        try:
+            require_current(database)
+        except SchemaError as error:
+            raise SchemaError(f"{error}, or start the container with MIGRATE=true") from error
+        except psycopg2.Error as error:
+            log.error("PostgreSQL does not tell whether bin/migrate has run", {"reason": str(error).strip()})
+            return 1
+    return 0
+
+
+def become_command(command: Sequence[str]) -> int:
+    """Returns only when there is no such command."""
+    try:
+        os.execvp(command[0], [*command])  # noqa: S606 - no shell is wanted
+    except OSError as error:
+        sys.stderr.write(f"bin/entrypoint: {command[0]}: {error.strerror}\n")
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+
+
+def _migrate(command: Path) -> int:
+    """Runs a program to its end, which comes early when this one is stopped. Returns its exit status."""
+    process = subprocess.Popen([command])  # noqa: S603 - a program of our own
+    try:
+        return process.wait()
+    except SystemExit:
+        process.terminate()
+        process.wait()
+        raise

@@ -1,0 +1,1 @@
+"""supervisord and its programs."""

@@ -1,0 +1,1 @@
+"""The CRM's vector database: its collection and its snapshots."""

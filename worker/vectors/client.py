@@ -1,0 +1,283 @@
+"""Qdrant, as much of it as the job knowledge needs: a collection, its snapshots, and putting one back.
+
+Only this module imports qdrant-client (60 MB and half a second). Every method raises ServerUnavailable when Qdrant
+does not answer, and VectorStoreError with Qdrant's own words when it refuses. Source: https://api.qdrant.tech/
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+import httpx
+import urllib3
+from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import QdrantException
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+
+from worker.errors import ServerUnavailable, WorkerError
+
+QUESTION_SECONDS = 5  # a program that is stopped meanwhile has to end within ten
+WORK_SECONDS = 3600  # for a snapshot, or for putting one back: as long as its disk needs
+TENANT_FIELD = "metadata.tenantId"
+PART = ".part"  # end of the name of a file that is being written
+REASON_LENGTH = 300
+CHUNK_BYTES = 1 << 20
+LONG_AGO = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
+KEY_REFUSED = (401, 403)
+GATEWAY_SAYS_AWAY = (502, 503, 504)
+
+
+class VectorStoreError(WorkerError):
+    """Qdrant refuses; the text has its reason."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a collection is. ``size`` and ``distance`` are None where it has named vectors, or none."""
+
+    name: str
+    size: int | None
+    distance: str | None  # Cosine, Dot, Euclid or Manhattan
+    points: int
+    tenant_index: str | None  # type of the payload index on TENANT_FIELD
+    by_tenant: bool  # whether that index keeps a tenant's points together
+
+
+@dataclass(frozen=True)
+class CollectionSnapshot:
+    """One snapshot of a collection, as Qdrant lists it."""
+
+    name: str
+    taken_at: datetime  # naive UTC, by Qdrant's clock
+    size_bytes: int
+    sha256: str | None
+
+
+class VectorStore:
+    """One Qdrant. Thread-safe."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        """Connects to nothing yet."""
+        self._url = url
+        self._headers = {"api-key": api_key} if api_key else {}
+        self._api_key = api_key
+        self._client = self._connect(QUESTION_SECONDS)
+        self._patient = self._connect(WORK_SECONDS)
+        self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=5.0, read=60.0))
+
+    def close(self) -> None:
+        self._client.close()
+        self._patient.close()
+        self._http.clear()
+
+    def collection(self, name: str) -> Collection | None:
+        """None: there is no such collection."""
+        with self._asked(f"collection {name}"):
+            if not self._client.collection_exists(name):
+                return None
+            found = self._client.get_collection(name)
+            points = self._client.count(name, exact=True).count
+        vectors = found.config.params.vectors
+        plain = vectors if isinstance(vectors, models.VectorParams) else None
+        index = found.payload_schema.get(TENANT_FIELD)
+        parameters = index.params if index else None
+        return Collection(
+            name,
+            plain.size if plain else None,
+            plain.distance.value if plain else None,
+            points,
+            index.data_type.value if index else None,
+            by_tenant=bool(isinstance(parameters, models.KeywordIndexParams) and parameters.is_tenant),
+        )
+
+    def names(self) -> list[str]:
+        """The names of all collections."""
+        with self._asked("list of collections"):
+            return [each.name for each in self._client.get_collections().collections]
+
+    def make(self, name: str, size: int) -> bool:
+        """Makes a collection for vectors of ``size`` numbers, compared by cosine, with an index on the tenant.
+
+        False: it is there already.
+        """
+        with self._asked(f"making collection {name}"):
+            if self._client.collection_exists(name):
+                return False
+            parameters = models.VectorParams(size=size, distance=models.Distance.COSINE)
+            try:
+                self._patient.create_collection(name, vectors_config=parameters)
+            except UnexpectedResponse:
+                if self._client.collection_exists(name):  # somebody was quicker
+                    return False
+                raise
+        self.index_tenants(name)
+        return True
+
+    def index_tenants(self, name: str) -> None:
+        """Makes the payload index on the tenant, which keeps each tenant's points together."""
+        with self._asked(f"payload index of collection {name}"):
+            schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+            self._patient.create_payload_index(name, TENANT_FIELD, schema, wait=True)
+
+    def count(self, name: str) -> int:
+        """The exact number of points."""
+        with self._asked(f"points of collection {name}"):
+            return self._client.count(name, exact=True).count
+
+    def drop(self, name: str) -> None:
+        """Deletes a collection, if it is there. Its snapshots stay, unlisted until there is one of that name."""
+        with self._asked(f"deleting collection {name}"):
+            self._patient.delete_collection(name)
+
+    def snapshots(self, name: str) -> list[CollectionSnapshot]:
+        """The collection's snapshots, the newest first."""
+        with self._asked(f"snapshots of collection {name}"):
+            found = self._client.list_snapshots(name)
+        return sorted(map(_snapshot, found), key=lambda each: (each.taken_at, each.name), reverse=True)
+
+    def take_snapshot(self, name: str) -> CollectionSnapshot:
+        """Waits until it is taken, which may be minutes."""
+        with self._asked(f"snapshot of collection {name}"):
+            taken = self._patient.create_snapshot(name, wait=True)
+        if taken is None:
+            raise VectorStoreError(f"snapshot of collection {name}: Qdrant does not say that it took one")
+        return _snapshot(taken)
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        with self._asked(f"deleting snapshot {snapshot}"):
+            self._patient.delete_snapshot(name, snapshot, wait=True)
+
+    def download(self, name: str, snapshot: CollectionSnapshot, path: Path) -> None:
+        """Copies a snapshot to ``path``, which appears whole and right or not at all; readable by its owner only.
+
+        Raises OSError too.
+        """
+        part = path.with_name(f".{path.name}{PART}")
+        try:
+            with open(part, "wb", opener=_private) as file:
+                digest = self._stream(name, snapshot, file)
+                os.fsync(file.fileno())
+            if snapshot.sha256 and digest != snapshot.sha256:
+                raise VectorStoreError(f"copy of snapshot {snapshot.name}: what arrived has another checksum")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def recover(self, name: str, source: str, snapshot: CollectionSnapshot) -> None:
+        """Puts a snapshot of the collection ``source`` in the place of collection ``name``, which may be missing.
+
+        Qdrant fetches it from itself, by the address at which it is known here.
+        """
+        location = self._snapshot_url(source, snapshot.name)
+        with self._asked(f"putting back snapshot {snapshot.name}"):
+            self._patient.recover_snapshot(
+                name,
+                location,
+                api_key=self._api_key,
+                checksum=snapshot.sha256,
+                priority=models.SnapshotPriority.SNAPSHOT,
+                wait=True,
+            )
+
+    def upload(self, name: str, path: Path) -> None:
+        """As ``recover``, from a file of this machine. Raises OSError too."""
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            # Qdrant keeps what it is sent among the collection's snapshots: under a name that is nobody else's
+            sent_as = f"uploaded-{secrets.token_hex(8)}.snapshot"
+            try:
+                with self._asked(f"putting back {path}"):
+                    # as text: the client would send the name of the enumeration
+                    self._patient.http.snapshots_api.recover_from_uploaded_snapshot(
+                        name,
+                        wait=True,
+                        priority="snapshot",  # type: ignore[arg-type]
+                        checksum=sha256,
+                        snapshot=(sent_as, file),  # type: ignore[arg-type]
+                    )
+            finally:
+                with suppress(VectorStoreError, ServerUnavailable):  # the reason why it was not put back matters more
+                    if any(each.name == sent_as for each in self.snapshots(name)):
+                        self.delete_snapshot(name, sent_as)
+
+    def _connect(self, seconds: int) -> QdrantClient:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a key without TLS: the network between is the operator's
+            return QdrantClient(url=self._url, api_key=self._api_key, timeout=seconds, check_compatibility=False)
+
+    def _stream(self, name: str, snapshot: CollectionSnapshot, file: BinaryIO) -> str:
+        """Writes a snapshot; returns its SHA-256 in hex."""
+        digest = hashlib.sha256()
+        url = self._snapshot_url(name, snapshot.name)
+        try:
+            response = self._http.request("GET", url, headers=self._headers, preload_content=False, redirect=False)
+            try:
+                if response.status != 200:
+                    raise VectorStoreError(f"copy of snapshot {snapshot.name}: Qdrant answers HTTP {response.status}")
+                for chunk in response.stream(CHUNK_BYTES):
+                    file.write(chunk)
+                    digest.update(chunk)
+            finally:
+                response.close()
+        except urllib3.exceptions.HTTPError as error:
+            raise ServerUnavailable("Qdrant", f"copy of snapshot {snapshot.name}: {error}") from error
+        return digest.hexdigest()
+
+    def _snapshot_url(self, name: str, snapshot: str) -> str:
+        return f"{self._url}/collections/{quote(name, safe='')}/snapshots/{quote(snapshot, safe='')}"
+
+    @contextmanager
+    def _asked(self, what: str) -> Iterator[None]:
+        """Turns the client's errors into the worker's."""
+        try:
+            yield
+        except ResponseHandlingException as error:
+            if isinstance(error.source, httpx.TransportError):
+                raise ServerUnavailable(
+                    "Qdrant", f"{self._url}: {error.source or type(error.source).__name__}"
+                ) from error
+            raise VectorStoreError(
+                f"{what}: Qdrant's answer is not understood: {str(error.source)[:REASON_LENGTH]}"
+            ) from error
+        except UnexpectedResponse as error:
+            status = error.status_code
+            if status in KEY_REFUSED:
+                raise VectorStoreError(f"{what}: Qdrant refuses the key in QDRANT_API_KEY (HTTP {status})") from error
+            if status in GATEWAY_SAYS_AWAY:
+                raise ServerUnavailable("Qdrant", f"{self._url}: HTTP {status}") from error
+            raise VectorStoreError(f"{what}: {_reason(error)}") from error
+        except (ApiException, QdrantException, AssertionError, ValueError) as error:  # no JSON, or without a result
+            reason = str(error)[:REASON_LENGTH] or type(error).__name__
+            raise VectorStoreError(f"{what}: Qdrant's answer is not understood: {reason}") from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _snapshot(told: models.SnapshotDescription) -> CollectionSnapshot:
+    taken_at = LONG_AGO
+    with suppress(ValueError):  # a server that does not say when
+        taken_at = datetime.fromisoformat(told.creation_time or "")
+    if taken_at.tzinfo:
+        taken_at = taken_at.astimezone(UTC).replace(tzinfo=None)
+    return CollectionSnapshot(told.name, taken_at, told.size, told.checksum)
+
+
+def _reason(error: UnexpectedResponse) -> str:
+    """Qdrant's own words, where its answer has some."""
+    try:
+        words = error.structured()["status"]["error"]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError):
+        words = error.content[:200].decode("utf-8", "replace") or error.reason_phrase
+    return f"{words} (HTTP {error.status_code})"
