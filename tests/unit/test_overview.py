@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -16,8 +17,8 @@ from worker.web.campaign_views import CampaignView, campaign_view
 from worker.web.counter_history import Minute, MinuteSample, last_hour, parse_samples
 from worker.web.dependencies import Service, SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, clock, plain, rate, span
-from worker.web.job_views import job_views
-from worker.web.overview import Overview, overview
+from worker.web.job_views import ErrorView, JobView, job_views
+from worker.web.overview import Overview, ProgramView, ServiceView, overview
 from worker.web.status_text import status_lines
 from worker.web.terminal import Terminal, fitted, width
 from worker.web.text_table import Cell, text_table
@@ -164,6 +165,16 @@ def test_it_is_json() -> None:
     parsed = json.loads(json.dumps(asdict(shown)))
     assert parsed["campaigns"][0]["ends_at"] == NOW + 10
     assert parsed["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "shown", [Overview, ServiceView, JobView, ProgramView, CampaignView, Backlog, ErrorView, Minute]
+)
+def test_every_key_of_the_json_is_documented(shown: Any) -> None:
+    """In docs/operating.md."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text("utf-8")
+    section = page.partition("### The JSON of `bin/status`")[2].partition("\n## ")[0]
+    assert [each.name for each in fields(shown) if f"`{each.name}`" not in section] == []
 
 
 def test_when_a_campaign_ends() -> None:
