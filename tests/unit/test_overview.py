@@ -247,7 +247,7 @@ def test_the_backlog_as_text() -> None:
     assert shown["Campaign recipients"] == ("1,200", "the oldest for 1 min 30 s")
     assert shown["Calls queued"] == ("more than 10,000", "and 2 being placed, the next later one is due in 30 s")
     assert shown["Unconfirmed calls"] == ("1", "Twilio is asked whether it has them")
-    assert shown["Unconfirmed messages"] == ("0", "")
+    assert shown["Unconfirmed e-mails"] == ("0", "")
 
 
 def test_two_minutes_of_history_make_two_bars() -> None:

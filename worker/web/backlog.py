@@ -63,8 +63,8 @@ def figures(backlog: Backlog, now: float) -> Iterator[Figure]:
     yield _reported("Calls due", backlog.calls_due, backlog.calls_oldest_due_seconds)
     yield _counted("Calls queued", backlog.calls_queued, ", ".join(queued))
     yield _counted("Unconfirmed calls", calls, "Twilio is asked whether it has them" if calls else "")
-    yield _counted("Unconfirmed messages", messages, "Gmail is asked whether it has them" if messages else "")
-    yield _counted("Notifications", backlog.notifications, "reminder digests, e-mails about trials")
+    yield _counted("Unconfirmed e-mails", messages, "Gmail is asked whether it has them" if messages else "")
+    yield _counted("Notifications", backlog.notifications, "reminder digests, trial e-mails")
 
 
 def _reported(name: str, number: int | None, oldest_seconds: float | None) -> Figure:
