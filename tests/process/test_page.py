@@ -131,7 +131,7 @@ def test_while_a_campaign_runs(
 
 
 def test_nothing_that_is_written_into_it_can_run(open_site: OpenSite, browser: Browser) -> None:
-    """Should a hole ever open in the templates, the browser itself refuses what comes through it."""
+    """If a template ever failed to escape a text, the browser itself would refuse to run or load it."""
     browser.open(open_site().url)
     for markup in ("<img src='data:,' onerror='window.hacked=1'>", "<iframe src='/livez'></iframe>"):
         browser.run(f'document.body.insertAdjacentHTML("beforeend", {markup!r})')

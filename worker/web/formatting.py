@@ -7,7 +7,7 @@ from worker.content.one_line import one_line
 from worker.web.work_in_progress import CAP
 
 HEADLINES = {"ok": "Healthy", "degraded": "Degraded", "down": "Down"}
-# a shape for each state, because not everybody can tell its colour
+# a shape for each state, because not everybody sees its colour
 MARKS = {
     "ok": "●",
     "degraded": "▲",
