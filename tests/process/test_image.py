@@ -22,6 +22,7 @@ from sandbox.ports import free_port
 from sandbox.qdrant import Qdrant
 from sandbox.servers import ServerMissing
 from sandbox.world import World
+from worker.registry import JOBS
 from worker.runtime.settings import Settings
 
 STOP_SECONDS = 10.0  # after which `docker stop` kills
@@ -123,9 +124,9 @@ def programs() -> set[str]:
     return {name.partition(":")[2] for name in conf.sections() if name.startswith(("program:", "eventlistener:"))}
 
 
-def states(container: Container) -> Mapping[str, str]:
+def states(container: Container, *names: str) -> Mapping[str, str]:
     """What `docker exec crm-worker supervisorctl status` says."""
-    lines = container.execute("supervisorctl", "status").stdout.splitlines()
+    lines = container.execute("supervisorctl", "status", *names).stdout.splitlines()
     return {line.split()[0]: line.split()[1] for line in lines}
 
 
@@ -172,6 +173,7 @@ def test_a_campaign_goes_out_and_nothing_is_written_elsewhere(run: Run, image: I
         campaign = crm.add_campaign("email", recipients=200)
         world.wait_for("smtp", 40, SLOW_SECONDS)
         assert "campaign: started" in container.execute("supervisorctl", "restart", "campaign").stdout
+        assert states(container, "worker").keys() == JOBS.keys()
         wait_for(lambda: books.ended(campaign), "the campaign ends", SLOW_SECONDS)
         assert books.balance(campaign) == 0
         wait_for(lambda: "campaign ended" in log_of(container, "campaign.log"), "the end is logged")

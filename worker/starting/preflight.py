@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worker.errors import SettingsError
 from worker.providers.smtp import SmtpProvider
+from worker.registry import SUPERVISED
 from worker.runtime import program
 from worker.runtime.db import Database
 from worker.runtime.redis_client import connect
@@ -15,7 +16,8 @@ from worker.runtime.settings import Settings
 from worker.vectors import server_program
 
 _SECTIONS = ("program:", "eventlistener:")
-_NO_JOBS = frozenset({"web", "qdrant"})  # what IS_WORKER=false leaves at work
+# what works where IS_WORKER=false
+_NOT_WORKER_ONLY = frozenset(each.name for each in SUPERVISED.values() if not each.worker_only)
 
 
 def problems(conf: Path) -> list[str]:
@@ -26,7 +28,7 @@ def problems(conf: Path) -> list[str]:
     programs = [section.partition(":")[2] for section in parser.sections() if section.startswith(_SECTIONS)]
     found = program.settings_problems(["entrypoint"])
     if not found and not program.is_worker():
-        programs = [each for each in programs if each in _NO_JOBS]
+        programs = [each for each in programs if each in _NOT_WORKER_ONLY]
     found = program.settings_problems(["entrypoint", *programs])
     unusable = [] if found else _unusable(programs)
     return [*found, *_unwritable(_folders(parser)), *unusable]

@@ -1,9 +1,10 @@
-"""The last hour, minute by minute: a short ring in Redis of what the counters said at each minute's begin.
+"""The last hour of the jobs' counters: a list in Redis with one sample of them per minute.
 
     worker:history            the newest 61 samples, newest first, each a JSON object
-    worker:history:<minute>   who came first took that minute's sample: two web processes do not take two
+    worker:history:<minute>   set by the process that takes that minute's sample, so that two web processes take one
 
-It survives restarts of everything but Redis. Counters that start anew, as after a loss of Redis's data, count from 0.
+The history survives restarts of everything except Redis. A counter that starts again, as after a loss of Redis's
+data, counts from 0.
 """
 
 import json
@@ -20,11 +21,11 @@ from worker.runtime.counter_readings import CounterReadings
 
 log = logging.getLogger(__name__)
 
-RING = "worker:history"
+HISTORY_KEY = "worker:history"
 MINUTES = 60
 MINUTE_SECONDS = 60
-_TAKEN_SECONDS = 300
-# what is charted: name -> (counter, the outcomes that it sums up)
+_TAKEN_SECONDS = 300  # life of worker:history:<minute>
+# what the charts show: name -> (counter, the outcomes whose sum it is)
 TOTALS = {
     "messages": ("messages_total", ("sent",)),
     "messages_failed": ("messages_total", ("failed",)),
@@ -36,28 +37,28 @@ TOTALS = {
 
 @dataclass(frozen=True)
 class MinuteSample:
-    """What counters had added up to, TOTALS and for each job ``runs:<job>`` and the ``seconds:<job>`` they took."""
+    """The counters at one moment: TOTALS, and for each job ``runs:<job>`` and ``seconds:<job>``, their duration."""
 
-    minute: int  # since 1970
+    minute: int  # since the beginning of 1970
     totals: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Minute:
-    """What was added in one minute."""
+    """What was added to the counters in one minute."""
 
     minute: int
     added: Mapping[str, float]
-    measured: bool = True  # False: nobody took samples, an even share of what was added meanwhile
+    measured: bool = True  # False: no sample was taken; it is an even share of what was added in the gap
 
     def mean_seconds(self, job: str) -> float | None:
-        """How long a run took on average, None when none ended."""
+        """The mean duration of the runs that ended in this minute; None when none ended."""
         runs = self.added.get(f"runs:{job}", 0.0)
         return self.added.get(f"seconds:{job}", 0.0) / runs if runs > 0 else None
 
 
-def sample(readings: CounterReadings, now: float) -> MinuteSample:
-    """What the counters say at ``now`` (Unix seconds)."""
+def take_sample(readings: CounterReadings, now: float) -> MinuteSample:
+    """A sample of the counters at ``now`` (Unix seconds)."""
     totals = {
         name: sum(
             each.value
@@ -72,25 +73,25 @@ def sample(readings: CounterReadings, now: float) -> MinuteSample:
     return MinuteSample(int(now // MINUTE_SECONDS), totals)
 
 
-def keep(client: redis.Redis, taken: MinuteSample) -> bool:
-    """Puts a sample into the ring; False when the ring has that minute. Raises redis.RedisError."""
-    if not client.set(f"{RING}:{taken.minute}", "taken", nx=True, ex=_TAKEN_SECONDS):
+def store_sample(client: redis.Redis, taken: MinuteSample) -> bool:
+    """Appends a sample; returns False when that minute has one already. Raises redis.RedisError."""
+    if not client.set(f"{HISTORY_KEY}:{taken.minute}", "taken", nx=True, ex=_TAKEN_SECONDS):
         return False
     with client.pipeline() as pipeline:
-        pipeline.lpush(RING, json.dumps({"minute": taken.minute, "totals": taken.totals}))
-        pipeline.ltrim(RING, 0, MINUTES)
+        pipeline.lpush(HISTORY_KEY, json.dumps({"minute": taken.minute, "totals": taken.totals}))
+        pipeline.ltrim(HISTORY_KEY, 0, MINUTES)
         pipeline.execute()
     return True
 
 
-def parsed(ring: Iterable[str]) -> tuple[MinuteSample, ...]:
-    """The ring's samples, oldest first; what is no sample is left out."""
-    samples = {each.minute: each for each in map(_parsed, ring) if each}
+def parse_samples(entries: Iterable[str]) -> tuple[MinuteSample, ...]:
+    """The samples in Redis, oldest first; entries that are not samples are left out."""
+    samples = {each.minute: each for each in map(_parsed, entries) if each}
     return tuple(samples[minute] for minute in sorted(samples))
 
 
 def last_hour(samples: Sequence[MinuteSample], latest: MinuteSample | None) -> tuple[Minute, ...]:
-    """What was added in each minute between samples, oldest first; ``latest`` adds the minute under way."""
+    """What was added in each minute, oldest first; ``latest`` is a sample of the minute that is not over yet."""
     known = [*samples, *([latest] if latest else [])]
     if not known:
         return ()
@@ -100,14 +101,14 @@ def last_hour(samples: Sequence[MinuteSample], latest: MinuteSample | None) -> t
         added = _added(before.totals, after.totals)
         over = max(1, after.minute - before.minute)
         share = added if over == 1 else {name: amount / over for name, amount in added.items()}
-        # of a long silence only its end, and nothing of a future that somebody wrote into Redis
+        # only the last hour of a long gap, and no future minute, which somebody may have written into Redis
         shown = range(max(before.minute, first), min(before.minute + over, last + 1))
         minutes += [Minute(minute, share, measured=over == 1) for minute in shown]
     return tuple(minutes)
 
 
-class Sampler(threading.Thread):
-    """Takes a sample at each minute's begin, for as long as the process lives."""
+class CounterSampler(threading.Thread):
+    """A thread that takes a sample at the beginning of each minute until it is stopped."""
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class Sampler(threading.Thread):
         readings: Callable[[], CounterReadings | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(name="history", daemon=True)  # nobody waits for it at the end
+        super().__init__(name="history", daemon=True)  # the process may end without it
         self._client = client
         self._readings = readings
         self._clock = clock
@@ -130,18 +131,18 @@ class Sampler(threading.Thread):
         self.join()
 
     def _take(self) -> float:
-        """Takes this minute's sample unless there is one; returns the seconds until the next minute."""
+        """Takes this minute's sample if there is none; returns the seconds until the next minute."""
         readings = self._readings()
         if readings is not None:
             try:
-                keep(self._client, sample(readings, self._clock()))
-            except redis.RedisError as error:  # the probes say so, too: that minute is missing
-                log.debug("no sample of this minute", {"reason": error})
+                store_sample(self._client, take_sample(readings, self._clock()))
+            except redis.RedisError as error:  # the probes report it, too; that minute stays without a sample
+                log.debug("sample not taken", {"reason": error})
         return MINUTE_SECONDS - self._clock() % MINUTE_SECONDS
 
 
 def _added(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """What was added to each counter; one that fell was started anew, and one that is new began at 0."""
+    """What was added to each counter. A counter that fell, or that is new, counted from 0."""
     return {
         name: total - before.get(name, 0.0) if total >= before.get(name, 0.0) else total
         for name, total in after.items()

@@ -1,13 +1,13 @@
-"""The status page: one HTML document that the server makes, which asks for itself again every five seconds.
+"""The status page: one HTML document, made by the server, which reloads its content every five seconds.
 
-Everything it shows comes from worker/web/overview.py. Templates escape all that they are given; nothing on the page
-may load, run or style anything but the two blocks that came with it, which its Content-Security-Policy names by hash.
+Everything it shows comes from worker/web/overview.py. The templates escape all values. The Content-Security-Policy
+allows only the page's own style sheet and script, by their hashes: nothing else can be loaded, run or styled.
 """
 
 import base64
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from importlib import resources
 
@@ -15,22 +15,22 @@ import falcon
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from worker.web import words
+from worker.web import formatting
 from worker.web.backlog import figures
-from worker.web.dependencies import Dependencies
-from worker.web.hour import charts_of
-from worker.web.jobs import STATES
+from worker.web.dependencies import SystemSnapshot
+from worker.web.job_views import STATES
+from worker.web.last_hour_charts import last_hour_charts
 from worker.web.overview import Overview, overview
 
 
-class Page:
-    """The page at /; with METRICS_TOKEN it wants the token."""
+class StatusPage:
+    """The page at /; it asks for METRICS_TOKEN where that is set."""
 
     guarded = True
 
-    def __init__(self, dependencies: Dependencies, started: float, zones: Mapping[str, tzinfo]) -> None:
-        """``started``: when the process did, by time.monotonic; ``zones``: see overview."""
-        self._dependencies = dependencies
+    def __init__(self, snapshot: Callable[[], SystemSnapshot], started: float, zones: Mapping[str, tzinfo]) -> None:
+        """``started``: time.monotonic at the start of the process; ``zones``: as from overview.job_zones."""
+        self._snapshot = snapshot
         self._started = started
         self._zones = zones
         self._template = environment().get_template("page.html")
@@ -50,7 +50,7 @@ class Page:
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         now = time.time()
-        shown = overview(self._dependencies.snapshot(), now, self._zones, time.monotonic() - self._started)
+        shown = overview(self._snapshot(), now, self._zones, time.monotonic() - self._started)
         response.content_type = "text/html; charset=utf-8"
         response.set_header("Content-Security-Policy", self._policy)
         response.text = self.html(shown)
@@ -59,15 +59,15 @@ class Page:
         """The whole document."""
         return self._template.render(
             shown=shown,
-            headline=words.HEADLINES[shown.state],
-            charts=charts_of(shown),
-            style=Markup(self._style),  # noqa: S704 - our own file, and the policy's hash is of these very bytes
+            headline=formatting.HEADLINES[shown.state],
+            charts=last_hour_charts(shown),
+            style=Markup(self._style),  # noqa: S704 - our own file, whose hash is in the policy
             script=Markup(self._script),  # noqa: S704
         )
 
 
 def environment() -> Environment:
-    """Jinja's, with autoescape, and the words of worker/web/words.py as functions."""
+    """Jinja's environment with autoescape, and the functions of worker/web/formatting.py."""
     made = Environment(
         loader=PackageLoader("worker.web"),
         autoescape=True,
@@ -76,8 +76,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     names = ("span", "ago", "moment", "clock", "count", "capped", "rate")
-    made.globals |= {name: getattr(words, name) for name in names}
-    made.globals |= {"marks": words.MARKS, "states": STATES, "iso": _iso, "figures": figures}
+    made.globals |= {name: getattr(formatting, name) for name in names}
+    made.globals |= {"marks": formatting.MARKS, "states": STATES, "iso": _iso, "figures": figures}
     return made
 
 
@@ -86,10 +86,10 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """As a Content-Security-Policy names an inline block (https://www.w3.org/TR/CSP3/#grammardef-hash-source)."""
+    """The hash of an inline block in a Content-Security-Policy (https://www.w3.org/TR/CSP3/#grammardef-hash-source)."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _iso(at: float) -> str:
-    """For <time datetime>: what words.moment says, as machines write it."""
-    return words.moment(at).replace(" UTC", "Z").replace(" ", "T")
+    """A time for <time datetime>: ``2026-01-31T09:30:00Z``."""
+    return formatting.moment(at).replace(" UTC", "Z").replace(" ", "T")

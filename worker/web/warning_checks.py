@@ -1,12 +1,14 @@
-"""What would hurt although everything answers: Redis's memory policy, clocks, what a migration forgot.
+"""Checks for problems that show although every server answers: Redis's memory policy, clocks, missing tables.
 
-Each finding is one sentence for an operator that says what is wrong and what to do; nothing is changed.
+Each warning is one sentence for the operator that says what is wrong and what to do. The checks change nothing.
 """
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import redis
@@ -18,9 +20,9 @@ from worker.runtime.migrations import migrations, require_current
 log = logging.getLogger(__name__)
 
 CLOCK_LIMIT_SECONDS = 2.0
-LOOK_SECONDS = 60.0  # from look to look
+CHECK_SECONDS = 60.0  # from one run of a check to the next
 
-# The CRM's tables and columns that statements in worker/sql name. The CRM's own migrations may change all others.
+# The CRM's tables and columns that the statements in worker/sql use. The CRM's migrations may change all others.
 CONTRACT: Mapping[str, str] = MappingProxyType(
     {
         "CallLog": "id tenantId leadId contactId phoneNumber phoneCountryCode direction callType twilioCallSid "
@@ -57,29 +59,40 @@ CONTRACT: Mapping[str, str] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True)
+class _Index:
+    """An index of the worker on a table of the CRM."""
+
+    name: str
+    table: str
+    source: str  # the file that creates it
+
+
 class WarningChecks:
-    """What the checks found when they last looked. A finding is logged when it is new."""
+    """Runs checks once a minute and keeps their warnings. A warning is logged when it is new."""
 
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[float, tuple[str, ...]]] = {}  # by check: time.monotonic() of the look
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock`` counts seconds."""
+        self._clock = clock
+        self._results: dict[str, tuple[float, tuple[str, ...]]] = {}  # check -> (when it ran, its warnings)
 
-    def look(self, name: str, check: Callable[[], Iterable[str]]) -> None:
-        """Looks once a minute; raises what ``check`` raises, and then keeps what was found before."""
-        looked_at, before = self._found.get(name, (-LOOK_SECONDS, ()))
-        if time.monotonic() - looked_at < LOOK_SECONDS:
+    def run(self, name: str, check: Callable[[], Iterable[str]]) -> None:
+        """Runs ``check`` if it has not run for a minute. If it raises, so does this, and its warnings stay."""
+        ran_at, before = self._results.get(name, (-math.inf, ()))
+        if self._clock() - ran_at < CHECK_SECONDS:
             return
         found = tuple(check())
-        for sentence in found:
-            if sentence not in before:
-                log.warning("something would hurt", {"what": sentence})
-        self._found[name] = time.monotonic(), found
+        for warning in found:
+            if warning not in before:
+                log.warning("a check found a problem", {"what": warning})
+        self._results[name] = self._clock(), found
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return tuple(sentence for _, (_, found) in sorted(self._found.items()) for sentence in found)
+        return tuple(warning for _, (_, found) in sorted(self._results.items()) for warning in found)
 
 
-# By the catalogue rather than information_schema, which hides what this user has no rights to.
+# From the catalogue: information_schema hides what this user has no rights to.
 _COLUMNS = """
 SELECT wanted.name, to_regclass(quote_ident(wanted.name)) IS NOT NULL AS present, ARRAY(
     SELECT a.attname::text FROM pg_catalog.pg_attribute a
@@ -97,9 +110,9 @@ _CREATED = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS "(wo
 
 
 def redis_warnings(client: redis.Redis) -> list[str]:
-    """Whether Redis may throw away locks and counters. Nothing where it does not tell. Raises redis.RedisError.
+    """Whether Redis may evict locks and counters; nothing where it forbids INFO. Raises redis.RedisError.
 
-    INFO has the policy too, and hosted servers that forbid CONFIG allow it.
+    The policy is read from INFO, which hosted servers allow that forbid CONFIG.
     """
     try:
         policy = str(client.info("memory").get("maxmemory_policy") or "noeviction")
@@ -114,7 +127,7 @@ def redis_warnings(client: redis.Redis) -> list[str]:
 
 
 def clock_warning(offset_seconds: float) -> str | None:
-    """Whether this machine's clock is off. ``offset_seconds``: PostgreSQL's clock less ours."""
+    """Whether this machine's clock is wrong. ``offset_seconds``: PostgreSQL's clock minus this machine's."""
     if abs(offset_seconds) <= CLOCK_LIMIT_SECONDS:
         return None
     direction = "behind" if offset_seconds > 0 else "ahead of"
@@ -125,16 +138,19 @@ def clock_warning(offset_seconds: float) -> str | None:
 
 
 def database_warnings(db: Database) -> list[str]:
-    """What the database lacks of the CRM's contract, of the worker's indexes and tables. Raises psycopg2.Error."""
+    """What the database lacks: tables and columns of the CRM, tables and indexes of the worker.
+
+    Raises psycopg2.Error.
+    """
     return [*_contract_warnings(db), *_own_warnings(db)]
 
 
 def _contract_warnings(db: Database) -> Iterator[str]:
     rows = db.all(_COLUMNS, names=list(CONTRACT))
-    lost = [row["name"] for row in rows if not row["present"]]
-    if lost:
+    missing = [row["name"] for row in rows if not row["present"]]
+    if missing:
         yield (
-            f"The CRM's {_listed('table', lost)} cannot be found: run the CRM's migrations, or check the database "
+            f"The CRM's {_listed('table', missing)} cannot be found: run the CRM's migrations, or check the database "
             "and the schema in DATABASE_URL."
         )
     for row in rows:
@@ -150,26 +166,25 @@ def _own_warnings(db: Database) -> Iterator[str]:
     try:
         require_current(db)
     except SchemaError as error:
-        yield f"Jobs do not start because {error}."
-        return  # the indexes come with them
-    expected = dict(_indexes())
-    valid = {row["name"]: row["valid"] for row in db.all(_INDEXES, names=list(expected))}
-    for name, (table, source) in expected.items():
-        if not valid.get(name):
-            state = "invalid (half built, or being built just now)" if name in valid else "missing"
-            drop = f'DROP INDEX CONCURRENTLY "{name}", then ' if name in valid else ""
+        yield f"Jobs do not start: {error}."
+        return  # the migrations also create the indexes
+    expected = list(_indexes())
+    valid = {row["name"]: row["valid"] for row in db.all(_INDEXES, names=[index.name for index in expected])}
+    for index in expected:
+        if not valid.get(index.name):
+            state = "invalid (half built, or being built now)" if index.name in valid else "missing"
+            drop = f'DROP INDEX CONCURRENTLY "{index.name}", then ' if index.name in valid else ""
             yield (
-                f'The worker\'s index "{name}" is {state}, so jobs read the whole table "{table}": '
-                f"run {drop}its CREATE INDEX in {source}."
+                f'The worker\'s index "{index.name}" is {state}, so jobs read the whole table "{index.table}": '
+                f"run {drop}its CREATE INDEX in {index.source}."
             )
 
 
-def _indexes() -> Iterator[tuple[str, tuple[str, str]]]:
-    """Name of each of the worker's indexes on the CRM's tables -> its table, and the file that makes it."""
+def _indexes() -> Iterator[_Index]:
     for migration in migrations():
         source = f"worker/sql/migrations/{migration.version:04d}_{migration.name}.sql"
         for name, table in _CREATED.findall(migration.sql):
-            yield name, (table, source)
+            yield _Index(name, table, source)
 
 
 def _listed(noun: str, names: Sequence[str]) -> str:

@@ -1,26 +1,27 @@
-"""How each job is: at work, waiting, failed, late; decided from what its processes told Redis.
+"""The state of each job (running, waiting, failed, late), derived from what its processes reported to Redis.
 
-A job is **late** when it has not succeeded for two of its intervals and its usual duration, and at least half a
-minute: one missed tick is everyday life, two are not. It has **failed** when its latest tick that ended did. Both end
-with its next success. Only a job that is late, or that failed and never succeeded, makes the whole degraded: a tick
-that failed is tried again.
+A job is **late** when it has not succeeded for two of its intervals plus its usual duration, and for at least half a
+minute: one missed tick is normal, two are not. It has **failed** when its latest completed tick failed. Both end with
+its next success. The worker is degraded only by a job that is late, or that failed and never succeeded: a failed tick
+is retried.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
+from worker.content.one_line import one_line
 from worker.registry import JOBS, LOCKS
 from worker.runtime.counter_readings import JobState
 from worker.runtime.schedule import next_aligned
 from worker.web.dependencies import SystemSnapshot
-from worker.web.words import one_line, plain
+from worker.web.formatting import TEXT_LIMIT, plain
 
 LATE_INTERVALS = 2
-LEAST_LATE_SECONDS = 30.0  # the loop's own pause after an outage may be as long
+SHORTEST_LATE_SECONDS = 30.0  # after an outage the loop itself may pause that long
 STATES = {
-    "running": "at work",
-    "waiting": "waits",
+    "running": "running",
+    "waiting": "waiting",
     "failed": "failed last time",
     "late": "late",
     "never": "has not run yet",
@@ -34,16 +35,16 @@ class JobView:
     name: str
     purpose: str
     state: str  # one of STATES
-    degrades: bool
+    degrades: bool  # the worker is degraded because of this job
     interval_seconds: float | None = None
     last_run_at: float | None = None  # when its latest tick began
     last_success_at: float | None = None
-    next_run_at: float | None = None  # at the latest; in the past: overdue
-    last_seconds: float | None = None  # how long the latest tick took
-    usual_seconds: float | None = None  # the mean of all
-    runs: int = 0  # that ended, ever
+    next_run_at: float | None = None  # at the latest; overdue when it is in the past
+    last_seconds: float | None = None  # duration of the latest tick
+    usual_seconds: float | None = None  # mean duration of all ticks
+    runs: int = 0  # completed ticks since counting began
     failures: int = 0
-    holder: str | None = None  # host and pid of who has its lock
+    holder: str | None = None  # host and pid of the process that holds its lock
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ class ErrorView:
     job: str
     at: float  # Unix seconds
     text: str
-    over: bool  # it has succeeded since
+    over: bool  # the job has succeeded since
 
 
 def job_views(snapshot: SystemSnapshot, now: float, zones: Mapping[str, tzinfo]) -> Iterator[JobView]:
-    """The jobs in their usual order; ``zones``: on whose wall clock an interval counts, if not on UTC's."""
+    """All jobs, in the order of the registry; ``zones``: job -> the time zone of its interval, if not UTC."""
     states = snapshot.readings.jobs if snapshot.readings else {}
     for name in LOCKS:
         if name in states:
@@ -78,7 +79,7 @@ def job_errors(snapshot: SystemSnapshot) -> list[ErrorView]:
 
 
 def _view(job: JobState, snapshot: SystemSnapshot, now: float, zone: tzinfo) -> JobView:
-    running = snapshot.runs(job.job)
+    running = snapshot.is_running(job.job)
     usual = job.duration_sum_seconds / job.duration_count if job.duration_count else None
     failed = (job.last_error_at or 0.0) > (job.last_success or 0.0)
     late = _late(job, usual or 0.0, now)
@@ -104,7 +105,7 @@ def _late(job: JobState, usual_seconds: float, now: float) -> bool:
     since = job.last_success if job.last_success is not None else job.last_run
     if since is None or job.interval_seconds is None:
         return False
-    return now - since > max(LATE_INTERVALS * job.interval_seconds, LEAST_LATE_SECONDS) + usual_seconds
+    return now - since > max(LATE_INTERVALS * job.interval_seconds, SHORTEST_LATE_SECONDS) + usual_seconds
 
 
 def _next_run(job: JobState, zone: tzinfo) -> float | None:
@@ -121,10 +122,10 @@ def _ended(snapshot: SystemSnapshot, job: str, outcome: str) -> int:
 
 
 def _holder(snapshot: SystemSnapshot, job: str) -> str | None:
-    """``host:pid:random`` without its random part."""
+    """The holder of the job's lock: its token ``host:pid:random`` without the random part."""
     token = snapshot.holders.get(LOCKS[job])
     if token is None:
         return None
     host, _, rest = token.partition(":")
     pid = rest.partition(":")[0]
-    return one_line(f"{host}, pid {pid}" if pid else host)
+    return one_line(f"{host}, pid {pid}" if pid else host, TEXT_LIMIT)

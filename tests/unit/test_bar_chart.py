@@ -1,11 +1,11 @@
-"""Charts: bars of the right number, height and place, read aloud, and no text that becomes markup."""
+"""Bar charts: number, height and place of the bars, texts for screen readers, and no text that becomes markup."""
 
 from xml.etree.ElementTree import Element, fromstring
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.web.charts import HEIGHT, WIDTH, Bar, bar_chart
+from worker.web.bar_chart import HEIGHT, WIDTH, Bar, bar_chart
 
 CLASSES = ("good", "bad")
 SPACE = "{http://www.w3.org/2000/svg}"
@@ -22,7 +22,7 @@ def chart(*bars: Bar, slots: int = 60) -> str:
 
 
 def test_bars_grow_from_the_base_and_the_newest_is_at_the_right() -> None:
-    """The highest bar takes all the height, half as much takes half; parts stand on each other."""
+    """The highest bar takes the whole height, half as much takes half; the parts are stacked."""
     low, high, failed = rects(chart(Bar((5.0, 0.0), "low"), Bar((8.0, 2.0), "high"), slots=4))
     assert [each.get("class") for each in (low, high, failed)] == ["good", "good", "bad"]
     full = HEIGHT - 1
@@ -32,8 +32,8 @@ def test_bars_grow_from_the_base_and_the_newest_is_at_the_right() -> None:
     assert [float(each.get("x", 0)) for each in (low, high)] == [WIDTH / 2, WIDTH * 3 / 4]
 
 
-def test_a_little_is_seen_and_nothing_is_not() -> None:
-    """One failure among thousands has a bar of its own; an empty minute has none."""
+def test_a_small_number_is_visible_and_zero_is_not() -> None:
+    """One failure among thousands has its own part; an empty minute has no bar."""
     assert len(rects(chart(Bar((100_000.0, 1.0), "much"), Bar((0.0, 0.0), "none")))) == 2
     assert min(float(each.get("height", 0)) for each in rects(chart(Bar((100_000.0, 1.0), "much")))) >= 1
     assert rects(chart(Bar((0.0, 0.0), "none"))) == []
@@ -41,14 +41,14 @@ def test_a_little_is_seen_and_nothing_is_not() -> None:
 
 
 def test_only_the_newest_are_drawn() -> None:
-    """What does not fit is left out at the left."""
+    """The oldest bars, at the left, are left out."""
     bars = [Bar((float(number),), str(number)) for number in range(1, 6)]
     svg = bar_chart("k", "t", "d", bars, ("good",), slots=3)
     assert [each.text for each in fromstring(svg).iter("title")] == ["t", "3", "4", "5"]  # noqa: S314
 
 
-def test_it_is_read_aloud() -> None:
-    """An image with a title and a description, each bar with words of its own; estimates are told apart."""
+def test_it_has_texts_for_screen_readers() -> None:
+    """An image with a title and a description, each bar with its own text; estimates are marked."""
     root = fromstring(chart(Bar((1.0, 0.0), "10:03: about 1 sent", pale=True)))  # noqa: S314
     assert root.get("role") == "img"
     ids = {each.get("id"): each.text for each in root.iter() if each.get("id")}
@@ -58,7 +58,7 @@ def test_it_is_read_aloud() -> None:
 
 
 def test_text_stays_text() -> None:
-    """Nothing that is written into a chart becomes an element or an attribute."""
+    """No text in a chart becomes an element or an attribute."""
     svg = bar_chart("k", NASTY, NASTY, [Bar((1.0,), NASTY)], ("good",))
     assert "<script" not in svg
     root = fromstring(svg)  # noqa: S314
@@ -68,7 +68,7 @@ def test_text_stays_text() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e9)), max_size=80))
 def test_nothing_leaves_the_picture(numbers: list[tuple[float, float]]) -> None:
-    """No bar is beside, above or below it, whatever it shows."""
+    """No bar is outside of it, whatever the numbers are."""
     for each in rects(chart(*(Bar(parts, "") for parts in numbers))):
         left, top, width, height = (float(each.get(name, -1)) for name in ("x", "y", "width", "height"))
         assert left >= 0

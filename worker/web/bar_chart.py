@@ -1,7 +1,7 @@
-"""Small bar charts of the last hour as SVG: one bar a minute, drawn to be read aloud too.
+"""Small bar charts as SVG, with titles and descriptions for screen readers.
 
-Colours come from the page's classes, so that a chart follows its theme. Built as a tree, so that no text can become
-markup.
+The colours are classes of the page's style sheet, so a chart follows the page's theme. The SVG is built as a tree of
+elements, so that no text can become markup.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 WIDTH = 360.0
 HEIGHT = 72.0
 GAP = 1.0
-LEAST_HEIGHT = 1.5  # what is not zero can be seen
+SMALLEST_HEIGHT = 1.5  # everything above zero is visible
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One minute: ``parts`` are stacked from below, one for each class of the chart."""
+    """One bar: ``parts`` are stacked from the bottom, one for each class of the chart."""
 
     parts: tuple[float, ...]
-    text: str  # what a pointer over it reads
-    pale: bool = False  # an estimate
+    text: str  # shown when the pointer is over it
+    pale: bool = False  # it is an estimate
 
 
 def bar_chart(
@@ -28,7 +28,7 @@ def bar_chart(
 ) -> str:
     """An <svg> with the newest bar at the right; ``key`` makes its ids unique on the page.
 
-    Bars beyond ``slots`` are left out at the left, missing ones leave room there.
+    Only the newest ``slots`` bars are drawn; if there are fewer, the left side stays empty.
     """
     svg = Element(
         "svg",
@@ -59,7 +59,7 @@ def _draw(svg: Element, bar: Bar, classes: Sequence[str], *, left: float, width:
     below = HEIGHT - 1
     for amount, name in zip(bar.parts, classes, strict=True):
         if amount > 0:
-            height = max(amount / highest * (HEIGHT - 1), LEAST_HEIGHT)
+            height = max(amount / highest * (HEIGHT - 1), SMALLEST_HEIGHT)
             below -= height
             place = {"x": f"{left:.2f}", "y": f"{max(below, 0):.2f}", "width": f"{width:.2f}"}
             SubElement(group, "rect", {**place, "height": f"{height:.2f}", "class": name})

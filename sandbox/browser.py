@@ -1,7 +1,11 @@
-"""Headless Chromium, driven over a pipe by the DevTools protocol.
+"""Headless Chromium, controlled through a pipe with the DevTools protocol.
 
-https://chromedevtools.github.io/devtools-protocol/. It is installed from Debian's packages where it is missing and
-the tests run as root; elsewhere tests that need it are skipped.
+    with opened(folder) as browser:
+        browser.open("http://127.0.0.1:3002/", dark=True)
+        browser.screenshot(folder / "page.png")
+
+https://chromedevtools.github.io/devtools-protocol/. A missing Chromium is installed from Debian's packages when this
+runs as root.
 """
 
 import base64
@@ -18,27 +22,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from sandbox.debian import apt_to_oneself
+from sandbox.servers import ServerMissing
 
 ANSWER_SECONDS = 60.0
 INSTALL_SECONDS = 600.0
+PHONE_PIXELS = 600  # a narrower window is a phone's
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
+class BrowserError(Exception):
+    """Chromium did not answer, refused a command, or a script on the page failed."""
+
+
 def chromium() -> str:
-    """The program's path; skips the test, or fails it where CI=true, when it cannot be had."""
+    """The program's path. Raises ServerMissing."""
     if not _found() and os.geteuid() == 0 and shutil.which("apt-get"):
         with apt_to_oneself():
-            if not _found():  # another process may have been quicker
+            if not _found():  # another process may have done it
                 _install()
     if path := _found():
         return path
-    reason = "needs Chromium: apt-get install chromium (done by itself only as root, on Debian)"
-    if os.environ.get("CI", "").lower() == "true" and os.geteuid() == 0:
-        pytest.fail(reason)
-    pytest.skip(reason)
+    raise ServerMissing("needs Chromium: apt-get install chromium (done automatically only as root, on Debian)")
 
 
 def _found() -> str | None:
@@ -46,15 +51,25 @@ def _found() -> str | None:
 
 
 def _install() -> None:
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]):
         with suppress(subprocess.TimeoutExpired):
-            subprocess.run(["apt-get", *arguments], env=environment, timeout=INSTALL_SECONDS, check=False, **quiet)
+            subprocess.run(
+                ["apt-get", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=INSTALL_SECONDS,
+                check=False,
+            )
 
 
 class Browser:
-    """One tab of one Chromium. What its console says, and what its policy refused, is in ``complaints``."""
+    """One tab of one Chromium. Console errors and what the page's policy refused are in ``complaints``.
+
+    Every method raises BrowserError.
+    """
 
     def __init__(self, path: str, folder: Path) -> None:
         to_browser, self._to = _pipe()
@@ -84,38 +99,45 @@ class Browser:
             self.do(f"{domain}.enable")
 
     def open(self, url: str, *, width: int = 1200, height: int = 900, dark: bool = False, **headers: str) -> None:
-        """Opens a page in a window of this size and theme, and waits until it is there."""
+        """Opens a page in a window of this size and theme, and waits until it is loaded."""
         self.do("Network.setExtraHTTPHeaders", headers=headers)
-        phone = width < 600
+        phone = width < PHONE_PIXELS
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.theme(dark=dark)
         self.do("Page.navigate", url=url)
         self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
 
     def theme(self, *, dark: bool) -> None:
+        """Switches the theme of the open page."""
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.do("Emulation.setEmulatedMedia", features=[feature])
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression on the page."""
         answer = self.do("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        if "exceptionDetails" in answer:
+            raise BrowserError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def wait(self, script: str, seconds: float = ANSWER_SECONDS) -> None:
         """Waits until a JavaScript expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(script):
-            assert time.monotonic() < deadline, f"not within {seconds:g} s: {script}"
+            if time.monotonic() > deadline:
+                raise BrowserError(f"not within {seconds:g} s: {script}")
             select.select([self._from], [], [], 0.05)
 
     def text(self) -> str:
-        """What a person reads."""
+        """The visible text of the page."""
         return str(self.run("document.body.innerText"))
 
-    def screenshot(self, path: Path) -> Path:
-        """The whole page, however long, as a PNG."""
-        shot = self.do("Page.captureScreenshot", captureBeyondViewport=True, format="png")
+    def screenshot(self, path: Path, *, height: int | None = None) -> Path:
+        """A PNG of the whole page, however long it is, or of its uppermost ``height`` pixels."""
+        clip = {}
+        if height is not None:
+            width = self.run("document.documentElement.clientWidth")
+            clip = {"clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}}
+        shot = self.do("Page.captureScreenshot", captureBeyondViewport=True, format="png", **clip)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
 
@@ -129,7 +151,8 @@ class Browser:
         while True:
             message = self._next(deadline)
             if message.get("id") == self._number:
-                assert "error" not in message, (method, message["error"])
+                if "error" in message:
+                    raise BrowserError(f"{method}: {message['error']}")
                 return message["result"]
             self._listen(message)
 
@@ -143,24 +166,24 @@ class Browser:
     def _next(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._read:
             ready, _, _ = select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, "Chromium does not answer"
-            piece = os.read(self._from, 1 << 20)
-            assert piece, "Chromium is gone"
+            piece = os.read(self._from, 1 << 20) if ready else b""
+            if not piece:
+                raise BrowserError("Chromium has ended" if ready else "Chromium does not answer")
             self._read += piece
         message, _, self._read = self._read.partition(b"\0")
         return dict(json.loads(message))
 
     def _listen(self, message: dict[str, Any]) -> None:
-        about = message.get("params", {})
+        event = message.get("params", {})
         if message.get("method") == "Log.entryAdded":
-            self.complaints.append(about["entry"]["text"])
+            self.complaints.append(event["entry"]["text"])
         elif message.get("method") in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening"):
-            self.complaints.append(json.dumps(about))
+            self.complaints.append(json.dumps(event))
 
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Browser]:
-    """A Chromium that ends with the block; its files are in ``folder``."""
+    """A Chromium that ends with the block; its files are in ``folder``. Raises ServerMissing, BrowserError."""
     browser = Browser(chromium(), folder)
     try:
         yield browser
@@ -169,7 +192,7 @@ def opened(folder: Path) -> Iterator[Browser]:
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe's two ends, above the descriptors that Chromium expects its own at."""
+    """The two ends of a pipe, numbered above the descriptors that Chromium uses for its own."""
     ends = []
     for end in os.pipe():
         ends.append(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10))
