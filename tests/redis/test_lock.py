@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
-from redis_servers import Server, wait_until
+from redis_servers import Server, renewals, wait_until
 
 from sandbox.ports import free_port
 from worker.runtime.lock import Lock
@@ -67,7 +67,7 @@ class Holder:
     def __init__(self, url: str, ttl_ms: int) -> None:
         command = [sys.executable, "-c", textwrap.dedent(HOLDER), url, NAME, str(ttl_ms)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.acquired = self._answer()
+        self.acquired = self.answer()
 
     def ask(self) -> None:
         assert self.process.stdin
@@ -76,9 +76,9 @@ class Holder:
 
     def held(self) -> bool:
         self.ask()
-        return self._answer()
+        return self.answer()
 
-    def _answer(self) -> bool:
+    def answer(self) -> bool:
         assert self.process.stdout
         line = self.process.stdout.readline().strip()
         assert line in {"yes", "no"}
@@ -91,6 +91,14 @@ class Holder:
 
 def lines(caplog: pytest.LogCaptureFixture, message: str) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.getMessage() == message]
+
+
+def wait_for_renewals(*clients: redis.Redis) -> None:
+    """Waits for two renewals on each server: the second one shows that the holder took the first one as a success."""
+    before = [renewals(client) for client in clients]
+    wait_until(
+        lambda: all(renewals(client) >= old + 2 for client, old in zip(clients, before, strict=True)), "two renewals"
+    )
 
 
 def test_one_holder(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
@@ -201,7 +209,7 @@ def test_frozen_holder(
     server.freeze()  # so that nothing but the clock can tell it
     frozen.process.send_signal(signal.SIGCONT)
     began = time.monotonic()
-    assert not frozen._answer()
+    assert not frozen.answer()
     assert time.monotonic() - began < READ_TIMEOUT_SECONDS
     server.thaw()
     assert other.held
@@ -275,19 +283,22 @@ def test_a_dead_holder_has_one_heir(
 
 
 def test_restart_with_its_keys(
-    new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
+    new_server: Callable[..., Server],
+    make_lock: Callable[..., Lock],
+    connected: Callable[..., redis.Redis],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A server that restarts within the ttl and kept its keys: the lock is held throughout."""
+    caplog.set_level(logging.DEBUG)
     server = new_server("--appendonly", "yes", "--appendfsync", "always")
     client = connected(server.url)
     lock = make_lock(client, ttl_ms=6000)
     assert lock.acquire()
     server.stop(kill=True)
-    wait_until(lambda: lock._hold and lock._hold.until - lock._hold.renew_at < 3.5, "a renewal that failed")
+    wait_until(lambda: lines(caplog, "lock not renewed, will be tried again soon"), "a renewal that failed")
     assert lock.held
     server.start()
-    until = lock._hold.until
-    wait_until(lambda: lock._hold and lock._hold.until > until, "a renewal that succeeded")
+    wait_for_renewals(client)
     assert lock.held
     assert client.get(KEY) == lock.token
 
@@ -397,8 +408,7 @@ def test_redlock(
     servers[0].stop(kill=True)
     assert not second.acquire()
     assert second.holder() == first.token
-    hold = first._hold
-    wait_until(lambda: first._hold is not hold, "a renewal on two of three")
+    wait_for_renewals(*clients[1:])
     assert first.held
     first.release()
     assert second.acquire()
@@ -423,8 +433,7 @@ def test_redlock_minority(
     lock = make_lock(*clients, ttl_ms=4500)
     assert lock.acquire()
     clients[0].delete(KEY)
-    hold = lock._hold
-    wait_until(lambda: lock._hold is not hold, "a renewal")
+    wait_for_renewals(*clients[1:])
     assert lock.held
     clients[1].set(KEY, "elsewhere:1:abc")
     wait_until(lambda: not lock.held, "the loss to be noticed", 4.5)
@@ -447,16 +456,21 @@ def test_cheap(url: str, client: redis.Redis, make_lock: Callable[..., Lock]) ->
 
 
 def test_idle_thread_wakes(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
-    """A lock that was not used for several ttls is renewed again when it is acquired."""
+    """A lock that was not used for three times its ttl is renewed again when it is acquired."""
     lock = make_lock(client, ttl_ms=1200)
     assert lock.acquire()
     lock.release()
-    wait_until(lambda: lock._renewer_idle, "the renewal thread to rest")
+    before = renewals(client)
+    until = time.monotonic() + 3.6
+    while time.monotonic() < until:
+        assert renewals(client) == before
+        time.sleep(0.05)
     assert lock.acquire()
     until = time.monotonic() + 2.8
     while time.monotonic() < until:
         assert lock.held
         time.sleep(0.01)
+    assert renewals(client) > before
 
 
 def test_close() -> None:

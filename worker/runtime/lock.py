@@ -219,7 +219,7 @@ class Lock:
         elif renewed + len(failures) < self._quorum:
             self._lose(hold, "its key was deleted, taken or evicted")
         else:
-            log.debug("lock not renewed yet", {"lock": self.key, "reason": failures[0]})
+            log.debug("lock not renewed, will be tried again soon", {"lock": self.key, "reason": failures[0]})
             self._replace(hold, replace(hold, renew_at=boot_seconds() + self.ttl_ms / 20_000))
 
     def _replace(self, old: _Hold, new: _Hold | None) -> bool:

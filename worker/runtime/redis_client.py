@@ -33,7 +33,6 @@ _OPTIONS = {
 }
 _HOST = re.compile(r"\[(?P<six>[0-9a-fA-F:.]+)\](:(?P<six_port>\d+))?|(?P<host>[\w.-]+)(:(?P<port>\d+))?", re.ASCII)
 _SERVICE = re.compile(r"[\w.-]+", re.ASCII)
-_SECRET_OPTION = re.compile(r"(password=).*", re.DOTALL)
 
 
 class _SentinelPool(SentinelConnectionPool):
@@ -80,17 +79,6 @@ def connect(url: str, *, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> redis
         chosen = {name: value for name, value in options.items() if name in _TLS_OPTIONS}
         settings |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True, **chosen}
     return redis.Redis(host=host, port=port, db=db, **settings)
-
-
-def masked(url: str) -> str:
-    """The URL without its secrets, for logs: neither the password before '@' nor those among its options."""
-    url = _SECRET_OPTION.sub(r"\1***", url)
-    scheme, separator, rest = url.partition("://")
-    credentials, at, rest = rest.rpartition("@") if separator else scheme.rpartition("@")
-    if not at:
-        return url
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme if separator else ''}{separator}{user if colon else ''}{colon}***@{rest}"
 
 
 def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
