@@ -14,7 +14,7 @@ from worker.runtime.settings import Settings, is_worker, load, variables
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}
-JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge", "web", "qdrant", "entrypoint")
+PROGRAMS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge", "web", "qdrant", "entrypoint")
 
 
 def loaded(**environ: str) -> Settings:
@@ -116,7 +116,7 @@ def test_readers(name: str, value: str, field: str, wanted: Any) -> None:
 
 
 BAD = [
-    ("CAMPAIGN_INTERVAL", "soon", "a duration such as 30s, 5min or 500ms (a bare number counts in s)"),
+    ("CAMPAIGN_INTERVAL", "soon", "a duration such as 30s, 5min or 500ms (a number without a unit counts in s)"),
     ("CAMPAIGN_INTERVAL", "-1", "a duration such as"),
     ("CAMPAIGN_INTERVAL", "5 days", "a duration such as"),
     ("CAMPAIGN_INTERVAL", "nan", "a duration such as"),
@@ -210,7 +210,7 @@ def test_from_a_file(tmp_path: Path, name: str) -> None:
     path.write_text(values[name] + "\n")
     environ = {key: value for key, value in NEEDED.items() if key != name}
     settings = load(environ | {f"{name}_FILE": str(path)}, "campaign")
-    field = next(each.name for each in variables("campaign") if each.metadata["name"] == name)
+    field = next(each.name for each in fields(Settings) if each.metadata["variable"].name == name)
     assert getattr(settings, field) == (7.0 if name == "CAMPAIGN_INTERVAL" else values[name])
 
 
@@ -310,14 +310,14 @@ def test_the_owners_address() -> None:
 
 def test_every_variable_is_explained() -> None:
     """Every variable has a default that its own reader takes, a purpose, and a name of its own."""
-    found = [each.metadata for each in fields(Settings)]
-    assert {each.name for job in JOBS for each in variables(job)} == {each.name for each in fields(Settings)}
-    assert len({meta["name"] for meta in found}) == len(found)
-    for meta in found:
-        assert re.fullmatch(r"[A-Z_]+", meta["name"])
-        assert meta["purpose"]
-        assert meta["default"] is None or meta["read"](meta["default"]) is not None
-    secrets = {meta["name"] for meta in found if meta["secret"]}
+    found = variables()
+    assert {each.name for program in PROGRAMS for each in variables(program)} == {each.name for each in found}
+    assert len({each.name for each in found}) == len(found) == len(fields(Settings))
+    for each in found:
+        assert re.fullmatch(r"[A-Z_]+", each.name)
+        assert each.purpose
+        assert each.default is None or each.parse(each.default) is not None
+    secrets = {each.name for each in found if each.secret}
     servers = {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "QDRANT_API_KEY"}
     assert secrets == servers | {"ENCRYPTION_KEY", "METRICS_TOKEN"}
 
@@ -328,7 +328,7 @@ def test_the_environment_is_read_nowhere_else() -> None:
     texts = {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in folder.rglob("*.py")}
     readers = {name: text for name, text in texts.items() if re.search(r"os\.environ|getenv", text)}
     assert readers.keys() <= {"program.py", "status.py", "watchdog.py"}
-    named = {each.metadata["name"] for each in fields(Settings)}
+    named = {each.name for each in variables()}
     for name in readers.keys() - {"program.py"}:
         assert not named & set(re.findall(r"[\"']([A-Z_]+)[\"']", readers[name])), name
         assert "is_worker(os.environ" not in readers[name]
