@@ -307,7 +307,7 @@ class TestPlacedSince:
             pages = [page(listed(1), following=following), page()]
             with (
                 RawServer(answering_each(targets, *pages)) as server,
-                pytest.raises(RetryLater, match="goes on elsewhere"),
+                pytest.raises(RetryLater, match="continues at another URL"),
             ):
                 provider_of(server).placed_since(*NUMBERS, NOW)
         assert len(targets) == 1
@@ -436,7 +436,7 @@ class TestSecrets:
                 assert str(caught.value) == "Twilio 99999: bad *** or ***"
         with RawServer(answering(200, body)) as server, pytest.raises(RetryLater) as elsewhere:
             provider_of(server).placed_since(*NUMBERS, NOW)
-        assert str(elsewhere.value).endswith("elsewhere: /***")
+        assert str(elsewhere.value).endswith("at another URL: /***")
         assert repr(provider) == f"TwilioProvider(account {ACCOUNT})"
 
 
