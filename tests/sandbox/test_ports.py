@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 from sandbox.ports import PORTS
 
 SCRIPT = """
 import sys
+from itertools import pairwise
 from sandbox.ports import free_port, take_share
 take_share(int(sys.argv[1]), 3)
 print(*(free_port() for _ in range(200)))
@@ -21,5 +23,5 @@ def ports_of(number: int) -> list[int]:
 def test_shares_do_not_overlap() -> None:
     """All ports of a share are smaller than those of the next one, and all are of the whole range."""
     shares = [ports_of(number) for number in range(3)]
-    assert all(max(first) < min(second) for first, second in zip(shares, shares[1:], strict=False))
+    assert all(max(first) < min(second) for first, second in pairwise(shares))
     assert all(port in PORTS for share in shares for port in share)
