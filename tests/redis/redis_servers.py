@@ -1,4 +1,4 @@
-"""A real redis-server that a test may stop, freeze and start again, what it has done, and waiting with a deadline."""
+"""A real redis-server that a test may stop, freeze and start again; waiting for a condition with a deadline."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Each form of REDIS_URL against a server of that kind, and what is said of a bad one."""
+"""Each form of REDIS_URL with a server of that kind, and the errors for invalid URLs."""
 
 import contextlib
 import selectors
@@ -24,7 +24,7 @@ NewServer = Callable[..., Server]
 
 
 def test_redis_url_with_password(new_server: NewServer, connected: Connected) -> None:
-    """User, password and database number of a redis:// URL are used, percent-encoded signs included."""
+    """User, password and database number of a redis:// URL are used, and percent-encoded characters decoded."""
     server = new_server("--requirepass", "p@ss/wo#rd?")
     address = f"127.0.0.1:{server.port}"
     for user in ("", "default"):
@@ -38,7 +38,7 @@ def test_redis_url_with_password(new_server: NewServer, connected: Connected) ->
 
 
 def test_unix_url(new_server: NewServer, connected: Connected) -> None:
-    """A unix:// URL leads through the socket file."""
+    """A unix:// URL connects through the socket file."""
     server = new_server()
     client = connected(f"unix://{server.socket}?db=2")
     assert client.ping()
@@ -48,7 +48,7 @@ def test_unix_url(new_server: NewServer, connected: Connected) -> None:
 
 
 class TlsProxy:
-    """Takes TLS connections on loopback and passes on what is in them, as stunnel does."""
+    """Accepts TLS connections on loopback and forwards them without TLS, as stunnel does."""
 
     def __init__(self, port: int, certificate: trustme.LeafCert) -> None:
         self._target = port
@@ -119,7 +119,7 @@ def tls_port(url: str, authority: trustme.CA) -> Iterator[Callable[[str], int]]:
 
 
 def test_rediss_url(tls_port: Callable[[str], int], authority: trustme.CA, tmp_path: Path) -> None:
-    """A rediss:// URL is TLS: with a certificate of the authority for this host it works."""
+    """A rediss:// URL uses TLS, and accepts a certificate for this host from the given authority."""
     bundle = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(bundle)
     with connect(f"rediss://127.0.0.1:{tls_port('127.0.0.1')}/0?ssl_ca_certs={bundle}") as client:
@@ -144,7 +144,7 @@ def test_rediss_url_of_a_stranger(
 
 
 def test_sentinel_failover(new_server: NewServer, connected: Connected) -> None:
-    """Through Sentinel a lock outlives the death of its master: the replica is promoted and renewed on."""
+    """With Sentinel a lock survives the death of the master: the lock is renewed on the promoted replica."""
     password = ("--requirepass", "geheim", "--masterauth", "geheim", "--repl-diskless-sync", "no")
     master = new_server(*password)
     replica = new_server(*password, "--replicaof", "127.0.0.1", str(master.port))
@@ -162,7 +162,7 @@ def test_sentinel_failover(new_server: NewServer, connected: Connected) -> None:
     watch = connected(f"redis://:wache@127.0.0.1:{sentinel.port}")
     wait_until(lambda: watch.sentinel_masters()["mymaster"]["num-slaves"] == 1, "Sentinel to know the replica")
 
-    # the first Sentinel is away: the next one is asked
+    # the first Sentinel does not exist: the next one is asked
     hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}"
     client = connected(f"redis+sentinel://:geheim@{hosts}/mymaster/1?sentinel_password=wache")
     lock = Lock([client], "a", ttl_ms=9000)
@@ -180,14 +180,14 @@ def test_sentinel_failover(new_server: NewServer, connected: Connected) -> None:
 
 
 def test_no_sentinel(connected: Connected) -> None:
-    """With no Sentinel to ask a command fails at once and says whom it could not find."""
+    """When no Sentinel answers, a command fails at once and names the service that was not found."""
     client = connected(f"redis+sentinel://127.0.0.1:{free_port()}/mymaster/0")
     with pytest.raises(redis.ConnectionError, match="mymaster"):
         client.ping()
 
 
 def test_restart(new_server: NewServer, connected: Connected) -> None:
-    """A connection that broke because the server was restarted is made anew without an error."""
+    """A connection that broke because the server restarted is replaced without an error."""
     server = new_server()
     client = connected(server.url)
     client.ping()
@@ -202,7 +202,7 @@ def test_restart(new_server: NewServer, connected: Connected) -> None:
 
 
 def test_broken_in_mid_command(url: str, client: redis.Redis) -> None:
-    """A connection that breaks while a command waits for its answer: the command is sent once more."""
+    """When a connection breaks while a command waits for its answer, the command is sent once more."""
     answers: list[object] = []
     victim = connect(url)
     thread = threading.Thread(target=lambda: answers.append(victim.blpop(["list"], timeout=4)))
@@ -222,7 +222,7 @@ def test_broken_in_mid_command(url: str, client: redis.Redis) -> None:
 
 
 def test_frozen_server(new_server: NewServer, connected: Connected) -> None:
-    """A server that does not answer is given up after the timeout, once and not again and again."""
+    """A command to a server that does not answer fails after one timeout, without a retry."""
     server = new_server()
     client = connected(server.url, timeout_seconds=1.5)
     client.ping()
@@ -245,7 +245,7 @@ BAD = [
 
 @pytest.mark.parametrize("url", BAD)
 def test_bad_url(url: str) -> None:
-    """A bad URL is refused when the program starts, in words that repeat nothing of it."""
+    """An invalid URL is refused when the program starts, with a text that repeats nothing of it."""
     with pytest.raises(ValueError, match=r"(?i)redis|unix") as caught:
         connect(url)
     assert "s3cret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What goes to servers and what comes from them, octet by octet."""
+"""Texts that are sent to servers and that come from them, octet by octet."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""SMTP_URL: what it may look like, and that its password is never shown."""
+"""SMTP_URL: its valid forms, and that its password is never shown."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""E-mail through Gmail: the contract's table, the search for unconfirmed messages, the access token."""
+"""E-mail through Gmail: the contract's table of errors, the search for unconfirmed messages, the access token."""
 
 import base64
 import json
@@ -250,7 +250,7 @@ def test_a_token_that_is_still_good_is_used_while_the_endpoint_fails(world_of) -
     world.google.token = lambda: (503, b"")
     world.provider.send(MAIL)
     world.provider.send(MAIL)
-    assert len(world.google.token_requests) == 1  # asked again after a pause only
+    assert len(world.google.token_requests) == 1  # asked again only after a pause
     world.now += timedelta(seconds=11)
     world.provider.send(MAIL)
     assert len(world.google.token_requests) == 2
