@@ -36,7 +36,8 @@ HOLDER = """
 
 
 @pytest.fixture
-def make_lock() -> Iterator[Callable[..., Lock]]:
+def make_lock(connected: Callable[..., redis.Redis]) -> Iterator[Callable[..., Lock]]:
+    """Makes locks, which are closed before the clients of ``connected``: a renewal may still be under way."""
     made: list[Lock] = []
 
     def make(*clients: redis.Redis, ttl_ms: int = 60_000, on_lost: Callable[[], None] | None = None) -> Lock:
