@@ -57,6 +57,7 @@ def _parse(stored: str) -> _Encrypted:
     iv_bytes, tag_bytes = len(encrypted.iv), len(encrypted.tag)
     if (iv_bytes, tag_bytes) != (IV_BYTES, TAG_BYTES):
         raise ValueError(
-            f"the stored secret has an iv of {iv_bytes} and a tag of {tag_bytes} bytes, not {IV_BYTES} and {TAG_BYTES}"
+            f"the stored secret has an iv of {iv_bytes} bytes and a tag of {tag_bytes} bytes, "
+            f"not {IV_BYTES} and {TAG_BYTES}"
         )
     return encrypted
