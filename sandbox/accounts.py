@@ -7,7 +7,7 @@ revoked) and refuses all others. So each tenant can have its own, and a test see
 import os
 from typing import Any
 
-from worker.content.secrets import IV_BYTES, encrypt
+from sandbox.stored_secrets import IV_BYTES, encrypt
 
 PREFIX = "sandbox-"
 ENCRYPTION_KEY = "5a" * 32
