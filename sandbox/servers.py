@@ -68,6 +68,10 @@ class Child:
         """Sends a signal, unless the process is gone."""
         self._process.send_signal(number)
 
+    def wait(self, seconds: float) -> int:
+        """Waits for the end; returns the exit status. Raises subprocess.TimeoutExpired."""
+        return self._process.wait(seconds)
+
     def end(self, number: signal.Signals, seconds: float = STOP_SECONDS) -> None:
         """Sends a signal and waits for the end; a stopped (SIGSTOP) process is waked first."""
         self.send(signal.SIGCONT)

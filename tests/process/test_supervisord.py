@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from books import Books
-from supervised import look
+from supervised import process_info
 from workers import PROJECT, wait_for
 
 from sandbox.crm import Crm
@@ -33,7 +33,7 @@ class Supervisord:
         self._conf.write_text(text.replace("%(here)s/..", str(PROJECT)), "utf-8")
         argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._conf)]
         self._child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
-        self._child.wait_until(lambda: look(folder, "campaign") != {}, "supervisord")
+        self._child.wait_until(lambda: process_info(folder, "campaign") != {}, "supervisord")
 
     def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._conf), *arguments]
@@ -90,7 +90,7 @@ def test_bad_settings_are_said_once_and_not_tried_again(
     """EXITED with status 2: no restart loop, and the reason in the error log."""
     supervisord = Supervisord(folder, environment | {"CAMPAIGN_BATCH_SIZE": "many"})
     supervisords.append(supervisord)
-    wait_for(lambda: look(folder, "campaign")["statename"] == "EXITED", "the program has ended")
+    wait_for(lambda: process_info(folder, "campaign")["statename"] == "EXITED", "the program has ended")
     assert supervisord.control("status", "campaign").stdout.split()[:2] == ["campaign", "EXITED"]
     main_log = supervisord.log("supervisord.log")
     assert "exited: campaign (exit status 2; expected)" in main_log
@@ -119,7 +119,7 @@ def test_a_restart_in_mid_campaign_repeats_nobody(
     assert crm.counts(campaign) == {"sent": 800, "failed": 1}
     assert books.unconfirmed(campaign) == 0
     books.nobody_twice("smtp")
-    assert look(folder, "campaign")["statename"] == "RUNNING"
+    assert process_info(folder, "campaign")["statename"] == "RUNNING"
     wait_for(lambda: "campaign ended" in supervisord.log("campaign.log"), "the end is logged")
     assert supervisord.log("campaign.log").count("INFO started") == 3
     assert supervisord.log("campaign-error.log") == ""
