@@ -149,6 +149,7 @@ class Stage:
             "PORT": str(self._ports["web"]),
             "QDRANT_URL": self.qdrant_url,
             "QDRANT_API_KEY": kept_password(self.qdrant_key),
+            "QDRANT_DEVELOPMENT": "true",  # used where Qdrant's own program is not installed
             "QDRANT__SERVICE__HOST": "127.0.0.1",
             "QDRANT__SERVICE__HTTP_PORT": str(self._ports["qdrant"]),
             "QDRANT__SERVICE__GRPC_PORT": str(self._ports["qdrant-grpc"]),

@@ -63,7 +63,7 @@ PROGRAMS = (
     ),
     ProgramSpec(name="watchdog"),
     ProgramSpec(name="web"),
-    ProgramSpec(name="migrate"),
+    ProgramSpec(name="migrate", redis=False),
     ProgramSpec(name="entrypoint"),
     ProgramSpec(name="qdrant", database=False, redis=False),
     ProgramSpec(name="healthcheck", database=False, redis=False),

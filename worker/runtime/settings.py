@@ -320,6 +320,13 @@ class Settings:
     qdrant_bin: Path | None = variable(
         "QDRANT_BIN", folder, None, "Qdrant's program; where it is not set, qdrant in PATH", jobs="qdrant"
     )
+    qdrant_development: bool = variable(
+        "QDRANT_DEVELOPMENT",
+        truth,
+        "false",
+        "true: without Qdrant's program a server for development starts in its place",
+        jobs="qdrant",
+    )
     qdrant_storage_path: Path = variable(
         "QDRANT__STORAGE__STORAGE_PATH", folder, "/qdrant/storage", "Qdrant's data", jobs="qdrant"
     )
