@@ -23,7 +23,7 @@ class SnapshotSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundSource:
     """``created_collection``: the collection was missing and had to be created, empty."""
 
     source: SnapshotSource
@@ -39,16 +39,16 @@ class SnapshotFinder:
         self._collection = settings.vector_collection_name
         self._vector_size = settings.knowledge_vector_size
 
-    def find(self, name: str) -> Found:
+    def find(self, name: str) -> FoundSource:
         """The snapshot that has this name in Qdrant, else the copy with this name, else the file at this path."""
         if self._store.collection(self._collection):
             found = self._in_qdrant(name)
             if found:
-                return Found(SnapshotSource(found.name, snapshot=found))
+                return FoundSource(SnapshotSource(found.name, snapshot=found))
         if self._copies and name in self._copies.names():
-            return Found(SnapshotSource(name, path=self._copies.path(name)))
+            return FoundSource(SnapshotSource(name, path=self._copies.path(name)))
         if Path(name).is_file():
-            return Found(SnapshotSource(Path(name).name, path=Path(name)))
+            return FoundSource(SnapshotSource(Path(name).name, path=Path(name)))
         return self._find_without_collection(name)
 
     def newest(self) -> SnapshotSource:
@@ -71,12 +71,12 @@ class SnapshotFinder:
     def is_copy(self, source: SnapshotSource) -> bool:
         return self._copies is not None and source.path == self._copies.path(source.name)
 
-    def _find_without_collection(self, name: str) -> Found:
+    def _find_without_collection(self, name: str) -> FoundSource:
         """Qdrant only lists snapshots of existing collections: creates the collection to see them."""
         created = self._store.create(self._collection, self._vector_size)
         found = self._in_qdrant(name)
         if found:
-            return Found(SnapshotSource(found.name, snapshot=found), created_collection=created)
+            return FoundSource(SnapshotSource(found.name, snapshot=found), created_collection=created)
         refusal = CommandRefused(f"There is no snapshot {name}, and no such file. {self._list()}")
         if created:
             self._store.drop(self._collection)
