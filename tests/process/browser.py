@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.debian import apt_to_oneself
+from sandbox.apt_lock import apt_lock
 
 ANSWER_SECONDS = 60.0
 INSTALL_SECONDS = 600.0
@@ -30,7 +30,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 def chromium() -> str:
     """The program's path; skips the test, or fails it where CI=true, when it cannot be had."""
     if not _found() and os.geteuid() == 0 and shutil.which("apt-get"):
-        with apt_to_oneself():
+        with apt_lock():
             if not _found():  # another process may have been quicker
                 _install()
     if path := _found():

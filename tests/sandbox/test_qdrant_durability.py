@@ -13,7 +13,7 @@ from threading import Event, Thread
 import pytest
 import urllib3
 from qdrant_edge import CountRequest, EdgeShard, UpdateOperation
-from qdrant_house import SMALL, Curl, qdrant_in
+from qdrant_server import SMALL, Curl, qdrant_in
 from waiting import wait_until
 
 from sandbox.qdrant import Qdrant

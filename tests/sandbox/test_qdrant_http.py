@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 import urllib3
-from qdrant_house import SMALL, Curl, qdrant_in
+from qdrant_server import SMALL, Curl, qdrant_in
 
 from sandbox.qdrant import Qdrant
 

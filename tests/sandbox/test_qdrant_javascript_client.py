@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from qdrant_house import qdrant_in
+from qdrant_server import qdrant_in
 
 from sandbox.servers import ServerMissing, wheel_folder
 

@@ -11,7 +11,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.version_check import is_compatible
 from qdrant_client.http.exceptions import UnexpectedResponse
-from qdrant_house import client_of, qdrant_in
+from qdrant_server import client_of, qdrant_in
 
 from sandbox.qdrant import Qdrant
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from qdrant_house import Curl, qdrant_in
+from qdrant_server import Curl, qdrant_in
 
 from sandbox.ports import free_port, is_free
 from sandbox.qdrant import Qdrant

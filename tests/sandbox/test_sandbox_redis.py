@@ -1,4 +1,4 @@
-"""The embedded redis-server, its Sentinel, and the leash that all servers of the sandbox are on."""
+"""The embedded redis-server, its Sentinel, and that all servers of the sandbox end with their parent process."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("appendonly", "kept"), [(True, "1"), (False, None)])
-def test_data_outlive_a_restart_where_wanted(
+def test_data_survive_a_restart_with_appendonly(
     new_redis: Callable[..., Redis], appendonly: bool, kept: str | None
 ) -> None:
     server = new_redis(appendonly=appendonly)
@@ -30,7 +30,7 @@ def test_data_outlive_a_restart_where_wanted(
         assert client.get("key") == kept
 
 
-def test_it_wants_the_password_and_evicts_nothing(new_redis: Callable[..., Redis]) -> None:
+def test_it_requires_the_password_and_evicts_nothing(new_redis: Callable[..., Redis]) -> None:
     server = new_redis()
     with redis.Redis(port=server.port, retry=None) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
