@@ -49,7 +49,7 @@ class Qdrant(ManagedServer):
             return False
 
     def prepare(self) -> None:
-        """Writes the configuration. Raises ServerMissing when there is no engine to run."""
+        """Writes the configuration. Raises ServerMissing if the engine is not installed."""
         wheel_folder("qdrant_edge")
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._configuration.write_text("service:\n  host: 127.0.0.1\n", "utf-8")

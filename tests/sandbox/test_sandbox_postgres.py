@@ -145,7 +145,7 @@ def test_a_private_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatc
 
 
 @as_root
-def test_clusters_whose_folder_is_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clusters_without_their_folder_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_paths, "PROJECT", tmp_path)
     nobody = postgres_paths.server_user()
     try:
@@ -170,7 +170,7 @@ def test_an_ordinary_user_runs_it_too(open_folder: Path) -> None:
         pytest.skip("nobody can run none of the Pythons here")
     shutil.chown(open_folder, *ids)
     program = """
-import encodings.ascii, encodings.idna, os, sys, psycopg2  # all of it: later the standard library may be out of reach
+import encodings.ascii, encodings.idna, os, sys, psycopg2  # now: later the standard library may not be readable
 from pathlib import Path
 from sandbox.postgres import Postgres
 folder, uid, gid, sys.executable = sys.argv[1:]
@@ -201,7 +201,7 @@ def runs(user: tuple[int, int], python: str) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_foreground_program_takes_its_server_with_it(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_server_ends_with_its_foreground_program(tmp_path: Path, number: signal.Signals) -> None:
     server = Postgres(tmp_path / "data", free_port(), fsync=False)
     program = subprocess.Popen(server.command(), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

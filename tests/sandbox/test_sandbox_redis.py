@@ -59,7 +59,7 @@ def test_a_sentinel_leads_to_its_master(new_redis: Callable[..., Redis], tmp_pat
         sentinel.kill()
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path, new_redis: Callable[..., Redis]) -> None:
+def test_a_server_that_cannot_start_reports_the_reason(tmp_path: Path, new_redis: Callable[..., Redis]) -> None:
     running = new_redis()
     second = Redis(tmp_path / "second", running.port)
     (tmp_path / "second").mkdir()
@@ -68,7 +68,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, new_redis: Callable
         second.start()
 
 
-def test_servers_die_with_the_program_that_started_them(tmp_path: Path) -> None:
+def test_servers_end_with_the_program_that_started_them(tmp_path: Path) -> None:
     program = """
 import sys, signal
 from pathlib import Path
