@@ -4,7 +4,7 @@
     campaign_id = crm.add_campaign("whatsapp", recipients=200)
 
 Any column can be set by its name: ``crm.add_user(role="ADMIN", isActive=False)``. Other columns get Indian demo data.
-The same seed and the same calls give the same rows, including ids.
+The same calls give the same rows, including ids.
 """
 
 import uuid
@@ -60,11 +60,10 @@ class Crm:
     needed.
     """
 
-    def __init__(self, connection: psycopg2.extensions.connection, seed: str = "demo") -> None:
+    def __init__(self, connection: psycopg2.extensions.connection) -> None:
         """Sets ``connection``, which stays the caller's, to autocommit and UTC."""
         connection.autocommit = True
         self._connection = connection
-        self._seed = seed
         self._inserted = 0
         self._tenant_id: str | None = None
         self._users: dict[str, str] = {}
@@ -161,13 +160,12 @@ class Crm:
                 self.add_recipient(campaign_id, **recipient)
         return campaign_id
 
-    def add_recipients(self, campaign_id: str, count: int, first: int = 0) -> None:
+    def add_recipients(self, campaign_id: str, count: int) -> None:
         """``count`` pending recipients with different e-mail addresses and phone numbers; fast for millions."""
         parameters = {
             "campaign": campaign_id,
-            "seed": f"{self._seed}/{campaign_id}/",
-            "first": first,
-            "last": first + count - 1,
+            "seed": f"demo/{campaign_id}/",
+            "last": count - 1,
         }
         self.execute(fake_people.RECIPIENTS_SQL, parameters | fake_people.SQL_PARAMETERS)
 
@@ -229,7 +227,7 @@ class Crm:
 
     def _new_id(self) -> str:
         self._inserted += 1
-        return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{self._seed}.{self._inserted}.sandbox.example"))
+        return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"demo.{self._inserted}.sandbox.example"))
 
     def _owner(self, tenant_id: str | None, user_id: str | None) -> tuple[str, str]:
         tenant_id = tenant_id or self.tenant_id

@@ -27,7 +27,7 @@ SELECT md5(%(seed)s || n)::uuid::text, campaign."tenantId", campaign.id, 'lead',
        '+91' || (7000000000 + n),
        date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
 FROM "Campaign" AS campaign
-CROSS JOIN generate_series(%(first)s::bigint, %(last)s::bigint) AS n
+CROSS JOIN generate_series(0, %(last)s::bigint) AS n
 CROSS JOIN LATERAL (SELECT (%(first_names)s)[n %% cardinality(%(first_names)s) + 1] AS first_name,
                            (%(last_names)s)[n %% cardinality(%(last_names)s) + 1] AS last_name,
                            (%(domains)s)[n %% cardinality(%(domains)s) + 1] AS domain) AS person

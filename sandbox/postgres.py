@@ -72,13 +72,12 @@ class Postgres(ManagedServer):
         password = kept_password(self.data_dir / "password")
         return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{name}"
 
-    def database(self, name: str, template: str | None = None) -> str:
-        """The URL of a database, which is created (from ``template``) if it does not exist."""
+    def database(self, name: str) -> str:
+        """The URL of a database, which is created if it does not exist."""
         with closing(psycopg2.connect(self.url)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor, suppress(psycopg2.errors.DuplicateDatabase):
-                source = sql.Identifier(template or "template1")
-                cursor.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), source))
+                cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url_of(name)
 
     def command(self) -> list[str]:

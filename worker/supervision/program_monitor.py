@@ -7,7 +7,7 @@ fatal_restarts.py decide what to restart.
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import redis
 from supervisor.states import ProcessStates
@@ -19,7 +19,7 @@ from worker.runtime.db import UNAVAILABLE, Database
 from worker.supervision.event_listener import SupervisordEvent
 from worker.supervision.fatal_restarts import FatalRestarts
 from worker.supervision.hang_detector import Hang, HangDetector
-from worker.supervision.limits import DEFAULT_LIMITS, WatchdogLimits
+from worker.supervision.limits import WatchdogLimits
 from worker.supervision.pending_restarts import PendingRestarts
 from worker.supervision.supervisord_client import (
     ProgramStatus,
@@ -42,13 +42,11 @@ class ProgramMonitor:
         supervisord: Supervisord,
         client: redis.Redis,
         database: Database,
-        limits: WatchdogLimits = DEFAULT_LIMITS,
-        clock: Callable[[], float] = time.monotonic,
+        limits: WatchdogLimits,
     ) -> None:
         self._supervisord = supervisord
         self._client = client
         self._database = database
-        self._clock = clock
         self._counters = Counters(client, "watchdog")
         host = socket.gethostname()
         self._hang_detector = HangDetector(host, limits)
@@ -68,7 +66,7 @@ class ProgramMonitor:
         for event in events:
             self._count(event)
         programs = self._programs()
-        due = self._fatal_restarts.due(programs, self._clock())
+        due = self._fatal_restarts.due(programs, time.monotonic())
         self._report(programs)
         self._finish_restarts(programs)
         if any(event.is_tick for event in events):
@@ -132,7 +130,7 @@ class ProgramMonitor:
     def _restart_programs(self, programs: Sequence[ProgramStatus], due: Sequence[str]) -> None:
         readings = self._readings()
         jobs = readings.jobs if readings else None
-        hung = self._hang_detector.check(programs, jobs, time.time(), self._clock())
+        hung = self._hang_detector.check(programs, jobs, time.time(), time.monotonic())
         if not (hung or due) or readings is None or not self._database_answers():
             return  # a job that waits for a server does not hang, and starting one would not help
         for hang in hung:
@@ -150,7 +148,7 @@ class ProgramMonitor:
             if isinstance(error, redis.RedisError | RequestRefused):
                 self._pending_restarts.remove(hang.program)  # otherwise supervisord may be stopping it
             return
-        restarts = self._hang_detector.record_restart(hang.program, self._clock())
+        restarts = self._hang_detector.record_restart(hang.program, time.monotonic())
         log.warning(
             "program hangs, it is restarted",
             {
