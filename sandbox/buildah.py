@@ -1,4 +1,4 @@
-"""buildah, which builds container images without a daemon: installed if it is missing, with a storage of its own."""
+"""buildah, which builds container images without a daemon: installed if it is missing, with its own storage."""
 
 import os
 import shutil

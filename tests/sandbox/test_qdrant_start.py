@@ -56,7 +56,7 @@ def test_the_environment_takes_precedence_over_the_file(tmp_path: Path) -> None:
     assert (plain.host, plain.http_port, plain.api_key) == ("127.0.0.2", 7000, "from-file")
     assert (plain.storage, plain.snapshots) == (Path("/somewhere"), Path("snapshots").absolute())
     assert plain.max_request_bytes == 32 * 1024 * 1024
-    told = read(
+    overridden = read(
         config,
         {
             "QDRANT__SERVICE__HOST": "::1",
@@ -66,8 +66,8 @@ def test_the_environment_takes_precedence_over_the_file(tmp_path: Path) -> None:
             "QDRANT__STORAGE__SNAPSHOTS_PATH": "/b",
         },
     )
-    assert (told.host, told.http_port, told.api_key) == ("::1", 7010, "")
-    assert (told.storage, told.snapshots) == (Path("/a"), Path("/b"))
+    assert (overridden.host, overridden.http_port, overridden.api_key) == ("::1", 7010, "")
+    assert (overridden.storage, overridden.snapshots) == (Path("/a"), Path("/b"))
 
 
 @pytest.mark.parametrize(

@@ -164,10 +164,10 @@ def test_an_ordinary_user_runs_it_too(open_folder: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     ids = (nobody.pw_uid, nobody.pw_gid)
     if postgres_paths.run_as(ids, "/usr/bin/test", "-r", PROJECT / "setup.cfg").returncode != 0:
-        pytest.skip("nobody cannot read this clone of the project")
+        pytest.skip("the user nobody cannot read this folder of the project")
     python = next((each for each in (sys.executable, "/usr/bin/python3") if runs(ids, each)), None)
     if python is None:
-        pytest.skip("nobody can run none of the Pythons here")
+        pytest.skip("the user nobody cannot run any Python here")
     shutil.chown(open_folder, *ids)
     program = """
 import encodings.ascii, encodings.idna, os, sys, psycopg2  # now: later the standard library may not be readable

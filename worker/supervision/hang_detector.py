@@ -78,10 +78,9 @@ class HangDetector:
     ) -> Hang | None:
         if program.state != ProcessStates.RUNNING or job is None or job.heartbeat is None or not job.interval_seconds:
             return None
+        # a heartbeat of another process: this one stands by, or has not had its first tick yet
         if (job.host, job.pid) != (self._host, program.pid):
-            return (
-                None  # the heartbeat is from another process: this one stands by, or has not had its first tick yet
-            )
+            return None
         unchanged = before and (before.pid, before.heartbeat) == (program.pid, job.heartbeat)
         observed = before if before and unchanged else _ObservedHeartbeat(program.pid, job.heartbeat, clock)
         self._observed[program.name] = observed
