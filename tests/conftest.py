@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 
 from sandbox.crm import Crm, apply_schema
-from sandbox.ports import take_share
+from sandbox.ports import RANGE
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
 from sandbox.servers import ServerMissing
@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", None) and any(map(os.environ.get, ("DATABASE_URL", "REDIS_URL"))):
         raise pytest.UsageError("DATABASE_URL and REDIS_URL are for one process: tests empty that Redis (no -n)")
     # The port of a server that a test has stopped must not be taken by a server of another process.
-    take_share(
+    RANGE.use_share(
         int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")),
         int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
     )

@@ -4,13 +4,13 @@ import subprocess
 import sys
 from itertools import pairwise
 
-from sandbox.ports import PORTS
+from sandbox.ports import RANGE
 
 SCRIPT = """
 import sys
 from itertools import pairwise
-from sandbox.ports import free_port, take_share
-take_share(int(sys.argv[1]), 3)
+from sandbox.ports import RANGE, free_port
+RANGE.use_share(int(sys.argv[1]), 3)
 print(*(free_port() for _ in range(200)))
 """
 
@@ -24,4 +24,4 @@ def test_shares_do_not_overlap() -> None:
     """All ports of a share are smaller than those of the next one, and all are of the whole range."""
     shares = [ports_of(number) for number in range(3)]
     assert all(max(first) < min(second) for first, second in pairwise(shares))
-    assert all(port in PORTS for share in shares for port in share)
+    assert all(RANGE.lowest <= port < RANGE.highest for share in shares for port in share)

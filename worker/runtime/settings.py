@@ -340,6 +340,13 @@ class Settings:
         "the path of Qdrant's program; without it, qdrant is searched in PATH",
         programs="qdrant",
     )
+    qdrant_development: bool = variable(
+        "QDRANT_DEVELOPMENT",
+        boolean,
+        "false",
+        "true: without Qdrant's program a server for development starts in its place",
+        programs="qdrant",
+    )
     qdrant_storage_path: Path = variable(
         "QDRANT__STORAGE__STORAGE_PATH", absolute_path, "/qdrant/storage", "Qdrant's data folder", programs="qdrant"
     )

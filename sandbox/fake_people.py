@@ -1,4 +1,4 @@
-"""People who do not exist: names, companies, addresses under .example and Indian mobile numbers."""
+"""Invented people: names, companies, e-mail addresses under .example and Indian mobile numbers."""
 
 import re
 from dataclasses import dataclass
@@ -12,49 +12,49 @@ Sharma Patel Iyer Reddy Singh Nair Gupta Mukherjee Joshi Kulkarni Khan Fernandes
 Menon Kaur Verma Banerjee Shetty Das
 """
 _FIRST, _LAST = _FIRST_NAMES.split(), _LAST_NAMES.split()
-_PLACES = ["kirana", "textiles", "motors", "sweets", "tools", "pharma", "travels"]
+_DOMAINS = ["kirana", "textiles", "motors", "sweets", "tools", "pharma", "travels"]
 
-STOCK = {"first_names": _FIRST, "last_names": _LAST, "places": _PLACES}
+SQL_PARAMETERS = {"first_names": _FIRST, "last_names": _LAST, "domains": _DOMAINS}
 
-# The same people as person() makes, in one statement: a million take seconds.
+# The same people as those of fake_person(), in one statement: a million rows take seconds.
 RECIPIENTS_SQL = """
 INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId", "recipientName",
                                  "recipientEmail", "recipientPhone", "updatedAt")
 SELECT md5(%(seed)s || n)::uuid::text, campaign."tenantId", campaign.id, 'lead',
        md5(%(seed)s || 'lead' || n)::uuid::text,
        first_name || ' ' || last_name,
-       lower(first_name || '.' || last_name) || '.' || n || '@' || place || '.example',
+       lower(first_name || '.' || last_name) || '.' || n || '@' || domain || '.example',
        '+91' || (7000000000 + n),
        date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
 FROM "Campaign" AS campaign
-CROSS JOIN generate_series(%(first)s::bigint, %(last)s::bigint) AS n
+CROSS JOIN generate_series(0, %(last)s::bigint) AS n
 CROSS JOIN LATERAL (SELECT (%(first_names)s)[n %% cardinality(%(first_names)s) + 1] AS first_name,
                            (%(last_names)s)[n %% cardinality(%(last_names)s) + 1] AS last_name,
-                           (%(places)s)[n %% cardinality(%(places)s) + 1] AS place) AS person
+                           (%(domains)s)[n %% cardinality(%(domains)s) + 1] AS domain) AS person
 WHERE campaign.id = %(campaign)s
 """
 
 
 @dataclass(frozen=True)
-class Person:
+class FakePerson:
     name: str
     email: str
     phone: str
     company: str
 
 
-def person(number: int) -> Person:
-    """The person with this number; two numbers never share an address or a phone."""
+def fake_person(number: int) -> FakePerson:
+    """The person with this number; two numbers never have the same address or phone."""
     first, last = _FIRST[number % len(_FIRST)], _LAST[number % len(_LAST)]
-    place = _PLACES[number % len(_PLACES)]
-    return Person(
+    domain = _DOMAINS[number % len(_DOMAINS)]
+    return FakePerson(
         name=f"{first} {last}",
-        email=f"{first}.{last}.{number}@{place}.example".lower(),
+        email=f"{first}.{last}.{number}@{domain}.example".lower(),
         phone=f"+91{7_000_000_000 + number}",
-        company=f"{last} {place.title()}",
+        company=f"{last} {domain.title()}",
     )
 
 
 def slug(name: str) -> str:
-    """A name as it stands in an address: lower case, '-' for anything else than letters and digits."""
+    """A name as part of an address: lower case, with '-' for anything except letters and digits."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

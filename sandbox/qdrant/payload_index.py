@@ -1,4 +1,4 @@
-"""Payload indexes: from `field_schema` of the REST API to the engine's, and back."""
+"""Payload indexes: between `field_schema` of the REST API and the engine's form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TYPES = {
     "uuid": engine.PayloadSchemaType.Uuid,
 }
 _FLAGS = ("on_disk", "enable_hnsw")
-# what each index can be told, besides _FLAGS
+# the parameters of each index besides _FLAGS
 _PARAMETERS: dict[str, tuple[type, tuple[str, ...]]] = {
     "keyword": (engine.KeywordIndexParams, ("is_tenant",)),
     "integer": (engine.IntegerIndexParams, ("lookup", "range", "is_principal")),
@@ -43,7 +43,7 @@ _TOKENIZERS = {
 
 
 def schema_of(value: object) -> Any:
-    """The engine's schema for a type's name, or for an object with `type` and parameters. Raises Refusal."""
+    """The engine's form of a type's name, or of an object with `type` and parameters. Raises Refusal."""
     if isinstance(value, str):
         return _TYPES[_known_type(value)]
     kind = _known_type(fields.needed(fields.typed(value, dict, "field_schema"), "type", "field_schema"))

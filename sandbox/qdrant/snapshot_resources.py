@@ -1,4 +1,4 @@
-"""The paths of snapshots: taken, listed, downloaded, deleted, restored from a file, an address or an upload."""
+"""Falcon resources of snapshots: take, list, download, delete, and restore from a file, an address or an upload."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from falcon import Request, Response
 from sandbox.qdrant import fields
 from sandbox.qdrant.errors import Refusal
 from sandbox.qdrant.http import answer, body_of
-from sandbox.qdrant.names import collection_name
+from sandbox.qdrant.name_checks import collection_name
 from sandbox.qdrant.snapshots import check
 from sandbox.qdrant.storage import Storage
 
@@ -49,7 +49,7 @@ class SnapshotFile:
 
 
 class Recovery:
-    """Makes the collection when there is none; it need not be the one that the snapshot was taken of."""
+    """Creates the collection if it does not exist; the snapshot may be of another collection."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -66,7 +66,7 @@ class Recovery:
 
 
 class Upload:
-    """The same with the file in the request: the part `snapshot` of a form."""
+    """As Recovery, with the file in the request: the part `snapshot` of a form."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -82,7 +82,7 @@ class Upload:
 
 
 def _check_priority(priority: str | None) -> None:
-    """There are no replicas to be weighed against the snapshot, whatever the priority."""
+    """The priority has no effect: there are no replicas besides the snapshot."""
     if priority is not None and priority not in _PRIORITIES:
         raise Refusal(f"Format error: priority must be one of {', '.join(_PRIORITIES)}")
 
@@ -98,7 +98,7 @@ def _temporary(storage: Storage) -> Iterator[Path]:
 
 @contextmanager
 def _fetched(storage: Storage, location: str, api_key: str | None) -> Iterator[Path]:
-    """A snapshot's file, copied here when it is at an http address. Raises Refusal."""
+    """A snapshot's file, downloaded if it is at an http address. Raises Refusal."""
     scheme, _, rest = location.partition("://")
     if scheme == "file":
         path = Path("/", unquote(rest.removeprefix("localhost")))

@@ -10,11 +10,11 @@ from urllib.parse import urlencode
 
 import pytest
 import urllib3
-from stand_client import CALL, RAW, TEXT, Http, Json
+from stand_in_client import CALL, RAW, TEXT, Http, Json
 
 from sandbox.accounts import GMAIL_ACCESS_TOKEN, TWILIO_ACCOUNT_SID, WHATSAPP_TOKEN
-from sandbox.records import Received, Records
-from sandbox.stand import Stand
+from sandbox.received_store import Received, ReceivedStore
+from sandbox.stand_in_state import StandInState
 from sandbox.twilio import set_call
 from sandbox.world import World
 
@@ -219,7 +219,7 @@ class TestTwilio:
         world.set_call(call["sid"], "in-progress")
         started = http.twilio("GET", f"Calls/{call['sid']}.json")[1]["start_time"]
         day = parsedate_to_datetime(started) + timedelta(days=days)
-        # A time of that day, before or after the call, says no more than the day.
+        # a time of that day, before or after the call, counts like the day
         for text in (f"{day:%Y-%m-%d}", f"{day:%Y-%m-%d}T00:00:00Z", f"{day:%Y-%m-%d}T23:59:59Z"):
             assert len(listed(http, **{f"StartTime{sign}": text})["calls"]) == count
 
@@ -252,10 +252,10 @@ class TestTwilio:
             world.set_call("CA0", "completed")
 
     def test_a_call_starts_once_and_not_while_it_is_queued(self, tmp_path: Path) -> None:
-        with closing(Records(tmp_path / "received")) as records:
-            records.add(Received("twilio", "1", "accepted", external_id="CA1"))
-            stand = Stand(records)
-            states = [set_call(stand, "CA1", each) or stand.calls["CA1"] for each in ("queued", "ringing", "busy")]
+        with closing(ReceivedStore(tmp_path / "received")) as received:
+            received.add(Received("twilio", "1", "accepted", external_id="CA1"))
+            state = StandInState(received)
+            states = [set_call(state, "CA1", each) or state.calls["CA1"] for each in ("queued", "ringing", "busy")]
         assert states[0].started_at is None
         assert states[1].started_at == states[1].at == states[2].started_at < states[2].at
 
@@ -266,7 +266,7 @@ class TestTwilio:
         assert [call["sid"] for call in listed(http)["calls"]] == sids[1:]
         assert world.total("twilio") == 2
 
-    def test_questions_fail_where_a_test_wants_it(self, http: Http, world: World) -> None:
+    def test_reading_calls_can_be_made_to_fail(self, http: Http, world: World) -> None:
         sid = http.twilio("POST", "Calls.json", CALL)[1]["sid"]
         world.script("twilio", CALL["To"], stage="list", status=503, times=1)
         world.script("twilio", CALL["To"], stage="fetch", code=20429, retry_after="7", times=1)

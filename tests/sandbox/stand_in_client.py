@@ -1,4 +1,4 @@
-"""Requests as the worker's providers make them, over kept connections."""
+"""Requests like those of the worker's providers, over persistent connections."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 class Http:
-    """Talks to a world over kept connections."""
+    """Sends requests to a World over persistent connections."""
 
     def __init__(self, world: World) -> None:
         self.world = world

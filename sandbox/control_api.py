@@ -1,19 +1,19 @@
 """The control API of the stand-ins: JSON over HTTP under /control.
 
     GET    /control/health                        {"status": "ok", "pid"}
-    POST   /control/script                        a rule: the fields of sandbox.script.Rule
-    DELETE /control/script[?channel=]             forgets the rules
+    POST   /control/script                        a rule: the fields of sandbox.failure_script.FailureRule
+    DELETE /control/script[?channel=]             removes the rules
     GET    /control/summary                       {channel: {deliveries, addresses, duplicates, unanswered, refused}}
     GET    /control/counts?channel=               {address: deliveries}
     GET    /control/deliveries?channel=&address=&limit=    without their content
     GET    /control/refusals?channel=&address=
-    GET    /control/message?channel=&address=     content of the newest one, as it came; 404 when there is none
-    POST   /control/settings                      {"whatsapp_rate", "twilio_rate", "gmail_rate"}: a second, 0 no limit
-    POST   /control/revoke                        {"credential"}: a token, secret or password that is bad from now on
+    GET    /control/message?channel=&address=     content of the newest one, unchanged; 404 if there is none
+    POST   /control/settings                      {"whatsapp_rate", "twilio_rate", "gmail_rate"}: each second
+    POST   /control/revoke                        {"credential"}: a token, secret or password becomes invalid
     POST   /control/call                          {"sid", "status"}: a call's status from now on; null: forgotten
-    POST   /control/reset                         forgets all: received, rules, revocations; rates as at the start
+    POST   /control/reset                         deletes deliveries, rules and revocations; first rates again
 
-Whatever cannot be understood is answered with 400 and {"error"}.
+A request that is not understood is answered with 400 and {"error"}.
 """
 
 import os
@@ -22,26 +22,27 @@ from dataclasses import asdict
 from typing import Any
 
 from sandbox import twilio
-from sandbox.http import Reply, Request
-from sandbox.records import Received
-from sandbox.script import Rule
-from sandbox.stand import Rate, Stand
+from sandbox.failure_script import FailureRule
+from sandbox.http_server import Reply, Request
+from sandbox.rate_limit import RateLimit
+from sandbox.received_store import Received
+from sandbox.stand_in_state import StandInState
 
 PREFIX = "/control"
 CHANNELS = ("smtp", "gmail", "token", "whatsapp", "twilio")
 
 
-class Control:
-    def __init__(self, stand: Stand, rates: Mapping[str, Rate]) -> None:
-        self._stand = stand
+class ControlApi:
+    def __init__(self, state: StandInState, rates: Mapping[str, RateLimit]) -> None:
+        self._state = state
         self._rates = rates
-        self._usual = {name: rate.per_second for name, rate in rates.items()}
+        self._first_rates = {name: rate.per_second for name, rate in rates.items()}
         self._actions: dict[tuple[str, str], Callable[[Request], Reply]] = {
             ("GET", "health"): lambda _: Reply(200, {"status": "ok", "pid": os.getpid()}),
             ("POST", "script"): self._add_rule,
             ("DELETE", "script"): self._clear_rules,
             ("GET", "summary"): lambda _: Reply(200, {channel: self._summary(channel) for channel in CHANNELS}),
-            ("GET", "counts"): lambda request: Reply(200, self._stand.records.counts(request.query.get("channel"))),
+            ("GET", "counts"): lambda request: Reply(200, self._state.received.counts(request.query.get("channel"))),
             ("GET", "deliveries"): self._deliveries,
             ("GET", "refusals"): self._refusals,
             ("GET", "message"): self._message,
@@ -61,39 +62,39 @@ class Control:
             return Reply(400, {"error": str(error)})
 
     def _add_rule(self, request: Request) -> Reply:
-        self._stand.script.add(Rule(**_object(request)))
+        self._state.script.add(FailureRule(**_object(request)))
         return Reply(200, {})
 
     def _clear_rules(self, request: Request) -> Reply:
-        self._stand.script.clear(request.query.get("channel"))
+        self._state.script.clear(request.query.get("channel"))
         return Reply(200, {})
 
     def _summary(self, channel: str) -> dict[str, int]:
-        counts = self._stand.records.counts(channel)
-        deliveries = self._stand.records.deliveries(channel)
+        counts = self._state.received.counts(channel)
+        deliveries = self._state.received.deliveries(channel)
         return {
             "deliveries": counts.total(),
             "addresses": len(counts),
             "duplicates": counts.total() - len(counts),
             "unanswered": sum(each.outcome == "unanswered" for each in deliveries),
-            "refused": len(self._stand.records.refusals(channel)),
+            "refused": len(self._state.received.refusals(channel)),
         }
 
     def _deliveries(self, request: Request) -> Reply:
         query = request.query
-        found = self._stand.records.deliveries(
+        found = self._state.received.deliveries(
             query.get("channel"), query.get("address"), int(query.get("limit", -1))
         )
         return Reply(200, {"deliveries": [_described(each) for each in found]})
 
     def _refusals(self, request: Request) -> Reply:
-        found = self._stand.records.refusals(request.query.get("channel"), request.query.get("address"))
+        found = self._state.received.refusals(request.query.get("channel"), request.query.get("address"))
         return Reply(200, {"refusals": [_described(each) for each in found]})
 
     def _message(self, request: Request) -> Reply:
-        found = self._stand.records.deliveries(request.query.get("channel"), request.query.get("address"))
+        found = self._state.received.deliveries(request.query.get("channel"), request.query.get("address"))
         if not found:
-            return Reply(404, {"error": "nothing like that was received"})
+            return Reply(404, {"error": "no such message was received"})
         kind = "message/rfc822" if found[-1].channel in ("smtp", "gmail") else "application/octet-stream"
         return Reply(200, found[-1].content, {"Content-Type": kind})
 
@@ -107,20 +108,20 @@ class Control:
         return Reply(200, {})
 
     def _revoke(self, request: Request) -> Reply:
-        self._stand.revoked.add(str(_object(request)["credential"]))
+        self._state.revoked.add(str(_object(request)["credential"]))
         return Reply(200, {})
 
     def _set_call(self, request: Request) -> Reply:
         body = _object(request)
-        twilio.set_call(self._stand, body["sid"], body["status"])
+        twilio.set_call(self._state, body["sid"], body["status"])
         return Reply(200, {})
 
     def _reset(self, _: Request) -> Reply:
-        self._stand.script.clear()
-        self._stand.calls.clear()
-        self._stand.revoked.clear()
-        self._stand.records.clear()
-        for name, per_second in self._usual.items():
+        self._state.script.clear()
+        self._state.calls.clear()
+        self._state.revoked.clear()
+        self._state.received.clear()
+        for name, per_second in self._first_rates.items():
             self._rates[name].change(per_second)
         return Reply(200, {})
 
@@ -128,7 +129,7 @@ class Control:
 def _object(request: Request) -> dict[str, Any]:
     body = request.json()
     if not isinstance(body, dict):
-        raise ValueError("the body must be a JSON object")  # noqa: TRY004 - the caller's mistake, not a program's
+        raise ValueError("the body must be a JSON object")  # noqa: TRY004 - a mistake of the client, not of the program
     return body
 
 

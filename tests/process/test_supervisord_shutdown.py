@@ -1,4 +1,4 @@
-"""How supervisord ends with the extension of conf/supervisord.worker.conf: together, in order, and not in vain."""
+"""supervisord with the extension of conf/supervisord.worker.conf: how it stops its programs, and when it ends."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,17 +12,17 @@ from workers import wait_for
 
 from worker.supervision.supervisord_extension import nothing_will_run
 
-# needs so many seconds for its end, and writes down when it was told and when it ended
+# needs SECONDS to end, and writes down when it received SIGTERM and when it ended
 DRAINS = """
 import signal, sys, time
 from pathlib import Path
-book = Path(__file__).with_suffix(".book")
+times = Path(__file__).with_suffix(".times")
 def note(what):
-    with book.open("a") as file:
+    with times.open("a") as file:
         file.write(f"{what} {time.monotonic()}\\n")
 def drain(*_):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    note("told")
+    note("stopping")
     time.sleep(SECONDS)
     note("ended")
     sys.exit(0)
@@ -34,7 +34,7 @@ while True:
 JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge")
 GRACE = 4.0
 SLEEPER = "import time\nwhile True: time.sleep(60)\n"
-FALLS = "import sys\nsys.exit(1)\n"
+FAILS = "import sys\nsys.exit(1)\n"
 BAD_SETTINGS = "import sys, time\ntime.sleep(1.5)\nsys.exit(2)\n"
 NOTHING_TO_DO = "import sys, time\ntime.sleep(1.5)\nsys.exit(0)\n"
 
@@ -57,35 +57,35 @@ def supervise(environment: dict[str, str], tmp_path_factory: pytest.TempPathFact
         each.stop()
 
 
-def draining(supervise: Supervise) -> Supervised:
-    """Six jobs, web above them and the database below, of which each needs seconds for its end."""
+def start_draining_programs(supervise: Supervise) -> Supervised:
+    """Six jobs, web above them and two servers below them; each needs some time to end."""
     programs = dict.fromkeys((*JOBS, "web"), DRAINS.replace("SECONDS", str(GRACE)))
     programs |= {"qdrant": DRAINS.replace("SECONDS", "0.5"), "broker": DRAINS.replace("SECONDS", "0.1")}
     supervisord = supervise(programs, priorities={"web": 300, "qdrant": 100, "broker": 50})
     for name in programs:
-        wait_for(lambda: times(supervisord, name, "started"), f"{name} has started")  # noqa: B023
+        wait_for(lambda: times_of(supervisord, name, "started"), f"{name} has started")  # noqa: B023
     return supervisord
 
 
-def times(supervisord: Supervised, program: str, what: str) -> list[float]:
-    """When the program did that (monotonic seconds)."""
-    lines = [line.split() for line in supervisord.log(f"{program}.book").splitlines()]
+def times_of(supervisord: Supervised, program: str, what: str) -> list[float]:
+    """When the program wrote ``what`` down (monotonic seconds)."""
+    lines = [line.split() for line in supervisord.log(f"{program}.times").splitlines()]
     return [float(at) for word, at in lines if word == what]
 
 
 def assert_in_order(supervisord: Supervised) -> None:
-    """Jobs and web were told before any of them had ended; the others when the ones above were done, one by one."""
+    """Jobs and web were stopped before any of them had ended; the servers afterwards, one after the other."""
     together = (*JOBS, "web")
-    told = [times(supervisord, name, "told")[0] for name in together]
-    ended = [times(supervisord, name, "ended")[0] for name in together]
-    assert max(told) < min(ended)
-    assert max(ended) < times(supervisord, "qdrant", "told")[0]
-    assert times(supervisord, "qdrant", "ended")[0] < times(supervisord, "broker", "told")[0]
+    stopping = [times_of(supervisord, name, "stopping")[0] for name in together]
+    ended = [times_of(supervisord, name, "ended")[0] for name in together]
+    assert max(stopping) < min(ended)
+    assert max(ended) < times_of(supervisord, "qdrant", "stopping")[0]
+    assert times_of(supervisord, "qdrant", "ended")[0] < times_of(supervisord, "broker", "stopping")[0]
 
 
-def test_programs_stop_together_and_then_what_they_use(supervise: Supervise) -> None:
-    """One after another they would need 28 seconds, and a container has 10."""
-    supervisord = draining(supervise)
+def test_programs_stop_together_and_then_their_servers(supervise: Supervise) -> None:
+    """One after the other they would need 28 seconds, and a container has 10."""
+    supervisord = start_draining_programs(supervise)
     began = time.monotonic()
     supervisord.stop()
     assert time.monotonic() - began < 5 * GRACE
@@ -94,45 +94,45 @@ def test_programs_stop_together_and_then_what_they_use(supervise: Supervise) -> 
 
 
 def test_a_reload_does_the_same_and_starts_them_again(supervise: Supervise) -> None:
-    """And what holds for the first end of supervisord holds for the second."""
-    supervisord = draining(supervise)
+    """The order is the same at the second end of supervisord."""
+    supervisord = start_draining_programs(supervise)
     supervisord.control("reload")
-    wait_for(lambda: len(times(supervisord, "campaign", "started")) == 2, "they are started again")
+    wait_for(lambda: len(times_of(supervisord, "campaign", "started")) == 2, "they are started again")
     assert_in_order(supervisord)
     for name in JOBS:
-        wait_for(lambda: len(times(supervisord, name, "started")) == 2, f"{name} is started again")  # noqa: B023
+        wait_for(lambda: len(times_of(supervisord, name, "started")) == 2, f"{name} is started again")  # noqa: B023
     supervisord.stop()
-    told = [times(supervisord, name, "told")[1] for name in JOBS]
-    assert max(told) < min(times(supervisord, name, "ended")[1] for name in JOBS)
+    stopping = [times_of(supervisord, name, "stopping")[1] for name in JOBS]
+    assert max(stopping) < min(times_of(supervisord, name, "ended")[1] for name in JOBS)
 
 
-def test_it_does_not_stay_for_nothing(supervise: Supervise) -> None:
-    """One program does not stay up, one has bad settings, one has nothing to do: status 1, and a line about it."""
-    programs = {"campaign": FALLS, "calls": BAD_SETTINGS, "qdrant": NOTHING_TO_DO}
+def test_it_ends_when_nothing_will_run_again(supervise: Supervise) -> None:
+    """One program does not stay up, one has bad settings, one has nothing to do: status 1 and one log line."""
+    programs = {"campaign": FAILS, "calls": BAD_SETTINGS, "qdrant": NOTHING_TO_DO}
     supervisord = supervise(programs, options={"startretries": "1"})
     assert supervisord.wait() == 1
     log = supervisord.log("supervisord.log")
     assert log.count("CRIT no program runs any more") == 1
     assert log.count("spawned: 'campaign'") == 2
-    assert supervisord.said("INFO ended job=watchdog") == 1
+    assert supervisord.logged("INFO ended job=watchdog") == 1
     assert not (supervisord.folder / "supervisord.pid").exists()
 
 
-def test_it_stays_for_one_that_runs_or_that_an_operator_stopped(supervise: Supervise) -> None:
-    """Nobody who looks after a server is surprised by its end."""
+def test_it_keeps_running_while_a_program_runs_or_was_stopped_by_an_operator(supervise: Supervise) -> None:
+    """An operator who stops the last program finds supervisord still running."""
     supervisord = supervise({"campaign": BAD_SETTINGS, "calls": SLEEPER})
     supervisord.wait_for_state("campaign", "EXITED")
     assert supervisord.state("calls") == "RUNNING"
     supervisord.control("stop", "calls")
     assert supervisord.state("calls") == "STOPPED"
     supervisord.control("start", "campaign")
-    wait_for(lambda: supervisord.said("exited: campaign", "supervisord.log") == 2, "it has ended again")
+    wait_for(lambda: supervisord.logged("exited: campaign", "supervisord.log") == 2, "it has ended again")
     assert supervisord.control("pid").returncode == 0
 
 
 @dataclass
-class SettledDigest:
-    """A process as supervisord has it."""
+class FakeProcess:
+    """What ``nothing_will_run`` reads of a process inside supervisord."""
 
     state: int
     exitstatus: int = 0
@@ -142,11 +142,11 @@ class SettledDigest:
         return self.state
 
 
-FATAL = SettledDigest(ProcessStates.FATAL)
-DONE = SettledDigest(ProcessStates.EXITED)
-BAD = SettledDigest(ProcessStates.EXITED, 2)
-FELL = SettledDigest(ProcessStates.EXITED, 1)
-STOPPED = SettledDigest(ProcessStates.STOPPED)
+FATAL = FakeProcess(ProcessStates.FATAL)
+DONE = FakeProcess(ProcessStates.EXITED)
+BAD = FakeProcess(ProcessStates.EXITED, 2)
+FAILED = FakeProcess(ProcessStates.EXITED, 1)
+STOPPED = FakeProcess(ProcessStates.STOPPED)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ STOPPED = SettledDigest(ProcessStates.STOPPED)
         ([FATAL, FATAL], True),
         ([FATAL, DONE], True),
         ([BAD, DONE], True),
-        ([DONE, DONE], False),  # all of them have nothing to do here
-        ([FATAL, FELL], False),  # which is about to be started again
+        ([DONE, DONE], False),  # none of them has anything to do on this machine
+        ([FATAL, FAILED], False),  # the second one is about to be started again
         ([FATAL, STOPPED], False),
-        *[([FATAL, SettledDigest(state)], False) for state in (ProcessStates.RUNNING, ProcessStates.STARTING)],
-        *[([FATAL, SettledDigest(state)], False) for state in (ProcessStates.BACKOFF, ProcessStates.STOPPING)],
+        *[([FATAL, FakeProcess(state)], False) for state in (ProcessStates.RUNNING, ProcessStates.STARTING)],
+        *[([FATAL, FakeProcess(state)], False) for state in (ProcessStates.BACKOFF, ProcessStates.STOPPING)],
     ],
 )
-def test_nothing_will_run(processes: list[SettledDigest], expected: bool) -> None:
+def test_nothing_will_run(processes: list[FakeProcess], expected: bool) -> None:
     assert nothing_will_run(processes) is expected

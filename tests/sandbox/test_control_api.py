@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import urllib3
-from stand_client import AUTH, CALL, TEXT, Http
+from stand_in_client import AUTH, CALL, TEXT, Http
 
 from sandbox.accounts import WHATSAPP_TOKEN
 from sandbox.world import World
@@ -41,7 +41,7 @@ class TestScript:
         assert time.monotonic() - started >= 0.3
         assert world.total("gmail") == 1
 
-    def test_the_newest_rule_goes_first_and_rules_can_be_cleared(self, http: Http, world: World) -> None:
+    def test_the_newest_rule_is_used_first_and_rules_can_be_removed(self, http: Http, world: World) -> None:
         world.script("whatsapp", code=131026)
         world.script("whatsapp", code=131047, times=1)
         codes = [http.whatsapp()[1]["error"]["code"] for _ in range(2)]
@@ -74,12 +74,12 @@ class TestControl:
             ("revoke", {}),
         ],
     )
-    def test_what_it_does_not_understand_it_says(self, http: Http, world: World, action: str, body: Any) -> None:
+    def test_a_wrong_request_is_refused(self, http: Http, world: World, action: str, body: Any) -> None:
         status, answer, _ = http.ask("POST", f"{world.http_url}/control/{action}", json.dumps(body))
         assert status == 400
         assert answer["error"]
 
-    def test_a_reset_makes_all_new(self, http: Http, world: World) -> None:
+    def test_a_reset_deletes_everything(self, http: Http, world: World) -> None:
         http.whatsapp()
         world.script("whatsapp", code=131026)
         world.revoke(WHATSAPP_TOKEN)

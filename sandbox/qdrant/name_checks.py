@@ -1,4 +1,4 @@
-"""Names that come from outside and become names of files."""
+"""Checks names from requests that become names of files."""
 
 from sandbox.qdrant.errors import NotFound, Refusal
 
@@ -8,11 +8,11 @@ SNAPSHOT_SUFFIX = ".snapshot"
 
 
 def collection_name(name: str) -> str:
-    """``name``; raises Refusal when no collection can be called so."""
+    """``name``; raises Refusal if a collection cannot have this name."""
     try:
         length = len(name.encode())
     except UnicodeEncodeError as error:
-        raise Refusal("Wrong input: the collection's name is no UTF-8") from error
+        raise Refusal("Wrong input: the collection's name is not UTF-8") from error
     if not 1 <= length <= _LONGEST_BYTES:
         raise Refusal(f"Wrong input: a collection's name must have 1 to {_LONGEST_BYTES} bytes, not {length}")
     bad = sorted(_FORBIDDEN & set(name))
@@ -22,7 +22,7 @@ def collection_name(name: str) -> str:
 
 
 def snapshot_name(name: str) -> str:
-    """``name``; raises NotFound when no snapshot can be called so."""
+    """``name``; raises NotFound if a snapshot cannot have this name."""
     if name.startswith(".") or not name.endswith(SNAPSHOT_SUFFIX) or _FORBIDDEN & set(name) or len(name) > 1000:
         raise NotFound(f"Not found: Snapshot {name[:100]!r} not found")
     return name

@@ -1,6 +1,6 @@
-"""An SMTP server that keeps what it gets and goes wrong where a test wants it to.
+"""An SMTP server that records what it receives, and fails where a test asks for it.
 
-In clear, with STARTTLS, or with TLS from the first byte; with or without AUTH. It announces PIPELINING.
+In clear text, with STARTTLS, or with TLS from the first byte; with or without AUTH. It announces PIPELINING.
 """
 
 import asyncio
@@ -11,10 +11,10 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from sandbox.http import Reply
-from sandbox.records import Received
-from sandbox.script import Rule, Stage
-from sandbox.stand import Stand
+from sandbox.failure_script import FailureRule, Stage
+from sandbox.http_server import Reply
+from sandbox.received_store import Received
+from sandbox.stand_in_state import StandInState
 
 _USUAL = {
     "auth": (535, "5.7.8 Authentication credentials invalid"),
@@ -27,30 +27,30 @@ _LARGEST_BYTES = 33_554_432
 
 
 @dataclass(frozen=True)
-class TwilioAccount:
-    """How the inbox is reached."""
+class SmtpAccess:
+    """How clients connect to the inbox and log in."""
 
     tls: ssl.SSLContext | None = None
-    implicit: bool = False  # TLS from the first byte, else STARTTLS, which clients must then use
+    implicit: bool = False  # TLS from the first byte; otherwise STARTTLS, which clients must then use
     user: str = ""  # '': no AUTH
     password: str = ""
 
 
-class Mailbox:
-    """The handler of aiosmtpd's hooks."""
+class SmtpInbox:
+    """The hooks that aiosmtpd calls."""
 
-    def __init__(self, stand: Stand, line: TwilioAccount) -> None:
-        self._stand = stand
-        self._line = line
+    def __init__(self, state: StandInState, access: SmtpAccess) -> None:
+        self._state = state
+        self._access = access
 
     async def serve(self, port: int) -> asyncio.Server:
         """Listens on 127.0.0.1."""
         loop = asyncio.get_running_loop()
-        context = self._line.tls if self._line.implicit else None
+        context = self._access.tls if self._access.implicit else None
         return await loop.create_server(self._protocol, "127.0.0.1", port, ssl=context, backlog=1024)
 
     def _protocol(self) -> Any:
-        starttls = None if self._line.implicit else self._line.tls
+        starttls = None if self._access.implicit else self._access.tls
         return SMTP(
             self,
             hostname="inbox.sandbox.example",
@@ -58,7 +58,7 @@ class Mailbox:
             data_size_limit=_LARGEST_BYTES,
             tls_context=starttls,
             require_starttls=starttls is not None,
-            auth_required=bool(self._line.user),
+            auth_required=bool(self._access.user),
             auth_require_tls=starttls is not None,
             authenticator=self._authenticate,
             timeout=3600,
@@ -68,11 +68,11 @@ class Mailbox:
     def _authenticate(
         self, server: Any, session: Session, envelope: Envelope, mechanism: str, data: Any
     ) -> AuthResult:
-        rule = self._stand.script.take("smtp", [], "auth")
+        rule = self._state.script.take("smtp", [], "auth")
         if rule is not None:
             return AuthResult(success=False, handled=False, message=_reply(rule))
-        good = LoginPassword(self._line.user.encode(), self._line.password.encode())
-        return AuthResult(success=data == good, handled=False)
+        valid = LoginPassword(self._access.user.encode(), self._access.password.encode())
+        return AuthResult(success=data == valid, handled=False)
 
     async def handle_EHLO(
         self, server: Any, session: Session, envelope: Envelope, hostname: str, responses: list[str]
@@ -96,7 +96,7 @@ class Mailbox:
         refusal = await self._refusal(server, "rcpt", [address])
         if refusal:
             refused = Received("smtp", address, "refused", account=envelope.mail_from or "")
-            self._stand.refuse(Reply(int(refusal[:3])), refused)
+            self._state.refuse(Reply(int(refusal[:3])), refused)
             return refusal
         envelope.rcpt_tos.append(address)
         envelope.rcpt_options.extend(options)
@@ -107,29 +107,29 @@ class Mailbox:
         message_id = str(BytesHeaderParser().parsebytes(content).get("Message-ID", "")).strip()
         sender = envelope.mail_from or ""
         messages = [
-            Received("smtp", address, "accepted", sender, self._line.user, "", message_id, 250, "", content)
+            Received("smtp", address, "accepted", sender, self._access.user, "", message_id, 250, "", content)
             for address in envelope.rcpt_tos
         ]
-        rule = self._stand.script.take("smtp", envelope.rcpt_tos, "data")
+        rule = self._state.script.take("smtp", envelope.rcpt_tos, "data")
         if rule and rule.action in ("answer", "close", "cut-before"):
             refusal = await self._act(server, rule)
-            self._stand.refuse(Reply(int(refusal[:3])), *messages)
+            self._state.refuse(Reply(int(refusal[:3])), *messages)
             return refusal
         if rule and rule.action == "cut-after":
             unanswered = [Received(**(vars(each) | {"outcome": "unanswered", "status": 0})) for each in messages]
-            self._stand.records.add(*unanswered)
+            self._state.received.add(*unanswered)
             return await self._act(server, rule)
-        self._stand.records.add(*messages)
+        self._state.received.add(*messages)
         if rule:
             await asyncio.sleep(rule.seconds)
         return "250 2.0.0 Ok: queued"
 
     async def _refusal(self, server: Any, stage: Stage, addresses: list[str]) -> str:
-        rule = self._stand.script.take("smtp", addresses, stage)
+        rule = self._state.script.take("smtp", addresses, stage)
         return await self._act(server, rule) if rule else ""
 
-    async def _act(self, server: Any, rule: Rule) -> str:
-        """Does what a refusing rule says; returns the reply, which a cut connection will not carry."""
+    async def _act(self, server: Any, rule: FailureRule) -> str:
+        """Does what a rule asks for; returns the reply, which is not sent on a cut connection."""
         if rule.action == "close":
             await server.push(_reply(rule))
             server.transport.close()
@@ -138,6 +138,6 @@ class Mailbox:
         return _reply(rule)
 
 
-def _reply(rule: Rule) -> str:
+def _reply(rule: FailureRule) -> str:
     code, text = _CLOSING if rule.action == "close" else _USUAL[rule.stage]
     return f"{rule.status or code} {rule.text or text}"

@@ -1,4 +1,4 @@
-"""A development Qdrant for a test, and calls to it as curl would make them."""
+"""A development Qdrant for a test, and HTTP requests to it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SMALL = {"vectors": {"size": 4, "distance": "Dot"}}
 
 @contextmanager
 def qdrant_in(folder: Path, **options: Any) -> Iterator[Qdrant]:
-    """A started server, which is stopped in the end."""
+    """A running server, which is stopped afterwards."""
     server = Qdrant(folder, **options)
     try:
         server.start()
@@ -35,20 +35,20 @@ def qdrant_in(folder: Path, **options: Any) -> Iterator[Qdrant]:
 
 @contextmanager
 def client_of(server: Qdrant) -> Iterator[QdrantClient]:
-    # its check of the version runs in a thread that a stopped server would surprise
+    # the client's version check runs in a thread, which fails if the server stops meanwhile
     with closing(QdrantClient(url=server.url, timeout=60, check_compatibility=False)) as client:
         yield client
 
 
 class Curl:
-    """Sends what it is told, over kept connections."""
+    """Sends requests over persistent connections."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._pool = urllib3.PoolManager(retries=False, timeout=60, maxsize=20)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """The status and the answer's JSON, or its text when it is none. ``body``: bytes go out as they are."""
+        """The status and the answer's JSON, or its text if it is not JSON. ``body``: bytes are sent as they are."""
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         response = self._pool.request(method, self.url + path, body=raw, headers=names)
@@ -57,20 +57,20 @@ class Curl:
         return response.status, response.data.decode()
 
     def result(self, method: str, path: str, body: Any = None) -> Any:
-        """The `result` of a call that must succeed."""
+        """The `result` of a request that must succeed."""
         status, answer = self.ask(method, path, body)
         assert status == 200, answer
         assert answer["status"] == "ok"
         return answer["result"]
 
     def error(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
-        """The status and the words of a call that must fail."""
+        """The status and the error text of a request that must fail."""
         status, answer = self.ask(method, path, body, **headers)
         assert isinstance(answer["time"], float)
         return status, answer["status"]["error"]
 
     def make(self, name: str, points: int = 0) -> None:
-        """A collection of vectors of four numbers with points 1, 2, ... in it."""
+        """Creates a collection of vectors of four numbers with the points 1, 2, ..."""
         self.result("PUT", f"/collections/{name}", SMALL)
         if points:
             self.upsert(name, *range(1, points + 1))

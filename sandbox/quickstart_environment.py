@@ -1,7 +1,7 @@
-"""The embedded world of quickstart: its servers and the worker's programs under one supervisord.
+"""The environment of quickstart: its servers and the worker's programs under one supervisord.
 
-The programs come from conf/supervisord.worker.conf as they are in production; only the places of logs and sockets
-differ. Everything lives in one folder and on 127.0.0.1.
+The programs come from conf/supervisord.worker.conf, the production configuration, with other paths of logs and
+sockets. Everything is in one folder and on 127.0.0.1.
 """
 
 import json
@@ -30,12 +30,12 @@ from sandbox.world import World
 DATABASE = "bharat_crm_quickstart"
 START_SECONDS = 60.0
 STOP_SECONDS = 40.0
-STARTED = ("program:", "eventlistener:")
+PROGRAM_SECTIONS = ("program:", "eventlistener:")
 PORTS = ("supervisor", "postgres", "redis", "smtp", "http", "web", "qdrant", "qdrant-grpc")
 
 
-class Stage:
-    """Start it, prepare its database, start the programs, stop it."""
+class QuickstartEnvironment:
+    """The caller starts it, prepares its database, starts the programs, and stops it."""
 
     def __init__(self, project: Path, folder: Path, environ: Mapping[str, str]) -> None:
         self.project = project
@@ -53,12 +53,12 @@ class Stage:
 
     @property
     def web_url(self) -> str:
-        """Where bin/web answers."""
+        """The address of bin/web."""
         return f"http://127.0.0.1:{self._ports['web']}"
 
     @property
     def qdrant_url(self) -> str:
-        """Where Qdrant answers, to whoever has the key in ``qdrant_key``."""
+        """The address of Qdrant, whose key is in the file ``qdrant_key``."""
         return f"http://127.0.0.1:{self._ports['qdrant']}"
 
     @property
@@ -88,13 +88,13 @@ class Stage:
             environment=self._environment(),
             directory=self.project,
         )
-        self._supervisord.wait_until(self._all_answer, "the embedded world", START_SECONDS)
+        self._supervisord.wait_until(self._all_answer, "quickstart's supervisord", START_SECONDS)
 
     def start_programs(self) -> None:
-        """Lets the worker's programs start, now that there is a database."""
+        """Starts the worker's programs; the database must be ready."""
         rpc = self._rpc().supervisor
         for name in self._programs():
-            rpc.startProcess(name, False)  # not one after the other: supervisord watches each start for a second
+            rpc.startProcess(name, False)  # without waiting: supervisord would observe each start for a second
 
     def wait(self) -> None:
         """Waits until supervisord ends (bin/supervisorctl shutdown)."""
@@ -102,18 +102,18 @@ class Stage:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Stops all programs in order, and supervisord."""
+        """Stops all programs and supervisord."""
         if self._supervisord and self._supervisord.running:
             self._supervisord.end(signal.SIGTERM, STOP_SECONDS)
 
     def connect(self) -> psycopg2.extensions.connection:
-        """A connection to the CRM's database, which is made when there is none; the caller closes it."""
+        """A connection to the demo database; the caller closes it."""
         connection = psycopg2.connect(self._database_url(), application_name="quickstart")
         connection.autocommit = True
         return connection
 
-    def make_database(self) -> bool:
-        """Makes the database of the demo; False when there is one already."""
+    def create_database(self) -> bool:
+        """Creates the demo database; False if it exists already."""
         with closing(psycopg2.connect(self._server_url())) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -123,8 +123,8 @@ class Stage:
                     return False
         return True
 
-    def make_database_anew(self) -> None:
-        """An empty database for the demo, whatever was there."""
+    def recreate_database(self) -> None:
+        """Replaces the demo database by an empty one."""
         with closing(psycopg2.connect(self._server_url())) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -138,7 +138,7 @@ class Stage:
         return urlsplit(self._server_url())._replace(path=f"/{DATABASE}").geturl()
 
     def _environment(self) -> dict[str, str]:
-        """What the programs find in their environment: all of the worker's settings."""
+        """The programs' environment: all of the worker's settings."""
         return self._environ | {
             "DATABASE_URL": self._database_url(),
             "REDIS_URL": self.redis.url if self.redis else self._environ["REDIS_URL"],
@@ -149,6 +149,7 @@ class Stage:
             "PORT": str(self._ports["web"]),
             "QDRANT_URL": self.qdrant_url,
             "QDRANT_API_KEY": kept_password(self.qdrant_key),
+            "QDRANT_DEVELOPMENT": "true",  # used where Qdrant's own program is not installed
             "QDRANT__SERVICE__HOST": "127.0.0.1",
             "QDRANT__SERVICE__HTTP_PORT": str(self._ports["qdrant"]),
             "QDRANT__SERVICE__GRPC_PORT": str(self._ports["qdrant-grpc"]),
@@ -163,7 +164,7 @@ class Stage:
         }
 
     def _write_environment(self) -> None:
-        """A file for a shell that wants to run the programs by hand."""
+        """A file for a shell, to run the programs by hand."""
         settings = {name: value for name, value in self._environment().items() if self._environ.get(name) != value}
         path = self.folder / "environment"
         path.touch(0o600)
@@ -176,7 +177,11 @@ class Stage:
         return conf
 
     def _programs(self) -> list[str]:
-        return [section.partition(":")[2] for section in self._production().sections() if section.startswith(STARTED)]
+        return [
+            section.partition(":")[2]
+            for section in self._production().sections()
+            if section.startswith(PROGRAM_SECTIONS)
+        ]
 
     def _configuration(self) -> RawConfigParser:
         conf = self._production()
@@ -187,13 +192,13 @@ class Stage:
         conf["supervisorctl"] = {"serverurl": f"http://{address}", **account}
         for section in conf.sections():
             for key, value in conf.items(section):
-                conf[section][key] = self._placed(value)
-            if section.startswith(STARTED):
-                conf[section]["autostart"] = "false"  # until the database is made
+                conf[section][key] = self._with_own_paths(value)
+            if section.startswith(PROGRAM_SECTIONS):
+                conf[section]["autostart"] = "false"  # until the database is ready
             if section.startswith("eventlistener:"):
-                # supervisord tells its listeners where it is, but not as whom they may ask
-                named = {f"SUPERVISOR_{name.upper()}": value for name, value in account.items()}
-                conf[section]["environment"] = ",".join(f'{name}="{value}"' for name, value in named.items())
+                # supervisord passes its address to its listeners, but not user and password
+                variables = {f"SUPERVISOR_{name.upper()}": value for name, value in account.items()}
+                conf[section]["environment"] = ",".join(f'{name}="{value}"' for name, value in variables.items())
         conf["supervisord"]["pidfile"] = _literal(self.folder / "supervisord.pid")
         for name, command in self._servers().items():
             log = {"stdout_logfile": _literal(self.logs / f"{name}.log"), "redirect_stderr": "true"}
@@ -202,8 +207,8 @@ class Stage:
             conf[f"program:{name}"] = {"command": line, "priority": "10", "startsecs": "0", **stop, **log}
         return conf
 
-    def _placed(self, value: str) -> str:
-        """A value of the production configuration with this folder's places."""
+    def _with_own_paths(self, value: str) -> str:
+        """A value of the production configuration with the paths of this folder."""
         value = value.replace("/var/log/supervisor", _literal(self.logs))
         return value.replace("%(here)s/..", _literal(self.project))
 
@@ -232,12 +237,12 @@ class Stage:
 
 
 def _literal(value: str | os.PathLike[str]) -> str:
-    """As supervisord reads it literally: it expands percent signs."""
+    """Escaped for supervisord, which expands percent signs."""
     return str(value).replace("%", "%%")
 
 
 def _kept_ports(path: Path) -> dict[str, int]:
-    """The ports of earlier starts where they are still free, else new ones."""
+    """The ports of earlier starts if they are still free, otherwise new ones."""
     kept = json.loads(path.read_text()) if path.exists() else {}
     ports = {name: port if (port := kept.get(name)) and is_free(port) else free_port() for name in PORTS}
     path.write_text(json.dumps(ports))

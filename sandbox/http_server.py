@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server with kept connections, which can also cut a connection where an answer is due."""
+"""A small HTTP/1.1 server with persistent connections, which can also cut a connection instead of answering."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ class Request:
         return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True))
 
     def form(self) -> dict[str, str]:
-        """The fields of a form-encoded body; {} when it is none. Of a repeated field the last."""
+        """The fields of a form-encoded body, the last one of a repeated field; {} for another body."""
         return dict(self.form_pairs())
 
     def form_pairs(self) -> list[tuple[str, str]]:
@@ -40,21 +40,21 @@ class Request:
         return parse_qsl(self.body.decode("utf-8", "replace"), keep_blank_values=True)
 
     def json(self) -> Any:
-        """The body as JSON; None when it is none."""
+        """The body as JSON; None if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
             return None
 
     def bearer(self) -> str:
-        """The bearer token, '' when there is none."""
+        """The bearer token, '' if there is none."""
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else ""
 
 
 @dataclass
 class Reply:
-    """``body``: a str or bytes goes out as it is, None as nothing, anything else as JSON."""
+    """``body``: a str or bytes is sent as it is, None as nothing, anything else as JSON."""
 
     status: int
     body: Any = None
@@ -75,8 +75,8 @@ class Reply:
         return f"HTTP/1.1 {self.status} {_PHRASES.get(self.status, '')}\r\n{lines}\r\n".encode() + content
 
 
-class Cut(Exception):
-    """Raised by a handler that wants the connection broken instead of an answer."""
+class ConnectionCut(Exception):
+    """Raised by a handler to break the connection instead of answering."""
 
 
 Handler = Callable[[Request], Awaitable[Reply]]
@@ -89,7 +89,7 @@ async def serve(handler: Handler, port: int) -> asyncio.Server:
         try:
             while await _exchange(handler, reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, Cut):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionCut):
             writer.transport.abort()
         finally:
             writer.close()
@@ -98,7 +98,7 @@ async def serve(handler: Handler, port: int) -> asyncio.Server:
 
 
 async def _exchange(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Answers one request; returns whether the connection is kept."""
+    """Answers one request; returns whether the connection stays open."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.split("\r\n")
     method, _, rest = first.partition(" ")
@@ -106,8 +106,12 @@ async def _exchange(handler: Handler, reader: asyncio.StreamReader, writer: asyn
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
     if headers.get("expect", "").lower() == "100-continue":
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    refusal, body = await _body(headers, reader)
-    reply = refusal or await handler(Request(method, target, headers, body))
+    refusal = _length_problem(headers)
+    if refusal:
+        reply = refusal
+    else:
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        reply = await handler(Request(method, target, headers, body))
     keep = refusal is None and protocol == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
     if not keep:
         reply.headers["Connection"] = "close"
@@ -116,11 +120,11 @@ async def _exchange(handler: Handler, reader: asyncio.StreamReader, writer: asyn
     return keep
 
 
-async def _body(headers: Mapping[str, str], reader: asyncio.StreamReader) -> tuple[Reply | None, bytes]:
-    """The request's body, and what to answer at once when it cannot be read."""
+def _length_problem(headers: Mapping[str, str]) -> Reply | None:
+    """What to answer if the length of the request's body is not known or too large."""
     if "transfer-encoding" in headers:
-        return Reply(411, {"error": "this stand-in reads bodies with a Content-Length only"}), b""
+        return Reply(411, {"error": "this stand-in only reads bodies with a Content-Length"})
     length = headers.get("content-length", "0")
     if not length.isdigit() or int(length) > _LONGEST_BODY:
-        return Reply(400, {"error": f"Content-Length: {length}"}), b""
-    return None, await reader.readexactly(int(length))
+        return Reply(400, {"error": f"Content-Length: {length}"})
+    return None
