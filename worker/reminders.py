@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg2
 
-from worker.campaigns.batch import Kind
 from worker.errors import RetryLater
 from worker.notifications.claims import NotificationClaims
 from worker.notifications.dispatcher import LANES
@@ -27,6 +26,7 @@ from worker.runtime.db import Row, is_unavailable, queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.migrations import require_current
 from worker.sending.accounts import Accounts
+from worker.sending.outcomes import OutcomeKind as Kind
 
 log = logging.getLogger(__name__)
 

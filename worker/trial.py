@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from worker.campaigns.batch import Kind
 from worker.content.trial import LISTED, contact_mail, contact_values, owner_mail, owner_values
 from worker.notifications.claims import NotificationClaims
 from worker.notifications.dispatcher import LANES
@@ -24,6 +23,7 @@ from worker.runtime.db import queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.migrations import require_current
 from worker.sending.accounts import Accounts
+from worker.sending.outcomes import OutcomeKind as Kind
 
 log = logging.getLogger(__name__)
 

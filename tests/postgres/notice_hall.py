@@ -7,13 +7,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sandbox.crm import Crm
-from worker.campaigns.batch import Kind
 from worker.errors import SendError
 from worker.messages import Accepted, Email
 from worker.notifications.claims import LEASE_SECONDS, NotificationClaims
 from worker.notifications.notification import Delivery, Notification, OutgoingMessage
 from worker.runtime.db import Database
 from worker.runtime.signals import Signals
+from worker.sending.outcomes import OutcomeKind as Kind
 
 NOW = datetime(2026, 3, 10, 12)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
 SECOND = timedelta(seconds=1)

@@ -10,7 +10,6 @@ import redis
 from notice_hall import NOW, SECOND, Desk, Hall, Mailbox, halls, kinds
 
 from sandbox.crm import Crm
-from worker.campaigns.batch import Kind
 from worker.errors import (
     AccountRejected,
     RecipientDeferred,
@@ -25,6 +24,7 @@ from worker.messages import Accepted
 from worker.notifications.dispatcher import LANES
 from worker.notifications.notification import Delivery, Notification, OutgoingMessage
 from worker.sending.accounts import GmailAccount
+from worker.sending.outcomes import OutcomeKind as Kind
 from worker.sending.pacing import Pace
 
 

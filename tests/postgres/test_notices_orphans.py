@@ -10,10 +10,10 @@ import pytest
 from notice_hall import NOW, Hall, halls, kinds
 
 from sandbox.crm import Crm
-from worker.campaigns.batch import Kind
 from worker.notifications.claims import ASK_AFTER_SECONDS, LEASE_SECONDS
 from worker.notifications.dispatcher import LANES
 from worker.runtime.db import queries
+from worker.sending.outcomes import OutcomeKind as Kind
 
 HOLDING = """
 import sys

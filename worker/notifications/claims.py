@@ -14,12 +14,13 @@ from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.campaigns.batch import Kind, Outcome
 from worker.notifications.dispatcher import NotificationThreads, Queue
 from worker.notifications.notification import Delivery, Notification, OutgoingMessage
 from worker.runtime.db import Database, Row, queries
 from worker.runtime.process_token import is_from_dead_process, new_token
 from worker.runtime.signals import Signals
+from worker.sending.outcomes import Outcome
+from worker.sending.outcomes import OutcomeKind as Kind
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,12 @@ from datetime import datetime
 
 import redis
 
-from worker.campaigns.batch import Kind, Outcome
 from worker.errors import RecipientDeferred, RetryLater, SendError, TransportMissing
 from worker.messages import Email
 from worker.notifications.notification import Delivery, Notification, OutgoingMessage, failed
 from worker.providers.google_token import InvalidGrant
+from worker.sending.outcomes import Outcome
+from worker.sending.outcomes import OutcomeKind as Kind
 
 LANES = 8  # messages on the wire at once, so at most so many unconfirmed for each kill
 SEND_LIMIT_SECONDS = 60.0  # from the mark to the wire; after it somebody else may have taken over

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from worker.campaigns.batch import Kind, Outcome
 from worker.errors import (
     RecipientDeferred,
     RecipientOptedOut,
@@ -17,6 +16,8 @@ from worker.messages import Email, WhatsAppMessage
 from worker.providers import Provider
 from worker.runtime.db import Row
 from worker.sending.accounts import GmailAccount
+from worker.sending.outcomes import Outcome
+from worker.sending.outcomes import OutcomeKind as Kind
 from worker.sending.pacing import Pace
 
 # what an error makes of a message, the most special first; all others put it off, also those that stop a campaign

@@ -13,13 +13,13 @@ from enum import StrEnum
 
 import psycopg2
 
-from worker.campaigns.batch import Kind
 from worker.notifications.claims import ASK_AFTER_SECONDS, NotificationClaims
 from worker.notifications.notification import Delivery, Notification
 from worker.runtime.backoff import backoff_seconds
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.settings import Settings
 from worker.sending.accounts import GmailAccount
+from worker.sending.outcomes import OutcomeKind as Kind
 
 log = logging.getLogger(__name__)
 
