@@ -11,7 +11,7 @@ from worker.messages import Email, WhatsAppMessage
 from worker.notifications.notification import Notification, OutgoingMessage
 from worker.reminding.recipients import gmail_address
 from worker.runtime.db import Database, Row, queries
-from worker.sending.accounts import Accounts, EmailAccount, part, text
+from worker.sending.accounts import AccountOwner, Accounts, EmailAccount, part, text
 
 
 class DigestMessages:
@@ -64,7 +64,7 @@ class DigestMessages:
             raise TransportMissing(
                 "E-mail is not configured: the tenant has no active user, and no mail.smtp.fromEmail in its settings"
             )
-        return self._accounts.email(tenant)
+        return self._accounts.email(AccountOwner.from_row(tenant))
 
     def _texts(self, notice: Notification, tenant: Row) -> DigestTexts:
         template = self._templates.get(notice.content["templateId"])

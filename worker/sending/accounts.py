@@ -28,6 +28,38 @@ from worker.sending.pacing import Pace
 KEPT = 512  # of each kind; the least used go first
 
 
+@dataclass(frozen=True, slots=True)
+class AccountOwner:
+    """The tenant whose accounts messages leave through, and the user whom its e-mail is from, if any."""
+
+    tenant_id: str
+    tenant_name: str
+    tenant_settings: object = field(repr=False)  # a JSON column, which may hold anything
+    user_id: str | None
+    user_name: str | None
+    user_email: str | None
+    google_email: str | None
+    gmail_access_token: str | None = field(repr=False)
+    gmail_refresh_token: str | None = field(repr=False)
+    gmail_token_expiry: datetime | None
+
+    @classmethod
+    def from_row(cls, row: Row) -> "AccountOwner":
+        """From a statement that joins "Tenant" and "User"."""
+        return cls(
+            tenant_id=row["tenantId"],
+            tenant_name=row["tenant_name"],
+            tenant_settings=row["tenant_settings"],
+            user_id=row["user_id"],
+            user_name=row["user_name"],
+            user_email=row["user_email"],
+            google_email=row["googleEmail"],
+            gmail_access_token=row["gmailAccessToken"],
+            gmail_refresh_token=row["gmailRefreshToken"],
+            gmail_token_expiry=row["gmailTokenExpiry"],
+        )
+
+
 @dataclass(frozen=True)
 class GmailAccount:
     """The Gmail connection of a user."""
@@ -86,22 +118,19 @@ class Accounts:
             raise TransportMissing(f"WhatsApp is not configured: {error}") from None
         return WhatsAppAccount(provider, Pace(self._redis, f"pace:whatsapp:{phone_id}", self._settings.whatsapp_rate))
 
-    def email(self, user: Row) -> EmailAccount:
-        """The user's Gmail or SMTP_URL. Raises TransportMissing.
-
-        ``user``: user_id, user_name, user_email, tenantId, tenant_name, tenant_settings, and the columns googleEmail,
-        gmailAccessToken, gmailRefreshToken, gmailTokenExpiry.
-        """
-        mail = part(user["tenant_settings"], "mail")
+    def email(self, owner: AccountOwner) -> EmailAccount:
+        """The user's Gmail or SMTP_URL. Raises TransportMissing."""
+        mail = part(owner.tenant_settings, "mail")
         smtp, oauth = part(mail, "smtp"), part(mail, "oauth")
-        name = text(smtp, "fromName") or user["user_name"] or user["tenant_name"]
+        name = text(smtp, "fromName") or owner.user_name or owner.tenant_name
         reply_to = text(smtp, "replyTo")
-        if user["gmailAccessToken"] and user["gmailRefreshToken"] and oauth:
-            account = self._gmail_account(user, oauth)
-            sender = Sender(name, user["googleEmail"] or user["user_email"], reply_to)
-            pace = Pace(self._redis, f"pace:gmail:{account.user_id}", self._settings.gmail_rate)
-            return EmailAccount(account.provider, sender, pace, account)
-        return EmailAccount(self.smtp(), Sender(name, text(smtp, "fromEmail") or user["user_email"], reply_to))
+        address = owner.user_email or ""
+        gmail = self._gmail_account(owner, oauth) if oauth else None
+        if gmail:
+            sender = Sender(name, owner.google_email or address, reply_to)
+            pace = Pace(self._redis, f"pace:gmail:{gmail.user_id}", self._settings.gmail_rate)
+            return EmailAccount(gmail.provider, sender, pace, gmail)
+        return EmailAccount(self.smtp(), Sender(name, text(smtp, "fromEmail") or address, reply_to))
 
     def smtp(self) -> SmtpProvider:
         """The operator's own way out. Raises TransportMissing."""
@@ -117,19 +146,24 @@ class Accounts:
         if self._smtp:
             self._smtp.close()
 
-    def _gmail_account(self, user: Row, oauth: Row) -> GmailAccount:
-        """Kept as long as nobody connected the account anew: its token is refreshed once for all that it sends."""
-        client_id, stored = text(oauth, "clientId"), oauth.get("clientSecret")
-        refresh_token = user["gmailRefreshToken"]
-        key = (user["user_id"], refresh_token, client_id or "", str(stored))
+    def _gmail_account(self, owner: AccountOwner, oauth: Row) -> GmailAccount | None:
+        """Kept until somebody connects the account anew: its token is refreshed once for all messages.
+
+        None when the user is not connected.
+        """
+        access_token, refresh_token, user_id = owner.gmail_access_token, owner.gmail_refresh_token, owner.user_id
+        if not (access_token and refresh_token and user_id):
+            return None
+        client_id, stored = text(oauth, "clientId") or "", oauth.get("clientSecret")
+        key = (user_id, refresh_token, client_id, str(stored))
         account = self._gmail.get(key)
         if account is None:
             token = GoogleToken(
-                self._settings.google_token_url, client_id or "", self._client_secret(stored), refresh_token,
-                user["gmailAccessToken"], user["gmailTokenExpiry"], self._pool, self._aware_clock,
+                self._settings.google_token_url, client_id, self._client_secret(stored), refresh_token,
+                access_token, owner.gmail_token_expiry, self._pool, self._aware_clock,
             )  # fmt: skip
             provider = GmailProvider(self._settings.gmail_api_url, token, self._pool, self._aware_clock)
-            account = GmailAccount(provider, token, user["user_id"], user["tenantId"], refresh_token)
+            account = GmailAccount(provider, token, user_id, owner.tenant_id, refresh_token)
             self._gmail[key] = account
         trim(self._gmail, key)
         return account
