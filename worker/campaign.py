@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
-from worker.campaigns.batch import Batch, BatchState
+from worker.campaigns.batch import Batch
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
 from worker.campaigns.dispatcher import Dispatcher
@@ -172,7 +172,7 @@ class CampaignJob:
         self._counts["sent"] += settled.sent
         self._counts["failed"] += settled.failed
         keep_grant(self._db, batch, self._context.clock())
-        if batch.state in (BatchState.REJECTED, BatchState.BACKING_OFF):
+        if batch.stopped_by_provider:
             self._dispatcher.stop(batch.campaign.id)  # its other batch, too
         self._runs.follow_up(batch, settled)
 

@@ -29,7 +29,7 @@ from worker.campaigns.run import CampaignRuns
 from worker.campaigns.settlement import BACKOFF_SECONDS, BatchSettlements, SettlementResult
 from worker.campaigns.targets import prepare
 from worker.campaigns.transport import TransportRouter
-from worker.errors import AccountRejected
+from worker.errors import AccountRejected, CampaignRejected
 from worker.messages import Accepted
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database
@@ -762,6 +762,22 @@ def test_a_backoff(office: Office) -> None:
         office.clock.ahead += timedelta(seconds=pause + 1)
     assert worker.send(campaign)
     assert office.one("SELECT holds FROM worker.campaign_run") == 0
+
+
+def test_deferred_and_then_rejected(office: Office) -> None:
+    """When the provider refuses the campaign, a message that it deferred before that counts no try either."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="1")
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.record(batch.recipients[0], Outcome(OutcomeKind.DEFERRED, office.clock(), "421 busy"))
+    batch.record(batch.recipients[1], Outcome(OutcomeKind.REJECTED, office.clock(), "550 content refused"))
+    batch.reject(CampaignRejected("550 content refused"))
+    settled = worker.settle(batch)
+    worker.runs.follow_up(batch, settled)
+    assert (settled.sent, settled.failed) == (0, 0)
+    assert (office.status(campaign), office.counts(campaign)) == ("failed", {"pending": 10})
 
 
 def add_recipient_before_all(office: Office, campaign: str) -> str:

@@ -523,7 +523,7 @@ def test_a_bug_in_a_provider(workshop: Workshop) -> None:
     assert dispatcher.open == []
     assert len(batch.transport.given) == 1
     assert entries == {"r-0": None}
-    found = workshop.journals.seize(batch.id)
+    found = workshop.journals.take_over(batch.id)
     assert found, "the journal is free for the process that settles the batch"
     found.close()
 
@@ -536,10 +536,10 @@ def test_abandoned_in_flight(workshop: Workshop) -> None:
     dispatcher.add(batch)
     gate.wait_for(1)
     dispatcher.abandon()
-    assert workshop.journals.seize(batch.id) is None
+    assert workshop.journals.take_over(batch.id) is None
     gate.opened.set()
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while (found := workshop.journals.seize(batch.id)) is None:
+    while (found := workshop.journals.take_over(batch.id)) is None:
         dispatcher.reap()
         assert time.monotonic() < deadline
     assert [outcome and outcome.kind for outcome in found.read().values()] == [OutcomeKind.ACCEPTED]

@@ -35,7 +35,7 @@ def place(tmp_path: Path) -> JournalDirectory:
 
 def left(place: JournalDirectory) -> dict[str, Outcome | None]:
     """What a successor reads once the writer is gone."""
-    found = place.seize(BATCH)
+    found = place.take_over(BATCH)
     assert found is not None
     try:
         return found.read()
@@ -223,7 +223,7 @@ def test_a_journal_full_to_the_last_byte(place: JournalDirectory) -> None:
     place.create(BATCH, 1).close()
     line = b'["r-1"]\n'
     path_of(place).write_bytes(line + b'["' + b"x" * (BYTES_FOR_A_RECIPIENT - len(line) - 5) + b'"]\n')
-    found = place.seize(BATCH)
+    found = place.take_over(BATCH)
     assert found
     assert set(found.read()) == {"r-1", "x" * (BYTES_FOR_A_RECIPIENT - len(line) - 5)}
     with pytest.raises(JournalUnwritable):
@@ -255,7 +255,7 @@ def test_a_batch_has_one_journal(place: JournalDirectory) -> None:
     written.remove()
     assert list(place.path.glob("*.journal")) == []
     with pytest.raises(FileNotFoundError):
-        place.seize(BATCH)
+        place.take_over(BATCH)
 
 
 def test_nobody_else_reads_it(place: JournalDirectory) -> None:
@@ -307,13 +307,13 @@ def state_of(pid: int) -> str:
 
 def test_living_frozen_dead(place: JournalDirectory, writer: subprocess.Popen[str]) -> None:
     """A journal cannot be locked while its writer lives, frozen or not; once that is killed all of it is known."""
-    assert place.seize(BATCH) is None
+    assert place.take_over(BATCH) is None
     writer.send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + DEADLINE_SECONDS
     while state_of(writer.pid) != "T":
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert place.seize(BATCH) is None
+    assert place.take_over(BATCH) is None
     writer.kill()
     writer.wait(DEADLINE_SECONDS)
     assert left(place) == {"r-1": SENT, "r-2": None}
@@ -323,11 +323,11 @@ def test_one_successor(place: JournalDirectory, writer: subprocess.Popen[str]) -
     """Of two successors one gets the journal, until it closes it."""
     writer.kill()
     writer.wait(DEADLINE_SECONDS)
-    first = place.seize(BATCH)
+    first = place.take_over(BATCH)
     assert first
-    assert place.seize(BATCH) is None
+    assert place.take_over(BATCH) is None
     first.close()
-    second = place.seize(BATCH)
+    second = place.take_over(BATCH)
     assert second
     second.remove()
 

@@ -36,9 +36,9 @@ class BatchState(IntEnum):
 
 
 class Batch:
-    """Only the methods of this class change its state and its outcomes; all of them may be called by any thread.
+    """Only the methods of this class change its state and its outcomes; any thread may call them.
 
-    ``lease_until``: by ``boot_seconds``, after it another machine may have taken the batch over.
+    ``lease_until``: by ``boot_seconds``; after it another machine may have taken the batch over.
     ``same_account``: whether its messages leave, or left, through the account of ``transport``.
     """
 
@@ -80,6 +80,11 @@ class Batch:
         return self._state is BatchState.SENDING
 
     @property
+    def stopped_by_provider(self) -> bool:
+        """Whether the campaign's other batches have to stop, too."""
+        return self._state in (BatchState.BACKING_OFF, BatchState.REJECTED)
+
+    @property
     def reason(self) -> str:
         """Why it does not go on, in the provider's words where it has any."""
         return self._reason
@@ -106,9 +111,9 @@ class Batch:
             return self._outcomes.copy()
 
     def record(self, recipient: Recipient, outcome: Outcome) -> None:
-        """What became of a message just now. After a handful of deferrals in a row the batch backs off.
+        """What became of a message that was just sent. After a handful of deferrals in a row the batch backs off.
 
-        A message without an answer counts as deferred, a deferral that concerns its recipient only does not.
+        A message without an answer counts as deferred; a deferral that concerns only its recipient does not.
         """
         with self._changing:
             self._outcomes[recipient.id] = outcome

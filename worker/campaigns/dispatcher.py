@@ -19,9 +19,8 @@ from worker.sending.outcomes import Outcome, OutcomeKind, failed
 from worker.sending.requests import RequestThreads
 
 LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
-# The CPU time in which a message has the interpreter for itself. Threads that do not wait for their provider longer
-# than that only compete for the interpreter's lock: with a server on this machine, 8 take a tenth more CPU time than
-# the 3 that suffice.
+# How long a message keeps the interpreter busy. Threads that wait for their provider no longer than that only compete
+# for the interpreter's lock: with a server on this machine, 8 take a tenth more CPU time than the 3 that suffice.
 INTERPRETER_SECONDS = 0.0001
 POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are on the wire
 
@@ -152,8 +151,8 @@ class Dispatcher:
     def _adjust_threads(self, queue: BatchQueue, seconds: float | None) -> None:
         """One thread more or fewer next time, by the seconds that a message took this time.
 
-        With n threads a message ends every seconds / n; one more thread is worth it while that is longer than n
-        times the interpreter's share.
+        With n threads a message ends every seconds / n. One more thread is worth it while that is longer than n
+        messages keep the interpreter busy.
         """
         if seconds is None:
             return

@@ -33,7 +33,7 @@ BYTES_FOR_A_RECIPIENT = 2048
 LONGEST_REASON = 300  # characters
 OLD_SECONDS = 3600.0  # longer than a statement of a dead process can run on in the database
 
-# How the file names the outcomes. Older and newer versions of the worker read these: they may not change.
+# How the file names the outcomes. Older and newer versions of the worker read them: they must not change.
 KIND_CODES: Mapping[OutcomeKind, str] = MappingProxyType(
     {
         OutcomeKind.ACCEPTED: "accepted",
@@ -105,7 +105,7 @@ class JournalDirectory:
             ) from error
         return Journal(path, descriptor)
 
-    def seize(self, batch_id: str) -> "Journal | None":
+    def take_over(self, batch_id: str) -> "Journal | None":
         """Locks the journal of a dead process; None while its writer lives. Raises FileNotFoundError."""
         path = self.path / f"{batch_id}.journal"
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND)

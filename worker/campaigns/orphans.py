@@ -88,7 +88,7 @@ class OrphanedBatches:
         claimed = {row.id for row in self._rows()} if old else set()
         for batch_id in old:
             with suppress(FileNotFoundError):
-                if batch_id not in claimed and (journal := self._journals.seize(batch_id)):
+                if batch_id not in claimed and (journal := self._journals.take_over(batch_id)):
                     journal.remove()
 
     def _rows(self) -> list[BatchRow]:
@@ -97,7 +97,7 @@ class OrphanedBatches:
     def _orphan(self, row: BatchRow) -> OrphanedBatch | None:
         if row.machine == self._journals.machine:
             with suppress(FileNotFoundError):
-                journal = self._journals.seize(row.id)
+                journal = self._journals.take_over(row.id)
                 return OrphanedBatch(row, journal) if journal else None
         if not row.lapsed:
             return None

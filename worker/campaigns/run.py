@@ -27,7 +27,7 @@ LOCKED_SECONDS = 0.2  # until rows are looked at again that another session had 
 PREPARING_SECONDS = 1.0  # until a run is looked at again that another worker prepares
 LOOK_AGAIN_SECONDS = 10.0  # until a campaign is looked at again whose last recipients another process holds
 REFUSED_SECONDS = 300.0  # how long a campaign waits whose rows the database refused
-WAIT_LIMIT_SECONDS = 60.0  # the longest time until a campaign is looked at again that has nobody to send to now
+WAIT_LIMIT_SECONDS = 60.0  # the longest time until a campaign is looked at again that has no recipient to claim now
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Settlements: writes what became of a batch's recipients, once, in one statement.
 
-A batch is held by a row of worker.campaign_batch. Whoever settles it deletes that row in the same
-statement, so it is settled once, and a former holder settles nothing.
+A row of worker.campaign_batch says who holds a batch. A settlement deletes that row in the same statement,
+so a batch is settled once, and a former holder settles nothing.
 """
 
 import json
@@ -32,7 +32,8 @@ LONGEST_BACKOFF_SECONDS = 300.0
 class SettledRecipient:
     """A recipient as a settlement writes it.
 
-    ``at``: of 'pending' when it is tried again, of 'sending' when the provider is asked, else when it ended.
+    ``at``: of a pending one when it is tried again, of one that stays 'sending' when the provider is asked, else when
+    the message was accepted or failed.
     """
 
     id: str
@@ -55,7 +56,7 @@ class CampaignCounts:
 
 @dataclass(frozen=True, slots=True)
 class SettlementResult:
-    """What a settlement wrote. ``counts`` is None when the batch was settled by another process: nothing then."""
+    """What a settlement wrote: nothing, and ``counts`` is None, when another process has settled the batch."""
 
     sent: int = 0
     failed: int = 0
@@ -97,7 +98,7 @@ class RecipientPolicy:
 
     def _retry_at(self, outcome: Outcome, attempts: int, now: datetime) -> datetime:
         if outcome.kind is OutcomeKind.UNCONFIRMED:
-            return outcome.at  # it was on the wire once: at once
+            return outcome.at  # at once: the provider did not ask for a pause
         return _later(now, self._retries.delay_seconds(outcome, attempts))
 
 
@@ -144,12 +145,12 @@ class BatchSettlements:
         self, batch: Batch, recipient: Recipient, outcomes: Mapping[str, Outcome], now: datetime
     ) -> SettledRecipient:
         outcome = outcomes.get(recipient.id) or Outcome(OutcomeKind.NOT_SENT, now)
-        if outcome.kind is OutcomeKind.DEFERRED and batch.state >= BatchState.BACKING_OFF:
-            outcome = replace(outcome, kind=OutcomeKind.NOT_SENT)  # all were deferred: no recipient's attempt counts
+        if outcome.kind is OutcomeKind.DEFERRED and batch.stopped_by_provider:
+            outcome = replace(outcome, kind=OutcomeKind.NOT_SENT)  # not for its own sake: no attempt is counted
         return self._policy.settled(recipient, outcome, now, can_ask=batch.can_ask)
 
     def _pause_seconds(self, batch: Batch, backoffs: int) -> float:
-        """Until the campaign's next batch. After a batch that is not full the pause is shorter in proportion."""
+        """Until the campaign's next batch. After a batch that is not full the pause is in proportion shorter."""
         if batch.state is BatchState.BACKING_OFF:
             pause = backoff_seconds(backoffs, BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
             return max(batch.delay_seconds or 0.0, pause)
