@@ -65,6 +65,7 @@ class Batch:
         self._can_ask = same_account and transport.can_be_asked
         self._outcomes: dict[str, Outcome] = {}
         self._state = BatchState.SENDING
+        self._sending = True  # asked before every message
         self._reason = ""
         self._rejection: CampaignRejected | AccountRejected | None = None
         self._deferrals_in_a_row = 0
@@ -77,7 +78,7 @@ class Batch:
     @property
     def sending(self) -> bool:
         """Whether further messages may leave."""
-        return self._state is BatchState.SENDING
+        return self._sending
 
     @property
     def stopped_by_provider(self) -> bool:
@@ -117,16 +118,12 @@ class Batch:
         """
         with self._changing:
             self._outcomes[recipient.id] = outcome
-            if outcome.kind is OutcomeKind.RECIPIENT_DEFERRED:
-                return
-            if outcome.kind not in (OutcomeKind.DEFERRED, OutcomeKind.UNCONFIRMED):
+            if outcome.accepted:
                 self._deferrals_in_a_row = 0
-                return
-            self._deferrals_in_a_row += 1
-            if outcome.delay_seconds is not None:
-                self._longest_delay_seconds = max(self._longest_delay_seconds or 0.0, outcome.delay_seconds)
-            if self._deferrals_in_a_row >= DEFERRALS_BEFORE_BACKOFF:
-                self._enter(BatchState.BACKING_OFF, outcome.reason or "")
+            elif outcome.kind in (OutcomeKind.DEFERRED, OutcomeKind.UNCONFIRMED):
+                self._count_deferral(outcome)
+            elif outcome.kind is not OutcomeKind.RECIPIENT_DEFERRED:
+                self._deferrals_in_a_row = 0
 
     def set_outcome(self, recipient_id: str, outcome: Outcome) -> None:
         """What became of an earlier message: it says nothing about the provider now."""
@@ -157,14 +154,22 @@ class Batch:
 
     def reject(self, rejection: CampaignRejected | AccountRejected) -> None:
         with self._changing:
-            self._rejection = rejection
-            self._state, self._reason = BatchState.REJECTED, str(rejection)
+            self._rejection, self._reason = rejection, str(rejection)
+            self._enter(BatchState.REJECTED, self._reason)
 
     def stop_asking(self) -> None:
         """The provider does not answer questions about messages of this batch."""
         with self._changing:
             self._can_ask = False
 
+    def _count_deferral(self, outcome: Outcome) -> None:
+        self._deferrals_in_a_row += 1
+        if outcome.delay_seconds is not None:
+            self._longest_delay_seconds = max(self._longest_delay_seconds or 0.0, outcome.delay_seconds)
+        if self._deferrals_in_a_row >= DEFERRALS_BEFORE_BACKOFF:
+            self._enter(BatchState.BACKING_OFF, outcome.reason or "")
+
     def _enter(self, state: BatchState, reason: str) -> None:
+        self._sending = False
         if state > self._state:
             self._state, self._reason = state, reason

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.campaigns.batch import Batch, BatchState, Recipient
 from worker.campaigns.states import RecipientState
@@ -28,8 +28,7 @@ BACKOFF_SECONDS = 15.0  # first pause of a campaign whose provider defers everyt
 LONGEST_BACKOFF_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class SettledRecipient:
+class SettledRecipient(NamedTuple):
     """A recipient as a settlement writes it.
 
     ``at``: of a pending one when it is tried again, of one that stays 'sending' when the provider is asked, else when
@@ -40,8 +39,8 @@ class SettledRecipient:
     state: RecipientState
     at: datetime
     attempts: int
-    reason: str | None = None
-    message_id: str | None = None
+    reason: str | None
+    message_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,11 @@ class RecipientPolicy:
         )
 
     def settled(self, recipient: Recipient, outcome: Outcome, now: datetime, *, can_ask: bool) -> SettledRecipient:
-        attempts, accepted = recipient.attempts + 1, outcome.accepted
+        attempts, accepted, message_id = recipient.attempts + 1, outcome.accepted, None
         match self._retries.next_step(outcome, recipient.attempts, can_ask=can_ask):
             case NextStep.SENT:
+                state, at, reason = RecipientState.SENT, outcome.at, None
                 message_id = accepted.message_id if accepted else None
-                return SettledRecipient(recipient.id, RecipientState.SENT, outcome.at, attempts, None, message_id)
             case NextStep.RELEASE:
                 state, at, attempts, reason = RecipientState.PENDING, now, recipient.attempts, outcome.reason
             case NextStep.ASK:
@@ -94,7 +93,7 @@ class RecipientPolicy:
                 state, at, reason = RecipientState.FAILED, now, f"given up after {attempts} tries: {outcome.reason}"
             case NextStep.FAIL:
                 state, at, reason = RecipientState.FAILED, outcome.at, outcome.reason
-        return SettledRecipient(recipient.id, state, at, attempts, reason)
+        return SettledRecipient(recipient.id, state, at, attempts, reason, message_id)
 
     def _retry_at(self, outcome: Outcome, attempts: int, now: datetime) -> datetime:
         if outcome.kind is OutcomeKind.UNCONFIRMED:
@@ -145,7 +144,7 @@ class BatchSettlements:
         self, batch: Batch, recipient: Recipient, outcomes: Mapping[str, Outcome], now: datetime
     ) -> SettledRecipient:
         outcome = outcomes.get(recipient.id) or Outcome(OutcomeKind.NOT_SENT, now)
-        if outcome.kind is OutcomeKind.DEFERRED and batch.stopped_by_provider:
+        if batch.stopped_by_provider and outcome.kind is OutcomeKind.DEFERRED:
             outcome = replace(outcome, kind=OutcomeKind.NOT_SENT)  # not for its own sake: no attempt is counted
         return self._policy.settled(recipient, outcome, now, can_ask=batch.can_ask)
 
