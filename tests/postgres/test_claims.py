@@ -376,7 +376,7 @@ def test_paused_and_resumed_between_two_claims(office: Office) -> None:
 
 
 def test_a_pause_while_a_claim_waits(office: Office, database_url: str) -> None:
-    """A claim that meets a pause which is just being written waits for it, and then takes nobody."""
+    """A claim that meets a pause which is just being written waits for it, and then claims no recipient."""
     campaign = office.crm.add_campaign(recipients=30)
     worker = office.worker("claimer")
     worker.start(campaign)
@@ -413,7 +413,7 @@ def quiet(office: Office, seconds: float, recipients: int = 3) -> str:
 
 
 def test_the_app_servers_campaign(office: Office) -> None:
-    """A campaign that an app server sends is left alone: nobody of it is claimed, and no run is made of it."""
+    """A campaign that an app server sends is left alone: none of its recipients is claimed, and it gets no run."""
     campaign = quiet(office, 599.0)
     worker = office.worker()
     worker.runs.start_due(utc_now())
@@ -825,7 +825,7 @@ def test_rows_set_back(office: Office) -> None:
 
 
 def test_scheduled_again(office: Office) -> None:
-    """A campaign that ended and is scheduled anew sends to those set back, and to nobody else."""
+    """A campaign that ended and is scheduled anew sends to those set back, and to no others."""
     campaign = office.crm.add_campaign(recipients=10)
     worker = office.worker()
     worker.start(campaign)
