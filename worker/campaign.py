@@ -16,7 +16,7 @@ from worker.campaigns.claims import ROUND_SECONDS, BatchClaims, OrphanedBatch
 from worker.campaigns.dispatcher import Dispatcher
 from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS, CampaignRuns
 from worker.campaigns.targets import prepare, write_links
-from worker.campaigns.transport import TransportRouter, grant_update
+from worker.campaigns.transport import TransportRouter
 from worker.errors import AccountRejected, CampaignRejected, RetryLater, SendError, TransportMissing
 from worker.providers.google_token import InvalidGrant
 from worker.runtime import program
@@ -24,6 +24,7 @@ from worker.runtime.db import Row, queries
 from worker.runtime.events import LiveEvents
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.migrations import require_current
+from worker.sending.gmail_grants import update_grant
 
 log = logging.getLogger(__name__)
 
@@ -188,10 +189,9 @@ class CampaignJob:
 
     def _keep_grant(self, batch: Batch) -> None:
         """Saves a refreshed Gmail token, or clears the tokens of a grant that was revoked."""
-        update = grant_update(batch.transport, revoked=isinstance(batch.rejected, InvalidGrant))
-        if update:
-            statement, parameters = update
-            self._db.all(self._sql[statement], now=self._context.clock(), **parameters)
+        if account := batch.transport.gmail:
+            revoked = isinstance(batch.rejected, InvalidGrant)
+            update_grant(self._db, account, self._context.clock(), revoked=revoked)
 
     def _recover(self) -> None:
         """Settles the batches of dead workers from what they wrote down."""

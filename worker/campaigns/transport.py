@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import redis
@@ -16,7 +16,7 @@ from worker.messages import Accepted
 from worker.providers import Provider
 from worker.runtime.db import Row
 from worker.runtime.settings import Settings
-from worker.sending.accounts import Accounts, GmailAccount, trim
+from worker.sending.accounts import EmailUser, GmailAccount, SendingAccounts, evict_oldest
 from worker.sending.pacing import Pace
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Transport:
     def hold(self, seconds: float | None) -> None:
         """The provider asked for silence: nobody sends through this sender for so long."""
         if self.pace and seconds:
-            self.pace.hold(seconds)
+            self.pace.back_off(seconds)
 
 
 class TransportRouter:
@@ -89,7 +89,7 @@ class TransportRouter:
     def __init__(self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime]) -> None:
         """Raises SettingsError when SMTP_URL cannot be used."""
         self._settings = settings
-        self._accounts = Accounts(settings, client, clock, settings.campaign_concurrency)
+        self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency)
         self._contents: OrderedDict[str, tuple[Row, Sender | None, Content]] = OrderedDict()
 
     def route(self, campaign: Row) -> Transport:
@@ -122,7 +122,7 @@ class TransportRouter:
     def _email(self, campaign: Row) -> Transport:
         if campaign["user_id"] is None:
             raise TransportMissing("E-mail cannot be sent: the campaign's user is not a user of its tenant")
-        account = self._accounts.email(campaign)
+        account = self._accounts.email(_email_user(campaign))
         content = self._email_content(campaign, account.sender)
         return Transport(campaign, content, account.provider, account.pace, account.gmail)
 
@@ -144,24 +144,20 @@ class TransportRouter:
             except ValueError as error:
                 raise CampaignRejected(f"its message cannot be made: {error}") from None
             self._contents[campaign["id"]] = kept
-        trim(self._contents, campaign["id"])
+        evict_oldest(self._contents, campaign["id"], KEPT)
         return kept[2]
 
 
-def grant_update(transport: Transport, revoked: bool) -> tuple[str, Row] | None:
-    """The statement that keeps what Google said about the user's grant, with its parameters; None: nothing new."""
-    account = transport.gmail
-    if account is None:
-        return None
-    which = {
-        "user_id": account.user_id,
-        "tenant_id": account.tenant_id,
-        "refresh_token": account.refresh_token,
-    }
-    if revoked:
-        return "clear_gmail", which
-    changed = account.token.take_changed()
-    if changed is None:
-        return None
-    expiry = changed.expires_at.astimezone(UTC).replace(tzinfo=None)
-    return "save_token", which | {"token": changed.access_token, "expiry": expiry}
+def _email_user(campaign: Row) -> EmailUser:
+    return EmailUser(
+        user_id=campaign["user_id"],
+        user_name=campaign["user_name"],
+        user_email=campaign["user_email"],
+        tenant_id=campaign["tenantId"],
+        tenant_name=campaign["tenant_name"],
+        tenant_settings=campaign["tenant_settings"],
+        google_email=campaign["googleEmail"],
+        gmail_access_token=campaign["gmailAccessToken"],
+        gmail_refresh_token=campaign["gmailRefreshToken"],
+        gmail_token_expiry=campaign["gmailTokenExpiry"],
+    )
