@@ -166,7 +166,9 @@ def test_killed_between_the_answers_and_the_settlement(
     world.clear_script()
     wait_for(lambda: waiting(crm) == 0, "the dead one's statement ends")
     second = start_trial()
-    wait_for(lambda: second.said("that a dead process left") or notifications(crm) == 0, "the next one looks around")
+    wait_for(
+        lambda: second.said("messages left by a dead process") or notifications(crm) == 0, "the next one looks around"
+    )
     make_due(crm)
     second.send(signal.SIGUSR1)
     wait_for(lambda: notifications(crm) == 0, "nothing waits any more")

@@ -72,7 +72,7 @@ class NotificationClaims:
         ids, holders = [row["id"] for row in orphans], [row["holder"] for row in orphans]
         ask_at = now + timedelta(seconds=ASK_AFTER_SECONDS)
         self._db.execute(self._sql["release_orphans"], ids=ids, holders=holders, now=now, ask_at=ask_at)
-        log.warning("released messages that a dead process left", {"job": self._job, "messages": len(orphans)})
+        log.warning("messages left by a dead process were released", {"job": self._job, "messages": len(orphans)})
 
     def hand_over(self, ids: Sequence[str]) -> set[str]:
         """Marks messages as handed over, just before they are sent; returns the ids that this process still holds."""

@@ -22,7 +22,7 @@ class Delivery:
     notification: Notification
     outcome: Outcome
     outgoing: OutgoingMessage | None = None
-    may_have_arrived: bool = False  # it was handed over, and nobody knows what became of it
+    may_have_arrived: bool = False  # it was handed over, and no definite answer came
     grant_revoked: bool = False  # the user withdrew the grant of the Gmail account
 
     def next_step(self, policy: RetryPolicy) -> NextStep:

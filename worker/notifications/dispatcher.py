@@ -59,7 +59,7 @@ class NotificationDispatcher:
         ``prepare`` raises TransportMissing or SendError, or ValueError for an address that cannot be written to.
         For a notification that was handed over before, the provider is asked instead. Those not reached before
         ``may_continue`` returns False are NOT_SENT; those still being sent after the grace time are not yielded, and
-        stay claimed. Outcomes that could not be settled (the database went away) are yielded again, before all
+        stay claimed. Outcomes that could not be settled (the database was unavailable) are yielded again, before all
         others, by the next call, which also waits for the messages that were being sent then.
         Raises redis.RedisError when a pace cannot be read.
         """

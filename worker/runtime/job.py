@@ -19,7 +19,7 @@ from worker.runtime.signals import Signals
 class JobContext:
     """What every job works with: settings, servers, its lock and counters, signals and the clock.
 
-    ``clock`` returns UTC without a zone. ``database``: the connection to use; None: one of the job's own.
+    ``clock`` returns UTC without a zone. ``database``: None connects to the settings' DATABASE_URL when it is needed.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from worker.errors import (
 from worker.messages import Accepted
 from worker.runtime.backoff import backoff_seconds
 
-ASK_AFTER_SECONDS = 30.0  # by then a provider has filed, or never will, what was on the wire
+ASK_AFTER_SECONDS = 30.0  # by then a provider has filed what it was sending, or never will
 ASK_LIMIT_SECONDS = 3600.0  # the longest pause between two questions about one message
 
 
@@ -85,8 +85,8 @@ class NextStep(StrEnum):
 class RetryPolicy:
     """How often and after which pause a message is tried again, and the provider asked about it.
 
-    ``max_attempts`` None: without end. ``after_rejection``: RELEASE where somebody else ends the whole (a campaign),
-    RETRY where the message has to wait for a better configuration by itself. ``may_shorten``: the provider's own
+    ``max_attempts`` None: without end. ``after_rejection``: RELEASE where a rejection ends something larger (a
+    campaign), RETRY where the message itself waits for a better configuration. ``may_shorten``: the provider's own
     delay also counts where it is shorter than the backoff.
     """
 
