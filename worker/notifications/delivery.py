@@ -26,6 +26,7 @@ class Delivery:
     grant_revoked: bool = False  # the user withdrew the grant of the Gmail account
 
     def next_step(self, policy: RetryPolicy) -> NextStep:
+        """What has to happen with the notification."""
         return policy.next_step(
             self.outcome,
             self.notification.attempts,
