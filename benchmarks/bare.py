@@ -24,7 +24,7 @@ from worker.content.campaign import EmailContent, Sender, WhatsAppContent
 from worker.messages import Email, WhatsAppMessage
 from worker.runtime.clock import utc_now
 from worker.runtime.db import Database, queries
-from worker.sending.accounts import part
+from worker.sending.accounts import settings_object
 
 _RECIPIENTS = """
 SELECT id, "recipientName" AS name, "recipientEmail" AS email, "recipientPhone" AS phone, 0 AS attempts
@@ -56,7 +56,7 @@ def built(campaign: Campaign, recipients: list[Recipient]) -> list[Email | Whats
     """The messages as the worker makes them."""
     content: EmailContent | WhatsAppContent = WhatsAppContent(campaign.texts, None)
     if campaign.channel == "email":
-        sender = Sender(campaign.owner.user_name or "", campaign.owner.user_email or "")
+        sender = Sender(campaign.user.user_name or "", campaign.user.user_email or "")
         content = EmailContent(campaign.texts, sender, None, None)
     return [content.message(recipient, utc_now()) for recipient in recipients]
 
@@ -74,7 +74,7 @@ def smtp(port: int) -> Send:
 
 def http(port: int, campaign: Campaign) -> Send:
     """One kept connection of urllib3."""
-    account = part(campaign.owner.tenant_settings, "whatsapp")
+    account = settings_object(campaign.user.tenant_settings, "whatsapp")
     pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=1)
     headers = {"Authorization": f"Bearer {account['token']}", "Content-Type": "application/json"}
 

@@ -15,7 +15,6 @@ from worker.campaigns.batch import Batch
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
 from worker.campaigns.dispatcher import Dispatcher
-from worker.campaigns.grants import keep_grant
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.link_writer import LinkWriter
 from worker.campaigns.orphans import OrphanedBatches
@@ -26,12 +25,14 @@ from worker.campaigns.survey import CampaignBacklog, Survey
 from worker.campaigns.targets import prepare
 from worker.campaigns.transport import TransportRouter
 from worker.errors import CampaignRejected, TransportMissing
+from worker.providers.google_token import InvalidGrant
 from worker.runtime import program
 from worker.runtime.db import queries
 from worker.runtime.events import LiveEvents
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
+from worker.sending.gmail_grants import update_grant
 from worker.sending.requests import RequestThreads
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,9 @@ class CampaignJob:
         settled = self._settlements.settle(batch)
         self._counts["sent"] += settled.sent
         self._counts["failed"] += settled.failed
-        keep_grant(self._db, batch, self._context.clock())
+        if gmail := batch.transport.gmail:
+            revoked = isinstance(batch.rejection, InvalidGrant)
+            update_grant(self._db, gmail, self._context.clock(), revoked=revoked)
         if batch.stopped_by_provider:
             self._dispatcher.stop(batch.campaign.id)  # its other batch, too
         self._runs.follow_up(batch, settled)

@@ -129,7 +129,7 @@ def test_a_campaign_that_is_gone(desk: Desk) -> None:
 def test_secrets_stay_out_of_what_is_printed(desk: Desk) -> None:
     """A campaign that ends up in a log or a traceback shows no token of its user."""
     campaign = desk.find(desk.gmail_campaign())
-    assert campaign.owner.gmail_access_token == accounts.GMAIL_ACCESS_TOKEN
+    assert campaign.user.gmail_access_token == accounts.GMAIL_ACCESS_TOKEN
     for secret in (accounts.GMAIL_ACCESS_TOKEN, accounts.GMAIL_REFRESH_TOKEN):
         assert secret not in repr(campaign)
 

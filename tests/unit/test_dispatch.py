@@ -30,18 +30,18 @@ from worker.errors import (
 )
 from worker.messages import Accepted
 from worker.runtime.clock import boot_seconds
-from worker.sending.accounts import AccountOwner
+from worker.sending.accounts import EmailUser
 from worker.sending.outcomes import Outcome, OutcomeKind
 from worker.sending.requests import RequestThreads
 
 DEADLINE_SECONDS = 30.0
 NOW = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
-OWNER = AccountOwner("t-1", "Chaiwala", {}, "u-1", "Asha", "asha@shop.example", None, None, None, None)
+USER = EmailUser("u-1", "Asha", "asha@shop.example", "t-1", "Chaiwala", {})
 
 
 def campaign(campaign_id: str = "c-1") -> Campaign:
     texts = CampaignTexts(id=campaign_id, name="Diwali", channel="email")
-    return Campaign(texts, CampaignTarget("all", None), OWNER, "u-1", prepared=True, backoffs=0, started_at=NOW)
+    return Campaign(texts, CampaignTarget("all", None), USER, "u-1", prepared=True, backoffs=0, started_at=NOW)
 
 
 class Content:

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from worker.content.campaign_texts import CampaignTexts
 from worker.runtime.db import Row
-from worker.sending.accounts import AccountOwner
+from worker.sending.accounts import EmailUser
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Campaign:
 
     texts: CampaignTexts
     target: CampaignTarget
-    owner: AccountOwner
-    user_id: str  # as the campaign names it; ``owner.user_id`` is None when the tenant has no such user
+    user: EmailUser
+    user_id: str  # as the campaign names it; ``user.user_id`` is None when the tenant has no such user
     prepared: bool
     backoffs: int  # in a row; 0 after a batch without one
     started_at: datetime | None  # of the run
@@ -38,19 +38,34 @@ class Campaign:
 
     @property
     def tenant_id(self) -> str:
-        return self.owner.tenant_id
+        return self.user.tenant_id
 
     @classmethod
     def from_row(cls, row: Row) -> "Campaign":
         return cls(
             texts=_texts(row),
             target=CampaignTarget(row["targetType"], row["targetFilters"]),
-            owner=AccountOwner.from_row(row),
+            user=_user(row),
             user_id=row["userId"],
             prepared=row["prepared"],
             backoffs=row["backoffs"],
             started_at=row["started_at"],
         )
+
+
+def _user(row: Row) -> EmailUser:
+    return EmailUser(
+        user_id=row["user_id"],
+        user_name=row["user_name"],
+        user_email=row["user_email"],
+        tenant_id=row["tenantId"],
+        tenant_name=row["tenant_name"],
+        tenant_settings=row["tenant_settings"],
+        google_email=row["googleEmail"],
+        gmail_access_token=row["gmailAccessToken"],
+        gmail_refresh_token=row["gmailRefreshToken"],
+        gmail_token_expiry=row["gmailTokenExpiry"],
+    )
 
 
 def _texts(row: Row) -> CampaignTexts:

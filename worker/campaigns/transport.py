@@ -16,11 +16,12 @@ from worker.errors import CampaignRejected, TransportMissing
 from worker.messages import Accepted
 from worker.providers import Provider
 from worker.runtime.settings import Settings
-from worker.sending.accounts import Accounts, GmailAccount, trim
+from worker.sending.accounts import GmailAccount, SendingAccounts, evict_oldest
 from worker.sending.pacing import Pace
 
 log = logging.getLogger(__name__)
 
+CONTENTS_KEPT = 512  # the least recently used go first
 UNKNOWN_SENDER = "unknown@localhost.invalid"
 
 CampaignContent = EmailContent | WhatsAppContent
@@ -65,7 +66,7 @@ class Transport:
     def back_off(self, seconds: float | None) -> None:
         """The provider named a pause: nobody sends through this account for so long."""
         if self.pace and seconds:
-            self.pace.hold(seconds)
+            self.pace.back_off(seconds)
 
 
 class TransportRouter:
@@ -74,7 +75,7 @@ class TransportRouter:
     def __init__(self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime]) -> None:
         """Raises SettingsError when SMTP_URL cannot be used."""
         self._settings = settings
-        self._accounts = Accounts(settings, client, clock, settings.campaign_concurrency)
+        self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency)
         self._contents: OrderedDict[str, _CompiledContent] = OrderedDict()
 
     def route(self, campaign: Campaign) -> Transport:
@@ -97,15 +98,15 @@ class TransportRouter:
         self._accounts.close()
 
     def _whatsapp(self, campaign: Campaign) -> Transport:
-        account = self._accounts.whatsapp(campaign.owner.tenant_settings)
+        account = self._accounts.whatsapp(campaign.user.tenant_settings)
         texts, app_url = campaign.texts, self._settings.app_url
         content = self._content(texts, None, lambda: WhatsAppContent(texts, app_url))
         return Transport(content, campaign.channel, account.provider, account.pace)
 
     def _email(self, campaign: Campaign) -> Transport:
-        if campaign.owner.user_id is None:
+        if campaign.user.user_id is None:
             raise TransportMissing("E-mail cannot be sent: the campaign's user is not a user of its tenant")
-        account = self._accounts.email(campaign.owner)
+        account = self._accounts.email(campaign.user)
         texts, sender, settings = campaign.texts, account.sender, self._settings
         content = self._content(
             texts, sender, lambda: EmailContent(texts, sender, settings.app_url, settings.unsubscribe_url)
@@ -119,7 +120,7 @@ class TransportRouter:
             return WhatsAppContent(replace(campaign.texts, whatsapp_template_params=None), None)
         app_url = self._settings.app_url
         try:
-            return EmailContent(campaign.texts, Sender("", campaign.owner.user_email or ""), app_url, None)
+            return EmailContent(campaign.texts, Sender("", campaign.user.user_email or ""), app_url, None)
         except ValueError:  # the user is gone, or has an address that cannot be used
             return EmailContent(campaign.texts, Sender("", UNKNOWN_SENDER), app_url, None)
 
@@ -134,7 +135,7 @@ class TransportRouter:
             except ValueError as error:
                 raise CampaignRejected(f"its message cannot be made: {error}") from None
             self._contents[texts.id] = kept
-        trim(self._contents, texts.id)
+        evict_oldest(self._contents, texts.id, CONTENTS_KEPT)
         return kept.content
 
 

@@ -447,16 +447,6 @@ SET "taggedUrl" = excluded."taggedUrl", "shortCode" = excluded."shortCode", "sho
     "utmSource" = excluded."utmSource", "utmMedium" = excluded."utmMedium", "utmCampaign" = excluded."utmCampaign",
     "utmTerm" = excluded."utmTerm", "utmContent" = excluded."utmContent", "updatedAt" = excluded."updatedAt";
 
--- name: save_token  Saves a refreshed Gmail access token.
-UPDATE "User" SET "gmailAccessToken" = %(token)s, "gmailTokenExpiry" = %(expiry)s, "updatedAt" = %(now)s
-WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s AND "gmailRefreshToken" = %(refresh_token)s;
-
--- name: clear_gmail  Google revoked the user's grant: the user has to connect Gmail again in the CRM.
-UPDATE "User"
-SET "gmailAccessToken" = NULL, "gmailRefreshToken" = NULL, "gmailTokenExpiry" = NULL, "gmailConnectedAt" = NULL,
-    "gmailScopes" = NULL, "updatedAt" = %(now)s
-WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s AND "gmailRefreshToken" = %(refresh_token)s;
-
 -- name: account_runs  The running campaigns of a tenant that send through one account.
 SELECT c.id FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
 WHERE c."tenantId" = %(tenant_id)s AND c.channel = %(channel)s
