@@ -1038,6 +1038,30 @@ def test_unconfirmed_and_set_back(office: Office) -> None:
     assert office.status(campaign) == "completed"
 
 
+def test_another_account_is_not_asked(office: Office) -> None:
+    """When the user has connected another Gmail account, the provider cannot be asked about earlier messages."""
+    campaign = gmail_campaign(office, 3)
+    first, second = office.worker("first"), office.worker("second")
+    first.start(campaign)
+    assert first.send(campaign, OutcomeKind.UNCONFIRMED, OutcomeKind.NOT_SENT)
+    dead = first.claim(campaign)
+    assert dead
+    dead.journal.started(dead.recipients[0].id)
+    dead.journal.close()
+    account_key = dead.transport.account_key
+    office.crm.execute('UPDATE "User" SET "googleEmail" = %s', ("other@gmail.example",))
+    office.clock.ahead = timedelta(seconds=40)
+    found = second.find(campaign)
+    asked = second.claims.claim_unconfirmed(found, second.transports.route(found), account_key)
+    assert asked
+    assert not asked.can_ask
+    outcome(second, asked, OutcomeKind.UNCONFIRMED)
+    assert second.settle(asked).failed == 1
+    [settled] = second.recover(campaign)
+    assert settled.failed == 1
+    assert office.counts(campaign) == {"failed": 2, "pending": 1}
+
+
 def test_resend(office: Office) -> None:
     """With UNCONFIRMED_SENDS=resend an unconfirmed message is tried again at once instead of failing."""
     campaign = office.crm.add_campaign(recipients=1)

@@ -46,6 +46,7 @@ def test_deferrals_after_a_stop(batch: Batch, stopped: Any) -> None:
     defer(batch)
     assert (batch.state, batch.reason) == (BatchState.BACKING_OFF, "421 busy")
     stopped(batch)
+    batch.record(PEOPLE[-1], Outcome(OutcomeKind.DEFERRED, utc_now(), "another reason"))
     assert (batch.state, batch.reason) == (BatchState.BACKING_OFF, "421 busy")
 
 

@@ -466,6 +466,14 @@ def test_a_pace_that_takes_long(workshop: Workshop) -> None:
     assert len(batch.outcomes) == 2
 
 
+def test_the_last_tokens_before_a_long_wait(workshop: Workshop) -> None:
+    """Recipients whose tokens were granted get their messages, however long the next token takes."""
+    meter = Meter((2, LONG_WAIT_SECONDS + 55.0))
+    batch = workshop.sent(workshop.batch(Account(pace=meter), people(2)))
+    assert batch.state is BatchState.SENDING
+    assert len(batch.outcomes) == 2
+
+
 class LateThreads(RequestThreads[BatchQueue, float | None]):
     """Threads that end some time after their work is done, as when the system lets others run."""
 
