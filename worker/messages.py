@@ -15,6 +15,16 @@ class Email:
 
 
 @dataclass(frozen=True, slots=True)
+class EmailCopy:
+    """What a person reads in an e-mail, for the CRM's outbox."""
+
+    sender: str  # bare address
+    subject: str
+    body: str  # plain text
+    html: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class WhatsAppMessage:
     """One WhatsApp message: the body of POST /{phoneId}/messages."""
 
