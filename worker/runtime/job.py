@@ -19,7 +19,7 @@ from worker.runtime.signals import Signals
 class JobContext:
     """What every job works with: settings, servers, its lock and counters, signals and the clock.
 
-    ``clock`` returns UTC without a zone.
+    ``clock`` returns UTC without a zone. ``database``: None connects to the settings' DATABASE_URL when it is needed.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class JobContext:
         counters: Counters,
         signals: Signals,
         clock: Callable[[], datetime] = utc_now,
+        database: Database | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -39,6 +40,8 @@ class JobContext:
         self.counters = counters
         self.signals = signals
         self.clock = clock
+        if database is not None:
+            self.database = database
 
     @cached_property
     def database(self) -> Database:
