@@ -29,7 +29,7 @@ from benchmarks.report import Failure, Progress, Report, Target
 from benchmarks.sinks import PROJECT, Sink, http_sink
 from benchmarks.world import World, world
 from sandbox.crm import Crm
-from worker.calls import LANES
+from worker.calls import REQUEST_THREADS
 from worker.content.calls import call_form
 
 APPLICATION = "crm-worker calls"
@@ -99,8 +99,10 @@ def run(options: argparse.Namespace, progress: Progress) -> Report:
     with world() as servers:
         measured = measure(servers, options.tenants, options.queued, progress)
     cores = len(os.sched_getaffinity(0))
-    title = f"calls: {options.tenants:,} tenants with {SLOTS} slots each, {LANES} connections, {cores} cores"
-    return Report(title, COLUMNS, [line(measured)], [measured], targets(measured))
+    title = (
+        f"calls: {options.tenants:,} tenants with {SLOTS} slots each, {REQUEST_THREADS} connections, {cores} cores"
+    )
+    return Report(title, COLUMNS, [row(measured)], [measured], targets(measured))
 
 
 def measure(servers: World, tenants: int, queued: int, progress: Progress) -> Measurement:
@@ -151,7 +153,7 @@ def execute(url: str, statement: str, **parameters: Any) -> None:
 
 
 def run_bare(sink: Sink, calls: int) -> dict[str, float]:
-    argv = [sys.executable, "-m", "benchmarks.calls", str(sink.port), str(LANES), str(calls)]
+    argv = [sys.executable, "-m", "benchmarks.calls", str(sink.port), str(REQUEST_THREADS), str(calls)]
     done = subprocess.run(argv, stdout=subprocess.PIPE, cwd=PROJECT, check=False)
     if done.returncode != 0:
         raise Failure(f"the bare transport ended with status {done.returncode}")
@@ -209,7 +211,7 @@ def verified(url: str, wanted: int, sink_count: int) -> float:
     return float(seconds)
 
 
-def line(measured: Measurement) -> tuple[str, ...]:
+def row(measured: Measurement) -> tuple[str, ...]:
     return (
         f"{measured.queued:,} of {measured.tenants:,}",
         f"{measured.placed:,}",
@@ -254,7 +256,7 @@ def bare(port: int, connections: int, calls: int) -> dict[str, float]:
     pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=connections)
     headers = {"Authorization": "Basic eDp4", "Content-Type": "application/x-www-form-urlencoded"}
 
-    def lane() -> None:
+    def place_calls() -> None:
         while True:
             try:
                 body = waiting.popleft()
@@ -263,12 +265,12 @@ def bare(port: int, connections: int, calls: int) -> dict[str, float]:
             path = f"/2010-04-01/Accounts/AC{0:032x}/Calls.json"
             json.loads(pool.urlopen("POST", path, body, headers, retries=False).data)
 
-    lanes = [threading.Thread(target=lane) for _ in range(connections)]
+    threads = [threading.Thread(target=place_calls) for _ in range(connections)]
     began = time.monotonic()
-    for each in lanes:
-        each.start()
-    for each in lanes:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return {"calls": calls, "seconds": time.monotonic() - began}
 
 

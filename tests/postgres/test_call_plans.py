@@ -2,24 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import psycopg2
-import psycopg2.extensions
 import pytest
-from desk import ASK_SECONDS, Desk, OpenDesk, desks, number
+from desk import ASK_SECONDS, NAMES, Desk, OpenDesk, desks, number
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.runtime.db import Database, Row, queries
+from worker.runtime.db import Database, Row
 
 TENANTS = 100
 PENDING = 20_000
 ENDED = 60_000
 TABLES = {"CallQueue", "CallLog"}
-NAMES = {statement: name for name, statement in queries("calls").items()}
 
 FILL = """
 INSERT INTO "Tenant" (id, name, slug, "contactEmail", "updatedAt")
@@ -46,18 +44,27 @@ FROM (SELECT *, row_number() OVER () AS n FROM "CallQueue" WHERE status = 'compl
 
 
 class Explaining(Database):
-    """A database that keeps the plan of each statement, as it was really run, before it runs it for good."""
+    """A connection that keeps the plan of each statement: it runs it once to explain it, and then for good."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, "test")
         self.plans: dict[str, list[Row]] = defaultdict(list)  # name -> the nodes of all its plans
+        self._in_transaction = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with super().transaction():
+            self._in_transaction = True
+            try:
+                yield
+            finally:
+                self._in_transaction = False
 
     def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
         if name := NAMES.get(statement):
-            idle = self._connected().info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
-            super().execute("BEGIN" if idle else "SAVEPOINT explained")
+            super().execute("SAVEPOINT explained" if self._in_transaction else "BEGIN")
             (found,) = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
-            super().execute("ROLLBACK" if idle else "ROLLBACK TO explained")
+            super().execute("ROLLBACK TO explained" if self._in_transaction else "ROLLBACK")
             self.plans[name] += self._nodes(found["QUERY PLAN"][0]["Plan"])
         return super().execute(statement, **parameters)
 
@@ -116,16 +123,11 @@ def open_desk(large_crm: Crm, url: str, redis_url: str, world: World) -> Iterato
 @pytest.fixture
 def desk(open_desk: OpenDesk, url: str) -> Desk:
     """A worker whose statements are all explained."""
-    made = open_desk()
-    explaining = Explaining(url)
-    made.job._db.close()
-    for each in (made.job, made.job._claims, made.job._doubts):
-        each._db = explaining
-    return made
+    return open_desk(Explaining(url))
 
 
 def explained(desk: Desk) -> Explaining:
-    found = desk.job._db
+    found = desk.database
     assert isinstance(found, Explaining)
     return found
 
@@ -185,7 +187,7 @@ def test_a_tick_in_which_nobody_has_a_slot(desk: Desk) -> None:
     plans = explained(desk)
     assert "candidates" not in plans.plans
     live = crm.value("""SELECT count(*) FROM "CallLog" WHERE "twilioStatus" = 'ringing'""")
-    assert plans.looked_at("tenants") <= TENANTS + live
+    assert plans.looked_at("due_tenants") <= TENANTS + live
     assert plans.looked_at("backlog") == PENDING
 
 

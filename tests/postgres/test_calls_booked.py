@@ -3,40 +3,18 @@
 import json
 import re
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from desk import APP_URL, Desk, Listener, OpenDesk, account, another_tenant, desks, empty, form_of, number
+from desk import APP_URL, Desk, Listener, OpenDesk, account, another_tenant, form_of, number
 
 from sandbox import accounts
 from sandbox.crm import Crm
-from sandbox.world import World
 
 MONDAY_NOON = datetime(2026, 11, 23, 6, 30)  # 12:00 in India  # noqa: DTZ001
 HOURS = {"enableBusinessHours": True, "businessHoursStart": "09:00", "businessHoursEnd": "18:00"}
-
-
-@pytest.fixture(scope="module")
-def database_url(databases: Any, template: str) -> Iterator[str]:
-    """One database for all tests of this file, each of which finds it empty."""
-    name = databases.create(template)
-    yield databases.url_of(name)
-    databases.drop(name)
-
-
-@pytest.fixture
-def open_desk(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator[OpenDesk]:
-    empty(crm)
-    with desks(crm, database_url, redis_url, world) as opened:
-        yield opened
-
-
-@pytest.fixture
-def desk(open_desk: OpenDesk) -> Desk:
-    return open_desk()
 
 
 def add_script(crm: Crm, tenant_id: str | None = None, **columns: Any) -> str:
@@ -201,20 +179,13 @@ def test_a_call_cancelled_before_its_claim_is_not_placed(desk: Desk) -> None:
     assert desk.placed() == []
 
 
-def test_a_call_cancelled_between_the_look_and_the_claim_is_not_placed(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_cancelled_between_the_look_and_the_claim_is_not_placed(desk: Desk) -> None:
     """The claim itself sees what the row's status is, not what it was when the row was looked at."""
     crm = desk.crm
     crm.add_call_settings()
     queued = crm.add_call()
-    claim = desk.job._claims.claim
-
-    def cancelled_first(*arguments: Any) -> Any:
-        crm.execute("""UPDATE "CallQueue" SET status = 'cancelled' WHERE id = %s""", (queued,))
-        return claim(*arguments)
-
-    monkeypatch.setattr(desk.job._claims, "claim", cancelled_first)
+    cancel = """UPDATE "CallQueue" SET status = 'cancelled' WHERE id = %s"""
+    desk.database.before["lock_claiming"] = lambda: crm.execute(cancel, (queued,))
     desk.work()
     assert (desk.placed(), desk.status(queued), desk.claims()) == ([], "cancelled", 0)
 
@@ -292,12 +263,12 @@ def test_calls_start_inside_business_hours_only(minutes: float, open_: bool, des
     assert not result.unfinished
 
 
-def test_a_long_tick_looks_at_the_hours_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many tenants and a slow Twilio: who closed meanwhile is not called."""
-    monkeypatch.setattr("worker.calls.LINES_AT_ONCE", 1)
-    monkeypatch.setattr("worker.calls.LANES", 1)
+def test_a_long_tick_looks_at_the_hours_again(open_desk: OpenDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tenants and a slow Twilio: a tenant that closed meanwhile places no more calls."""
+    monkeypatch.setattr("worker.calls.ACCOUNTS_AT_ONCE", 1)
+    monkeypatch.setattr("worker.calls.REQUEST_THREADS", 1)
     monkeypatch.setattr("worker.calls.TICK_SECONDS", 0.2)
-    desk.job._lanes.size = 1
+    desk = open_desk()
     desk.now = MONDAY_NOON + timedelta(hours=6, seconds=59)  # the last second of the last minute
     desk.crm.add_call_settings(**HOURS)
     tenants = [another_tenant(desk.crm, **HOURS, **account(place)) for place in range(3)]

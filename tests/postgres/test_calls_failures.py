@@ -1,45 +1,17 @@
 """Calls that are not placed: what Twilio refuses, what is tried again and when, and settings that cannot work."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 import redis
-from desk import Desk, Listener, OpenDesk, account, another_tenant, desks, empty, number
+from desk import Desk, Listener, OpenDesk, account, another_tenant, number
 
 from sandbox import accounts
-from sandbox.crm import Crm
 from sandbox.ports import free_port
-from sandbox.world import World
 
 LIMIT = 3  # tries, as the CRM's default
-
-
-@pytest.fixture(scope="module")
-def database_url(databases: Any, template: str) -> Iterator[str]:
-    """One database for all tests of this file, each of which finds it empty."""
-    name = databases.create(template)
-    yield databases.url_of(name)
-    databases.drop(name)
-
-
-@pytest.fixture
-def open_desk(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator[OpenDesk]:
-    empty(crm)
-    with desks(crm, database_url, redis_url, world) as opened:
-        yield opened
-
-
-@pytest.fixture
-def desk(open_desk: OpenDesk) -> Desk:
-    return open_desk()
-
-
-def rest(desk: Desk) -> None:
-    """Accounts that were put off or refused may call again; their rests go by the machine's clock."""
-    desk.job._lines._resting.clear()
 
 
 def waits(row: dict[str, Any]) -> timedelta:
@@ -61,9 +33,8 @@ def test_a_failed_call_is_tried_again_after_2_4_8_minutes(status: int, code: int
         assert "no lines free" in row["errorMessage"]
         assert waits(row) == timedelta(minutes=minutes)
         assert row["lastAttemptAt"] == row["updatedAt"]
-        rest(desk)
         assert desk.tick(seconds=60 * minutes - 1).counts["retried"] == 0
-        desk.now += timedelta(seconds=1)
+        desk.advance(1)
     assert desk.work() == {"failed": 1}
     row = desk.row(queued)
     assert (row["status"], row["attempts"], row["nextRetryAt"]) == ("failed", 4, None)
@@ -77,7 +48,6 @@ def test_a_call_that_succeeds_at_last_keeps_no_error(desk: Desk) -> None:
     desk.world.script("twilio", status=500, times=1)
     queued = desk.crm.add_call()
     desk.work()
-    rest(desk)
     assert desk.work(seconds=120) == {"placed": 1}
     row = desk.row(queued)
     assert (row["status"], row["attempts"], row["errorMessage"], row["nextRetryAt"]) == ("completed", 1, None, None)
@@ -257,8 +227,9 @@ def test_settings_that_can_be_understood(columns: dict[str, Any], desk: Desk) ->
     assert [log["twilioStatus"] for log in desk.logs()] == ["queued"]
 
 
-def test_columns_that_may_be_null(desk: Desk, crm: Crm) -> None:
+def test_columns_that_may_be_null(desk: Desk) -> None:
     """In a CRM whose columns allow it: the usual values take their place."""
+    crm = desk.crm
     for column in ("maxConcurrentCalls", "callTimeout", "enableRecording", "enableBusinessHours", "timezone"):
         crm.execute(f'ALTER TABLE "CallSettings" ALTER COLUMN "{column}" DROP NOT NULL')
     crm.add_call_settings(

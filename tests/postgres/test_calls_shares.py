@@ -1,41 +1,19 @@
 """How the calls job shares out: slots of a tenant, turns of tenants, the pace of an account, between any workers."""
 
+import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 import psycopg2
 import pytest
-from desk import Desk, OpenDesk, account, another_tenant, desks, empty, number
+from desk import Desk, OpenDesk, account, another_tenant, number
 
 from sandbox.crm import Crm
-from sandbox.world import World
 from worker.runtime.db import Database, queries
 
 SHARED = account(7)
-
-
-@pytest.fixture(scope="module")
-def database_url(databases: Any, template: str) -> Iterator[str]:
-    """One database for all tests of this file, each of which finds it empty."""
-    name = databases.create(template)
-    yield databases.url_of(name)
-    databases.drop(name)
-
-
-@pytest.fixture
-def open_desk(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator[OpenDesk]:
-    empty(crm)
-    with desks(crm, database_url, redis_url, world) as opened:
-        yield opened
-
-
-@pytest.fixture
-def desk(open_desk: OpenDesk) -> Desk:
-    return open_desk()
 
 
 def add_calls(crm: Crm, count: int, tenant_id: str | None = None, first: int = 0) -> None:
@@ -56,7 +34,7 @@ def add_many(crm: Crm, tenant_id: str, count: int, phone: str = "'+9170' || (100
 
 def add_log(crm: Crm, status: str, **columns: object) -> str:
     row = {"phoneNumber": number(999), "direction": "outbound", "twilioStatus": status, "triggerType": "manual"}
-    row |= {"tenantId": crm.tenant_id, "twilioCallSid": f"CA{crm._made:032x}", "createdById": crm.user_id}
+    row |= {"tenantId": crm.tenant_id, "twilioCallSid": f"CA{secrets.token_hex(16)}", "createdById": crm.user_id}
     return crm.insert("CallLog", row | columns)
 
 
@@ -95,23 +73,17 @@ def test_a_call_in_doubt_uses_a_slot(desk: Desk) -> None:
 
 def meet_before_claiming(desk: Desk, barrier: threading.Barrier) -> None:
     """The worker chooses its calls, and claims them when the other one has chosen, too."""
-    choose = desk.job._choose
-
-    def choose_together(*arguments: object) -> object:
-        chosen = choose(*arguments)  # type: ignore[arg-type]
-        barrier.wait()
-        return chosen
-
-    desk.job._choose = choose_together  # type: ignore[method-assign, assignment]
+    desk.database.before["lock_claiming"] = barrier.wait
 
 
 def look_from_the_other_end(desk: Desk) -> None:
     """So that no row of the queue keeps two workers apart."""
     order = 'ORDER BY q.priority DESC, q."createdAt", q.id'
-    candidates = desk.job._sql["candidates"]
+    candidates = queries("calls")["candidates"]
     assert order in candidates
-    reverse = candidates.replace(order, 'ORDER BY q.priority, q."createdAt" DESC, q.id DESC')
-    desk.job._sql = {**desk.job._sql, "candidates": reverse}
+    desk.database.texts["candidates"] = candidates.replace(
+        order, 'ORDER BY q.priority, q."createdAt" DESC, q.id DESC'
+    )
 
 
 def test_two_workers_that_claim_at_the_same_instant_keep_to_the_limit(open_desk: OpenDesk) -> None:
@@ -146,30 +118,24 @@ def test_a_worker_that_freezes_while_it_claims_does_not_keep_the_turn(open_desk:
     other.crm.add_call_settings()
     add_calls(other.crm, 1)
     with pytest.raises(psycopg2.OperationalError, match=r"idle-in-transaction|closed the connection"):
-        freeze_while_claiming(frozen.job._db, other)
+        freeze_while_claiming(frozen.database, other)
     assert frozen.work() == {}
 
 
 def freeze_while_claiming(db: Database, other: Desk) -> None:
     with db.transaction():
-        assert db.all(queries("calls")["take_turn"], turn_seconds=1)
-        assert other.tick().counts["placed"] == 0, "it is not its turn"
+        assert db.execute(queries("calls")["lock_claiming"], claim_seconds=1)
+        assert other.tick().counts["placed"] == 0, "the frozen one has the lock"
         assert other.work() == {"placed": 1}
         db.all("SELECT 1")
 
 
 def test_a_lock_lost_in_mid_tick_stops_the_claiming(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was claimed is placed and booked; the rest is for whoever has the lock now."""
-    monkeypatch.setattr("worker.calls.LINES_AT_ONCE", 2)
+    monkeypatch.setattr("worker.calls.ACCOUNTS_AT_ONCE", 2)
     for place in range(6):
         add_calls(desk.crm, 1, another_tenant(desk.crm, **account(place)), first=place)
-    claim = desk.job._claims.claim
-
-    def claim_and_lose(*arguments: object) -> object:
-        desk.lock.held = False
-        return claim(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(desk.job._claims, "claim", claim_and_lose)
+    desk.database.before["lock_claiming"] = lambda: setattr(desk.lock, "held", False)
     desk.tick()
     assert desk.statuses() == {"completed": 2, "pending": 4}
     assert desk.claims() == 0
@@ -200,7 +166,7 @@ def test_two_tenants_of_one_slow_account_take_turns(open_desk: OpenDesk) -> None
     before = len(desk.placed())
     deadline = time.monotonic() + 10
     while len(desk.placed()) < before + 4 and time.monotonic() < deadline:
-        desk._sleep_until(desk.tick().next_at)
+        desk.sleep_until(desk.tick().next_at)
     assert {number(0), number(1)} <= set(desk.placed()[before : before + 4])
 
 
@@ -233,7 +199,7 @@ def test_the_pace_of_an_account_holds_over_workers_and_tenants(open_desk: OpenDe
 
     def work(desk: Desk) -> None:
         while world.total("twilio") < calls and time.monotonic() < deadline:
-            desk._sleep_until(desk.tick().next_at or desk.now)
+            desk.sleep_until(desk.tick().next_at or desk.now)
 
     threads = [threading.Thread(target=work, args=(desk,)) for desk in pair]
     for thread in threads:

@@ -1,42 +1,26 @@
 """Calls of which nobody knows what became of them: asked of Twilio, booked or placed again, exactly once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg2
 import pytest
-from desk import ASK_SECONDS, Desk, Listener, OpenDesk, account, another_tenant, desks, empty, number
+from desk import APP_URL, ASK_SECONDS, Desk, Listener, OpenDesk, account, another_tenant, number
 
-from sandbox.crm import Crm
-from sandbox.world import World
-from worker.calling.claims import CallClaims, ClaimedCall
+from sandbox import accounts
+from worker.calling.accounts import CallingAccounts
+from worker.calling.claims import CallClaims
+from worker.calling.queued_call import ClaimedCall
+from worker.calling.reporting import CallReporter
+from worker.calling.selection import CallSelection
 from worker.errors import RecipientRefused
-from worker.providers.twilio import PlacedCall
+from worker.providers.http import HttpPool
+from worker.providers.twilio import PlacedCall, TwilioProvider
 
 DAY = 24 * 3600.0
-
-
-@pytest.fixture(scope="module")
-def database_url(databases: Any, template: str) -> Iterator[str]:
-    """One database for all tests of this file, each of which finds it empty."""
-    name = databases.create(template)
-    yield databases.url_of(name)
-    databases.drop(name)
-
-
-@pytest.fixture
-def open_desk(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator[OpenDesk]:
-    empty(crm)
-    with desks(crm, database_url, redis_url, world) as opened:
-        yield opened
-
-
-@pytest.fixture
-def desk(open_desk: OpenDesk) -> Desk:
-    return open_desk()
 
 
 def add_call(desk: Desk, place: int = 1, **columns: Any) -> str:
@@ -252,29 +236,38 @@ def test_what_a_former_holder_learns_settles_nothing(open_desk: OpenDesk) -> Non
     assert (len(frozen.logs()), len(frozen.placed()), frozen.claims()) == (1, 1, 0)
 
 
+def claim_next(desk: Desk) -> tuple[CallClaims, ClaimedCall]:
+    """The next call, claimed and not placed; and the claims of the process that holds it."""
+    reporter = CallReporter(desk.context)
+    claims = CallClaims(desk.context, reporter)
+    with closing(CallingAccounts(desk.context.settings, desk.redis, concurrency=1)) as accounts:
+        selection = CallSelection(desk.context, accounts, claims)
+        choice = selection.choose(selection.open_accounts(desk.now), desk.now)
+        ((_, claim),) = claims.claim(choice.candidates, desk.now)
+    return claims, claim
+
+
 SETTLEMENTS: dict[str, Callable[[CallClaims, ClaimedCall], object]] = {
     "book": lambda claims, claim: claims.book(claim, PlacedCall(f"CA{0:032x}", "queued")),
     "fail": lambda claims, claim: claims.fail(claim, RecipientRefused("no such number")),
-    "put back": lambda claims, claim: claims.put_back(claim),
-    "doubt": lambda claims, claim: claims.doubt(claim, "no answer"),
+    "release": lambda claims, claim: claims.release(claim),
+    "unconfirmed": lambda claims, claim: claims.mark_unconfirmed(claim, "no answer"),
     "give up": lambda claims, claim: claims.give_up(claim, "nobody answers"),
 }
 
 
 @pytest.mark.parametrize("settle", SETTLEMENTS.values(), ids=SETTLEMENTS)
 def test_who_does_not_hold_a_claim_any_more_settles_nothing(
-    settle: Callable[[CallClaims, ClaimedCall], object], desk: Desk, monkeypatch: pytest.MonkeyPatch
+    settle: Callable[[CallClaims, ClaimedCall], object], desk: Desk
 ) -> None:
-    """Somebody else may be placing the call just now: neither row changes, and nobody is told anything."""
+    """Another worker may be placing the call just now: neither row changes, and no event is published."""
     desk.crm.add_call_settings()
     queued = add_call(desk)
-    taken: list[ClaimedCall] = []
-    monkeypatch.setattr(desk.job, "_submit_call", lambda _, claim: taken.append(claim))
-    desk.tick()
+    claims, claim = claim_next(desk)
     desk.crm.execute("UPDATE worker.call_claim SET holder = 'elsewhere:1:x.y'")
     before = (desk.row(queued), desk.crm.execute("SELECT to_jsonb(c) FROM worker.call_claim c"))
     with closing(Listener(desk)) as listener:
-        settle(desk.job._claims, *taken)
+        settle(claims, claim)
         assert listener.heard() == []
     assert (desk.row(queued), desk.crm.execute("SELECT to_jsonb(c) FROM worker.call_claim c")) == before
     assert desk.logs() == []
@@ -284,12 +277,12 @@ def test_who_does_not_hold_a_claim_any_more_settles_nothing(
 
 def test_a_call_that_waited_too_long_for_its_lane_is_not_placed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its claim may be another worker's by now: it goes back, and is placed by whoever claims it next."""
-    monkeypatch.setattr("worker.calls.PLACE_SECONDS", -1.0)
+    monkeypatch.setattr("worker.calling.placement.PLACE_SECONDS", -1.0)
     desk.crm.add_call_settings()
     queued = add_call(desk)
     result = desk.tick()
     assert (desk.status(queued), desk.placed(), result.unfinished) == ("pending", [], True)
-    monkeypatch.setattr("worker.calls.PLACE_SECONDS", 20.0)
+    monkeypatch.setattr("worker.calling.placement.PLACE_SECONDS", 20.0)
     assert desk.work() == {"placed": 1}
 
 
@@ -419,14 +412,12 @@ def stuck(desk: Desk, minutes: float = 6, place: int = 1, **columns: Any) -> str
 
 
 def place_by_hand(desk: Desk, place: int = 1) -> str:
-    """Twilio is told to call, as by an old worker, and nothing is written; returns the call's sid."""
-    row = desk.job._db.one(desk.job._sql["line"], tenant_id=desk.crm.tenant_id)
-    assert row
-    line = desk.job._lines.line(row)
-    placed: PlacedCall = line.provider.place(
-        [("To", number(place)), ("From", line.from_number), ("Url", "https://app.crm.example.in/x")]
-    )
-    return placed.sid
+    """A call through the demo tenant's account, as by an old worker, that is written nowhere; returns its sid."""
+    form = [("To", number(place)), ("From", accounts.TWILIO_NUMBER), ("Url", f"{APP_URL}/x")]
+    credentials = accounts.TWILIO_ACCOUNT_SID, accounts.TWILIO_AUTH_TOKEN
+    with closing(HttpPool(1)) as pool:
+        provider = TwilioProvider(desk.context.settings.twilio_api_url, *credentials, pool)
+        return provider.place(form).sid
 
 
 @pytest.mark.parametrize("placed", [True, False])
@@ -547,8 +538,8 @@ def test_a_twilio_that_cannot_be_asked_about_lost_webhooks(desk: Desk) -> None:
     assert desk.work() == {"checked": 1}
     assert [log_status(desk, each) for each in (log, lost)] == ["ringing", "failed"]
     assert desk.work(seconds=30) == {}
-    desk.job._doubts._silent.clear()  # ten minutes later by the machine's clock
-    assert desk.work() == {"checked": 1}
+    assert desk.work(seconds=560) == {}
+    assert desk.work(seconds=11) == {"checked": 1}
 
 
 def test_lost_webhooks_of_a_tenant_without_an_account(desk: Desk) -> None:
@@ -579,7 +570,7 @@ def test_a_nonsensical_timeout_of_one_tenant_stops_nobody(timeout: int, desk: De
     assert log_status(desk, lost) == "failed"
 
 
-def test_a_booking_that_the_database_cuts_off_is_made_up_for(desk: Desk, database_url: str) -> None:
+def test_a_booking_that_the_database_cuts_off_is_made_up_for(desk: Desk) -> None:
     """Twilio has said yes when the session breaks: booked in the next tick, from the answer, without asking."""
     desk.crm.add_call_settings()
     queued = add_call(desk)
@@ -595,7 +586,7 @@ def test_a_booking_that_the_database_cuts_off_is_made_up_for(desk: Desk, databas
     ticking = threading.Thread(target=tick)
     ticking.start()
     desk.world.wait_for("twilio", 1)
-    with psycopg2.connect(database_url) as other, other.cursor() as cursor:
+    with psycopg2.connect(desk.database_url) as other, other.cursor() as cursor:
         cursor.execute("SELECT FROM worker.call_claim FOR UPDATE")
         desk.crm.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
                          ("crm-worker calls",))  # fmt: skip
@@ -607,20 +598,18 @@ def test_a_booking_that_the_database_cuts_off_is_made_up_for(desk: Desk, databas
     assert sids(desk) == [desk.log_of(queued)["twilioCallSid"]]
 
 
-def test_a_claim_whose_commit_nobody_heard_of_is_settled(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_whose_commit_was_not_answered_is_settled(desk: Desk) -> None:
     """The session breaks while the claim commits: not placed by this tick, and placed once in the end."""
     desk.crm.add_call_settings()
     queued = add_call(desk)
-    claim = desk.job._claims.claim
 
-    def claim_and_break(*arguments: Any) -> None:
-        claim(*arguments)
+    def break_off() -> None:
+        del desk.database.after["commit"]
         raise psycopg2.OperationalError("server closed the connection unexpectedly")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(desk.job._claims, "claim", claim_and_break)
-        with pytest.raises(psycopg2.OperationalError):
-            desk.tick()
+    desk.database.after["commit"] = break_off
+    with pytest.raises(psycopg2.OperationalError):
+        desk.tick()
     assert (desk.status(queued), desk.placed()) == ("processing", [])
     desk.tick()
     assert desk.work(seconds=ASK_SECONDS) == {"asked": 1, "put_back": 1, "placed": 1}
