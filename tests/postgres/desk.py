@@ -233,7 +233,7 @@ def form_of(world: World, number: str) -> dict[str, str]:
 
 
 def another_tenant(crm: Crm, **settings: Any) -> str:
-    """A tenant with call settings; the same account as the demo tenant's unless told otherwise."""
+    """A tenant with call settings; its account is the demo tenant's unless ``settings`` names another."""
     tenant_id = crm.add_tenant("Dosa Point")
     crm.add_call_settings(tenant_id, **settings)
     return tenant_id

@@ -1,4 +1,4 @@
-"""Calls start only inside a tenant's business hours, by the clock on the wall of its own time zone."""
+"""Calls start only inside a tenant's business hours, in the tenant's local time."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,7 @@ def business_hours(hours: str = "09:00-18:00", days: Any = None, zone: Any = IND
 
 
 def at(hours: BusinessHours, wall: str, zone: str = INDIA, fold: int = 0) -> bool:
-    """Whether it is open when the clock on the wall shows this."""
+    """Whether it is open at this local time."""
     local = datetime.fromisoformat(wall).replace(tzinfo=ZoneInfo(zone), fold=fold)
     return hours.open_at(local.astimezone(UTC).replace(tzinfo=None))
 
@@ -52,7 +52,7 @@ TABLE = [
     ("09:00-18:00", None, INDIA, "2026-03-08 12:00:00", True),
     ("09:00-18:00", [], INDIA, "2026-03-06 12:00:00", False),
     ("00:00-00:00", [], INDIA, "2026-03-06 12:00:00", False),
-    # the day is that of the wall, not of UTC
+    # the day is the local one, not that of UTC
     ("00:00-05:00", ["fri"], INDIA, "2026-03-06 00:00:00", True),
     ("19:00-24:00", ["fri"], NEW_YORK, "2026-03-06 23:59:59", True),
     ("09:00-18:00", ["fri"], KATHMANDU, "2026-03-06 08:59:00", False),

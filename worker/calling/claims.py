@@ -89,7 +89,7 @@ class CallClaims:
             self._reporter.given_up()
 
     def fail_unclaimed(self, failures: Sequence[CallFailure]) -> None:
-        """Fails calls that cannot be placed and that nobody had to claim."""
+        """Fails calls that cannot be placed; they are not claimed for it."""
         now = self._clock()
         reasons = {each.call.id: each.reason[:LONGEST_REASON] for each in failures}
         records = [
@@ -153,7 +153,7 @@ class CallClaims:
         return [ClaimedCall(**row) for row in rows]
 
     def stuck_calls(self, now: datetime) -> list[StuckCall]:
-        """Calls that have been 'processing' for a while and that nobody has claimed."""
+        """Calls that have been 'processing' for LEASE_SECONDS without a claim."""
         rows = self._db.all(self._sql["stuck_calls"], before=now - timedelta(seconds=LEASE_SECONDS))
         return [StuckCall(QueuedCall.from_row(row), row["updatedAt"]) for row in rows]
 
