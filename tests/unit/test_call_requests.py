@@ -1,4 +1,4 @@
-"""Requests to Twilio: the caller's thread settles each answer once, and keeps it while the database is unavailable."""
+"""Requests to Twilio: the caller's thread settles each answer once, and keeps it while the database is down."""
 
 import threading
 from collections.abc import Callable, Iterator
