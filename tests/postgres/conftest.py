@@ -1,4 +1,4 @@
-"""What the tests of one job share: fixtures that open it on a database of the test file's own."""
+"""Fixtures for the tests of the calls job: any number of workers on one database for each test file."""
 
 from collections.abc import Iterator
 from contextlib import closing

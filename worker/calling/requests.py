@@ -26,7 +26,7 @@ ROUND_SECONDS = 1.0  # a request that hangs does not keep a tick from ending
 
 
 @dataclass(frozen=True, slots=True)
-class _Settlement:
+class _PendingSettlement:
     """What to do when a request has ended, or was cancelled by a signal. ``key``: what the request is about."""
 
     key: str
@@ -39,8 +39,8 @@ class CallRequests:
     def __init__(self, size: int, signals: Signals, grace_seconds: float) -> None:
         self._signals = signals
         self._grace_seconds = grace_seconds
-        self._threads: RequestThreads[_Settlement, Any] = RequestThreads(size)
-        self._ended: deque[tuple[_Settlement, Future[Any]]] = deque()  # not settled yet
+        self._threads: RequestThreads[_PendingSettlement, Any] = RequestThreads(size)
+        self._ended: deque[tuple[_PendingSettlement, Future[Any]]] = deque()  # not settled yet
         self._drain_until: float | None = None  # time.monotonic()
 
     @property
@@ -55,7 +55,7 @@ class CallRequests:
 
     def submit(self, key: str, request: Callable[[], object], settle: Callable[[Future[Any]], None]) -> None:
         """``settle`` is called with the request when it has ended, or was cancelled because of a signal."""
-        self._threads.submit(_Settlement(key, settle), request)
+        self._threads.submit(_PendingSettlement(key, settle), request)
 
     def settle_finished(self, seconds: float) -> None:
         """Settles the requests that have ended; waits at most so long for one.
@@ -93,7 +93,7 @@ class CallRequests:
         """Ends the threads; False when some of them still wait for Twilio."""
         return self._threads.close()
 
-    def _settle(self, settlement: _Settlement, request: Future[Any]) -> None:
+    def _settle(self, settlement: _PendingSettlement, request: Future[Any]) -> None:
         try:
             settlement.settle(request)
         except psycopg2.Error as error:
