@@ -110,6 +110,7 @@ def test_a_hanging_twilio_does_not_delay_the_others(desk: Desk) -> None:
     assert (desk.status(queued), result.unfinished) == ("processing", True)
     late = desk.crm.add_call(other, phoneNumber=number(2))
     assert desk.tick(seconds=ASK_SECONDS).counts["asked"] == 0
+    assert desk.crm.execute("SELECT queue_id, ask_at FROM worker.call_claim") == [(queued, None)]
     assert desk.status(late) == "completed"
     desk.work()
     assert desk.status(queued) == "completed"
