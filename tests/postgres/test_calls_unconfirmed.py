@@ -100,8 +100,8 @@ def test_an_unconfirmed_call_is_booked_with_its_present_status(desk: Desk) -> No
     }  # fmt: skip
 
 
-def test_a_hanging_twilio_does_not_delay_the_others(desk: Desk) -> None:
-    """The tick ends all the same; the answer is booked when it comes, and Twilio is not asked meanwhile."""
+def test_a_hanging_twilio_does_not_delay_the_others(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """The tick ends all the same; the answer is booked when it comes, and the call is not orphaned meanwhile."""
     desk.crm.add_call_settings()
     other = another_tenant(desk.crm, **account(1))
     queued = add_call(desk)
@@ -110,11 +110,11 @@ def test_a_hanging_twilio_does_not_delay_the_others(desk: Desk) -> None:
     assert (desk.status(queued), result.unfinished) == ("processing", True)
     late = desk.crm.add_call(other, phoneNumber=number(2))
     assert desk.tick(seconds=ASK_SECONDS).counts["asked"] == 0
-    assert desk.crm.execute("SELECT queue_id, ask_at FROM worker.call_claim") == [(queued, None)]
     assert desk.status(late) == "completed"
     desk.work()
     assert desk.status(queued) == "completed"
     assert len(desk.placed()) == 2
+    assert caplog.messages == []
 
 
 def test_a_twilio_that_cannot_be_asked_is_asked_later_and_later(desk: Desk) -> None:
@@ -342,6 +342,16 @@ def test_a_call_booked_just_before_is_not_taken_for_the_unconfirmed_one(desk: De
     assert sids(desk) == [desk.log_of(each)["twilioCallSid"] for each in (earlier, later)]
 
 
+def test_of_several_calls_the_oldest_one_is_booked(desk: Desk) -> None:
+    """Somebody called the same number by hand a moment later, through the same account."""
+    desk.crm.add_call_settings()
+    queued = leave_behind(desk, placed=True)
+    place_by_hand(desk)
+    desk.tick()
+    assert desk.work(seconds=ASK_SECONDS) == {"asked": 1, "placed": 1}
+    assert desk.log_of(queued)["twilioCallSid"] == sids(desk)[0]
+
+
 @pytest.mark.parametrize("from_number", [None, "+918047119999"], ids=["one number", "two numbers"])
 def test_a_tenants_question_does_not_book_another_tenants_call(from_number: str | None, desk: Desk) -> None:
     """Two tenants call one number through one account, one call is unconfirmed: each gets its own call booked."""
@@ -505,6 +515,15 @@ def test_a_call_that_is_still_on_its_way_is_asked_about_once_an_hour(desk: Desk)
     for _ in range(3):
         assert desk.work(seconds=1200) == {}
     assert desk.work(seconds=61) == {"checked": 1}
+
+
+def test_a_status_that_the_crm_does_not_know_changes_nothing(desk: Desk) -> None:
+    """Twilio's 'initiated': the row keeps its status."""
+    desk.crm.add_call_settings()
+    log = add_log(desk)
+    desk.world.set_call(sids(desk)[0], "initiated")
+    assert desk.work() == {"checked": 1}
+    assert log_status(desk, log) == "ringing"
 
 
 def test_a_call_that_twilio_does_not_know_is_failed(desk: Desk) -> None:
