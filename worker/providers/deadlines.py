@@ -1,11 +1,10 @@
 """A deadline for a whole exchange with a server, however short each of its reads is.
 
-A time-out of a socket is one for each read: a server that sends a byte every few seconds never exceeds it. So one thread
+A socket's time-out is one for each read: a server that sends a byte every few seconds never exceeds it. So a thread
 checks the sockets that are in use twice a second, and shuts down those whose exchange takes too long. The thread that
 reads or writes there fails at once, with the error of a lost connection.
 
-It costs an exchange a few assignments under a lock. It works for TLS too, and while the other thread is inside a library
-that knows no deadlines.
+An exchange costs a few assignments under a lock. It works for TLS too, and inside a library that knows no deadlines.
 """
 
 import socket
