@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = program.parser("healthcheck", DESCRIPTION, "Exit status: 0 it answers, 1 it does not, 2 bad settings.")
     parser.parse_args(arguments)
-    return program.guarded(check)
+    return program.run_main(check)
 
 
 def check() -> int:

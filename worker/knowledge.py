@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     options = recovery.parser().parse_args(arguments)
     if options.command:
-        return program.guarded(lambda: recovery.run(options))
+        return program.run_main(lambda: recovery.run(options))
     return program.run_loop("knowledge", KnowledgeJob, once=options.once)
 
 

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "database at DATABASE_URL. Changes nothing else. Safe to run twice and while everything runs.",
     )
     parser.parse_args(arguments)
-    return program.guarded(_migrate_configured)
+    return program.run_main(_migrate_configured)
 
 
 def _migrate_configured() -> int:

@@ -24,14 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status, if it returns at all."""
     how_it_ends = "SIGTERM ends Qdrant in good order.\nExit status: 0 stopped, 2 bad settings, else Qdrant's own."
     program.parser("qdrant", DESCRIPTION, how_it_ends).parse_args(arguments)
-    return program.guarded(start)
+    return program.run_main(start)
 
 
 def start() -> int:
     """Becomes Qdrant. Returns 0 when Qdrant runs elsewhere; raises SettingsError."""
     settings = program.settings_from_environment("qdrant")
     if not settings.qdrant_embedded:
-        return program.exit_idle("QDRANT_EMBEDDED is false", "qdrant")
+        return program.end_without_work("QDRANT_EMBEDDED is false", "qdrant")
     for path in (settings.qdrant_storage_path, settings.qdrant_snapshots_path):
         require_writable(path)
     command = command_of(settings)
@@ -42,7 +42,7 @@ def start() -> int:
         )
     log.info("starting Qdrant", {"command": " ".join(command), "storage": settings.qdrant_storage_path})
     os.chdir(settings.qdrant_storage_path)  # whatever it writes beside its configured paths
-    program.become(command, environment_of(settings))
+    program.replace_process(command, environment_of(settings))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help=f"again and again until Ctrl-C, every {WATCH_SECONDS:g} seconds if not said otherwise",
     )
-    return program.guarded(lambda: _run(parser.parse_args(arguments)))
+    return program.run_main(lambda: _run(parser.parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

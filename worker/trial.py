@@ -17,7 +17,7 @@ from worker.content.trial import LISTED, contact_mail, contact_values, owner_mai
 from worker.notifications.claims import NotificationClaims
 from worker.notifications.dispatcher import LANES
 from worker.notifications.notification import Delivery, Notification, OutgoingMessage
-from worker.providers.untrusted import printable
+from worker.providers.untrusted import safe_text
 from worker.runtime import program
 from worker.runtime.backoff import backoff_seconds
 from worker.runtime.db import queries
@@ -192,7 +192,7 @@ class TrialJob:
         if outcome.kind is Kind.UNCONFIRMED:
             self._context.counters.add("unconfirmed_total", channel="email")
         if not sent:
-            reason = printable(re.sub(r"\S*@\S*", "***", outcome.reason or ""))  # servers repeat the address
+            reason = safe_text(re.sub(r"\S*@\S*", "***", outcome.reason or ""))  # servers repeat the address
             about = delivery.notice.tenant_id or "all: the owner's summary"
             log.warning(
                 "mail about a suspended trial given up",

@@ -42,7 +42,7 @@ Queue = SimpleQueue[SupervisordEvent | None]  # None: the end
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     program.parser("watchdog", DESCRIPTION, "SIGTERM ends it in good order.").parse_args(arguments)
-    return program.guarded(listen)
+    return program.run_main(listen)
 
 
 def listen(limits: Limits = USUAL) -> int:

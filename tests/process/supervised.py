@@ -27,7 +27,7 @@ from worker.runtime import program
 from worker.supervision.hang_detector import Limits
 limits = Limits(least_hang_seconds=1, watched_seconds=1, restart_pause_seconds=60,
                 fatal_pause_seconds=1, fatal_pause_limit_seconds=5)
-sys.exit(program.guarded(lambda: watchdog.listen(limits)))
+sys.exit(program.run_main(lambda: watchdog.listen(limits)))
 """
 
 

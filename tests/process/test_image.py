@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from configparser import RawConfigParser
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from sandbox.ports import free_port
 from sandbox.qdrant import Qdrant
 from sandbox.servers import ServerMissing
 from sandbox.world import World
-from worker.runtime.settings import Settings
+from worker.runtime.settings import variables
 
 STOP_SECONDS = 10.0  # after which `docker stop` kills
 USER = 10001
@@ -58,7 +57,7 @@ def database_url(crm_only_url: str) -> str:
 @pytest.fixture
 def run(image: Image, environment: dict[str, str], tmp_path: Path) -> Iterator[Run]:
     """Starts a container with these settings: ``run(MIGRATE="true")``; it ends with the test."""
-    known = {each.metadata["name"] for each in fields(Settings)} - {"STATE_DIR", "QDRANT_EMBEDDED"}
+    known = {each.name for each in variables()} - {"STATE_DIR", "QDRANT_EMBEDDED"}
     usual = {name: value for name, value in environment.items() if name in known}
     qdrant = free_port()
     usual |= {"PORT": str(free_port()), "QDRANT__SERVICE__HTTP_PORT": str(qdrant)}

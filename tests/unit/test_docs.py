@@ -1,4 +1,4 @@
-"""The pages of the project lead where they say."""
+"""The links of the project's pages lead to files and headings that exist."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    """A link to a file names one that exists, and one to a heading a heading of that page."""
+    """A link to a file names a file that exists; a link to a heading names a heading of that page."""
     text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
     broken = []
     for target in re.findall(r"\]\(([^)]+)\)", text):

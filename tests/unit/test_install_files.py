@@ -5,14 +5,13 @@ import re
 import shlex
 import subprocess
 from configparser import ConfigParser, RawConfigParser
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from worker.runtime.settings import Settings
+from worker.runtime.settings import variables
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONF = PROJECT / "conf"
@@ -23,8 +22,8 @@ STANDBY = CONF / "compose.standby.yaml"
 OVERLAYS = [STANDBY, CONF / "compose.snapshots.yaml"]
 ETC = "${CRM_WORKER_ETC:-/etc/crm-worker}"
 SERVICES = ("worker", "postgres", "redis", "prometheus")
-WORKERS_SECRETS = {each.metadata["name"] for each in fields(Settings) if each.metadata["secret"]}
-VARIABLES = {each.metadata["name"] for each in fields(Settings)}
+WORKERS_SECRETS = {each.name for each in variables() if each.secret}
+VARIABLES = {each.name for each in variables()}
 # what is not the worker's: the locale, and the bundled PostgreSQL's
 FOREIGN = {"LANG", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD_FILE", "POSTGRES_INITDB_ARGS"}
 

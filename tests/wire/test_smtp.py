@@ -1,4 +1,4 @@
-"""E-mail through SMTP: what each answer means, and where "not sent" ends when a connection breaks."""
+"""E-mail through SMTP: what each answer means, and whether a message was sent when a connection breaks."""
 
 import ssl
 import threading
@@ -21,7 +21,7 @@ from worker.messages import Accepted, Email
 from worker.providers.smtp import SmtpProvider
 
 MAIL = Email("from@shop.example", "to@customer.example", "<1@shop.example>", b"Subject: Hi\r\n\r\nHello\r\n")
-# More than the kernel's buffers of both sides hold: its end stays here unless the server reads.
+# Larger than the kernel's buffers on both sides: its end is not sent unless the server reads.
 HUGE = Email(MAIL.envelope_from, MAIL.to, MAIL.message_id, b"Subject: Hi\r\n\r\n" + b"x" * 998 * 30_000 + b"\r\n")
 PIPELINING, PLAIN = b"250-test\r\n250 PIPELINING\r\n", b"250 test\r\n"
 EHLOS = pytest.mark.parametrize("ehlo", [PIPELINING, PLAIN], ids=["pipelining", "step by step"])
@@ -132,7 +132,7 @@ def test_eight_bit_content_needs_a_server_that_takes_it(provider_of) -> None:
 
     with RawServer(modern) as server:
         provider_of(server).send(eight_bit)
-    assert b"> BODY=8BITMIME\r\n" in seen[0]  # noted by the server only after it answered
+    assert b"> BODY=8BITMIME\r\n" in seen[0]  # the server notes it only after it has answered
     with RawServer(answering()) as server, pytest.raises(CampaignRejected, match="7-bit"):
         provider_of(server).send(eight_bit)
 
@@ -240,7 +240,7 @@ def test_data_taken_with_a_recipient_but_no_sender_is_left_without_a_dot(provide
     assert rest == [b""]
 
 
-# Where the border lies: everything before the last octet of the content is RetryLater, all after it Unconfirmed.
+# A break before the last octet of the content is RetryLater, after it Unconfirmed.
 
 
 def after_354(end: Callable[[Connection], object]) -> Script:
@@ -264,7 +264,7 @@ def dot_then(end: Callable[[Connection], object]) -> Callable[[Connection], None
 
 
 def leave(_: Connection) -> None:
-    """The script ends, and with it the connection."""
+    """Ends the script, and with it the connection."""
 
 
 @pytest.mark.parametrize("end", [leave, Connection.reset, Connection.hang], ids=["close", "reset", "hang"])
@@ -501,7 +501,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext,
 
 
 def secured(context: ssl.SSLContext, prefix: str, end: Callable[[Connection], object]) -> Script:
-    """A server that does STARTTLS or implicit TLS, takes DATA and then does ``end``."""
+    """A server with STARTTLS or implicit TLS that accepts DATA and then does ``end``."""
 
     def script(connection: Connection) -> None:
         if prefix == "smtp://":
@@ -561,7 +561,7 @@ def test_tls_to_a_port_without_it_stops_the_account(provider_of, authority) -> N
         provider_of(server, "smtps://", authority[1]).send(MAIL)
 
 
-# What goes into the dialogue, and what comes out of it.
+# Addresses that are sent to the server, and texts that come from it.
 
 
 @pytest.mark.parametrize("address", ["", "a b@x", "a@x>\r\nRSET", "a@x\n", "a@x> SIZE=1", "अ@x", "a@" + "x" * 300])

@@ -111,11 +111,11 @@ TABLE = [
     *[(code, 400, CampaignRejected) for code in (132000, 132001, 132007, 132008, 132012, 132015, 132016)],
     *[(code, 400, CampaignRejected) for code in (131008, 131009)],
     *[(code, 400, AccountRejected) for code in (131048, 368, 131031, 131042, 190, 10)],
-    # the code counts more than the status
+    # the code has priority over the status
     (131026, 500, RecipientRefused),
     (190, 429, AccountRejected),
     (131000, 403, RetryLater),
-    # codes nobody listed go by the status
+    # for unknown codes the status decides
     (999999, 400, RecipientRefused),
     (999999, 401, AccountRejected),
     (999999, 403, AccountRejected),
@@ -204,11 +204,11 @@ def test_a_token_that_no_header_can_hold_is_refused_and_not_shown() -> None:
     assert TOKEN not in str(caught.value)
 
 
-# Where the border lies, for all HTTP providers.
+# Whether a request was sent when a connection breaks, for all HTTP providers.
 
 
 def leave(_: Connection) -> None:
-    """The script ends, and with it the connection."""
+    """Ends the script, and with it the connection."""
 
 
 def after_request(end: Callable[[Connection], object]) -> Callable[[Connection], None]:

@@ -1,7 +1,7 @@
-"""The tenants' encrypted secrets: AES-256-GCM as the CRM's app servers write it.
+"""The tenants' encrypted secrets: AES-256-GCM, in the format of the CRM's app servers.
 
 A stored secret is a JSON object ``{"iv", "encryptedData", "authTag"}``, each in hex, with a 16-byte iv and a
-16-byte tag. No error here shows a key, a stored value or a decrypted one.
+16-byte tag. No error text contains a key, a stored value or a decrypted one.
 """
 
 import json
@@ -15,7 +15,7 @@ TAG_BYTES = 16
 
 
 def decrypt(stored: str, key_hex: str) -> str:
-    """The secret in clear text; ValueError says whether the key or the stored value is at fault."""
+    """The decrypted secret. Raises ValueError, which says whether the key or the stored value is wrong."""
     cipher = _cipher(key_hex)
     iv, encrypted, tag = _parts(stored)
     try:
@@ -25,11 +25,11 @@ def decrypt(stored: str, key_hex: str) -> str:
             "the stored secret was not encrypted with this ENCRYPTION_KEY, or it was changed since"
         ) from None
     except UnicodeDecodeError:
-        raise ValueError("the stored secret holds something other than UTF-8 text") from None
+        raise ValueError("the stored secret is not UTF-8 text") from None
 
 
 def encrypt(plain: str, key_hex: str, iv: bytes) -> str:
-    """The JSON the CRM stores. ``iv`` is 16 bytes, never the same twice with one key (NIST SP 800-38D, 8)."""
+    """The JSON that the CRM stores. ``iv``: 16 bytes, different each time for one key (NIST SP 800-38D, 8)."""
     if len(iv) != IV_BYTES:
         raise ValueError(f"an iv has {IV_BYTES} bytes, not {len(iv)}")
     sealed = _cipher(key_hex).encrypt(iv, plain.encode("utf-8"), None)
@@ -48,7 +48,7 @@ def _cipher(key_hex: str) -> AESGCM:
 
 
 def _parts(stored: str) -> tuple[bytes, bytes, bytes]:
-    """iv, encrypted data and tag. A short tag would be easy to forge, so its length is checked."""
+    """The iv, the encrypted data and the tag. A short tag would be easy to forge, so its length is checked."""
     try:
         holder = json.loads(stored)
         iv, encrypted, tag = (bytes.fromhex(holder[key]) for key in ("iv", "encryptedData", "authTag"))

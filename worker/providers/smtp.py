@@ -1,10 +1,10 @@
 """E-mail through an SMTP server: kept connections, and what a server's refusals mean.
 
-Connecting (EHLO, STARTTLS, AUTH) is smtplib's work; the transaction itself is ``smtp_wire``'s.
+smtplib connects (EHLO, STARTTLS, AUTH); smtp_wire.py does the transaction itself.
 
-The connections are kept in a stack: ``send`` takes the one used last, or makes one, and puts it back.
-So there are never more than there are threads sending at once, those in use stay warm, and a thread
-that ends leaves nothing behind.
+The connections are kept in a stack: ``send`` takes the one that was used last, or makes a new one, and returns it. So
+there are never more connections than threads that send at the same time, the same few stay in use, and a thread that
+ends leaves no connection open.
 """
 
 import base64
@@ -19,22 +19,22 @@ from worker.errors import AccountRejected, CampaignRejected, RecipientRefused, R
 from worker.messages import Accepted, Email
 from worker.providers.smtp_url import SmtpUrl, parse_smtp_url
 from worker.providers.smtp_wire import ConnectionGone, SmtpConnection, wire_content
-from worker.providers.untrusted import printable
+from worker.providers.untrusted import safe_text
 
-# What may stand between < and > in MAIL FROM and RCPT TO: nothing that could end the command or add
-# a parameter to it. Quoted local parts with spaces are legal and extinct.
+# What may stand between < and > in MAIL FROM and RCPT TO: nothing that could end the command or add a parameter to
+# it. Quoted local parts with spaces are legal, but nobody uses them.
 _ADDRESS = re.compile(r"[!-;=?-~]{1,254}")
 
 
 class SmtpProvider:
-    """Sends e-mail through the server that SMTP_URL names. Safe for many threads at once."""
+    """Sends e-mail through the server that SMTP_URL names. May be used by several threads at the same time."""
 
     def __init__(self, url: str, *, timeout_seconds: float = 30.0, answer_timeout_seconds: float = 120.0) -> None:
-        """Connects to nothing yet. Raises ValueError when SMTP_URL cannot be used.
+        """Does not connect yet. Raises ValueError when SMTP_URL cannot be used.
 
-        ``timeout_seconds`` holds for connecting and for each reply but the last. The answer to a whole
-        message may take longer, because servers scan it first: RFC 5321, 4.5.3.2.6 asks for 10 minutes
-        so that nobody repeats what was accepted. Two are enough for a scanner, and a thread is free again.
+        ``timeout_seconds`` limits connecting and each reply but the last. The answer to a whole message may take
+        longer, because servers scan it first: RFC 5321, 4.5.3.2.6 asks clients to wait 10 minutes, so that they do
+        not repeat an accepted message. Two minutes are enough for a scanner, and do not block a thread for too long.
         """
         self._url = parse_smtp_url(url)
         self._timeout_seconds = timeout_seconds
@@ -49,39 +49,39 @@ class SmtpProvider:
         return f"SmtpProvider({self._url.host}:{self._url.port}, {self._url.security})"
 
     def send(self, message: Email) -> Accepted:
-        """Hand one message over. Raises the SendError kinds, by the contract's SMTP row:
+        """Sends one message. Raises the kinds of SendError, as the CRM contract has them for SMTP:
 
-        RetryLater for 4xx and for a connection refused or lost before the message's end was handed
-        over, RecipientRefused for 5xx on RCPT TO, CampaignRejected for 5xx on MAIL FROM, DATA or the
-        content, AccountRejected for 5xx before that (greeting, STARTTLS, AUTH) and for a line that
-        cannot be protected, Unconfirmed when the end was handed over and no answer came.
+        RetryLater for 4xx, and for a connection that was refused, or lost before the end of the message was handed
+        over; RecipientRefused for 5xx on RCPT TO; CampaignRejected for 5xx on MAIL FROM, DATA or the content;
+        AccountRejected for 5xx before that (greeting, STARTTLS, AUTH) and for a connection that cannot be protected;
+        Unconfirmed when the end was handed over and no answer came.
         """
         if not _ADDRESS.fullmatch(message.to):
-            raise RecipientRefused(f"not an address that SMTP can carry: {printable(message.to)}")
+            raise RecipientRefused(f"not a valid address for SMTP: {safe_text(message.to)}")
         if not _ADDRESS.fullmatch(message.envelope_from):
-            raise CampaignRejected(f"not a sender address that SMTP can carry: {printable(message.envelope_from)}")
+            raise CampaignRejected(f"not a valid sender address for SMTP: {safe_text(message.envelope_from)}")
         content = wire_content(message.content)
         connection = self._take_kept()
         if connection is not None:
             try:
                 return self._transact(connection, message, content)
             except ConnectionGone:
-                pass  # closed while idle, as servers do: nothing of this message was handed over
+                pass  # the server closed it while it was idle: nothing of this message was handed over
         connection = self._connect()
         try:
             return self._transact(connection, message, content)
         except ConnectionGone as gone:
-            raise RetryLater(f"the server left before the message was handed over: {gone}") from gone
+            raise RetryLater(f"the server closed the connection before the message was handed over: {gone}") from gone
 
     def close(self) -> None:
-        """Close all connections. A send that is under way ends at once, as RetryLater or Unconfirmed."""
+        """Closes all connections. A ``send`` in another thread ends at once, with RetryLater or Unconfirmed."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            # Under the lock: a connection leaves the set before it is closed, so its socket is open.
+            # Under the lock, because a connection leaves the set before it is closed: these sockets are open.
             for connection in self._busy:
                 connection.abort()
-        # All take leave before the first one waits: together they have a second for the answers.
+        # All send QUIT before the first one waits for the answer: one second is enough for all.
         for connection in idle:
             connection.say_quit()
         deadline = time.monotonic() + 1.0
@@ -93,7 +93,7 @@ class SmtpProvider:
             connection.send(message.envelope_from, message.to, content)
             return Accepted(message_id=message.message_id)
         finally:
-            self._give_back(connection)
+            self._return(connection)
 
     def _take_kept(self) -> SmtpConnection | None:
         with self._lock:
@@ -115,7 +115,7 @@ class SmtpProvider:
         connection.close()
         raise RetryLater("the program is stopping")
 
-    def _give_back(self, connection: SmtpConnection) -> None:
+    def _return(self, connection: SmtpConnection) -> None:
         with self._lock:
             self._busy.discard(connection)
             if connection.usable and not self._closed:
@@ -125,11 +125,11 @@ class SmtpProvider:
 
 
 def _open(url: SmtpUrl, tls: ssl.SSLContext | None, timeout_seconds: float) -> smtplib.SMTP:
-    """A greeted, protected and authenticated connection.
+    """A connection after greeting, TLS and login.
 
-    A certificate that does not verify, and a server without STARTTLS or AUTH, are AccountRejected: it
-    is configuration (or somebody in the middle), waiting does not mend it, and RetryLater would use up
-    each recipient's attempts for a fault that is not theirs. This way they stay pending.
+    An invalid certificate, and a server without STARTTLS or AUTH, are AccountRejected: the configuration is wrong (or
+    somebody is in the middle) and waiting does not help. RetryLater would use up the attempts of recipients who have
+    nothing to do with it; this way they stay pending.
     """
     where = f"{url.host}:{url.port}"
     try:
@@ -137,24 +137,24 @@ def _open(url: SmtpUrl, tls: ssl.SSLContext | None, timeout_seconds: float) -> s
     except smtplib.SMTPResponseException as error:
         raise _refused(where, error.smtp_code, error.smtp_error, url) from None
     except smtplib.SMTPNotSupportedError as error:
-        raise AccountRejected(f"{where} cannot do what SMTP_URL asks for: {error}") from None
+        raise AccountRejected(f"{where} does not support what SMTP_URL asks for: {error}") from None
     except ssl.SSLCertVerificationError as error:
         raise AccountRejected(
             f"{where}: the certificate is not valid: {error.verify_message}; "
-            "mend it, or name its authority in SMTP_URL with ?ca_file="
+            "correct it, or name its authority in SMTP_URL with ?ca_file="
         ) from error
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
             raise AccountRejected(f"{where} does not speak TLS 1.2 or newer on this port: {error.reason}") from error
         raise RetryLater(f"{where}: TLS failed: {error.reason or error}") from error
     except (OSError, ValueError) as error:
-        # ValueError: a challenge in AUTH that is no base64.
-        text = printable(str(error), _secrets(url))
+        # ValueError: a challenge in AUTH that is not base64.
+        text = safe_text(str(error), _secrets(url))
         raise RetryLater(f"{where}: no connection: {text or type(error).__name__}") from None
 
 
 def _greeted(url: SmtpUrl, tls: ssl.SSLContext | None, timeout_seconds: float) -> smtplib.SMTP:
-    # The name for EHLO is given, because smtplib would ask the DNS for one at every connection.
+    # The name for EHLO is set, because smtplib would ask the DNS for one at every connection.
     smtp: smtplib.SMTP
     if url.security == "tls":
         smtp = smtplib.SMTP_SSL(url.host, url.port, "localhost", timeout=timeout_seconds, context=tls)
@@ -178,7 +178,7 @@ def _greeted(url: SmtpUrl, tls: ssl.SSLContext | None, timeout_seconds: float) -
 
 
 def _own_name(sock: socket.socket) -> str:
-    """What to say in EHLO: this host's full name, else its address (RFC 5321, 4.1.3)."""
+    """The name for EHLO: this host's full name, else its address (RFC 5321, 4.1.3)."""
     name = socket.gethostname()
     if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", name):
         return name
@@ -186,13 +186,13 @@ def _own_name(sock: socket.socket) -> str:
     return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
-def _refused(where: str, code: int, said: bytes | str, url: SmtpUrl) -> SendError:
-    text = f"{where}: {code} {printable(said, _secrets(url))}"
+def _refused(where: str, code: int, reply: bytes | str, url: SmtpUrl) -> SendError:
+    text = f"{where}: {code} {safe_text(reply, _secrets(url))}"
     return AccountRejected(text) if code // 100 == 5 else RetryLater(text)
 
 
 def _secrets(url: SmtpUrl) -> list[str]:
-    """The password in the forms in which AUTH sends it, and in which a server may echo it."""
+    """The password in all forms in which AUTH sends it and a server may repeat it."""
     if not url.password:
         return []
     plain = f"\0{url.user}\0{url.password}"
@@ -200,7 +200,7 @@ def _secrets(url: SmtpUrl) -> list[str]:
 
 
 def _tls_context(url: SmtpUrl) -> ssl.SSLContext | None:
-    if url.security == "clear":
+    if url.security == "plaintext":
         return None
     try:
         return ssl.create_default_context(cafile=url.ca_file)

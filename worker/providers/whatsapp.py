@@ -1,10 +1,8 @@
 """WhatsApp messages through Meta's Cloud API, and what its error codes mean for a campaign.
 
-Source of the codes: https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes, sorted
-by what has to happen next as the CRM contract does.
+Source of the codes: https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes, sorted by what has
+to happen next, as in the CRM contract.
 """
-
-from typing import Any
 
 from worker.errors import (
     AccountRejected,
@@ -19,24 +17,24 @@ from worker.errors import (
 )
 from worker.messages import Accepted, WhatsAppMessage
 from worker.providers.http import Answer, HttpPool, bearer, json_body
-from worker.providers.untrusted import printable
+from worker.providers.untrusted import number_at, safe_text, text_at
 
-# error.code -> seconds to wait when the answer names none (None: the caller's own back-off)
+# error.code -> seconds to wait when the answer names none (None: the caller's own backoff)
 RETRY: dict[int, float | None] = {
-    4: None,  # too many calls of the app
-    80007: None,  # too many calls of the business account
-    130429: None,  # throughput of the phone id
+    4: None,  # too many requests of the app
+    80007: None,  # too many requests of the business account
+    130429: None,  # too many messages of the phone id
     131000: None,  # something went wrong
     131016: None,  # service unavailable
     131056: 6.0,  # too many messages to this recipient: one in 6 seconds is allowed
     131049: 24 * 3600.0,  # Meta limits marketing messages to one person: not before tomorrow
 }
 
-ONE_PERSONS = {131049, 131056}  # limits of one recipient: they say nothing about others
+RECIPIENT_LIMITS = {131049, 131056}  # limits of one recipient: they say nothing about others
 
 # error.code -> what is refused
 REFUSED: dict[int, type[SendError]] = {
-    131026: RecipientRefused,  # not on WhatsApp, or an app too old
+    131026: RecipientRefused,  # not on WhatsApp, or with an app that is too old
     131047: RecipientRefused,  # the 24-hour window is closed: needs a template
     131050: RecipientOptedOut,  # opted out of marketing messages
     131008: CampaignRejected,  # a parameter is missing
@@ -56,15 +54,15 @@ REFUSED: dict[int, type[SendError]] = {
     131048: AccountRejected,  # too many messages of this number were reported as spam
 }
 
-# Codes that neither table knows go by the HTTP status; the rest of 4xx is taken to mean this one message.
+# For codes in neither table the HTTP status decides; other statuses 4xx are taken to concern this message only.
 _BY_STATUS: dict[int, type[SendError]] = {401: AccountRejected, 403: AccountRejected, 404: AccountRejected}
 
 
 class WhatsAppProvider:
-    """Sends from one phone id of one tenant. Safe for many threads at once."""
+    """Sends from one phone id of one tenant. May be used by several threads at the same time."""
 
     def __init__(self, api_url: str, phone_id: str, token: str, pool: HttpPool) -> None:
-        """``pool`` is shared and stays the caller's. TransportMissing: settings that cannot work."""
+        """``pool`` is shared, and the caller closes it. Raises TransportMissing for settings that cannot work."""
         if not (phone_id.isascii() and phone_id.isdigit()):
             raise TransportMissing("WhatsApp: the tenant's whatsapp.phoneId must be the digits of a phone number id")
         if not token:
@@ -78,46 +76,36 @@ class WhatsAppProvider:
         return f"WhatsAppProvider(phone id {self._phone_id})"
 
     def send(self, message: WhatsAppMessage) -> Accepted:
-        """Hand one message over; ``Accepted.message_id`` is the wamid. Raises the SendError kinds."""
+        """Sends one message; ``Accepted.message_id`` is the wamid. Raises the kinds of SendError."""
         body = json_body(message.payload)
         answer = self._pool.post(self._url, body, "application/json", bearer(self._token))
-        if 200 <= answer.status < 300:
-            wamid = _wamid(answer.body)
-            if wamid is None:
-                raise Unconfirmed(f"WhatsApp answered {answer.status} without a message id")
-            return Accepted(message_id=wamid)
-        raise self._error(answer)
+        if not answer.success:
+            raise self._error(answer)
+        wamid = text_at(answer.body, "messages", 0, "id")
+        if not wamid:
+            raise Unconfirmed(f"WhatsApp answered {answer.status} without a message id")
+        return Accepted(message_id=wamid)
 
     def close(self) -> None:
-        """Nothing to close: the pool is the caller's."""
+        """Does nothing: the caller closes the pool."""
 
     def _error(self, answer: Answer) -> SendError:
-        error = answer.body.get("error")
-        error = error if isinstance(error, dict) else {}
-        code = error.get("code")
-        code = code if isinstance(code, int) else None
-        reason = self._reason(answer.status, code, error)
+        code = number_at(answer.body, "error", "code")
+        reason = self._reason(answer, code)
         if code in RETRY:
             waits = [seconds for seconds in (RETRY[code], answer.retry_after_seconds) if seconds is not None]
-            kind = RecipientDeferred if code in ONE_PERSONS else RetryLater
+            kind = RecipientDeferred if code in RECIPIENT_LIMITS else RetryLater
             return kind(reason, max(waits, default=None))
         if code in REFUSED:
             return REFUSED[code](reason)
         if 400 <= answer.status < 500 and answer.status != 429:
             return _BY_STATUS.get(answer.status, RecipientRefused)(reason)
-        # 429 and 5xx by the contract. A redirect was not processed either: WHATSAPP_API_URL may be wrong.
+        # 429 and 5xx. A redirect was not processed either: WHATSAPP_API_URL may be wrong.
         return RetryLater(reason, answer.retry_after_seconds)
 
-    def _reason(self, status: int, code: int | None, error: dict[str, Any]) -> str:
-        data = error.get("error_data")
-        details = data.get("details") if isinstance(data, dict) else None
-        said = ": ".join(part for part in (error.get("message"), details) if isinstance(part, str) and part)
-        name = f"WhatsApp {code}" if code is not None else f"WhatsApp HTTP {status}"
-        return printable(f"{name}: {said}" if said else name, [self._token])
-
-
-def _wamid(body: dict[str, Any]) -> str | None:
-    messages = body.get("messages")
-    first = messages[0] if isinstance(messages, list) and messages else None
-    wamid = first.get("id") if isinstance(first, dict) else None
-    return wamid if isinstance(wamid, str) and wamid else None
+    def _reason(self, answer: Answer, code: int | None) -> str:
+        name = f"WhatsApp {code}" if code is not None else f"WhatsApp HTTP {answer.status}"
+        message, details = (
+            text_at(answer.body, "error", *path) for path in (("message",), ("error_data", "details"))
+        )
+        return safe_text(": ".join(filter(None, (name, message, details))), [self._token])

@@ -48,7 +48,7 @@ def run(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     if options.command:
         return become_command(options.command)
-    return program.guarded(lambda: start(options.conf))
+    return program.run_main(lambda: start(options.conf))
 
 
 def start(conf: Path) -> int:
@@ -64,7 +64,7 @@ def start(conf: Path) -> int:
         if status:
             return status
     log.info("starting supervisord", {"conf": conf})
-    program.become([sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)], {})
+    program.replace_process([sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)], {})
 
 
 def await_servers(settings: Settings) -> int:
