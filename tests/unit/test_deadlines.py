@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.providers.deadlines import Deadline, DeadlineWatcher, ExchangeTimeout
+from worker.providers.deadlines import Deadline, DeadlineWatcher
 
 PATIENCE_SECONDS = 30.0
 
@@ -55,9 +55,8 @@ def test_a_server_that_drips_is_cut_off(pair: tuple[socket.socket, socket.socket
     dripping.join()
     assert 0.3 <= took < PATIENCE_SECONDS
     assert deadline.passed
-    error = deadline.explain(ConnectionError("the server closed the connection"))
-    assert isinstance(error, ExchangeTimeout)
-    assert "longer than 0.3 seconds in all" in str(error)
+    reason = deadline.explain(ConnectionError("the server closed the connection"))
+    assert reason == "the exchange took longer than 0.3 seconds in all"
 
 
 def test_an_exchange_in_time_is_left_alone(
@@ -79,8 +78,7 @@ def test_an_exchange_in_time_is_left_alone(
     theirs.sendall(b"still there")
     assert ours.recv(100) == b"still there"
     assert not deadline.passed
-    error = ConnectionError("reset")
-    assert deadline.explain(error) is error
+    assert deadline.explain(ConnectionError("reset")) == "reset"
 
 
 def test_a_socket_that_comes_too_late_is_cut_off_at_once(

@@ -14,10 +14,6 @@ import time
 CHECK_SECONDS = 0.5  # how late a deadline may be noticed
 
 
-class ExchangeTimeout(TimeoutError):
-    """The exchange as a whole took too long."""
-
-
 class Deadline:
     """The deadline of one connection's exchanges, one after the other. One thread at a time uses it."""
 
@@ -30,13 +26,12 @@ class Deadline:
         self.passed = False  # whether the latest exchange was ended by its deadline
 
     def begin(self, seconds: float, sock: socket.socket | None = None) -> None:
-        """An exchange begins that may take so long in all. ``sock``: as for ``attach``."""
+        """An exchange begins that may take so long in all. ``sock``: what it goes over, if that is known already."""
         with self._lock:
             self.passed = False
             self._seconds = seconds
             self._until = time.monotonic() + seconds
-            if sock is not None:
-                self._socket = sock
+            self._socket = sock
         self._watcher.watch(self)
 
     def attach(self, sock: socket.socket) -> None:
@@ -51,11 +46,9 @@ class Deadline:
         with self._lock:
             self._until = None
 
-    def explain(self, error: Exception) -> Exception:
-        """``error``, or what is behind it when the deadline has passed."""
-        if not self.passed:
-            return error
-        return ExchangeTimeout(f"the exchange took longer than {self._seconds:g} seconds in all")
+    def explain(self, error: Exception) -> str:
+        """The text of ``error``, or the reason behind it when the deadline has passed."""
+        return f"the exchange took longer than {self._seconds:g} seconds in all" if self.passed else str(error)
 
     def check(self, now: float) -> bool:
         """For the watcher: ends an exchange that takes too long. False: there is none."""

@@ -60,7 +60,7 @@ class GmailProvider:
             raise self._error(answer)
         accepted = _accepted(message.message_id, answer.body)
         if accepted is None:
-            raise Unconfirmed(f"Gmail answered {answer.status} without a message id")
+            raise Unconfirmed(f"Gmail {answer.without('a message id')}")
         return accepted
 
     def find(self, message_id: str) -> Accepted | None:

@@ -83,7 +83,7 @@ class WhatsAppProvider:
             raise self._error(answer)
         wamid = text_at(answer.body, "messages", 0, "id")
         if not wamid:
-            raise Unconfirmed(f"WhatsApp answered {answer.status} without a message id")
+            raise Unconfirmed(f"WhatsApp {answer.without('a message id')}")
         return Accepted(message_id=wamid)
 
     def close(self) -> None:
