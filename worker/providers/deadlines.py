@@ -10,6 +10,8 @@ An exchange costs a few assignments under a lock. It works for TLS too, and insi
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 CHECK_SECONDS = 0.5  # how late a deadline may be noticed
 
@@ -46,9 +48,11 @@ class Deadline:
         with self._lock:
             self._until = None
 
-    def explain(self, error: Exception) -> str:
-        """The text of ``error``, or the reason behind it when the deadline has passed."""
-        return f"the exchange took longer than {self._seconds:g} seconds in all" if self.passed else str(error)
+    def explain(self, error: Exception | None) -> str:
+        """The text of ``error`` ('' without one), or the reason behind it when the deadline has passed."""
+        if self.passed:
+            return f"the exchange took longer than {self._seconds:g} seconds in all"
+        return str(error or "")
 
     def check(self, now: float) -> bool:
         """For the watcher: ends an exchange that takes too long. False: there is none."""
@@ -106,3 +110,23 @@ def _shut_down(sock: socket.socket) -> None:
 
 
 WATCHER = DeadlineWatcher()
+_of_thread = threading.local()
+
+
+def thread_deadline() -> Deadline:
+    """The deadline of the calling thread's exchanges; a thread has one exchange at a time."""
+    deadline: Deadline | None = getattr(_of_thread, "deadline", None)
+    if deadline is None:
+        deadline = _of_thread.deadline = Deadline(WATCHER)
+    return deadline
+
+
+@contextmanager
+def exchange(seconds: float, sock: socket.socket | None = None) -> Iterator[Deadline]:
+    """An exchange of the calling thread that may take so long in all."""
+    deadline = thread_deadline()
+    deadline.begin(seconds, sock)
+    try:
+        yield deadline
+    finally:
+        deadline.end()

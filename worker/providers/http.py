@@ -13,10 +13,8 @@ server that failed while it worked on the request, so it is Unconfirmed, and not
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -29,7 +27,7 @@ from urllib3.exceptions import HTTPError, SSLError
 from urllib3.response import BaseHTTPResponse
 
 from worker.errors import AccountRejected, RetryLater, SendError, Unconfirmed
-from worker.providers.deadlines import WATCHER, Deadline
+from worker.providers.deadlines import Deadline, exchange, thread_deadline
 from worker.providers.untrusted import safe_text
 
 EXCHANGE_SECONDS = 60.0  # for a request and its whole answer, however it arrives
@@ -69,20 +67,17 @@ class _Body:
         self.handed_over = True
 
 
-_exchange = threading.local()  # .deadline: that of the exchange of this thread
-
-
 class _ConnectionWithDeadline(HTTPConnection):
     """A connection that the deadline of its thread's exchange can end."""
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
-        _exchange.deadline.attach(sock)
+        thread_deadline().attach(sock)
         return sock
 
     def putrequest(self, *arguments: Any, **options: Any) -> None:
         if self.sock is not None:  # a kept connection
-            _exchange.deadline.attach(self.sock)
+            thread_deadline().attach(self.sock)
         super().putrequest(*arguments, **options)
 
 
@@ -140,7 +135,7 @@ class HttpPool:
         """
         sent = _Body(body)
         headers = {**headers, "Content-Type": content_type, "Content-Length": str(len(body))}
-        with self._deadline() as deadline:
+        with exchange(self._exchange_seconds) as deadline:
             try:
                 return self._answer(self._request("POST", url, sent, headers), deadline)
             except (HTTPError, OSError) as error:
@@ -148,7 +143,7 @@ class HttpPool:
 
     def get(self, url: str, headers: Mapping[str, str]) -> Answer:
         """GET, which may be repeated: raises RetryLater when no answer came, else as ``post``."""
-        with self._deadline() as deadline:
+        with exchange(self._exchange_seconds) as deadline:
             try:
                 return self._answer(self._request("GET", url, None, headers), deadline)
             except (HTTPError, OSError) as error:
@@ -162,25 +157,16 @@ class HttpPool:
         # The status must be known even if the connection breaks in the body, so the body is read separately.
         return self._pools.request(method, url, body=body, headers=headers, redirect=False, preload_content=False)
 
-    @contextmanager
-    def _deadline(self) -> Iterator[Deadline]:
-        """The deadline of an exchange of this thread."""
-        deadline: Deadline | None = getattr(_exchange, "deadline", None)
-        if deadline is None:
-            deadline = _exchange.deadline = Deadline(WATCHER)
-        deadline.begin(self._exchange_seconds)
-        try:
-            yield deadline
-        finally:
-            deadline.end()
-
     def _answer(self, response: BaseHTTPResponse, deadline: Deadline) -> Answer:
         retry_after = retry_after_seconds(response.headers.get("Retry-After"), self._clock())
+        body: dict[str, Any] = {}
         try:
-            return Answer(response.status, _json_object(response), retry_after)
+            body = _json_object(response)
+            fault = deadline.explain(None)  # an end in the middle of the headers is no error to urllib3
         except (HTTPError, OSError, ValueError) as error:  # the status is known all the same
             response.close()
-            return Answer(response.status, {}, retry_after, safe_text(deadline.explain(error)))
+            fault = safe_text(deadline.explain(error))
+        return Answer(response.status, body, retry_after, fault)
 
 
 def bearer(token: str) -> dict[str, str]:
