@@ -21,7 +21,7 @@ from worker.errors import (
 from worker.messages import Accepted, Email
 from worker.providers.google_token import GoogleToken, aware_utc_now
 from worker.providers.http import Answer, HttpPool, bearer, json_body
-from worker.providers.untrusted import list_at, safe_text, text_at
+from worker.providers.untrusted import id_at, list_at, safe_text, text_at
 
 # "Tomorrow" in the CRM contract. Limits on sending count the last 24 hours; the API's own quota is reset at midnight
 # Pacific time, which is sooner. So one day is right for both, and no time zone has to be known.
@@ -60,7 +60,7 @@ class GmailProvider:
             raise self._error(answer)
         accepted = _accepted(message.message_id, answer.body)
         if accepted is None:
-            raise Unconfirmed(f"Gmail answered {answer.status} without a message id")
+            raise Unconfirmed(f"Gmail {answer.without('a message id')}")
         return accepted
 
     def find(self, message_id: str) -> Accepted | None:
@@ -118,8 +118,8 @@ class GmailProvider:
 
 
 def _accepted(message_id: str, body: Any) -> Accepted | None:
-    gmail_id = text_at(body, "id")
-    return Accepted(message_id, gmail_id, text_at(body, "threadId") or None) if gmail_id else None
+    gmail_id = id_at(body, "id")
+    return Accepted(message_id, gmail_id, id_at(body, "threadId") or None) if gmail_id else None
 
 
 def _reasons(body: dict[str, Any]) -> set[str]:

@@ -12,6 +12,7 @@ server that failed while it worked on the request, so it is Unconfirmed, and not
 """
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,28 +21,38 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, SSLError
 from urllib3.response import BaseHTTPResponse
 
 from worker.errors import AccountRejected, RetryLater, SendError, Unconfirmed
+from worker.providers.deadlines import Deadline, exchange, thread_deadline
 from worker.providers.untrusted import safe_text
 
-_LONGEST_ANSWER = 1_048_576
+EXCHANGE_SECONDS = 60.0  # for a request and its whole answer, however it arrives
+
+_LONGEST_ANSWER = 1_048_576  # octets
 _LONGEST_WAIT_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A provider's answer. ``body`` is {} if it is not a JSON object."""
+    """A provider's answer. ``body`` is {} if it is not a JSON object; ``fault`` says what is wrong with it."""
 
     status: int
     body: dict[str, Any]
     retry_after_seconds: float | None = None
+    fault: str = ""
 
     @property
     def success(self) -> bool:
         """Whether the status is 2xx."""
         return 200 <= self.status < 300
+
+    def without(self, what: str) -> str:
+        """The text for an answer that lacks something: "answered 200 without a message id"."""
+        return f"answered {self.status} without {what}" + (f": {self.fault}" if self.fault else "")
 
 
 class _Body:
@@ -56,6 +67,32 @@ class _Body:
         self.handed_over = True
 
 
+class _ConnectionWithDeadline(HTTPConnection):
+    """A connection that the deadline of its thread's exchange can end."""
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        thread_deadline().attach(sock)
+        return sock
+
+    def putrequest(self, *arguments: Any, **options: Any) -> None:
+        if self.sock is not None:  # a kept connection
+            thread_deadline().attach(self.sock)
+        super().putrequest(*arguments, **options)
+
+
+class _TlsConnectionWithDeadline(_ConnectionWithDeadline, HTTPSConnection):
+    """The same, with TLS."""
+
+
+class _Connections(HTTPConnectionPool):
+    ConnectionCls = _ConnectionWithDeadline
+
+
+class _TlsConnections(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnectionWithDeadline
+
+
 class HttpPool:
     """Kept connections to the HTTP providers, for ``concurrency`` threads."""
 
@@ -65,11 +102,13 @@ class HttpPool:
         *,
         connect_timeout_seconds: float = 5.0,
         read_timeout_seconds: float = 30.0,
+        exchange_seconds: float = EXCHANGE_SECONDS,
         ca_file: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``clock`` returns seconds since 1970, because Retry-After may be a date. Does not connect yet."""
         self._clock = clock
+        self._exchange_seconds = exchange_seconds
         self._pools = urllib3.PoolManager(
             num_pools=10,
             maxsize=concurrency,
@@ -77,6 +116,7 @@ class HttpPool:
             timeout=urllib3.Timeout(connect=connect_timeout_seconds, read=read_timeout_seconds),
             ca_certs=ca_file,
         )
+        self._pools.pool_classes_by_scheme = {"http": _Connections, "https": _TlsConnections}
 
     def post(
         self,
@@ -95,19 +135,19 @@ class HttpPool:
         """
         sent = _Body(body)
         headers = {**headers, "Content-Type": content_type, "Content-Length": str(len(body))}
-        try:
-            response = self._request("POST", url, sent, headers)
-        except (HTTPError, OSError) as error:
-            raise _failure(error, handed_over=sent.handed_over, repeatable=repeatable) from error
-        return self._answer(response)
+        with exchange(self._exchange_seconds) as deadline:
+            try:
+                return self._answer(self._request("POST", url, sent, headers), deadline)
+            except (HTTPError, OSError) as error:
+                raise _failure(error, deadline, handed_over=sent.handed_over, repeatable=repeatable) from error
 
     def get(self, url: str, headers: Mapping[str, str]) -> Answer:
         """GET, which may be repeated: raises RetryLater when no answer came, else as ``post``."""
-        try:
-            response = self._request("GET", url, None, headers)
-        except (HTTPError, OSError) as error:
-            raise _failure(error, handed_over=True, repeatable=True) from error
-        return self._answer(response)
+        with exchange(self._exchange_seconds) as deadline:
+            try:
+                return self._answer(self._request("GET", url, None, headers), deadline)
+            except (HTTPError, OSError) as error:
+                raise _failure(error, deadline, handed_over=True, repeatable=True) from error
 
     def close(self) -> None:
         """Closes the kept connections. One that is in use is closed when its answer has come."""
@@ -117,9 +157,16 @@ class HttpPool:
         # The status must be known even if the connection breaks in the body, so the body is read separately.
         return self._pools.request(method, url, body=body, headers=headers, redirect=False, preload_content=False)
 
-    def _answer(self, response: BaseHTTPResponse) -> Answer:
+    def _answer(self, response: BaseHTTPResponse, deadline: Deadline) -> Answer:
         retry_after = retry_after_seconds(response.headers.get("Retry-After"), self._clock())
-        return Answer(response.status, _json_object(response), retry_after)
+        body: dict[str, Any] = {}
+        try:
+            body = _json_object(response)
+            fault = deadline.explain(None)  # an end in the middle of the headers is no error to urllib3
+        except (HTTPError, OSError, ValueError) as error:  # the status is known all the same
+            response.close()
+            fault = safe_text(deadline.explain(error))
+        return Answer(response.status, body, retry_after, fault)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -162,23 +209,20 @@ def json_body(value: Any) -> bytes:
 
 
 def _json_object(response: BaseHTTPResponse) -> dict[str, Any]:
-    try:
-        content = response.read(_LONGEST_ANSWER + 1)
-        if len(content) > _LONGEST_ANSWER:
-            response.close()
-            return {}
-        body = json.loads(content)
-    except (HTTPError, OSError):
-        response.close()
-        return {}
-    except (ValueError, RecursionError):
-        body = None
+    """The body; {} if it is not a JSON object. Raises HTTPError, OSError, and ValueError when it is too long."""
+    content = response.read(_LONGEST_ANSWER + 1)
+    if len(content) > _LONGEST_ANSWER:
+        raise ValueError(f"the answer is longer than {_LONGEST_ANSWER} octets")
     response.release_conn()
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
     return body if isinstance(body, dict) else {}
 
 
-def _failure(error: HTTPError | OSError, *, handed_over: bool, repeatable: bool) -> SendError:
-    text = safe_text(str(error))
+def _failure(error: HTTPError | OSError, deadline: Deadline, *, handed_over: bool, repeatable: bool) -> SendError:
+    text = safe_text(deadline.explain(error))
     if isinstance(error, SSLError) and "certificate verify failed" in str(error).lower():
         return AccountRejected(f"the server's certificate is not valid: {text}")
     if not handed_over:

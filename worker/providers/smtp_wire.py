@@ -18,20 +18,26 @@ import socket
 import ssl
 from collections.abc import Sequence
 
-from worker.errors import CampaignRejected, RecipientDeferred, RecipientRefused, RetryLater, SendError, Unconfirmed
+from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
+from worker.providers.deadlines import Deadline, exchange
+from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, refusal
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
 from worker.providers.untrusted import safe_text
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_REFUSED_BY: dict[str, type[SendError]] = {
-    "sender": CampaignRejected,
-    "recipient": RecipientRefused,
-    "content": CampaignRejected,
-}
+EXCHANGE_SECONDS = 180.0  # for a message and all of its replies, and beyond that what this rate takes
+SLOWEST_OCTETS_A_SECOND = 50_000
 
 
 class ConnectionGone(Exception):
-    """The connection was closed before the first command of this message was answered."""
+    """The connection was closed before the first command of this message was answered.
+
+    ``refused``: the server said so (421), as it does when it accepts no more connections.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 def wire_content(content: bytes) -> bytes:
@@ -79,19 +85,24 @@ class SmtpConnection:
         SendError.
         """
         self.usable = False  # until it is known that each command had its reply
-        self._ask(self._mail(envelope_from, content), b"RCPT TO:<%b>\r\n" % to.encode("ascii"))
-        self._hand_over(content)
+        with exchange(EXCHANGE_SECONDS + len(content) / SLOWEST_OCTETS_A_SECOND, self._sock) as deadline:
+            self._send(self._mail(envelope_from, content), to, content, deadline)
+
+    def _send(self, mail: bytes, to: str, content: bytes, deadline: Deadline) -> None:
+        self._ask(mail, b"RCPT TO:<%b>\r\n" % to.encode("ascii"), deadline)
+        self._hand_over(content, deadline)
         try:
             reply = self._replies.read(self._answer_timeout_seconds)
         except (OSError, MalformedReply) as error:
-            raise Unconfirmed(f"the message was handed over, but no answer came: {error}") from error
+            reason = deadline.explain(error)
+            raise Unconfirmed(f"the message was handed over, but no answer came: {reason}") from error
         if reply[0] // 100 == 3:
             raise Unconfirmed(f"the message was handed over, but the answer is not valid: {self._text(reply)}")
         # After the final dot the transaction is over on both sides, whatever the answer was. Octets after the answer
         # would be read as the answer to the next message.
-        self.usable = reply[0] != 421 and not self._replies.pending
+        self.usable = reply[0] != SERVICE_NOT_AVAILABLE and not self._replies.pending
         if reply[0] // 100 != 2:
-            raise self._refusal("content", reply)
+            raise self._refusal(Step.CONTENT, reply)
 
     def abort(self) -> None:
         """Ends the connection while another thread is using it: its ``send`` raises at once."""
@@ -137,13 +148,13 @@ class SmtpConnection:
             parameters += b" BODY=8BITMIME"
         return b"MAIL FROM:<%b>%b\r\n" % (envelope_from.encode("ascii"), parameters)
 
-    def _ask(self, mail: bytes, recipient: bytes) -> None:
+    def _ask(self, mail: bytes, recipient: bytes, deadline: Deadline) -> None:
         """Sends the commands up to DATA; raises unless the server answers with 354."""
         commands = [mail, recipient, b"DATA\r\n"]
         if self._reset_first:
             # Clears what is left of a refused transaction, in the same write as the next one.
             commands.insert(0, b"RSET\r\n")
-        replies = self._exchange(commands)
+        replies = self._exchange(commands, deadline)
         if self._reset_first and replies.pop(0)[0] // 100 != 2:
             raise ConnectionGone("RSET was refused")
         last = replies[-1]
@@ -153,12 +164,12 @@ class SmtpConnection:
             return
         self._end_refused_transaction(codes, last)
         if codes[0] != 2:
-            raise self._refusal("sender", replies[0])
+            raise self._refusal(Step.SENDER, replies[0])
         if codes[1] != 2:
-            raise self._refusal("recipient", replies[1])
-        raise self._refusal("content", last)
+            raise self._refusal(Step.RECIPIENT, replies[1])
+        raise self._refusal(Step.CONTENT, last)
 
-    def _exchange(self, commands: list[bytes]) -> list[Reply]:
+    def _exchange(self, commands: list[bytes], deadline: Deadline) -> list[Reply]:
         """The replies to the commands. Fewer if the server ended the connection (421), or refused a command and the
         commands are sent one by one.
         """
@@ -172,23 +183,23 @@ class SmtpConnection:
         except TIMED_OUT as error:
             raise RetryLater("the server did not answer in time; the message was not handed over") from error
         except (OSError, MalformedReply) as error:
-            if not replies:
+            if not replies and not deadline.passed:
                 raise ConnectionGone(str(error)) from error
-            raise RetryLater(f"the message was not handed over: {error}") from error
-        if replies[0][0] == 421:
-            raise ConnectionGone(self._text(replies[0]))
+            raise RetryLater(f"the message was not handed over: {deadline.explain(error)}") from error
+        if replies[0][0] == SERVICE_NOT_AVAILABLE:
+            raise ConnectionGone(self._text(replies[0]), refused=True)
         return replies
 
     def _read_replies(self, replies: list[Reply], count: int) -> bool:
         """Reads so many replies. Whether the next command may be sent."""
         for _ in range(count):
             replies.append(self._replies.read(self._timeout_seconds))
-            if replies[-1][0] == 421:
+            if replies[-1][0] == SERVICE_NOT_AVAILABLE:
                 return False
         return replies[-1][0] < 400
 
     def _end_refused_transaction(self, codes: list[int], last: Reply) -> None:
-        if last[0] == 421 or self._replies.pending:
+        if last[0] == SERVICE_NOT_AVAILABLE or self._replies.pending:
             return
         if codes[-1] == 3:
             # DATA was accepted although a command before it was refused. If the recipient was refused, a single dot
@@ -204,7 +215,7 @@ class SmtpConnection:
         self._reset_first = True
         self.usable = True
 
-    def _hand_over(self, content: bytes) -> None:
+    def _hand_over(self, content: bytes, deadline: Deadline) -> None:
         taken = 0
         view = memoryview(content)
         try:
@@ -213,6 +224,8 @@ class SmtpConnection:
         except TIMED_OUT as error:
             raise RetryLater("the server stopped reading before the end of the message") from error
         except OSError as error:
+            if deadline.passed:
+                raise RetryLater(f"the message was not handed over: {deadline.explain(error)}") from error
             # A server that stops reading may have said why before it closed the connection.
             raise self._reply_before_close(error) from error
 
@@ -223,16 +236,13 @@ class SmtpConnection:
             return RetryLater(f"the connection was lost before the end of the message: {error}")
         if reply[0] // 100 == 2:
             return Unconfirmed(f"the server accepted before the end of the message: {self._text(reply)}")
-        return self._refusal("content", reply)
+        return self._refusal(Step.CONTENT, reply)
 
-    def _refusal(self, what: str, reply: Reply) -> SendError:
-        code = reply[0]
-        text = self._text(reply)
-        if code // 100 == 5:
-            return _REFUSED_BY[what](text if what == "recipient" else f"{what} refused: {text}")
-        if code // 100 != 4:
+    def _refusal(self, step: Step, reply: Reply) -> SendError:
+        code, said = reply
+        if code // 100 not in (4, 5):
             self.usable = False  # 2xx or 3xx is not valid here: replies and commands do not match any more
-        return RecipientDeferred(text) if what == "recipient" and code // 100 == 4 else RetryLater(text)
+        return refusal(step, code, said.decode("utf-8", "replace"), self._text(reply))
 
     def _text(self, reply: Reply) -> str:
         return safe_text(f"{reply[0]} {reply[1].decode('utf-8', 'replace')}", self._secrets)

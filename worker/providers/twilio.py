@@ -94,7 +94,7 @@ class TwilioProvider:
             raise self._error(answer)
         call = _placed(answer.body)
         if call is None:
-            raise Unconfirmed(f"Twilio answered {answer.status} without a call sid")
+            raise Unconfirmed(f"Twilio {answer.without('a call sid')}")
         return call
 
     def placed_since(self, to: str, from_: str, since: datetime) -> list[PlacedCall]:

@@ -10,6 +10,7 @@ from typing import Any
 from worker.content.one_line import one_line
 
 LONGEST_TEXT = 300
+LONGEST_ID = 255
 
 
 def safe_text(reply: str | bytes, secrets: Iterable[str] = ()) -> str:
@@ -22,6 +23,15 @@ def safe_text(reply: str | bytes, secrets: Iterable[str] = ()) -> str:
         if secret:
             text = text.replace(secret, "***")
     return one_line(text, LONGEST_TEXT)
+
+
+def id_at(value: Any, *path: str | int) -> str:
+    """The identifier at a path in JSON: printable ASCII without spaces, at most 255 characters; '' if there is none.
+
+    Other characters are left out: NUL and lone surrogates fit in no column, and no identifier has them.
+    """
+    found = text_at(value, *path)
+    return "".join(char for char in found[: 4 * LONGEST_ID] if "!" <= char <= "~")[:LONGEST_ID]
 
 
 def text_at(value: Any, *path: str | int) -> str:

@@ -17,7 +17,7 @@ from worker.errors import (
 )
 from worker.messages import Accepted, WhatsAppMessage
 from worker.providers.http import Answer, HttpPool, bearer, json_body
-from worker.providers.untrusted import number_at, safe_text, text_at
+from worker.providers.untrusted import id_at, number_at, safe_text, text_at
 
 # error.code -> seconds to wait when the answer names none (None: the caller's own backoff)
 RETRY: dict[int, float | None] = {
@@ -26,6 +26,8 @@ RETRY: dict[int, float | None] = {
     130429: None,  # too many messages of the phone id
     131000: None,  # something went wrong
     131016: None,  # service unavailable
+    131057: None,  # the business account is in maintenance
+    133004: None,  # the server is temporarily unavailable
     131056: 6.0,  # too many messages to this recipient: one in 6 seconds is allowed
     131049: 24 * 3600.0,  # Meta limits marketing messages to one person: not before tomorrow
 }
@@ -37,6 +39,9 @@ REFUSED: dict[int, type[SendError]] = {
     131026: RecipientRefused,  # not on WhatsApp, or with an app that is too old
     131047: RecipientRefused,  # the 24-hour window is closed: needs a template
     131050: RecipientOptedOut,  # opted out of marketing messages
+    130472: RecipientRefused,  # takes part in an experiment of Meta: gets no marketing messages
+    130497: RecipientRefused,  # the business may not send to this country
+    131021: RecipientRefused,  # the number is the sender's own
     131008: CampaignRejected,  # a parameter is missing
     131009: CampaignRejected,  # a parameter has a wrong value
     132000: CampaignRejected,  # wrong number of template parameters
@@ -46,16 +51,28 @@ REFUSED: dict[int, type[SendError]] = {
     132012: CampaignRejected,  # a template parameter has a wrong format
     132015: CampaignRejected,  # the template is paused
     132016: CampaignRejected,  # the template is disabled
+    0: AccountRejected,  # authentication failed
+    3: AccountRejected,  # the app may not do this
     10: AccountRejected,  # permission denied
+    200: AccountRejected,  # permission denied
+    33: AccountRejected,  # the phone number was deleted
     190: AccountRejected,  # the access token has expired
     368: AccountRejected,  # blocked for violating a policy
+    131005: AccountRejected,  # access denied
     131031: AccountRejected,  # the account is locked
+    131037: AccountRejected,  # the display name of the number is not approved
     131042: AccountRejected,  # payment
     131048: AccountRejected,  # too many messages of this number were reported as spam
+    131045: AccountRejected,  # the phone number's certificate is wrong
+    133010: AccountRejected,  # the phone number is not registered
 }
+# Code 100 means an invalid parameter, unless this subcode says that the phone id itself is not there, or not ours.
+NO_SUCH_OBJECT = (100, 33)
 
-# For codes in neither table the HTTP status decides; other statuses 4xx are taken to concern this message only.
-_BY_STATUS: dict[int, type[SendError]] = {401: AccountRejected, 403: AccountRejected, 404: AccountRejected}
+# For codes in neither table the HTTP status decides; other statuses 4xx are taken to concern this message only. An
+# unknown code with 403 may concern the account or one recipient's country: the message is tried again, and many of
+# them in a row make the campaign back off.
+_BY_STATUS: dict[int, type[SendError]] = {401: AccountRejected, 403: RetryLater, 404: AccountRejected}
 
 
 class WhatsAppProvider:
@@ -81,9 +98,9 @@ class WhatsAppProvider:
         answer = self._pool.post(self._url, body, "application/json", bearer(self._token))
         if not answer.success:
             raise self._error(answer)
-        wamid = text_at(answer.body, "messages", 0, "id")
+        wamid = id_at(answer.body, "messages", 0, "id")
         if not wamid:
-            raise Unconfirmed(f"WhatsApp answered {answer.status} without a message id")
+            raise Unconfirmed(f"WhatsApp {answer.without('a message id')}")
         return Accepted(message_id=wamid)
 
     def close(self) -> None:
@@ -96,8 +113,12 @@ class WhatsAppProvider:
             waits = [seconds for seconds in (RETRY[code], answer.retry_after_seconds) if seconds is not None]
             kind = RecipientDeferred if code in RECIPIENT_LIMITS else RetryLater
             return kind(reason, max(waits, default=None))
+        if (code, number_at(answer.body, "error", "error_subcode")) == NO_SUCH_OBJECT:
+            return AccountRejected(reason)
         if code in REFUSED:
             return REFUSED[code](reason)
+        if code is None and answer.status == 403:
+            return AccountRejected(reason)
         if 400 <= answer.status < 500 and answer.status != 429:
             return _BY_STATUS.get(answer.status, RecipientRefused)(reason)
         # 429 and 5xx. A redirect was not processed either: WHATSAPP_API_URL may be wrong.
