@@ -40,29 +40,10 @@ ONLY_IN = {"qdrant_client": "worker.vectors.client"}
 TWINS = {
     ("campaign", "campaigns"): "the program's name is an interface to its users; the folder has its parts",
     ("notification", "notifications"): "the folder's central module is named after the one thing the folder is about",
-    ("job", "jobs"): "runtime/job.py is what a job is, web/jobs.py the page's view of all jobs",
-    ("hour", "hours"): "content/hours.py is a tenant's calling hours, web/hour.py the last hour of the counters",
 }
 
 # Names with an underscore that are public all the same: those of namedtuples.
 PUBLIC_DESPITE_UNDERSCORE = {"_asdict", "_fields", "_make", "_replace"}
-
-# Tests that still read private attributes: being mended.
-BEING_MENDED = {
-    "postgres/test_call_plans.py",
-    "postgres/test_calls_booked.py",
-    "postgres/test_calls_doubts.py",
-    "postgres/test_calls_failures.py",
-    "postgres/test_calls_shares.py",
-    "postgres/test_claims.py",
-    "postgres/test_plans.py",
-    "postgres/test_reminders_gmail.py",
-    "postgres/test_reminders_races.py",
-    "postgres/test_trial_mail.py",
-    "postgres/test_trial_suspend.py",
-    "sandbox/test_crm_schema.py",
-    "unit/test_journal.py",
-}
 
 
 @cache
@@ -224,5 +205,4 @@ def test_tests_read_no_private_attribute() -> None:
         for line, name in attribute_names(ast.parse(path.read_text("utf-8"))):
             if re.fullmatch(r"_[a-zA-Z]\w*", name) and name not in PUBLIC_DESPITE_UNDERSCORE:
                 found[path.relative_to(PROJECT / "tests").as_posix()].append(f"{line}: {name}")
-    assert {name: lines for name, lines in found.items() if name not in BEING_MENDED} == {}
-    assert found.keys() >= BEING_MENDED, "a file in this list has been mended: remove it from the list"
+    assert dict(found) == {}
