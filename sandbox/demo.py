@@ -4,7 +4,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from sandbox import demo_jobs
-from sandbox.crm import Crm, apply_schema, utc_now
+from sandbox.crm import Crm, apply_schema, has_schema, utc_now
 from sandbox.stage import Stage
 from worker.runtime.migrations import migrate
 
@@ -38,10 +38,9 @@ def prepare(stage: Stage) -> Show:
 
 
 def _of_an_earlier_start(stage: Stage) -> Show | None:
-    """None when the earlier start was ended before its data were complete."""
+    """None when its tables are of another release, or the earlier start was ended before its data were complete."""
     with closing(stage.connect()) as connection, connection.cursor() as cursor:
-        cursor.execute("""SELECT to_regclass('"Campaign"') IS NOT NULL""")
-        if not (cursor.fetchone() or (False,))[0]:
+        if not has_schema(connection):
             return None
         migrate(connection)
         cursor.execute("""SELECT channel, id FROM "Campaign" WHERE status <> 'draft'""")
