@@ -28,12 +28,13 @@ class Show:
 
 def prepare(stage: Stage) -> Show:
     """Makes the demo's data, or finds those of an earlier start."""
-    stage.world.clear_script()
-    stage.world.script("smtp", REFUSED, stage="rcpt", status=550, text="5.1.1 No such user here")
     show = None if stage.make_database() else _of_an_earlier_start(stage)
     if show is None:
         stage.make_database_anew()
+        stage.world.reset()  # nothing was sent from this database yet
         show = _made(stage)
+    stage.world.clear_script()
+    stage.world.script("smtp", REFUSED, stage="rcpt", status=550, text="5.1.1 No such user here")
     return show
 
 
