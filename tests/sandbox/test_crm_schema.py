@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from sandbox.crm import Crm, utc_now
+from sandbox.crm import Crm, apply_schema, has_schema, utc_now
 
 ENUMS = {
     "UserRole": ["ADMIN", "MANAGER", "AGENT", "VIEWER"],
@@ -105,6 +105,19 @@ def test_nothing_else_restricts_a_row(tables: Crm) -> None:
     assert tables.execute("SELECT conname FROM pg_constraint WHERE conrelid <> 0 AND contype NOT IN ('f', 'n', 'p')"
                           " AND connamespace = 'public'::regnamespace") == []  # fmt: skip
     assert tables.execute("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal") == []
+
+
+def test_tables_of_another_release_are_known(databases: Any) -> None:
+    """Quickstart keeps the database of an earlier start only while its tables are those of today."""
+    name = databases.create()
+    with closing(psycopg2.connect(databases.url_of(name))) as connection:
+        crm = Crm(connection)
+        assert not has_schema(connection), "an empty database"
+        apply_schema(connection)
+        assert has_schema(connection)
+        crm.execute("""COMMENT ON TABLE "Tenant" IS 'another release'""")
+        assert not has_schema(connection)
+    databases.drop(name)
 
 
 def test_enums_have_the_contracts_values(crm: Crm) -> None:
