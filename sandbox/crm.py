@@ -7,6 +7,7 @@ Any column can be set by its name: ``crm.add_user(role="ADMIN", isActive=False)`
 The same calls give the same rows, including ids.
 """
 
+import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,13 +21,21 @@ from psycopg2.extras import Json
 from sandbox import accounts, fake_people
 
 _JSONB = {
-    "settings",
-    "gmailScopes",
-    "whatsappTemplateParams",
-    "targetFilters",
-    "platformUtmConfig",
-    "metadata",
+    "actionConfig",
+    "attachments",
     "businessDays",
+    "calendarScopes",
+    "gmailScopes",
+    "keyBenefits",
+    "keyFeatures",
+    "metadata",
+    "platformUtmConfig",
+    "settings",
+    "targetFilters",
+    "triggerConditions",
+    "triggerData",
+    "variables",
+    "whatsappTemplateParams",
 }
 _NO_UPDATED_AT = {"CampaignLog"}
 
@@ -47,10 +56,24 @@ def utc_now() -> datetime:
 def apply_schema(connection: psycopg2.extensions.connection) -> None:
     """Creates the CRM's tables in an empty database, in one transaction."""
     connection.autocommit = True
+    version = f"""COMMENT ON TABLE "Tenant" IS '{_schema_version()}';"""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "BEGIN;" + resources.files("sandbox").joinpath("crm_schema.sql").read_text("utf-8") + "COMMIT;"
-        )
+        cursor.execute(f"BEGIN; {_schema()} {version} COMMIT;")
+
+
+def has_schema(connection: psycopg2.extensions.connection) -> bool:
+    """Whether ``apply_schema`` made the tables of this database, and in their present form."""
+    with connection.cursor() as cursor:
+        cursor.execute("""SELECT obj_description(to_regclass('"Tenant"'), 'pg_class')""")
+        return bool(cursor.fetchone() == (_schema_version(),))
+
+
+def _schema() -> str:
+    return resources.files("sandbox").joinpath("crm_schema.sql").read_text("utf-8")
+
+
+def _schema_version() -> str:
+    return hashlib.sha256(_schema().encode()).hexdigest()
 
 
 class Crm:
@@ -196,6 +219,18 @@ class Crm:
             "triggerType": "manual",
         }
         return self.insert("CallQueue", row | {"createdById": user_id} | columns)
+
+    def add_call_script(self, tenant_id: str | None = None, user_id: str | None = None, **columns: Any) -> str:
+        tenant_id, user_id = self._owner(tenant_id, user_id)
+        row = {"name": "Diwali offers", "tenantId": tenant_id, "userId": user_id}
+        return self.insert("CallScript", row | columns)
+
+    def add_automation_rule(self, tenant_id: str | None = None, user_id: str | None = None, **columns: Any) -> str:
+        """A rule of the CRM that queues a call for each new lead."""
+        tenant_id, user_id = self._owner(tenant_id, user_id)
+        row: dict[str, Any] = {"name": "Call new leads", "type": "call", "triggerEvent": "lead_created"}
+        row |= {"actionType": "make_call", "actionConfig": {}, "tenantId": tenant_id, "userId": user_id}
+        return self.insert("AutomationRule", row | columns)
 
     def insert(self, table: str, columns: Mapping[str, Any]) -> str:
         """One row of any table; id and "updatedAt" are added if ``columns`` has none. Returns the id."""

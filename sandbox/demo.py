@@ -4,7 +4,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from sandbox import demo_jobs
-from sandbox.crm import Crm, apply_schema, utc_now
+from sandbox.crm import Crm, apply_schema, has_schema, utc_now
 from sandbox.quickstart_environment import QuickstartEnvironment
 from worker.runtime.migrations import migrate
 
@@ -28,20 +28,20 @@ class DemoCampaigns:
 
 def prepare(environment: QuickstartEnvironment) -> DemoCampaigns:
     """Inserts the demo data, or finds those of an earlier start."""
-    environment.world.clear_script()
-    environment.world.script("smtp", REFUSED, stage="rcpt", status=550, text="5.1.1 No such user here")
     campaigns = None if environment.create_database() else _find(environment)
     if campaigns is None:
         environment.recreate_database()
+        environment.world.reset()  # nothing was sent from this database yet
         campaigns = _insert(environment)
+    environment.world.clear_script()
+    environment.world.script("smtp", REFUSED, stage="rcpt", status=550, text="5.1.1 No such user here")
     return campaigns
 
 
 def _find(environment: QuickstartEnvironment) -> DemoCampaigns | None:
-    """None if the earlier start ended before its data were complete."""
+    """None if its tables are of another release, or the earlier start ended before its data were complete."""
     with closing(environment.connect()) as connection, connection.cursor() as cursor:
-        cursor.execute("""SELECT to_regclass('"Campaign"') IS NOT NULL""")
-        if not (cursor.fetchone() or (False,))[0]:
+        if not has_schema(connection):
             return None
         migrate(connection)
         cursor.execute("""SELECT channel, id FROM "Campaign" WHERE status <> 'draft'""")

@@ -28,8 +28,9 @@ def test_a_call_is_placed_and_booked(desk: Desk) -> None:
     crm.add_call_settings(callTimeout=45)
     lead = crm.add_lead()
     script = add_script(crm)
+    rule = crm.add_automation_rule()
     queued = crm.add_call(
-        leadId=lead, callScriptId=script, phoneNumber="098765 43210", metadata={"k": 1}, automationRuleId="rule-1"
+        leadId=lead, callScriptId=script, phoneNumber="098765 43210", metadata={"k": 1}, automationRuleId=rule
     )
     assert desk.work() == {"placed": 1}
     (call,) = desk.world.deliveries("twilio")
@@ -53,7 +54,7 @@ def test_a_call_is_placed_and_booked(desk: Desk) -> None:
     wanted = {
         "tenantId": crm.tenant_id, "leadId": lead, "contactId": None, "phoneNumber": "+919876543210",
         "phoneCountryCode": "+91", "direction": "outbound", "callType": "ai", "twilioCallSid": call.external_id,
-        "twilioStatus": "queued", "callScriptId": script, "triggerType": "manual", "automationRuleId": "rule-1",
+        "twilioStatus": "queued", "callScriptId": script, "triggerType": "manual", "automationRuleId": rule,
         "callOutcome": "initiated", "metadata": {"k": 1}, "createdById": crm.user_id, "duration": None,
     }  # fmt: skip
     assert {name: log[name] for name in wanted} == wanted
@@ -146,8 +147,8 @@ def test_a_call_whose_user_and_row_were_deleted_does_not_keep_its_slot(desk: Des
     ticking = threading.Thread(target=desk.tick)
     ticking.start()
     desk.world.wait_for("twilio", 1)
-    crm.execute('DELETE FROM "CallQueue" WHERE id = %s', (queued,))
-    crm.execute('DELETE FROM "User" WHERE id = %s', (user,))
+    crm.execute('DELETE FROM "User" WHERE id = %s', (user,))  # and with the user the row
+    assert crm.value('SELECT id FROM "CallQueue" WHERE id = %s', queued) is None
     ticking.join()
     assert (desk.logs(), desk.claims()) == ([], 0)
 

@@ -14,7 +14,7 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
-from sandbox.crm import apply_schema
+from sandbox.crm import Crm, apply_schema
 from worker.errors import SchemaError
 from worker.runtime import migrations as migrate
 from worker.runtime.db import Database
@@ -199,8 +199,9 @@ def test_an_index_left_behind(crm_only_url: str, fresh: Connection) -> None:
     """An index whose building was interrupted is INVALID, so it is built again."""
     one = "CREATE UNIQUE INDEX CONCURRENTLY {} ON {} ({})"
     insert = 'INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message) VALUES (%s, %s, %s, %s, %s)'
+    campaign = Crm(fresh).add_campaign()
     for number in range(2):
-        rows(fresh, insert, f"l-{number}", "t", "c", "paused", "")
+        rows(fresh, insert, f"l-{number}", "t", campaign, "paused", "")
     with pytest.raises(psycopg2.errors.UniqueViolation):
         rows(fresh, one.format("worker_campaign_log_pause", '"CampaignLog"', '"campaignId"'))
     assert indexes(fresh) == {"worker_campaign_log_pause": False}
@@ -259,7 +260,8 @@ def test_a_large_table(crm_only_url: str) -> None:
 
 
 def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None:
-    """While an index waits to be built, the CRM can read and write the same table without waiting."""
+    """While an index waits to be built, the CRM reads and writes the same table without waiting."""
+    campaign = Crm(fresh).add_campaign()
     with closing(psycopg2.connect(crm_only_url)) as busy, closing(connect(crm_only_url)) as crm:
         busy.cursor().execute('LOCK TABLE "CampaignLog" IN ROW EXCLUSIVE MODE')
         failure: list[BaseException] = []
@@ -278,7 +280,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
         wait_until(lambda: rows(fresh, building), "an index that waits")
         rows(crm, "SET statement_timeout = '2s'")
         insert = 'INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message) '
-        rows(crm, insert + "VALUES ('l', 't', 'c', 'paused', '')")
+        rows(crm, insert + "VALUES ('l', 't', %s, 'paused', '')", campaign)
         assert rows(crm, 'SELECT count(*) FROM "CampaignLog"') == [(1,)]
         busy.commit()
         thread.join(DEADLINE_SECONDS)

@@ -16,9 +16,9 @@ def office(crm: Crm, world: World, database_url: str, redis_url: str) -> Iterato
 
 
 def template(office: ReminderOffice, tenant: str, name: str, age_hours: int = 0, **columns: Any) -> str:
-    row = {"name": name, "type": "reminder", "subject": f"{name}: {{{{leadsCount}}}}", "createdBy": "x",
-           "htmlBody": "<p>Dear {{recipientName}} of {{companyName}}</p>{{leadsList}}", "tenantId": tenant,
-           "createdAt": NOON}  # fmt: skip
+    row = {"name": name, "type": "reminder", "subject": f"{name}: {{{{leadsCount}}}}", "tenantId": tenant,
+           "htmlBody": "<p>Dear {{recipientName}} of {{companyName}}</p>{{leadsList}}",
+           "createdBy": office.admin(tenant), "createdAt": NOON}  # fmt: skip
     made = office.crm.insert("EmailTemplate", row | columns)
     office.crm.execute(
         'UPDATE "EmailTemplate" SET "createdAt" = %s - make_interval(hours => %s) WHERE id = %s',
@@ -28,17 +28,15 @@ def template(office: ReminderOffice, tenant: str, name: str, age_hours: int = 0,
 
 
 def test_templates(office: ReminderOffice) -> None:
-    """The newest active template that is no default wins; its use is counted, the others' is not."""
+    """The tenant's active template that is no default wins, also an older one; its use is counted, no other's is."""
     tenant = office.tenant({"recipientEmails": [BOSS, "other@x.example"], "recipientPhones": ["9812345678"]}, leads=2)
     template(office, tenant, "default", isDefault=True)
-    template(office, tenant, "older", 5)
-    wins = template(office, tenant, "newer", 4, usageCount=7)
-    template(office, tenant, "newest but off", 3, isActive=False)
+    wins = template(office, tenant, "own", 4, usageCount=7)
     template(office, tenant, "of another type", type="welcome")
     template(office, office.tenant({}), "of another tenant")
     office.worker().tick()
     message = office.world.email(BOSS)
-    assert message["Subject"] == "newer: 2"
+    assert message["Subject"] == "own: 2"
     text, html = parts(message)
     assert html.startswith(f"<p>Dear {BOSS} of Tenant 0</p><table")
     assert text.startswith(f"Dear {BOSS} of Tenant 0\n\n1. ")
@@ -48,8 +46,9 @@ def test_templates(office: ReminderOffice) -> None:
 
 @pytest.mark.parametrize(("active", "subject"), [(True, "default: 1"), (False, "1 lead waiting for a follow-up")])
 def test_default_template(office: ReminderOffice, active: bool, subject: str) -> None:
-    """Without another one the tenant's default wins, without that the built-in one."""
+    """Without another one that is active the tenant's default wins, without that the built-in one."""
     tenant = office.tenant({"recipientEmails": [BOSS]}, leads=1)
+    template(office, tenant, "own but off", isActive=False)
     template(office, tenant, "default", isDefault=True, isActive=active)
     office.worker().tick()
     assert office.world.email(BOSS)["Subject"] == subject

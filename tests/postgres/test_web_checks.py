@@ -72,7 +72,7 @@ def test_missing_columns_are_named(db: Database, connection: Connection) -> None
     """All columns of a table in one sentence, each by its name; a column that is not needed is not mentioned."""
     with connection.cursor() as cursor:
         cursor.execute('ALTER TABLE "CallSettings" DROP COLUMN "businessDays", DROP COLUMN timezone')
-        cursor.execute('ALTER TABLE "CallSettings" DROP COLUMN "webhookUrl"')
+        cursor.execute('ALTER TABLE "CallSettings" DROP COLUMN "openaiModel"')
         cursor.execute('ALTER TABLE "EmailLog" DROP COLUMN "to"')
     settings, log = database_warnings(db)
     assert settings.startswith('The CRM\'s table "CallSettings" lacks columns "businessDays", "timezone", which')
