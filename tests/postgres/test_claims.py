@@ -764,6 +764,22 @@ def test_a_backoff(office: Office) -> None:
     assert office.one("SELECT holds FROM worker.campaign_run") == 0
 
 
+@pytest.mark.parametrize("delay_seconds", [5.0, 120.0])
+def test_a_backoff_as_long_as_the_provider_wants(office: Office, delay_seconds: float) -> None:
+    """The campaign waits for the provider's own delay, but never less than its backoff."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.back_off(delay_seconds, "the account's pace")
+    worker.settle(batch)
+    next_batch = office.one("SELECT next_batch_at FROM worker.campaign_run")
+    expected = max(delay_seconds, BACKOFF_SECONDS)
+    assert abs((next_batch - office.clock()).total_seconds() - expected) < 5
+    assert office.counts(campaign) == {"pending": 10}
+
+
 def test_deferred_and_then_rejected(office: Office) -> None:
     """When the provider refuses the campaign, a message that it deferred before that counts no try either."""
     campaign = office.crm.add_campaign(recipients=10)
