@@ -73,7 +73,6 @@ class TrialJob:
             longest_delay_seconds=LONGEST_DELAY_SECONDS,
             resend_unconfirmed=settings.unconfirmed_sends == "resend",
             after_rejection=NextStep.RETRY,
-            may_shorten=False,
         )
         self._missing = [
             name

@@ -215,6 +215,17 @@ def test_gmail_is_asked(
     assert worker.provider.sent == []
 
 
+def test_a_question_needs_no_token(table: NotificationTable, redis_url: str) -> None:
+    """While an account may not send, Gmail is asked all the same about what was handed over before."""
+    table.add("a", handed_over=True)
+    worker = table.worker()
+    _, worker.more["gmail"] = gmail(Accepted("<1@x>", "g-1"))
+    with redis.Redis.from_url(redis_url) as client:
+        worker.more["pace"] = pace = Pace(client, "pace:test:3", 1.0)
+        pace.back_off(3600)
+        assert outcomes(worker.deliver(worker.claim())) == {"a": (Kind.ACCEPTED, False)}
+
+
 def test_stopped_while_sending(table: NotificationTable) -> None:
     """What is not reached before the stop is not sent; one that was handed over earlier still may have arrived."""
     table.add(*(f"a{number:02}" for number in range(30)))

@@ -98,6 +98,17 @@ def test_outcomes_that_could_not_be_settled(table: NotificationTable) -> None:
     assert worker.deliver([]) == []
 
 
+def test_settled_late_and_once(table: NotificationTable) -> None:
+    """Outcomes of an earlier call that are settled by now do not come again, also when nothing else was sent."""
+    table.add("a")
+    worker = table.worker()
+    waves = worker.dispatcher.deliver(worker.claim(), worker.prepare, lambda: True)
+    first = next(waves)
+    waves.close()
+    assert worker.deliver([]) == first
+    assert worker.deliver([]) == []
+
+
 def test_settled_outcomes_do_not_come_again(table: NotificationTable) -> None:
     """After a later failure nothing is yielded a second time that was settled before."""
     table.add(*(f"a{number:02}" for number in range(3 * THREADS)))

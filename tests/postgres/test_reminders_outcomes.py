@@ -78,13 +78,14 @@ def test_opted_out(office: ReminderOffice) -> None:
     assert office.notifications() == 0
 
 
-def test_a_dead_provider_of_one_tenant(office: ReminderOffice) -> None:
-    """A tenant whose provider defers everything is tried a handful of times, and the others are served."""
+@pytest.mark.parametrize("answer", [{"status": 500, "code": 131000}, {"status": 403, "code": 131031}])
+def test_a_dead_provider_of_one_tenant(office: ReminderOffice, answer: dict[str, int]) -> None:
+    """A tenant whose provider defers or rejects everything is tried a handful of times; the others are served."""
     many = [f"98{number:08}" for number in range(40)]
     bad = office.tenant({"recipientPhones": many}, leads=1)
     good = [office.tenant({"recipientPhones": [f"97{number:08}"]}, leads=1) for number in range(20)]
     for number in many:
-        office.world.script("whatsapp", f"+91{number}", status=500, code=131000)
+        office.world.script("whatsapp", f"+91{number}", **answer)
     assert office.worker().ended() == (20, 40, 0)
     assert 5 <= len(office.world.refusals("whatsapp")) <= 5 + 8
     assert office.one("SELECT count(DISTINCT tenant_id) FROM worker.lead_reminder") == len(good)

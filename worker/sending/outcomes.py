@@ -86,8 +86,7 @@ class RetryPolicy:
     """How often and after which pause a message is tried again, and the provider asked about it.
 
     ``max_attempts`` None: without end. ``after_rejection``: RELEASE where a rejection ends something larger (a
-    campaign), RETRY where the message itself waits for a better configuration. ``may_shorten``: the provider's own
-    delay also counts where it is shorter than the backoff.
+    campaign), RETRY where the message itself waits for a better configuration.
     """
 
     max_attempts: int | None
@@ -96,7 +95,6 @@ class RetryPolicy:
     resend_unconfirmed: bool  # UNCONFIRMED_SENDS=resend
     after_rejection: NextStep
     max_questions: int = 12  # how often a provider is asked that defers the question: for about six hours
-    may_shorten: bool = True
 
     def next_step(
         self, outcome: Outcome, attempts: int, *, can_ask: bool, may_have_arrived: bool = False
@@ -125,10 +123,9 @@ class RetryPolicy:
 
     def delay_seconds(self, outcome: Outcome, attempts: int) -> float:
         """The pause before the next attempt: the provider's wish, else it grows with ``attempts`` so far."""
-        backoff = backoff_seconds(attempts, self.first_delay_seconds, self.longest_delay_seconds)
-        if outcome.delay_seconds is None:
-            return backoff
-        return outcome.delay_seconds if self.may_shorten else max(backoff, outcome.delay_seconds)
+        if outcome.delay_seconds is not None:
+            return outcome.delay_seconds
+        return backoff_seconds(attempts, self.first_delay_seconds, self.longest_delay_seconds)
 
     def question_delay_seconds(self, outcome: Outcome, attempts: int) -> float:
         """The pause before the provider is asked (again): it grows with ``attempts`` so far, up to an hour."""
