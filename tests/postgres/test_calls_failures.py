@@ -182,7 +182,7 @@ def test_settings_that_name_no_account(columns: dict[str, Any], desk: Desk) -> N
 
 
 def test_a_call_cancelled_before_it_fails_stays_cancelled(desk: Desk) -> None:
-    """The CRM cancels a call that cannot be dialled after the worker has read it: its row stays as the CRM left it."""
+    """The CRM cancels an undialable call after the worker has read it: its row stays as the CRM left it."""
     desk.crm.add_call_settings()
     queued = desk.crm.add_call(phoneNumber="nonsense")
     cancel = """UPDATE "CallQueue" SET status = 'cancelled'"""
