@@ -1081,7 +1081,7 @@ def test_unconfirmed_and_set_back(office: Office) -> None:
 
 
 def test_killed_while_it_asks(office: Office) -> None:
-    """A process that dies while it asks about messages has sent nothing: they stay unconfirmed and are asked again."""
+    """A process that dies while it asks about messages sends nothing: they stay unconfirmed and are asked again."""
     campaign = gmail_campaign(office, 2)
     worker = office.worker()
     worker.start(campaign)
