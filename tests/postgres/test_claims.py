@@ -1080,6 +1080,21 @@ def test_unconfirmed_and_set_back(office: Office) -> None:
     assert office.status(campaign) == "completed"
 
 
+def test_killed_while_it_asks(office: Office) -> None:
+    """A process that dies while it asks about messages sends nothing: they stay unconfirmed and are asked again."""
+    campaign = gmail_campaign(office, 2)
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.send(campaign, OutcomeKind.UNCONFIRMED)
+    office.clock.ahead = timedelta(seconds=40)
+    asked = ask(worker, campaign)
+    assert asked
+    asked.journal.close()  # as a process does that dies
+    assert len(office.worker("next").recover(campaign)) == 1
+    assert office.counts(campaign) == {"sending": 2}
+    assert office.one("SELECT count(*) FROM worker.unconfirmed_send") == 2
+
+
 def test_another_account_is_not_asked(office: Office) -> None:
     """When the user has connected another Gmail account, the provider cannot be asked about earlier messages."""
     campaign = gmail_campaign(office, 3)
