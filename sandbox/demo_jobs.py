@@ -91,8 +91,7 @@ class JobsProgress:
         waiting = f"{self.waiting} wait for business hours from {self.opens}, " if self.waiting else ""
         return [
             f"Reminders: {QUIET_LEADS} quiet leads, {self.digests} of 3 digests sent (2 by e-mail, 1 on WhatsApp)",
-            f"Calls: {self.placed} placed, {waiting}"
-            f"{self.not_dialled} not dialled ({NO_NUMBER!r} is not a phone number)",
+            f"Calls: {self.placed} placed, {waiting}{self.not_dialled} refused: {NO_NUMBER!r} is not a phone number",
             f"Call clean-up: {OLD_CALLS - self.old_rows} of {OLD_CALLS} old rows deleted",
             f"Trials: {self.suspended} suspended with {self.deactivated} users, {self.notified} of 2 people notified",
         ]

@@ -181,6 +181,17 @@ def test_settings_that_name_no_account(columns: dict[str, Any], desk: Desk) -> N
     assert (desk.status(queued), desk.row(queued)["attempts"]) == ("failed", 2)
 
 
+def test_a_call_cancelled_before_it_fails_stays_cancelled(desk: Desk) -> None:
+    """The CRM cancels an undialable call after the worker has read it: its row stays as the CRM left it."""
+    desk.crm.add_call_settings()
+    queued = desk.crm.add_call(phoneNumber="nonsense")
+    cancel = """UPDATE "CallQueue" SET status = 'cancelled'"""
+    desk.database.before["fail_unclaimed"] = lambda: desk.crm.execute(cancel)
+    assert desk.work() == {}
+    row = desk.row(queued)
+    assert (row["status"], row["attempts"], row["errorMessage"]) == ("cancelled", 0, None)
+
+
 def test_a_tenant_without_settings(desk: Desk) -> None:
     """It is treated as one whose settings name no account."""
     queued = desk.crm.add_call()

@@ -565,8 +565,10 @@ def test_another_name(office: Office) -> None:
     worker.start(campaign)
     batch = worker.claim(campaign)
     assert batch
+    lease_until = batch.lease_until
     worker.claims.renew([batch])
     assert batch.sending
+    assert batch.lease_until > lease_until
     office.crm.execute("UPDATE worker.campaign_batch SET holder = 'somebody:2:y'")
     worker.claims.renew([batch])
     assert batch.state is BatchState.LEASE_LOST
@@ -619,6 +621,30 @@ def test_another_machines_batch(office: Office, tmp_path: Path) -> None:
     office.time_passes(60)
     assert len(here.recover(campaign)) == 1
     assert office.counts(campaign) == {"failed": 10}
+
+
+class Interrupted(Database):
+    """A connection that breaks after a claim was committed and before its answer comes."""
+
+    def execute(self, statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
+        super().execute(statement, **parameters)
+        raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+
+def test_a_claim_whose_answer_is_lost(office: Office) -> None:
+    """The claim may have been committed: it is recovered from its empty journal, so every recipient is released."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    found = worker.find(campaign)
+    with closing(Interrupted(worker.settings.database_url, "interrupted")) as db:
+        journals = JournalDirectory(worker.settings.state_dir)
+        claims = BatchClaims(db, worker.settings, journals, Lease(), office.clock)
+        with pytest.raises(psycopg2.OperationalError):
+            claims.claim(found, worker.transports.route(found))
+    assert office.counts(campaign) == {"sending": 10}
+    assert len(worker.recover(campaign)) == 1
+    assert office.counts(campaign) == {"pending": 10}
 
 
 CLAIM_AND_DIE = """
@@ -762,6 +788,22 @@ def test_a_backoff(office: Office) -> None:
         office.clock.ahead += timedelta(seconds=pause + 1)
     assert worker.send(campaign)
     assert office.one("SELECT holds FROM worker.campaign_run") == 0
+
+
+@pytest.mark.parametrize("delay_seconds", [5.0, 120.0])
+def test_a_backoff_as_long_as_the_provider_wants(office: Office, delay_seconds: float) -> None:
+    """The campaign waits for the provider's own delay, but never less than its backoff."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.back_off(delay_seconds, "the account's pace")
+    worker.settle(batch)
+    next_batch = office.one("SELECT next_batch_at FROM worker.campaign_run")
+    expected = max(delay_seconds, BACKOFF_SECONDS)
+    assert abs((next_batch - office.clock()).total_seconds() - expected) < 5
+    assert office.counts(campaign) == {"pending": 10}
 
 
 def test_deferred_and_then_rejected(office: Office) -> None:
@@ -1038,6 +1080,21 @@ def test_unconfirmed_and_set_back(office: Office) -> None:
     assert office.status(campaign) == "completed"
 
 
+def test_killed_while_it_asks(office: Office) -> None:
+    """A process that dies while it asks about messages sends nothing: they stay unconfirmed and are asked again."""
+    campaign = gmail_campaign(office, 2)
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.send(campaign, OutcomeKind.UNCONFIRMED)
+    office.clock.ahead = timedelta(seconds=40)
+    asked = ask(worker, campaign)
+    assert asked
+    asked.journal.close()  # as a process does that dies
+    assert len(office.worker("next").recover(campaign)) == 1
+    assert office.counts(campaign) == {"sending": 2}
+    assert office.one("SELECT count(*) FROM worker.unconfirmed_send") == 2
+
+
 def test_another_account_is_not_asked(office: Office) -> None:
     """When the user has connected another Gmail account, the provider cannot be asked about earlier messages."""
     campaign = gmail_campaign(office, 3)
@@ -1088,6 +1145,16 @@ def test_one_batch_delay(office: Office) -> None:
     assert ready() == {second}
     office.clock.ahead = timedelta(seconds=61)
     assert ready() == {first, second}
+
+
+def test_the_delay_after_a_small_batch(office: Office) -> None:
+    """After a batch of half the size the campaign waits for half of CAMPAIGN_BATCH_DELAY."""
+    campaign = office.crm.add_campaign(recipients=5)
+    worker = office.worker(CAMPAIGN_BATCH_DELAY="60s")
+    worker.start(campaign)
+    assert worker.send(campaign)
+    next_batch = office.one("SELECT next_batch_at FROM worker.campaign_run")
+    assert abs((next_batch - office.clock()).total_seconds() - 30) < 5
 
 
 def test_a_deleted_campaign(office: Office) -> None:

@@ -32,7 +32,7 @@ def settlement(worker: NotificationWorker, unconfirmed_sends: str = "fail") -> D
 def settled(
     table: NotificationTable, outcome: Outcome, *, attempts: int = 3, handed_over: bool = True, **settings: str
 ) -> list[str]:
-    """Settles a digest of one lead with this outcome. If it was handed over, it may have arrived. Returns results."""
+    """Settles a digest of one lead with this outcome, and returns its result. One handed over may have arrived."""
     table.add("a", content=CONTENT, attempts=attempts, handed_over=handed_over)
     worker = table.worker()
     (notification,) = worker.claim()

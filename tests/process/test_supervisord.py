@@ -151,6 +151,6 @@ def test_warnings_have_their_own_log_and_a_killed_program_is_restarted(
     os.kill(int(supervisord.control("pid", "campaign").stdout), signal.SIGKILL)
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert books.balance(campaign) == 8
-    wait_for(lambda: "dead worker" in supervisord.log("campaign-error.log"), "the warning is logged")
-    assert "dead worker" not in supervisord.log("campaign.log")
+    wait_for(lambda: "orphaned batch settled" in supervisord.log("campaign-error.log"), "the warning is logged")
+    assert "orphaned batch settled" not in supervisord.log("campaign.log")
     assert "campaign started" not in supervisord.log("campaign-error.log")

@@ -113,7 +113,9 @@ def test_it_ends_when_nothing_will_run_again(supervise: Supervise) -> None:
     assert supervisord.wait() == 1
     log = supervisord.log("supervisord.log")
     assert log.count("CRIT no program runs any more") == 1
-    assert log.count("spawned: 'campaign'") == 2
+    # More often where a busy supervisord sees the end of a start so late that it counts as one that had stayed up.
+    assert log.count("spawned: 'campaign'") >= 2
+    assert log.count("gave up: campaign") == 1
     assert supervisord.logged("INFO ended job=watchdog") == 1
     assert not (supervisord.folder / "supervisord.pid").exists()
 

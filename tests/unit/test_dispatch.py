@@ -351,6 +351,31 @@ def test_a_rejected_campaign(workshop: Workshop, error: SendError) -> None:
     assert set(kinds(batch).values()) == {OutcomeKind.REJECTED}
 
 
+def test_a_rejection_stops_the_other_batch_too(workshop: Workshop) -> None:
+    """Of the campaign's two batches that are sent side by side, the second stops as soon as the first is rejected."""
+    first_gate, second_gate = Gate(), Gate()
+
+    def refuse(recipient_id: str) -> Accepted:
+        first_gate(recipient_id)
+        raise CampaignRejected("template 132001")
+
+    dispatcher = workshop.dispatcher(2)
+    first = workshop.batch(Account(refuse), people(1))
+    second = workshop.batch(Account(second_gate), people(20))
+    for batch, gate in ((first, first_gate), (second, second_gate)):
+        dispatcher.add(batch)
+        gate.wait_for(1)
+    first_gate.opened.set()
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while second.sending:
+        assert time.monotonic() < deadline, "the second batch goes on"
+        time.sleep(0.005)
+    second_gate.opened.set()
+    finished(dispatcher)
+    assert (first.state, second.state) == (BatchState.REJECTED, BatchState.STOPPED)
+    assert len(second.outcomes) == 1
+
+
 def test_recipients_deferred_one_by_one(workshop: Workshop) -> None:
     """Recipients who are deferred each for a reason of their own, however many in a row, cause no backoff."""
     some = {f"r-{number}" for number in range(1, 3 * DEFERRALS_BEFORE_BACKOFF)}

@@ -61,7 +61,7 @@ class CallReporter:
         self._events.emit(f"tenant:{tenant_id}", "call:error", {"queueItemId": queue_id, "error": reason})
 
     def given_up(self) -> None:
-        """A call failed of which it is not known whether it was placed."""
+        """A call failed, and it is not known whether it was placed."""
         self._counters.add("unconfirmed_total", channel="call")
 
     def lost(self, claim: ClaimedCall) -> None:

@@ -126,7 +126,6 @@ class WhatsAppProvider:
 
     def _reason(self, answer: Answer, code: int | None) -> str:
         name = f"WhatsApp {code}" if code is not None else f"WhatsApp HTTP {answer.status}"
-        message, details = (
-            text_at(answer.body, "error", *path) for path in (("message",), ("error_data", "details"))
-        )
+        message = text_at(answer.body, "error", "message")
+        details = text_at(answer.body, "error", "error_data", "details")
         return safe_text(": ".join(filter(None, (name, message, details))), [self._token])
