@@ -30,7 +30,7 @@ HEALTH_JOBS = {each.health_name: each.name for each in JOBS.values() if each.hea
 SUMMARY_JOBS = {each.summary_name: each.name for each in JOBS.values() if each.summary_name}
 # the name in the summary of /metrics -> the job whose runs it counts
 PROCESSED_JOBS = {"campaigns": "campaign", "reminders": "reminders", "calls": "calls"}
-# how /health names a server that is up, and one that is down
+# how /health names a server that can be used, and one that cannot
 CONNECTED = ("connected", "disconnected")
 HEALTHY = ("healthy", "unhealthy")
 
@@ -60,7 +60,7 @@ def application(settings: Settings, dependencies: Dependencies) -> falcon.App[An
 
 
 class Guard:
-    """Adds headers to every answer, refuses unknown methods, and asks for METRICS_TOKEN where a resource is guarded."""
+    """Adds headers to every answer, and refuses what is not allowed: other methods, and a wrong METRICS_TOKEN."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -110,16 +110,18 @@ class Livez:
 
 
 class Readyz:
-    """Whether Redis and PostgreSQL answer, so that the jobs can work."""
+    """Whether Redis and PostgreSQL answer and take writes, so that the jobs can work."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        snapshot = self._dependencies.snapshot()
-        unavailable = [name for name in NEEDED if not snapshot.services[name].up]
-        response.media = {"status": "error" if unavailable else "ok", "away": unavailable}
-        response.status = falcon.HTTP_503 if unavailable else falcon.HTTP_200
+        services = self._dependencies.snapshot().services
+        problems = {name: services[name].problem for name in NEEDED if not services[name].up}
+        response.media = {"status": "error" if problems else "ok", "away": list(problems)}
+        if problems:
+            response.media["reasons"] = problems
+        response.status = falcon.HTTP_503 if problems else falcon.HTTP_200
 
     on_head = on_get
 

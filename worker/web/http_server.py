@@ -1,7 +1,7 @@
 """The HTTP server of bin/web: no client can keep others waiting.
 
 An event loop receives requests and sends answers, so that a connection that stalls, whatever the reason, costs a
-little memory and no thread. The application runs in a few threads, which may wait for a server but never for a client.
+little memory and no thread. The application runs in a few threads, which may wait for a server, never for a client.
 /livez is answered in the event loop itself.
 """
 
@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from worker.web.http_connection import HttpConnection, Phase
-from worker.web.wsgi_answers import Answer, BadRequest, WsgiAnswers, refusal
+from worker.web.wsgi_answers import Answer, BadRequest, WsgiAnswers, WsgiApplication, refusal
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
     from gunicorn.config import Config
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ FULL_LOG_SECONDS = 60.0  # from one line about too many connections to the next
 class HttpServer:
     """Accepts connections from its construction until ``stop``. To be made in a running event loop."""
 
-    def __init__(self, listeners: list[socket.socket], application: "WSGIApplication", settings: "Config") -> None:
+    def __init__(self, listeners: list[socket.socket], application: WsgiApplication, settings: "Config") -> None:
         """``settings`` of gunicorn: threads, worker_connections, and those of its parser."""
         self._application = application
         self._settings = settings
@@ -85,7 +84,7 @@ class HttpServer:
         return ended
 
     def _make_room(self, reason: str) -> None:
-        """Closes the connection that has stalled longest; one that waits for its answer only if there are no others."""
+        """Closes the connection that has stalled longest; one that is being answered only if there are no others."""
         if self._loop.time() - self._full_logged_at >= FULL_LOG_SECONDS:
             self._full_logged_at = self._loop.time()
             log.warning("too many connections: those that stall longest are closed", {"reason": reason})
@@ -100,6 +99,4 @@ class HttpServer:
             return refusal(error.status, str(error))
         if request.path == LIVENESS_PATH:
             return answers.answer(request, last=self._stopping)
-        return await self._loop.run_in_executor(
-            self._threads, lambda: answers.answer(request, last=self._stopping)
-        )
+        return await self._loop.run_in_executor(self._threads, lambda: answers.answer(request, last=self._stopping))

@@ -4,6 +4,7 @@ No socket is read or written here, so a thread that answers never waits for a cl
 """
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ from gunicorn.http.errors import (
 from worker.web.answer_headers import HEADERS
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
     from gunicorn.config import Config
     from gunicorn.http import Request
+
+WsgiApplication = Callable[..., Iterable[bytes]]  # PEP 3333
 
 # what gunicorn's parser raises -> the status; 400 for all others
 _STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
@@ -52,7 +54,7 @@ class Answer:
 class WsgiAnswers:
     """The answers of one WSGI application."""
 
-    def __init__(self, application: "WSGIApplication", settings: "Config", server: tuple[str, int]) -> None:
+    def __init__(self, application: WsgiApplication, settings: "Config", server: tuple[str, int]) -> None:
         """``server``: the address that it listens on."""
         self._application = application
         self._settings = settings
