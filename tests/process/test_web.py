@@ -1,25 +1,19 @@
 """bin/web: what probes and Prometheus get, with every server up and with each of them unavailable."""
 
-import json
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.message import Message
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
-from prometheus_client.parser import text_string_to_metric_families as prometheus
-from workers import ATTEMPTS, WAIT_SECONDS, Start, Worker, wait_for
+from web_process import OpenWeb, Web
+from workers import ATTEMPTS, Start, wait_for
 
 from sandbox.crm import Crm
 from sandbox.ports import free_port
@@ -33,67 +27,6 @@ from worker.web.metrics import COUNTERS, GAUGES
 LONGEST_SECONDS = 3.0
 KEPT_SECONDS = 2.0
 TOKEN = "sesame-open"
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: Message
-    text: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-@dataclass
-class Web:
-    """A running bin/web."""
-
-    worker: Worker
-    port: int
-
-    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:  # noqa: S310 - http only
-                return Answer(response.status, response.headers, response.read().decode())
-        except urllib.error.HTTPError as error:
-            with error:
-                return Answer(error.code, error.headers, error.read().decode())
-
-    def answers(self) -> bool:
-        with suppress(OSError):
-            return self.get("/livez").status == 200
-        return False
-
-    def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Every series of /metrics."""
-        families = prometheus(self.get("/metrics").text)
-        return {
-            (each.name, tuple(sorted(each.labels.items()))): each.value
-            for family in families
-            for each in family.samples
-        }
-
-    def dependencies(self) -> dict[str, float]:
-        name = "crm_worker_dependency_up"
-        return {labels[0][1]: value for (metric, labels), value in self.samples().items() if metric == name}
-
-
-OpenWeb = Callable[..., Web]
-
-
-@pytest.fixture
-def open_web(start: Start) -> Iterator[OpenWeb]:
-    def make(**settings: str) -> Web:
-        port = free_port()
-        web = Web(start(program="web", PORT=str(port), **settings), port)
-        wait_for(web.answers, "bin/web answers")
-        return web
-
-    return make
 
 
 @pytest.fixture
@@ -149,6 +82,10 @@ def test_what_jobs_reported_is_what_prometheus_reads(open_web: OpenWeb, redis_ur
     counters.job_started(utc_now(), 60.0)
     counters.job_ended(utc_now(), "success", 0.25, None)
     counters.flush()
+    calls = Counters(connect(redis_url), "calls")
+    for outcome in ("success", "failure", "skipped", "success"):
+        calls.job_ended(utc_now(), outcome, 0.25, None)
+    calls.flush()
     web = open_web()
     samples = web.samples()
     assert samples["crm_worker_messages_total", (("channel", "email"), ("outcome", "sent"))] == 3
@@ -169,7 +106,7 @@ def test_what_jobs_reported_is_what_prometheus_reads(open_web: OpenWeb, redis_ur
     shown = {family.name for family in openmetrics(answer.text)}
     assert {f"crm_worker_{name.removesuffix('_total')}" for name in (*COUNTERS, *GAUGES)} <= shown
     summary = web.get("/metrics", Accept="application/json").json
-    assert summary["jobsProcessed"] == {"campaigns": 3, "reminders": 0, "calls": 1}
+    assert summary["jobsProcessed"] == {"campaigns": 1, "reminders": 0, "calls": 3}, "runs; a skipped one did not run"
     assert summary["lastRun"]["campaign"].endswith("Z")
     assert (summary["lastRun"]["reminder"], summary["lastRun"]["call"]) == (None, None)
 

@@ -53,7 +53,7 @@ local function failed(answer) return type(answer) == 'table' and answer.err end
 for _, command in ipairs(cjson.decode(ARGV[3])) do
   local name, key, field = command[1], command[2], command[3]
   local found = keep_type(key, name == 'SADD' and 'set' or 'hash')
-  if found then aside[#aside + 1] = key .. ' was a ' .. found end
+  if found then aside[#aside + 1] = key .. ': WRONGTYPE, it was a ' .. found end
   local answer
   if name ~= 'HDELIF' then
     answer = redis.pcall(unpack(command))

@@ -117,11 +117,12 @@ class Readyz:
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         services = self._dependencies.snapshot().services
-        problems = {name: services[name].problem for name in NEEDED if not services[name].up}
-        response.media = {"status": "error" if problems else "ok", "away": list(problems)}
+        unavailable = [name for name in NEEDED if not services[name].up]
+        problems = {name: services[name].problem for name in unavailable if services[name].problem}
+        response.media = {"status": "error" if unavailable else "ok", "away": unavailable}
         if problems:
             response.media["reasons"] = problems
-        response.status = falcon.HTTP_503 if problems else falcon.HTTP_200
+        response.status = falcon.HTTP_503 if unavailable else falcon.HTTP_200
 
     on_head = on_get
 

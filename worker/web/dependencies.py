@@ -63,12 +63,10 @@ class Service:
 
     @property
     def problem(self) -> str:
-        """Why not in a few words, without the names of hosts and users that ``reason`` may hold; '' when it is up."""
-        if self.up:
-            return ""
+        """Why not, without the names of hosts and users that ``reason`` may hold; '': it simply does not answer."""
         if self.read_only:
             return f"takes no writes: {self.reason}"
-        return "has no connection left" if _NO_CONNECTION_LEFT.search(self.reason) else "does not answer"
+        return "has no connection left" if _NO_CONNECTION_LEFT.search(self.reason) else ""
 
 
 @dataclass(frozen=True)

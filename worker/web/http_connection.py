@@ -5,6 +5,7 @@ Each step has a deadline in all, however slowly or steadily the client goes on, 
 
 import asyncio
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from enum import Enum
@@ -14,7 +15,7 @@ from worker.web.wsgi_answers import Answer, refusal
 
 REQUEST_SECONDS = 10.0  # for a request to arrive, since the connection opened or its previous answer was sent
 ANSWER_SECONDS = 10.0  # for the client to take an answer
-CLOSING_SECONDS = 2.0  # for the client to close its side after the last answer
+CLOSING_SECONDS = 10.0  # for the client to take the last answer and close its side
 HEAD_BYTES = 65_536  # of a request line and headers
 CLOSING_BYTES = 16 * 1024 * 1024  # read and dropped after the last answer
 SENDING_BYTES = 65_536  # that the kernel keeps of answers that the client has not taken
@@ -47,13 +48,23 @@ class HttpConnection:
 
     async def serve(self) -> None:
         """Answers all requests of the connection, then closes it."""
-        with closing(self._client), suppress(OSError):  # which means that the client is gone
-            while await self._exchange():
-                await asyncio.sleep(0)  # a client that sends without a pause is not alone
-            await self._close()
+        with closing(self._client), suppress(OSError):  # that the client has gone is no news
+            try:
+                while await self._exchange():
+                    await asyncio.sleep(0)  # so that a client that sends without a pause is not the only one served
+                if self.phase is Phase.SENDING:
+                    await self._wait_for_close()
+            except (TimeoutError, asyncio.CancelledError):
+                if self.phase in (Phase.SENDING, Phase.CLOSING):
+                    # drops what the client does not take, which the kernel would keep for minutes
+                    self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                raise
 
     async def _exchange(self) -> bool:
-        """Receives one request and answers it. Returns whether another one may follow."""
+        """Receives one request and answers it. Returns whether another one may follow.
+
+        Raises TimeoutError when the client does not take the answer.
+        """
         self.enter(Phase.RECEIVING)
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
@@ -68,7 +79,7 @@ class HttpConnection:
             self.enter(Phase.ANSWERING)
             answer = await self._answer(head)
         self.enter(Phase.SENDING)
-        async with asyncio.timeout(ANSWER_SECONDS):  # TimeoutError is an OSError
+        async with asyncio.timeout(ANSWER_SECONDS):
             await self._loop.sock_sendall(self._client, answer.data)
         return not answer.last
 
@@ -96,10 +107,10 @@ class HttpConnection:
             return refusal(status, f"The request line and headers may have {HEAD_BYTES} bytes.")
         return await self._respond(head)
 
-    async def _close(self) -> None:
-        """Waits for the client to close, too: otherwise what it still sends would destroy the answer on its way.
+    async def _wait_for_close(self) -> None:
+        """Closes our side and waits for the client's: what it still sends would destroy the answer on its way.
 
-        See RFC 9112, section 9.6.
+        See RFC 9112, section 9.6. Raises TimeoutError.
         """
         self.enter(Phase.CLOSING)
         self._client.shutdown(socket.SHUT_WR)
