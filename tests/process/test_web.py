@@ -239,6 +239,79 @@ def test_errors_are_json_and_every_answer_has_its_headers(open_web: OpenWeb) -> 
         assert answer.headers["Cache-Control"] == "no-store"
 
 
+def test_head_is_get_without_a_body(open_web: OpenWeb) -> None:
+    """With the status and headers of GET; only the date, and the length of a body with times in it, may differ."""
+    web = open_web()
+    for path in ("/livez", "/readyz", "/health", "/metrics", "/", "/nope"):
+        got, head = web.get(path), web.get(path, method="HEAD")
+        assert (head.status, head.text) == (got.status, ""), path
+        fixed = [
+            {name: value for name, value in answer.headers.items() if name.lower() not in ("date", "content-length")}
+            for answer in (got, head)
+        ]
+        assert fixed[0] == fixed[1], path
+        assert int(head.headers["Content-Length"]) > 0, path
+
+
+def test_methods(open_web: OpenWeb) -> None:
+    """OPTIONS names what is allowed; all others are refused and name it, too, also methods that are unknown."""
+    web = open_web(METRICS_TOKEN=TOKEN)
+    allowed = "GET, HEAD, OPTIONS"
+    for path in ("/livez", "/readyz", "/health", "/metrics", "/"):
+        options = web.get(path, method="OPTIONS")
+        assert (options.status, options.headers["Allow"], options.text) == (200, allowed, "")
+        for method in ("POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "BREW"):
+            refused = web.get(path, method=method)
+            assert (refused.status, refused.headers["Allow"]) == (405, allowed)
+            assert refused.json["title"] == "405 Method Not Allowed"
+    assert web.get("/metrics", method="HEAD").status == 401
+    assert web.get("/nope", method="OPTIONS").status == web.get("/nope", method="BREW").status == 404
+
+
+def test_options_of_the_whole_server(open_web: OpenWeb) -> None:
+    """``OPTIONS *`` (RFC 9110, section 9.3.7)."""
+    web = open_web()
+    with socket.create_connection(("127.0.0.1", web.port), timeout=30) as client:
+        client.sendall(b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head = client.makefile("rb").read().decode().lower()
+    assert head.startswith("http/1.1 200 ")
+    assert "allow: get, head, options\r\n" in head
+
+
+def test_metrics_answer_any_accept_header(open_web: OpenWeb) -> None:
+    """What cannot be read falls back to Prometheus's text format."""
+    web = open_web()
+    for accept, content_type in (
+        ('application/openmetrics-text; version="1.0.0"', "application/openmetrics-text"),
+        ('text/plain; version="1.0.0"', "text/plain; version=1.0.0"),
+        ("application/openmetrics-text; version=1.0.0-rc.1", "text/plain; version=0.0.4"),
+        ("\xff\xfe", "text/plain; version=0.0.4"),
+        ("x" * 60_000, "text/plain; version=0.0.4"),
+        ("text/html, application/json; charset=utf-8; q=0.9", "application/json"),
+    ):
+        answer = web.get("/metrics", Accept=accept)
+        assert answer.status == 200, accept
+        assert answer.headers["Content-Type"].startswith(content_type), accept
+    assert "Traceback" not in web.worker.log
+
+
+def test_errors_are_json_whatever_is_accepted(open_web: OpenWeb) -> None:
+    """A browser or a monitor can read why, whatever it asks for."""
+    web = open_web()
+    for accept in ("text/html", "application/xml", 'x/y;q="', ";;;"):
+        for answer in (web.get("/nope", Accept=accept), web.get("/livez", method="POST", Accept=accept)):
+            assert answer.headers["Content-Type"] == "application/json", accept
+            assert answer.json["title"].startswith(str(answer.status)), accept
+
+
+def test_odd_paths_do_not_exist(open_web: OpenWeb) -> None:
+    """404, not 500; a query is not looked at."""
+    web = open_web()
+    for path in ("/%ff", "/livez/", "/livez%00", "/..%2f..%2fetc", "/a" * 2000):
+        assert web.get(path).status == 404, path
+    assert web.get("/livez?%ff&a=b&a").status == 200
+
+
 def test_it_ends_on_a_signal_and_logs_little(open_web: OpenWeb) -> None:
     """SIGTERM: status 0; requests are not logged, and there is no traceback."""
     web = open_web()
