@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -35,15 +35,25 @@ _STILL_DYING = "is still in use"  # the children of a killed server hold its sha
 class Postgres:
     """One cluster in ``data_dir`` and the server that runs it."""
 
-    def __init__(self, data_dir: Path, port: int | None = None, *, fsync: bool = True, timezone: str = "UTC") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        *,
+        fsync: bool = True,
+        timezone: str = "UTC",
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         """``port`` None: a free one. ``fsync`` False: fast, and lost when the machine (not the server) dies.
 
-        ``timezone`` is what sessions get that ask for none. Nothing is touched before ``prepare`` or ``start``.
+        ``timezone`` is what sessions get that ask for none; ``options`` are further settings of the server. Nothing is
+        touched before ``prepare`` or ``start``.
         """
         self.data_dir = data_dir.absolute()
         self.port = port or free_port()
         self._fsync = fsync
         self._timezone = timezone
+        self._options = dict(options or {})
         self._user = account()
         self._bin: Path | None = None
         self._home: Path | None = None
@@ -181,6 +191,7 @@ class Postgres:
             "max_wal_senders": "0",
             "timezone": self._timezone,
             **({} if self._fsync else _RELAXED),
+            **self._options,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [self._bin / "postgres", "-D", self._home / "cluster", *options]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -341,3 +342,65 @@ def test_it_shows_warnings(open_web: OpenWeb, new_redis: Callable[..., Redis], c
     assert "worker_campaign_due" in page
     assert web.worker.said("a check found a problem") == 2
     assert web.get("/health").json.keys() == {"status", "timestamp", "uptime", "services", "jobs"}
+
+
+def test_poisoned_keys_in_redis(open_web: OpenWeb, redis_client: redis.Redis, redis_url: str) -> None:
+    """Each is named once and put aside; every answer has all the rest, and counting goes on."""
+    counters = Counters(connect(redis_url), "campaign")
+    counters.add("messages_total", 3, channel="email", outcome="sent")
+    counters.job_started(utc_now(), 60.0)
+    counters.flush()
+    redis_client.set("worker:gauges", "x" * 10_000_000)
+    redis_client.delete("worker:jobs")
+    redis_client.rpush("worker:jobs", "x")
+    redis_client.sadd("worker:job:calls", "x")
+    redis_client.zadd("worker:history", {"x": 1})
+    redis_client.hset("worker:counters", mapping={"a-b": "1", "calls_total": "nan", "trials_suspended_total": "inf"})
+    redis_client.hset("worker:job:campaign", mapping={"heartbeat": "1e300", "interval": "1e-9", "pid": "-1"})
+    web = open_web()
+    sent = "crm_worker_messages_total", (("channel", "email"), ("outcome", "sent"))
+    assert web.samples()[sent] == 3
+    assert web.dependencies()["redis"] == 1
+    assert web.get("/readyz").json == {"status": "ok", "away": []}
+    assert web.get("/health").status == web.get("/").status == 200
+    assert web.get("/metrics", Accept="application/json").json["lastRun"]["campaign"].endswith("Z")
+    assert web.get("/metrics", Accept="application/openmetrics-text").status == 200
+    poisoned = {
+        "worker:gauges",
+        "worker:jobs",
+        "worker:job:calls",
+        "worker:history",
+        "worker:counters",
+        "worker:job:campaign",
+    }
+    wait_for(
+        lambda: {key.partition(":poisoned")[0] for key in redis_client.keys("*:poisoned*")} == poisoned,
+        "all are put aside",
+    )
+    wait_for(lambda: redis_client.type("worker:history") == "list", "the history is made anew")
+    wait_for(lambda: "were poisoned" in web.get("/").text, "the page warns")
+    assert redis_client.smembers("worker:jobs") == {"campaign"}
+    assert redis_client.strlen("worker:gauges:poisoned:1") == 10_000_000
+    counters.gauge("campaign_pending_recipients", 7)
+    counters.job_started(utc_now(), 60.0)
+    wait_for(lambda: ("crm_worker_campaign_pending_recipients", ()) in web.samples(), "the gauge is back")
+    for key in poisoned:
+        assert web.worker.said(f"a key in Redis is poisoned, it is left out key={key} ") == 1
+    assert "Traceback" not in web.worker.log
+
+
+def test_a_database_that_becomes_read_only(open_web: OpenWeb, database_url: str, crm: Crm) -> None:
+    """503 with the reason, as long as it lasts; the page still shows what it can read."""
+    web = open_web()
+    name = urlsplit(database_url).path[1:]
+    crm.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    wait_for(lambda: web.get("/readyz").status == 503, "it is noticed")
+    reason = "takes no writes: default_transaction_read_only is on"
+    assert web.get("/readyz").json == {"status": "error", "away": ["database"], "reasons": {"database": reason}}
+    assert web.get("/health").json["status"] == "error"
+    page = web.get("/").text
+    assert "PostgreSQL takes no writes: nothing can be sent" in page
+    assert "No campaign is running" in page
+    crm.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+    wait_for(lambda: web.get("/readyz").status == 200, "its end is noticed")
+    assert web.worker.said("a server takes no writes server=database") == 1
