@@ -1,22 +1,24 @@
 """gunicorn's settings for the web process; bin/web checks the environment and then starts it with them.
 
-One process is enough: it reads what the jobs wrote and keeps that for two seconds. Many threads, so that a probe is
-answered while others wait for a server that hangs.
+One process is enough: it reads what the jobs wrote and keeps that for two seconds. Two threads are enough, too: they
+wait for the same answers of the servers, and never for a client (worker/web/http_server.py).
 """
 
 import os
 from pathlib import Path
 
 from worker.runtime import settings
+from worker.web.http_connection import HEAD_BYTES
 
 wsgi_app = "worker.web.app:create()"
 bind = f"0.0.0.0:{settings.load(os.environ, 'web').port}"
 workers = 1
-worker_class = "gthread"
-threads = 32
+worker_class = "worker.web.gunicorn_worker.EventLoopWorker"
+threads = 2
+worker_connections = 512  # the one that stalls longest makes room for the next
+limit_request_field_size = HEAD_BYTES  # of all headers together; one may be as long
 timeout = 30
 graceful_timeout = 5
-keepalive = 5
 proc_name = "crm-worker-web"
 accesslog = None
 logger_class = "worker.web.gunicorn_logs.Logger"

@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -37,16 +37,26 @@ class Postgres(ManagedServer):
 
     stop_signal = signal.SIGINT  # "fast" shutdown: clients are disconnected
 
-    def __init__(self, data_dir: Path, port: int | None = None, *, fsync: bool = True, timezone: str = "UTC") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        *,
+        fsync: bool = True,
+        timezone: str = "UTC",
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         """``port`` None: a free one. ``fsync`` False: fast; data are lost if the machine (not the server) crashes.
 
-        ``timezone`` is the sessions' default. Nothing is created before ``prepare`` or ``start``.
+        ``timezone`` is the sessions' default; ``options`` are further settings of the server. Nothing is created
+        before ``prepare`` or ``start``.
         """
         super().__init__()
         self.data_dir = data_dir.absolute()
         self.port = port or free_port()
         self._fsync = fsync
         self._timezone = timezone
+        self._options = dict(options or {})
         self._user: SystemUser | None = server_user()
         self._bin: Path | None = None
         self._home: Path | None = None
@@ -167,6 +177,7 @@ class Postgres(ManagedServer):
             "max_wal_senders": "0",
             "timezone": self._timezone,
             **({} if self._fsync else _RELAXED),
+            **self._options,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [self._bin / "postgres", "-D", self._home / "cluster", *options]

@@ -9,10 +9,12 @@ import psycopg2.extensions
 import pytest
 import redis
 from books import Books
-from workers import Start, Worker
+from web_process import OpenWeb, Web
+from workers import Start, Worker, wait_for
 
 from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.crm import Crm
+from sandbox.ports import free_port
 from sandbox.world import World
 
 # What a program needs to run at all; the rest of our own environment is kept from it.
@@ -65,6 +67,19 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
         worker.thaw()
         worker.kill()
         print(f"--- {worker.log_path.name}\n{worker.log}")  # noqa: T201 - pytest shows it when the test fails
+
+
+@pytest.fixture
+def open_web(start: Start) -> OpenWeb:
+    """Starts bin/web and waits until it answers: ``open_web(METRICS_TOKEN="x")``."""
+
+    def make(**settings: str) -> Web:
+        port = free_port()
+        web = Web(start(program="web", PORT=str(port), **settings), port)
+        wait_for(web.answers, "bin/web answers")
+        return web
+
+    return make
 
 
 @pytest.fixture

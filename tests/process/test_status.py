@@ -138,6 +138,23 @@ def test_down(status: Status, new_redis: Callable[..., Redis]) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_redis_that_takes_no_writes(status: Status, new_redis: Callable[..., Redis]) -> None:
+    """Down, with what is known, and the reason."""
+    server = new_redis(options={"min-replicas-to-write": "1"})
+    done = status(REDIS_URL=server.url)
+    assert done.returncode == DOWN
+    assert "Redis takes no writes: NOREPLICAS" in done.stdout
+    assert "Jobs: unknown" not in done.stdout
+
+
+def test_poisoned_keys(status: Status, redis_client: redis.Redis) -> None:
+    """They are named; bin/status changes nothing."""
+    redis_client.set("worker:gauges", "x")
+    done = status()
+    assert 'Warning: The key "worker:gauges" in Redis is a string, not a hash.' in done.stdout
+    assert redis_client.keys("*") == ["worker:gauges"]
+
+
 def test_servers_that_hang(status: Status, silent: int) -> None:
     """It answers in less than three seconds, and ends without waiting for them."""
 

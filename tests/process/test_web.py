@@ -1,25 +1,20 @@
 """bin/web: what probes and Prometheus get, with every server up and with each of them unavailable."""
 
-import json
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.message import Message
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
-from prometheus_client.parser import text_string_to_metric_families as prometheus
-from workers import ATTEMPTS, WAIT_SECONDS, Start, Worker, wait_for
+from web_process import OpenWeb, Web
+from workers import ATTEMPTS, Start, wait_for
 
 from sandbox.crm import Crm
 from sandbox.ports import free_port
@@ -33,67 +28,6 @@ from worker.web.metrics import COUNTERS, GAUGES
 LONGEST_SECONDS = 3.0
 KEPT_SECONDS = 2.0
 TOKEN = "sesame-open"
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: Message
-    text: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-@dataclass
-class Web:
-    """A running bin/web."""
-
-    worker: Worker
-    port: int
-
-    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:  # noqa: S310 - http only
-                return Answer(response.status, response.headers, response.read().decode())
-        except urllib.error.HTTPError as error:
-            with error:
-                return Answer(error.code, error.headers, error.read().decode())
-
-    def answers(self) -> bool:
-        with suppress(OSError):
-            return self.get("/livez").status == 200
-        return False
-
-    def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Every series of /metrics."""
-        families = prometheus(self.get("/metrics").text)
-        return {
-            (each.name, tuple(sorted(each.labels.items()))): each.value
-            for family in families
-            for each in family.samples
-        }
-
-    def dependencies(self) -> dict[str, float]:
-        name = "crm_worker_dependency_up"
-        return {labels[0][1]: value for (metric, labels), value in self.samples().items() if metric == name}
-
-
-OpenWeb = Callable[..., Web]
-
-
-@pytest.fixture
-def open_web(start: Start) -> Iterator[OpenWeb]:
-    def make(**settings: str) -> Web:
-        port = free_port()
-        web = Web(start(program="web", PORT=str(port), **settings), port)
-        wait_for(web.answers, "bin/web answers")
-        return web
-
-    return make
 
 
 @pytest.fixture
@@ -149,6 +83,10 @@ def test_what_jobs_reported_is_what_prometheus_reads(open_web: OpenWeb, redis_ur
     counters.job_started(utc_now(), 60.0)
     counters.job_ended(utc_now(), "success", 0.25, None)
     counters.flush()
+    calls = Counters(connect(redis_url), "calls")
+    for outcome in ("success", "failure", "skipped", "success"):
+        calls.job_ended(utc_now(), outcome, 0.25, None)
+    calls.flush()
     web = open_web()
     samples = web.samples()
     assert samples["crm_worker_messages_total", (("channel", "email"), ("outcome", "sent"))] == 3
@@ -169,7 +107,7 @@ def test_what_jobs_reported_is_what_prometheus_reads(open_web: OpenWeb, redis_ur
     shown = {family.name for family in openmetrics(answer.text)}
     assert {f"crm_worker_{name.removesuffix('_total')}" for name in (*COUNTERS, *GAUGES)} <= shown
     summary = web.get("/metrics", Accept="application/json").json
-    assert summary["jobsProcessed"] == {"campaigns": 3, "reminders": 0, "calls": 1}
+    assert summary["jobsProcessed"] == {"campaigns": 1, "reminders": 0, "calls": 3}, "runs; a skipped one did not run"
     assert summary["lastRun"]["campaign"].endswith("Z")
     assert (summary["lastRun"]["reminder"], summary["lastRun"]["call"]) == (None, None)
 
@@ -302,6 +240,79 @@ def test_errors_are_json_and_every_answer_has_its_headers(open_web: OpenWeb) -> 
         assert answer.headers["Cache-Control"] == "no-store"
 
 
+def test_head_is_get_without_a_body(open_web: OpenWeb) -> None:
+    """With the status and headers of GET; only the date, and the length of a body with times in it, may differ."""
+    web = open_web()
+    for path in ("/livez", "/readyz", "/health", "/metrics", "/", "/nope"):
+        got, head = web.get(path), web.get(path, method="HEAD")
+        assert (head.status, head.text) == (got.status, ""), path
+        fixed = [
+            {name: value for name, value in answer.headers.items() if name.lower() not in ("date", "content-length")}
+            for answer in (got, head)
+        ]
+        assert fixed[0] == fixed[1], path
+        assert int(head.headers["Content-Length"]) > 0, path
+
+
+def test_methods(open_web: OpenWeb) -> None:
+    """OPTIONS names what is allowed; all others are refused and name it, too, also methods that are unknown."""
+    web = open_web(METRICS_TOKEN=TOKEN)
+    allowed = "GET, HEAD, OPTIONS"
+    for path in ("/livez", "/readyz", "/health", "/metrics", "/"):
+        options = web.get(path, method="OPTIONS")
+        assert (options.status, options.headers["Allow"], options.text) == (200, allowed, "")
+        for method in ("POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "BREW"):
+            refused = web.get(path, method=method)
+            assert (refused.status, refused.headers["Allow"]) == (405, allowed)
+            assert refused.json["title"] == "405 Method Not Allowed"
+    assert web.get("/metrics", method="HEAD").status == 401
+    assert web.get("/nope", method="OPTIONS").status == web.get("/nope", method="BREW").status == 404
+
+
+def test_options_of_the_whole_server(open_web: OpenWeb) -> None:
+    """``OPTIONS *`` (RFC 9110, section 9.3.7)."""
+    web = open_web()
+    with socket.create_connection(("127.0.0.1", web.port), timeout=30) as client:
+        client.sendall(b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head = client.makefile("rb").read().decode().lower()
+    assert head.startswith("http/1.1 200 ")
+    assert "allow: get, head, options\r\n" in head
+
+
+def test_metrics_answer_any_accept_header(open_web: OpenWeb) -> None:
+    """What cannot be read falls back to Prometheus's text format."""
+    web = open_web()
+    for accept, content_type in (
+        ('application/openmetrics-text; version="1.0.0"', "application/openmetrics-text"),
+        ('text/plain; version="1.0.0"', "text/plain; version=1.0.0"),
+        ("application/openmetrics-text; version=1.0.0-rc.1", "text/plain; version=0.0.4"),
+        ("\xff\xfe", "text/plain; version=0.0.4"),
+        ("x" * 60_000, "text/plain; version=0.0.4"),
+        ("text/html, application/json; charset=utf-8; q=0.9", "application/json"),
+    ):
+        answer = web.get("/metrics", Accept=accept)
+        assert answer.status == 200, accept
+        assert answer.headers["Content-Type"].startswith(content_type), accept
+    assert "Traceback" not in web.worker.log
+
+
+def test_errors_are_json_whatever_is_accepted(open_web: OpenWeb) -> None:
+    """A browser or a monitor can read why, whatever it asks for."""
+    web = open_web()
+    for accept in ("text/html", "application/xml", 'x/y;q="', ";;;"):
+        for answer in (web.get("/nope", Accept=accept), web.get("/livez", method="POST", Accept=accept)):
+            assert answer.headers["Content-Type"] == "application/json", accept
+            assert answer.json["title"].startswith(str(answer.status)), accept
+
+
+def test_odd_paths_do_not_exist(open_web: OpenWeb) -> None:
+    """404, not 500; a query is not looked at."""
+    web = open_web()
+    for path in ("/%ff", "/livez/", "/livez%00", "/..%2f..%2fetc", "/a" * 2000):
+        assert web.get(path).status == 404, path
+    assert web.get("/livez?%ff&a=b&a").status == 200
+
+
 def test_it_ends_on_a_signal_and_logs_little(open_web: OpenWeb) -> None:
     """SIGTERM: status 0; requests are not logged, and there is no traceback."""
     web = open_web()
@@ -331,3 +342,65 @@ def test_it_shows_warnings(open_web: OpenWeb, new_redis: Callable[..., Redis], c
     assert "worker_campaign_due" in page
     assert web.worker.said("a check found a problem") == 2
     assert web.get("/health").json.keys() == {"status", "timestamp", "uptime", "services", "jobs"}
+
+
+def test_poisoned_keys_in_redis(open_web: OpenWeb, redis_client: redis.Redis, redis_url: str) -> None:
+    """Each is named once and put aside; every answer has all the rest, and counting goes on."""
+    counters = Counters(connect(redis_url), "campaign")
+    counters.add("messages_total", 3, channel="email", outcome="sent")
+    counters.job_started(utc_now(), 60.0)
+    counters.flush()
+    redis_client.set("worker:gauges", "x" * 10_000_000)
+    redis_client.delete("worker:jobs")
+    redis_client.rpush("worker:jobs", "x")
+    redis_client.sadd("worker:job:calls", "x")
+    redis_client.zadd("worker:history", {"x": 1})
+    redis_client.hset("worker:counters", mapping={"a-b": "1", "calls_total": "nan", "trials_suspended_total": "inf"})
+    redis_client.hset("worker:job:campaign", mapping={"heartbeat": "1e300", "interval": "1e-9", "pid": "-1"})
+    web = open_web()
+    sent = "crm_worker_messages_total", (("channel", "email"), ("outcome", "sent"))
+    assert web.samples()[sent] == 3
+    assert web.dependencies()["redis"] == 1
+    assert web.get("/readyz").json == {"status": "ok", "away": []}
+    assert web.get("/health").status == web.get("/").status == 200
+    assert web.get("/metrics", Accept="application/json").json["lastRun"]["campaign"].endswith("Z")
+    assert web.get("/metrics", Accept="application/openmetrics-text").status == 200
+    poisoned = {
+        "worker:gauges",
+        "worker:jobs",
+        "worker:job:calls",
+        "worker:history",
+        "worker:counters",
+        "worker:job:campaign",
+    }
+    wait_for(
+        lambda: {key.partition(":poisoned")[0] for key in redis_client.keys("*:poisoned*")} == poisoned,
+        "all are put aside",
+    )
+    wait_for(lambda: redis_client.type("worker:history") == "list", "the history is made anew")
+    wait_for(lambda: "were poisoned" in web.get("/").text, "the page warns")
+    assert redis_client.smembers("worker:jobs") == {"campaign"}
+    assert redis_client.strlen("worker:gauges:poisoned:1") == 10_000_000
+    counters.gauge("campaign_pending_recipients", 7)
+    counters.job_started(utc_now(), 60.0)
+    wait_for(lambda: ("crm_worker_campaign_pending_recipients", ()) in web.samples(), "the gauge is back")
+    for key in poisoned:
+        assert web.worker.said(f"a key in Redis is poisoned, it is left out key={key} ") == 1
+    assert "Traceback" not in web.worker.log
+
+
+def test_a_database_that_becomes_read_only(open_web: OpenWeb, database_url: str, crm: Crm) -> None:
+    """503 with the reason, as long as it lasts; the page still shows what it can read."""
+    web = open_web()
+    name = urlsplit(database_url).path[1:]
+    crm.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    wait_for(lambda: web.get("/readyz").status == 503, "it is noticed")
+    reason = "takes no writes: default_transaction_read_only is on"
+    assert web.get("/readyz").json == {"status": "error", "away": ["database"], "reasons": {"database": reason}}
+    assert web.get("/health").json["status"] == "error"
+    page = web.get("/").text
+    assert "PostgreSQL takes no writes: nothing can be sent" in page
+    assert "No campaign is running" in page
+    crm.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+    wait_for(lambda: web.get("/readyz").status == 200, "its end is noticed")
+    assert web.worker.said("a server takes no writes server=database") == 1

@@ -4,9 +4,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import redis
+
+from worker.runtime.poisoned_keys import OwnKey, PoisonedKey, StoredKey, poisoned, read_keys
 
 COUNTERS = "worker:counters"
 GAUGES = "worker:gauges"
@@ -14,6 +15,13 @@ JOBS = "worker:jobs"
 BUCKET = "duration_bucket:"
 DURATION_BOUNDS_SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, math.inf)
 
+MOST_JOBS = 1_000
+LARGEST = 2.0**53  # a counter above it would not grow any more
+LATEST = 32_503_680_000.0  # the year 3000, in Unix seconds
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.001, 1e9  # seconds
+
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
+_JOB = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}", re.ASCII)
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"', re.ASCII | re.DOTALL)
 _ESCAPE = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
@@ -55,6 +63,8 @@ class CounterReadings:
     counters: list[MetricValue]
     gauges: list[MetricValue]
     jobs: dict[str, JobState]
+    poisoned: tuple[PoisonedKey, ...] = ()  # what is in Redis and could not be read; it is left out above
+    asides: tuple[str, ...] = ()  # the keys in which something like that was put aside
 
 
 def job_key(job: str) -> str:
@@ -80,56 +90,120 @@ def parse_series(text: str) -> tuple[str, dict[str, str]]:
     return metric, {name: _unescaped(value) for name, value in _LABEL.findall(pairs)}
 
 
-def read_all(client: redis.Redis) -> CounterReadings:
-    """Everything that the jobs of all processes have written, in two round trips.
+def read_all(client: redis.Redis, known_jobs: Iterable[str] = ()) -> CounterReadings:
+    """All that the jobs of all processes have written, in two round trips, without what is poisoned.
 
-    ``client`` returns text, as clients of worker.runtime.redis_client.connect do. Raises redis.RedisError.
+    ``known_jobs`` are looked for when the set of jobs was lost to a poisoned one. Raises redis.RedisError.
     """
-    with client.pipeline(transaction=False) as pipeline:
-        pipeline.hgetall(COUNTERS)
-        pipeline.hgetall(GAUGES)
-        pipeline.smembers(JOBS)
-        counters, gauges, members = pipeline.execute()
-        jobs = sorted(members)
-        for job in jobs:
-            pipeline.hgetall(job_key(job))
-        states = pipeline.execute()
+    own = (OwnKey(COUNTERS, "hash"), OwnKey(GAUGES, "hash"), OwnKey(JOBS, "set", MOST_JOBS))
+    counters, gauges, members = read_keys(client, own)
+    jobs, bad_jobs = _job_names(members)
+    lost = set(known_jobs) - set(jobs) if members.asides or members.found not in ("set", "none") else set()
+    names = sorted({*jobs, *lost})
+    states = read_keys(client, [OwnKey(job_key(job), "hash") for job in names])
+    (counted, bad_counts), (measured, bad_gauges) = _samples(counters, least=0.0), _samples(gauges, least=-LARGEST)
+    found = [poisoned(counters, bad_counts), poisoned(gauges, bad_gauges), poisoned(members, bad_jobs)]
+    read_jobs: dict[str, JobState] = {}
+    for job, state in zip(names, states, strict=True):
+        fields = _JobFields(state.fields if state.found == "hash" else {})
+        if state.found == "hash" or (state.found == "none" and job not in lost):
+            read_jobs[job] = _job_state(job, fields)
+        found.append(poisoned(state, fields.bad))
+    stored = (counters, gauges, members, *states)
     return CounterReadings(
-        counters=_metric_values(counters),
-        gauges=_metric_values(gauges),
-        jobs={job: _job_state(job, state) for job, state in zip(jobs, states, strict=True)},
+        counted,
+        measured,
+        read_jobs,
+        poisoned=tuple(each for each in found if each),
+        asides=tuple(aside for each in stored for aside in each.asides),
     )
 
 
-def _metric_values(fields: Mapping[str, str]) -> list[MetricValue]:
-    return [MetricValue(*parse_series(series), float(value)) for series, value in sorted(fields.items())]
+_Bad = list[tuple[bytes, bytes, str]]  # entry, value, reason
 
 
-def _job_state(job: str, fields: Mapping[str, str]) -> JobState:
-    def number(name: str) -> float | None:
-        return float(fields[name]) if name in fields else None
+def _job_names(members: StoredKey) -> tuple[list[str], _Bad]:
+    names, bad = [], []
+    for member in members.entries:
+        name = member.decode("utf-8", "replace")
+        if _JOB.fullmatch(name):
+            names.append(name)
+        else:
+            bad.append((member, b"", "is not the name of a job"))
+    return names, bad
 
+
+def _samples(stored: StoredKey, least: float) -> tuple[list[MetricValue], _Bad]:
+    samples, bad = [], []
+    for series, value in sorted(stored.fields.items()):
+        try:
+            samples.append(MetricValue(*_parse_strictly(series.decode()), _number(value, least, LARGEST)))
+        except ValueError as error:
+            reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            bad.append((series, value, reason))
+    return samples, bad
+
+
+def _parse_strictly(series: str) -> tuple[str, dict[str, str]]:
+    metric, labels = parse_series(series)
+    if series_name(metric, labels) != series:
+        raise ValueError("is not the name of a series as the worker writes it")
+    return metric, labels
+
+
+def _number(value: bytes, least: float, largest: float) -> float:
+    """The number that stands there. Raises ValueError."""
+    text = value.decode("utf-8", "replace")
+    number = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not least <= number <= largest:
+        raise ValueError(f"has no possible value: {text[:60]!r}")
+    return number
+
+
+class _JobFields:
+    """The fields of a job's state; those that cannot be read are collected in ``bad``."""
+
+    def __init__(self, fields: Mapping[bytes, bytes]) -> None:
+        self._fields = fields
+        self.bad: _Bad = []
+
+    def number(self, name: str, largest: float = LATEST, least: float = 0.0) -> float | None:
+        """A number in these bounds; None when there is none."""
+        value = self._fields.get(name.encode())
+        try:
+            return None if value is None else _number(value, least, largest)
+        except ValueError as error:
+            self.bad.append((name.encode(), value or b"", str(error)))
+            return None
+
+    def text(self, name: str) -> str | None:
+        value = self._fields.get(name.encode())
+        return None if value is None else value.decode("utf-8", "replace")
+
+
+def _job_state(job: str, fields: _JobFields) -> JobState:
+    pid = fields.number("pid")
     return JobState(
         job=job,
-        running="running" in fields,
-        interval_seconds=number("interval"),
-        last_run=number("last_run"),
-        last_success=number("last_success"),
-        heartbeat=number("heartbeat"),
-        last_error=fields.get("last_error"),
-        last_error_at=number("last_error_at"),
-        pid=int(fields["pid"]) if "pid" in fields else None,
-        host=fields.get("host"),
+        running=fields.text("running") is not None,
+        interval_seconds=fields.number("interval", LONGEST_INTERVAL, SHORTEST_INTERVAL),
+        last_run=fields.number("last_run"),
+        last_success=fields.number("last_success"),
+        heartbeat=fields.number("heartbeat"),
+        last_error=fields.text("last_error"),
+        last_error_at=fields.number("last_error_at"),
+        pid=None if pid is None else int(pid),
+        host=fields.text("host"),
         duration_buckets=tuple(_cumulative_buckets(fields)),
-        duration_sum_seconds=number("duration_sum") or 0.0,
-        duration_count=int(number("duration_count") or 0),
+        duration_sum_seconds=fields.number("duration_sum", LARGEST) or 0.0,
+        duration_count=int(fields.number("duration_count", LARGEST) or 0),
     )
 
 
-def _cumulative_buckets(fields: Mapping[str, Any]) -> Iterable[tuple[float, int]]:
+def _cumulative_buckets(fields: _JobFields) -> Iterable[tuple[float, int]]:
     ticks = 0
     for bound in DURATION_BOUNDS_SECONDS:
-        ticks += int(float(fields.get(f"{BUCKET}{bound}", 0)))
+        ticks += int(fields.number(f"{BUCKET}{bound}", LARGEST) or 0)
         yield bound, ticks
 
 

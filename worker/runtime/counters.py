@@ -30,6 +30,7 @@ from worker.runtime.counter_readings import (
     read_all,
     series_name,
 )
+from worker.runtime.poisoned_keys import LUA_PUT_ASIDE
 
 __all__ = ["Counters", "read_all"]
 
@@ -40,23 +41,35 @@ _BATCH_MEMORY_SECONDS = 86_400
 
 # A batch whose answer was lost is sent again with the same number, and the server ignores a number that it has
 # seen: so nothing is lost and nothing is counted twice, which MULTI alone could not guarantee. The number is
-# written first: if the server takes no writes, the script ends there and nothing is done. A single command that
-# fails (a key of another type) must not stop the others.
-_APPLY = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return {} end
+# written first: if the server takes no writes, the script ends there and nothing is done. A key of another type, and
+# a field that cannot be added to, are put aside. A single command that fails must not stop the others.
+_APPLY = (
+    LUA_PUT_ASIDE
+    + """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return {{}, {}} end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-local refused = {}
+local refused, aside = {}, {}
+local function failed(answer) return type(answer) == 'table' and answer.err end
 for _, command in ipairs(cjson.decode(ARGV[3])) do
+  local name, key, field = command[1], command[2], command[3]
+  local found = keep_type(key, name == 'SADD' and 'set' or 'hash')
+  if found then aside[#aside + 1] = key .. ': WRONGTYPE, it was a ' .. found end
   local answer
-  if command[1] ~= 'HDELIF' then
+  if name ~= 'HDELIF' then
     answer = redis.pcall(unpack(command))
-  elseif redis.call('HGET', command[2], command[3]) == command[4] then
-    answer = redis.pcall('HDEL', command[2], command[3])
+    if name == 'HINCRBYFLOAT' and failed(answer) and redis.call('HEXISTS', key, field) == 1 then
+      aside[#aside + 1] = key .. ', field ' .. field .. ': ' .. answer.err
+      put_entry_aside(key, 'hash', field)
+      answer = redis.pcall(unpack(command))
+    end
+  elseif redis.call('HGET', key, field) == command[4] then
+    answer = redis.pcall('HDEL', key, field)
   end
-  if type(answer) == 'table' and answer.err then refused[#refused + 1] = command[2] .. ': ' .. answer.err end
+  if failed(answer) then refused[#refused + 1] = key .. ': ' .. answer.err end
 end
-return refused
+return {refused, aside}
 """
+)
 
 
 class Counters:
@@ -173,7 +186,10 @@ class Counters:
     def _write(self) -> None:
         keys = [f"worker:batch:{self._process}"]
         batch = json.dumps(self._batch, ensure_ascii=False).encode("utf-8", "replace")
-        refused = self._apply(keys, [self._number, _BATCH_MEMORY_SECONDS, batch])
+        refused, aside = self._apply(keys, [self._number, _BATCH_MEMORY_SECONDS, batch])
+        if aside:
+            what = {"job": self.job, "keys": len(aside), "first": aside[0]}
+            log.warning("poisoned keys in Redis were put aside", what)
         if refused:
             log.error("Redis refused counters", {"job": self.job, "refused": len(refused), "reason": refused[0]})
 

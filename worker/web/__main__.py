@@ -9,7 +9,8 @@ from worker.runtime import program
 
 DESCRIPTION = """\
 Serves the status page, /livez, /readyz, /health and Prometheus's /metrics at PORT. It also runs while Redis,
-PostgreSQL or Qdrant is unavailable, and reports that. It writes only a short history of counters, to Redis."""
+PostgreSQL or Qdrant is unavailable, and reports that. It writes only to Redis: a short history of counters, and what
+it puts aside because it is not the worker's."""
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "gunicorn.conf.py"
 

@@ -14,10 +14,12 @@ from prometheus_client.exposition import choose_encoder
 
 from worker.registry import JOBS
 from worker.runtime import program
-from worker.runtime.counter_readings import CounterReadings
 from worker.runtime.settings import Settings
+from worker.web.answer_headers import HEADERS
 from worker.web.dependencies import Dependencies, SystemSnapshot
+from worker.web.job_views import completed_runs
 from worker.web.metrics import WorkerCollector
+from worker.web.metrics_format import JSON, choose_format, prometheus_accept
 from worker.web.overview import NEEDED, job_zones
 from worker.web.status_page import StatusPage
 
@@ -26,17 +28,13 @@ log = logging.getLogger(__name__)
 # the name in /health, or in the summary of /metrics -> the job
 HEALTH_JOBS = {each.health_name: each.name for each in JOBS.values() if each.health_name}
 SUMMARY_JOBS = {each.summary_name: each.name for each in JOBS.values() if each.summary_name}
-# how /health names a server that is up, and one that is down
+# the name in the summary of /metrics -> the job whose runs it counts
+PROCESSED_JOBS = {"campaigns": "campaign", "reminders": "reminders", "calls": "calls"}
+# how /health names a server that can be used, and one that cannot
 CONNECTED = ("connected", "disconnected")
 HEALTHY = ("healthy", "unhealthy")
 
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-}
+METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 def create() -> falcon.App[Any, Any]:
@@ -51,6 +49,7 @@ def application(settings: Settings, dependencies: Dependencies) -> falcon.App[An
     """The application alone: it starts no thread and asks no server."""
     app = falcon.App(middleware=[Guard(settings.metrics_token)])
     app.add_error_handler(Exception, _unexpected)
+    app.set_error_serializer(_error_as_json)
     started = time.monotonic()
     app.add_route("/livez", Livez())
     app.add_route("/readyz", Readyz(dependencies))
@@ -61,15 +60,28 @@ def application(settings: Settings, dependencies: Dependencies) -> falcon.App[An
 
 
 class Guard:
-    """Adds headers to every answer, and asks for METRICS_TOKEN where a resource is guarded."""
+    """Adds headers to every answer, and refuses what is not allowed: other methods, and a wrong METRICS_TOKEN."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
 
+    def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answers ``OPTIONS *``, which asks about the whole server (RFC 9110, section 9.3.7)."""
+        if request.path == "*":
+            _answer_options(response)
+
     def process_resource(
         self, request: falcon.Request, response: falcon.Response, resource: object, params: dict[str, Any]
     ) -> None:
-        """Raises HTTPUnauthorized unless the token is given, as a bearer token or as the basic password."""
+        """Raises HTTPMethodNotAllowed, and HTTPUnauthorized unless the token is given.
+
+        It is given as a bearer token, or as the password of basic authentication.
+        """
+        if request.method not in METHODS:
+            raise falcon.HTTPMethodNotAllowed(METHODS)
+        if request.method == "OPTIONS":
+            _answer_options(response)
+            return
         if not (self._token and getattr(resource, "guarded", False)):
             return
         given = _credential(request.auth or "")
@@ -94,18 +106,25 @@ class Livez:
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         response.media = {"status": "ok"}
 
+    on_head = on_get
+
 
 class Readyz:
-    """Whether Redis and PostgreSQL answer, so that the jobs can work."""
+    """Whether Redis and PostgreSQL answer and take writes, so that the jobs can work."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        snapshot = self._dependencies.snapshot()
-        unavailable = [name for name in NEEDED if not snapshot.services[name].up]
+        services = self._dependencies.snapshot().services
+        unavailable = [name for name in NEEDED if not services[name].up]
+        problems = {name: services[name].problem for name in unavailable if services[name].problem}
         response.media = {"status": "error" if unavailable else "ok", "away": unavailable}
+        if problems:
+            response.media["reasons"] = problems
         response.status = falcon.HTTP_503 if unavailable else falcon.HTTP_200
+
+    on_head = on_get
 
 
 class Health:
@@ -131,6 +150,8 @@ class Health:
         }
         response.status = falcon.HTTP_503 if status == "error" else falcon.HTTP_200
 
+    on_head = on_get
+
 
 class Metrics:
     """Prometheus's text format; on request OpenMetrics, or a summary as JSON."""
@@ -144,23 +165,21 @@ class Metrics:
         self._registry.register(WorkerCollector(dependencies.snapshot))
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        accept = request.get_header("Accept") or ""
-        if accept.split(";")[0].split(",")[0].strip() == "application/json":
+        chosen = choose_format(request.get_header("Accept") or "")
+        if chosen.name == JSON:
             response.media = self._summary()
             return
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_encoder(prometheus_accept(chosen))
         response.data = encode(self._registry)
         response.content_type = content_type
 
+    on_head = on_get
+
     def _summary(self) -> dict[str, Any]:
-        readings = self._dependencies.snapshot().readings
-        jobs = readings.jobs if readings else {}
+        snapshot = self._dependencies.snapshot()
+        jobs = snapshot.readings.jobs if snapshot.readings else {}
         return {
-            "jobsProcessed": {
-                "campaigns": _total(readings, "messages_total"),
-                "reminders": _total(readings, "reminders_total"),
-                "calls": _total(readings, "calls_total"),
-            },
+            "jobsProcessed": {name: completed_runs(snapshot, job) for name, job in PROCESSED_JOBS.items()},
             "lastRun": {
                 name: _moment(jobs[job].last_run if job in jobs else None) for name, job in SUMMARY_JOBS.items()
             },
@@ -172,11 +191,6 @@ def _status(snapshot: SystemSnapshot) -> str:
     if not all(snapshot.services[name].up for name in NEEDED):
         return "error"
     return "ok" if snapshot.services["qdrant"].up else "degraded"
-
-
-def _total(readings: CounterReadings | None, metric: str) -> int:
-    samples = readings.counters if readings else []
-    return int(sum(sample.value for sample in samples if sample.metric == metric))
 
 
 def _moment(unix_seconds: float | None) -> str | None:
@@ -195,6 +209,16 @@ def _credential(header: str) -> str:
         return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
     except (binascii.Error, UnicodeDecodeError):
         return ""
+
+
+def _answer_options(response: falcon.Response) -> None:
+    response.set_header("Allow", ", ".join(METHODS))
+    response.complete = True
+
+
+def _error_as_json(request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
+    """Whatever the request accepts."""
+    response.media = error.to_dict()
 
 
 def _unexpected(request: falcon.Request, response: falcon.Response, error: Exception, params: dict[str, Any]) -> None:

@@ -17,12 +17,14 @@ from itertools import pairwise
 
 import redis
 
-from worker.runtime.counter_readings import CounterReadings
+from worker.runtime.counter_readings import LARGEST, LATEST, CounterReadings
+from worker.runtime.poisoned_keys import OwnKey
 
 log = logging.getLogger(__name__)
 
 HISTORY_KEY = "worker:history"
 MINUTES = 60
+HISTORY = OwnKey(HISTORY_KEY, "list", most=MINUTES + 1)
 MINUTE_SECONDS = 60
 _TAKEN_SECONDS = 300  # life of worker:history:<minute>
 # what the charts show: name -> (counter, the outcomes whose sum it is)
@@ -84,7 +86,7 @@ def store_sample(client: redis.Redis, taken: MinuteSample) -> bool:
     return True
 
 
-def parse_samples(entries: Iterable[str]) -> tuple[MinuteSample, ...]:
+def parse_samples(entries: Iterable[str | bytes]) -> tuple[MinuteSample, ...]:
     """The samples in Redis, oldest first; entries that are not samples are left out."""
     samples = {each.minute: each for each in map(_parsed, entries) if each}
     return tuple(samples[minute] for minute in sorted(samples))
@@ -149,11 +151,15 @@ def _added(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
     }
 
 
-def _parsed(text: str) -> MinuteSample | None:
+def _parsed(text: str | bytes) -> MinuteSample | None:
     try:
         fields = json.loads(text)
-        return MinuteSample(
-            int(fields["minute"]), {str(name): float(total) for name, total in fields["totals"].items()}
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        minute, totals = fields["minute"], {str(name): float(total) for name, total in fields["totals"].items()}
+        possible = type(minute) is int and 0 <= minute <= LATEST // MINUTE_SECONDS
+        return MinuteSample(minute, totals) if possible and all(map(_is_possible, totals.values())) else None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _is_possible(total: float) -> bool:
+    return 0.0 <= total <= LARGEST

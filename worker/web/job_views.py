@@ -78,6 +78,11 @@ def job_errors(snapshot: SystemSnapshot) -> list[ErrorView]:
     return sorted(errors, key=lambda error: error.at, reverse=True)
 
 
+def completed_runs(snapshot: SystemSnapshot, job: str) -> int:
+    """How many ticks of the job ran, well or not, since counting began; those left to another worker did not run."""
+    return _ended(snapshot, job, "success") + _ended(snapshot, job, "failure")
+
+
 def _view(job: JobState, snapshot: SystemSnapshot, now: float, zone: tzinfo) -> JobView:
     running = snapshot.is_running(job.job)
     usual = job.duration_sum_seconds / job.duration_count if job.duration_count else None
@@ -95,7 +100,7 @@ def _view(job: JobState, snapshot: SystemSnapshot, now: float, zone: tzinfo) -> 
         next_run_at=_next_run(job, zone),
         last_seconds=took if took is not None and took >= 0 else None,
         usual_seconds=usual,
-        runs=_ended(snapshot, job.job, "success") + _ended(snapshot, job.job, "failure"),
+        runs=completed_runs(snapshot, job.job),
         failures=_ended(snapshot, job.job, "failure"),
         holder=_holder(snapshot, job.job),
     )

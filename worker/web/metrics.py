@@ -70,7 +70,7 @@ class WorkerCollector(Collector):
         yield InfoMetricFamily(f"{PREFIX}build", "The worker's version.", {"version": __version__})
         yield _gauges(
             "dependency_up",
-            "Whether a server answers.",
+            "Whether a server answers, and Redis and PostgreSQL take writes.",
             "service",
             {name: float(service.up) for name, service in snapshot.services.items()},
         )

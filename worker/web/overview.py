@@ -1,6 +1,6 @@
 """The overview: everything that the status page and bin/status show, and the state of the whole worker.
 
-    down        Redis or PostgreSQL is unavailable: nothing can be sent
+    down        Redis or PostgreSQL is unavailable or takes no writes: nothing can be sent
     degraded    Qdrant is unavailable; the work in progress cannot be read from the database; a job is late, or failed
                 and never succeeded (worker/web/job_views.py); a program does not start, or has bad settings
     ok          none of these
@@ -18,7 +18,7 @@ from worker.runtime.settings import Settings
 from worker.web.backlog import Backlog, read_backlog
 from worker.web.campaign_views import CampaignView, campaign_view
 from worker.web.counter_history import Minute, last_hour, take_sample
-from worker.web.dependencies import SystemSnapshot
+from worker.web.dependencies import Service, SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, reason
 from worker.web.job_views import ErrorView, JobView, job_errors, job_views
 
@@ -48,7 +48,12 @@ class ServiceView:
 
     name: str
     up: bool
+    read_only: bool  # it answers, but takes no writes; then it is not ``up``
     reason: str  # why not
+
+    @property
+    def state(self) -> str:
+        return "answers" if self.up else "takes no writes" if self.read_only else "does not answer"
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,11 @@ def overview(
     snapshot: SystemSnapshot, now: float, zones: Mapping[str, tzinfo], uptime_seconds: float | None = None
 ) -> Overview:
     """The overview of a snapshot at ``now`` (Unix seconds); ``zones``: as from ``job_zones``."""
-    services = tuple(
-        ServiceView(name, snapshot.services[key].up, reason(snapshot.services[key].reason))
-        for key, name in SERVERS.items()
-    )
+    services = {key: _service(name, snapshot.services[key]) for key, name in SERVERS.items()}
     jobs = tuple(job_views(snapshot, now, zones)) if snapshot.readings else None
     programs = tuple(_programs(snapshot))
-    reasons = tuple(_reasons(snapshot, jobs or (), programs, now))
-    down = not all(snapshot.services[key].up for key in NEEDED)
+    reasons = (*_outages(services), *_reasons(snapshot, jobs or (), programs, now))
+    down = not all(services[key].up for key in NEEDED)
     latest = take_sample(snapshot.readings, now) if snapshot.readings else None
     work = snapshot.work
     return Overview(
@@ -109,7 +111,7 @@ def overview(
         at=now,
         version=__version__,
         uptime_seconds=uptime_seconds,
-        services=services,
+        services=tuple(services.values()),
         jobs=jobs,
         programs=programs,
         campaigns=tuple(campaign_view(each, now) for each in work.campaigns) if work else None,
@@ -121,12 +123,19 @@ def overview(
     )
 
 
+def _service(name: str, service: Service) -> ServiceView:
+    return ServiceView(name, service.up, service.read_only, reason(service.reason))
+
+
+def _outages(services: Mapping[str, ServiceView]) -> Iterator[str]:
+    for key, service in services.items():
+        if not service.up:
+            yield f"{service.name} {service.state}: {EFFECT_OF_OUTAGE[key]}"
+
+
 def _reasons(
     snapshot: SystemSnapshot, jobs: tuple[JobView, ...], programs: tuple[ProgramView, ...], now: float
 ) -> Iterator[str]:
-    for key, name in SERVERS.items():
-        if not snapshot.services[key].up:
-            yield f"{name} does not answer: {EFFECT_OF_OUTAGE[key]}"
     if error := one_line(snapshot.work_error, TEXT_LIMIT):
         yield f"The work in progress cannot be read from the database (has bin/migrate run?): {error}"
     for job in filter(lambda each: each.degrades, jobs):

@@ -55,6 +55,8 @@ class StatusPage:
         response.set_header("Content-Security-Policy", self._policy)
         response.text = self.html(shown)
 
+    on_head = on_get
+
     def html(self, shown: Overview) -> str:
         """The whole document."""
         return self._template.render(

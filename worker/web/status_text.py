@@ -61,7 +61,7 @@ def _head(shown: Overview, terminal: Terminal) -> Iterator[str]:
     for text in shown.warnings:
         yield from terminal.wrapped(f"Warning: {text}", "warning", "  ")
     for server in shown.services:
-        answer = "answers" if server.up else f"does not answer: {server.reason}"
+        answer = server.state if server.up else f"{server.state}: {server.reason}"
         text = f"{MARKS['ok' if server.up else 'down']} {server.name} {answer}"
         yield from terminal.wrapped(text, "" if server.up else "bad", "  ")
     for program in shown.programs:
