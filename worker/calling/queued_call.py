@@ -7,23 +7,6 @@ from typing import Any, Self
 
 from worker.calling.accounts import TwilioAccount
 
-# field of QueuedCall -> column of "CallQueue"
-_COLUMNS = {
-    "id": "id",
-    "tenant_id": "tenantId",
-    "lead_id": "leadId",
-    "contact_id": "contactId",
-    "phone_number": "phoneNumber",
-    "phone_country_code": "phoneCountryCode",
-    "call_type": "callType",
-    "script_id": "callScriptId",
-    "trigger_type": "triggerType",
-    "automation_rule_id": "automationRuleId",
-    "attempts": "attempts",
-    "created_by_id": "createdById",
-    "metadata": "metadata",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class QueuedCall:
@@ -46,12 +29,41 @@ class QueuedCall:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        values = {field: row[column] for field, column in _COLUMNS.items()}
-        return cls(**values, script_recording=row.get("script_recording"))
+        """``row``: the columns of "CallQueue" under their names, and ``script_recording``."""
+        return cls(
+            id=row["id"],
+            tenant_id=row["tenantId"],
+            lead_id=row["leadId"],
+            contact_id=row["contactId"],
+            phone_number=row["phoneNumber"],
+            phone_country_code=row["phoneCountryCode"],
+            call_type=row["callType"],
+            script_id=row["callScriptId"],
+            trigger_type=row["triggerType"],
+            automation_rule_id=row["automationRuleId"],
+            attempts=row["attempts"],
+            created_by_id=row["createdById"],
+            metadata=row["metadata"],
+            script_recording=row.get("script_recording"),
+        )
 
     def as_item(self) -> dict[str, Any]:
-        """The row as worker.call_claim keeps it in ``item``, in the names of "CallQueue"."""
-        return {column: getattr(self, field) for field, column in _COLUMNS.items()}
+        """The row as worker.call_claim keeps it in ``item``: columns of "CallQueue" under their names."""
+        return {
+            "id": self.id,
+            "tenantId": self.tenant_id,
+            "leadId": self.lead_id,
+            "contactId": self.contact_id,
+            "phoneNumber": self.phone_number,
+            "phoneCountryCode": self.phone_country_code,
+            "callType": self.call_type,
+            "callScriptId": self.script_id,
+            "triggerType": self.trigger_type,
+            "automationRuleId": self.automation_rule_id,
+            "attempts": self.attempts,
+            "createdById": self.created_by_id,
+            "metadata": self.metadata,
+        }
 
 
 @dataclass(frozen=True, slots=True)

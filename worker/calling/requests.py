@@ -71,7 +71,7 @@ class CallRequests:
     def finish(self) -> None:
         """Settles all requests; those that hang are left to the next ticks. On a signal: within the grace time."""
         until = time.monotonic() + ROUND_SECONDS
-        while self.keys and time.monotonic() < until:
+        while self._is_busy and time.monotonic() < until:
             if self._signals.stopping:
                 self.drain()
                 return
@@ -86,12 +86,16 @@ class CallRequests:
             self._drain_until = time.monotonic() + self._grace_seconds
         self._threads.cancel_waiting()
         self.settle_finished(0.0)
-        while self.keys and time.monotonic() < self._drain_until:
+        while self._is_busy and time.monotonic() < self._drain_until:
             self.settle_finished(POLL_SECONDS)
 
     def close(self) -> bool:
         """Ends the threads; False when some of them still wait for Twilio."""
         return self._threads.close()
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._threads or self._ended)
 
     def _settle(self, settlement: _PendingSettlement, request: Future[Any]) -> None:
         try:
