@@ -41,6 +41,8 @@ DESCRIPTION = """\
 Sends the due e-mail and WhatsApp campaigns of all tenants, each message once: starts campaigns whose time has
 come, gives every running campaign one batch after the other, and settles what a killed worker left behind."""
 
+LARGE_BYTES = 1024 * 1024  # the texts of a large campaign
+OPEN_BYTES = 64 * 1024 * 1024  # the texts of all large campaigns that are sent at the same time
 STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
@@ -58,7 +60,7 @@ class CampaignJob:
         self._context = context
         self._db = context.database
         self._transports = TransportRouter(settings, context.redis, clock)
-        self._runs = CampaignRuns(self._db, LiveEvents(context.redis), clock)
+        self._runs = CampaignRuns(self._db, LiveEvents(context.redis), clock, settings.message_max_bytes)
         self._links = LinkWriter(self._db, clock)
         journals = JournalDirectory(settings.state_dir)
         self._claims = BatchClaims(self._db, settings, journals, Lease(), clock)
@@ -69,6 +71,7 @@ class CampaignJob:
             context, self._runs, self._claims, self._orphans, self._settlements, self._transports
         )
         self._exhausted: set[str] = set()  # campaigns with a batch in progress and nothing left to claim
+        self._large: dict[str, int] = {}  # campaigns that wait until fewer large ones are sent, and their bytes
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
@@ -128,6 +131,7 @@ class CampaignJob:
             # on an error the batches stay claimed, and the next tick settles them from their journals
             self._dispatcher.abandon()
             self._exhausted.clear()
+            self._large.clear()
 
     def _claim_for_ready_runs(self) -> None:
         batches = self._dispatcher.open
@@ -137,11 +141,30 @@ class CampaignJob:
             for batch in batches
             if self._dispatcher.number_open(batch.campaign.id) >= self._claims.side_by_side
         }
-        for campaign_id in self._runs.ready(busy=stopped | full | self._exhausted):
-            campaign = self._runs.find(campaign_id)
-            if campaign and self._context.may_continue:
-                with self._runs.contained(campaign.id):
+        waiting = {key for key, size in self._large.items() if self._large_open() + size > OPEN_BYTES}
+        for campaign_id in self._runs.ready(busy=stopped | full | self._exhausted | waiting):
+            if not self._context.may_continue:
+                return
+            with self._runs.contained(campaign_id):
+                campaign = self._runs.find(campaign_id)
+                if campaign and self._may_open(campaign):
                     self._claim(campaign)
+
+    def _large_open(self) -> int:
+        """The bytes of all large campaigns that have a batch open."""
+        texts = {batch.campaign.id: batch.campaign.text_bytes for batch in self._dispatcher.open}
+        return sum(size for size in texts.values() if size > LARGE_BYTES)
+
+    def _may_open(self, campaign: Campaign) -> bool:
+        """Whether the texts of this campaign still fit into the memory beside those that are being sent."""
+        if campaign.text_bytes <= LARGE_BYTES or self._dispatcher.number_open(campaign.id):
+            return True
+        is_open = self._large_open()
+        if is_open and is_open + campaign.text_bytes > OPEN_BYTES:
+            self._large[campaign.id] = campaign.text_bytes  # until there is room for it
+            return False
+        self._large.pop(campaign.id, None)
+        return True
 
     def _claim(self, campaign: Campaign) -> None:
         try:

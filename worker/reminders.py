@@ -77,9 +77,9 @@ class RemindersJob:
         self._accounts = SendingAccounts(settings, context.redis, clock, THREADS)
         self._claims = NotificationClaims(self._db, context.name)
         self._dispatcher = NotificationDispatcher(
-            self._claims, context.signals, settings.shutdown_grace_seconds, clock
+            self._claims, context.signals, settings.shutdown_grace_seconds, clock, settings.message_max_bytes
         )
-        self._messages = DigestMessages(self._db, self._accounts, clock)
+        self._messages = DigestMessages(self._db, self._accounts, clock, settings.message_max_bytes)
         self._settlement = DigestSettlement(self._db, self._claims, settings, clock)
         self._recipients = RecipientReader()
         self._counts: dict[str, int] = {}

@@ -65,7 +65,7 @@ class TrialJob:
         self._accounts = SendingAccounts(settings, context.redis, clock, THREADS)
         self._claims = NotificationClaims(self._db, context.name)
         self._dispatcher = NotificationDispatcher(
-            self._claims, context.signals, settings.shutdown_grace_seconds, clock
+            self._claims, context.signals, settings.shutdown_grace_seconds, clock, settings.message_max_bytes
         )
         self._policy = RetryPolicy(
             max_attempts=MAX_ATTEMPTS,

@@ -650,18 +650,19 @@ def test_a_claim_whose_answer_is_lost(office: Office) -> None:
 CLAIM_AND_DIE = """
 import os, sys
 from sandbox.crm import utc_now
-from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import BatchClaims
 from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.run import CampaignRuns
 from worker.campaigns.transport import TransportRouter
-from worker.runtime.db import Database, queries
+from worker.runtime.db import Database
+from worker.runtime.events import LiveEvents
 from worker.runtime.lease import Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
 settings = load(os.environ, "campaign")
 client = connect(settings.redis_url)
 db = Database(settings.database_url, "doomed")
-campaign = Campaign.from_row(db.one(queries("campaign")["campaign"], campaign_id=sys.argv[1]))
+campaign = CampaignRuns(db, LiveEvents(client), utc_now).find(sys.argv[1])
 transport = TransportRouter(settings, client, utc_now).route(campaign)
 BatchClaims(db, settings, JournalDirectory(settings.state_dir), Lease(), utc_now).claim(campaign, transport)
 """
@@ -1205,3 +1206,88 @@ def test_a_list_in_one_line(office: Office) -> None:
             reasons.append(str(error))
     assert len(reasons) == 1
     assert "not an e-mail address" in reasons[0]
+
+
+HOUR = timedelta(hours=1)
+
+
+def log_row(office: Office, campaign_id: str, action: str, at: datetime) -> None:
+    """As an app server writes it, with the time of its own clock."""
+    row = {"tenantId": office.crm.tenant_id, "campaignId": campaign_id, "action": action, "message": "by a user"}
+    office.crm.insert("CampaignLog", row | {"createdAt": at})
+
+
+def given_up(worker: Worker, campaign_id: str) -> bool:
+    """Whether the worker claims nothing, and then knows that the run is not its own any more."""
+    batch = worker.claim(campaign_id)
+    worker.runs.disown()
+    left = worker.db.one("SELECT FROM worker.campaign_run WHERE campaign_id = %(id)s", id=campaign_id) is not None
+    assert left == (batch is not None)
+    return not left
+
+
+@pytest.mark.parametrize("action", ["started", "resumed", "paused"])
+@pytest.mark.parametrize("ahead", [-HOUR, timedelta(), HOUR], ids=["clock behind", "same clock", "clock ahead"])
+def test_started_by_the_crm_too(office: Office, action: str, ahead: timedelta) -> None:
+    """ "Start now" in the CRM's pages just after the worker's start: the app server sends, the worker stops.
+
+    The row of the log has the time of the app server, whose clock may be wrong.
+    """
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker()
+    worker.start(campaign)
+    assert not given_up(worker, campaign)
+    log_row(office, campaign, action, utc_now() + ahead)
+    assert given_up(worker, campaign)
+
+
+@pytest.mark.parametrize("ahead", [-HOUR, timedelta(), HOUR], ids=["clock behind", "same clock", "clock ahead"])
+def test_started_by_the_crm_before(office: Office, ahead: timedelta) -> None:
+    """What the log said before the run does not end it, whatever the app server's clock says; nor its own row."""
+    campaign = office.crm.add_campaign(recipients=30)
+    log_row(office, campaign, "scheduled", utc_now())
+    for action in ("started", "paused", "resumed", "paused"):
+        log_row(office, campaign, action, utc_now() + ahead)
+    worker = office.worker()
+    worker.start(campaign)
+    assert office.log(campaign).count("started") == 2
+    assert not given_up(worker, campaign)
+    assert not given_up(worker, campaign)
+
+
+def test_adopted_after_a_start_of_the_crm(office: Office) -> None:
+    """A campaign that the CRM started and nobody sends is adopted, and stays so, also where its clock is ahead."""
+    campaign = office.crm.add_campaign(recipients=30, status="running")
+    log_row(office, campaign, "started", utc_now() + HOUR)
+    worker = office.worker()
+    assert worker.runs.adopt(utc_now(), 0.0) == 1
+    worker.prepare(campaign)
+    assert not given_up(worker, campaign)
+    log_row(office, campaign, "started", utc_now() + HOUR)
+    assert given_up(worker, campaign)
+
+
+def test_a_run_of_an_older_version(office: Office) -> None:
+    """A run that an older version began knows no number of rows: those with a later time than its own end it."""
+    campaign = office.crm.add_campaign(recipients=30)
+    log_row(office, campaign, "started", utc_now() - HOUR)
+    worker = office.worker()
+    worker.start(campaign)
+    office.crm.execute("UPDATE worker.campaign_run SET log_rows = NULL")
+    assert not given_up(worker, campaign)
+    log_row(office, campaign, "started", utc_now() + timedelta(seconds=1))
+    assert given_up(worker, campaign)
+
+
+def test_started_again(office: Office) -> None:
+    """A campaign that the worker sent, and that is scheduled again, is sent again: its own old rows end nothing."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    for _ in range(2):
+        worker.start(campaign)
+        worker.send(campaign)
+        assert worker.end(campaign)
+        office.crm.add_recipients(campaign, 0)
+        office.crm.execute("""UPDATE "Campaign" SET status = 'scheduled'""")
+        office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'pending'""")
+    assert office.log(campaign).count("started") == 2

@@ -21,12 +21,12 @@ from worker.runtime.db import Database
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 60.0
-NAMES = ["0001_campaigns", "0002_campaign_indexes", "0003_jobs", "0004_job_indexes"]
+NAMES = ["0001_campaigns", "0002_campaign_indexes", "0003_jobs", "0004_job_indexes", "0006_campaign_log"]
 INDEXES = {
     "worker_campaign_due",
     "worker_campaign_running",
     "worker_campaign_recipient_pending",
-    "worker_campaign_log_pause",
+    "worker_campaign_log_changes",
     "worker_lead_quiet",
     "worker_call_queue_pending",
     "worker_call_queue_due",
@@ -203,11 +203,11 @@ def test_an_index_left_behind(crm_only_url: str, fresh: Connection) -> None:
     for number in range(2):
         rows(fresh, insert, f"l-{number}", "t", campaign, "paused", "")
     with pytest.raises(psycopg2.errors.UniqueViolation):
-        rows(fresh, one.format("worker_campaign_log_pause", '"CampaignLog"', '"campaignId"'))
-    assert indexes(fresh) == {"worker_campaign_log_pause": False}
+        rows(fresh, one.format("worker_campaign_log_changes", '"CampaignLog"', '"campaignId"'))
+    assert indexes(fresh) == {"worker_campaign_log_changes": False}
     assert migrate.migrate(fresh) == NAMES
     assert indexes(fresh) == dict.fromkeys(INDEXES, True)
-    ((definition,),) = rows(fresh, "SELECT pg_get_indexdef('worker_campaign_log_pause'::regclass)")
+    ((definition,),) = rows(fresh, "SELECT pg_get_indexdef('worker_campaign_log_changes'::regclass)")
     assert "UNIQUE" not in definition
     assert '"createdAt"' in definition
 
@@ -291,7 +291,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
     [
         ("DROP SCHEMA worker CASCADE", "missing"),
         ("TRUNCATE worker.migration", "missing"),
-        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 4"),
+        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 6"),
     ],
 )
 def test_missing_or_old(database_url: str, connection: Connection, damage: str, state: str) -> None:

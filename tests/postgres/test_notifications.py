@@ -159,7 +159,7 @@ def test_filed_with_its_settlement(table: NotificationTable) -> None:
         address="a",
         entity_type="LeadReminder",
         entity_id="t",
-        tenant_id="t",
+        tenant_id=table.crm.tenant_id,
         user_id=user,
     )
     worker.provider.answers["b"] = RecipientRefused("550")

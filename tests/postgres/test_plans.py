@@ -176,7 +176,7 @@ class Work:
         self.claims = BatchClaims(self.explaining, settings, self.journals, self.lease, utc_now)
         counters = Counters(self.client, "campaign")
         self.settlements = BatchSettlements(self.explaining, settings, counters, utc_now)
-        [row] = rows(db, SQL["campaign"], campaign_id=campaign_of(db)["id"])
+        [row] = rows(db, SQL["campaign"], campaign_id=campaign_of(db)["id"], largest=1_000_000)
         self.campaign = Campaign.from_row(row)
         self.transports = TransportRouter(settings, self.client, utc_now)
         self.transport = self.transports.route(self.campaign)
@@ -307,7 +307,9 @@ def test_idle_looks(db: Connection, work: Work) -> None:
     """What a worker asks between its batches reads a few recipients only, however many there are."""
     rows(db, "ANALYZE")
     campaign_id = work.campaign.id
-    recovered = work.plan("batch_recipients", campaign_id=campaign_id, ids=[f"r-{number}" for number in range(SIZE)])
+    ids = [f"r-{number}" for number in range(SIZE)]
+    tenant_id = work.campaign.tenant_id
+    recovered = work.plan("batch_recipients", campaign_id=campaign_id, tenant_id=tenant_id, ids=ids)
     for plan in (work.plan("survey"), recovered):
         assert plan.looked_at() <= 5 * SIZE
 

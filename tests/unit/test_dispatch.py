@@ -64,6 +64,9 @@ class Account:
     content: Content = field(default_factory=Content)
     given: list[str] = field(default_factory=list)
 
+    def message(self, recipient: Recipient, at: datetime) -> str:
+        return self.content.message(recipient, at)
+
     def send(self, message: str) -> Accepted:
         self.given.append(message)
         return self.answer(message)

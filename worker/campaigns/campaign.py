@@ -27,6 +27,8 @@ class Campaign:
     prepared: bool
     backoffs: int  # in a row; 0 after a batch without one
     started_at: datetime | None  # of the run
+    moved: bool = False  # to another tenant than the one that its run was started for, whose campaign this is
+    text_bytes: int = 0  # of the texts that messages are made of; they are not read when that is too much
 
     @property
     def id(self) -> str:
@@ -50,6 +52,8 @@ class Campaign:
             prepared=row["prepared"],
             backoffs=row["backoffs"],
             started_at=row["started_at"],
+            moved=row["moved"],
+            text_bytes=row["text_bytes"],
         )
 
 

@@ -19,6 +19,8 @@ from worker.runtime.settings import Settings
 
 ROUND_SECONDS = 1.0  # the batch of an account with a pace is no larger than what it can send in this time
 
+BATCH_BYTES = 8 * 1024 * 1024  # the messages of one batch are no larger in all; a batch has at least one
+
 
 class BatchClaims:
     """The claims of one process."""
@@ -49,7 +51,7 @@ class BatchClaims:
             transport.account_key,
             self._size(transport),
             channel=campaign.channel,
-            tenant_id=campaign.tenant_id,
+            user_id=campaign.user_id,
         )
 
     def claim_unconfirmed(self, campaign: Campaign, transport: Transport, account_key: str) -> Batch | None:
@@ -77,7 +79,8 @@ class BatchClaims:
         try:
             rows = self._db.execute(
                 self._sql[statement], campaign_id=campaign.id, batch_id=batch_id, holder=holder,
-                machine=self._journals.machine, sender=account_key, size=size, now=self._clock(), **more,
+                machine=self._journals.machine, sender=account_key, size=size, now=self._clock(),
+                tenant_id=campaign.tenant_id, **more,
             )  # fmt: skip
         except BaseException:
             journal.close()  # the claim may have been committed all the same: it is recovered from its journal
@@ -98,4 +101,5 @@ class BatchClaims:
 
     def _size(self, transport: Transport) -> int:
         size = max(1, self._settings.campaign_batch_size // self.side_by_side)
+        size = min(size, max(1, BATCH_BYTES // max(1, transport.message_bytes)))
         return size if transport.rate is None else min(size, max(1, int(transport.rate * ROUND_SECONDS)))

@@ -22,6 +22,7 @@ LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer i
 # How long a message keeps the interpreter busy. Threads that wait for their provider no longer than that only compete
 # for the interpreter's lock: with a server on this machine, 8 take a tenth more CPU time than the 3 that suffice.
 INTERPRETER_SECONDS = 0.0001
+NO_MEMORY_SECONDS = 300.0  # how long a campaign waits whose messages need more memory than there is
 POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are on the wire
 
 
@@ -179,9 +180,12 @@ class Dispatcher:
         if recipient.opted_out:
             return Outcome(OutcomeKind.REFUSED, self._clock(), reason=f"opted out: {recipient.opted_out}")
         try:
-            message = batch.transport.content.message(recipient, self._clock())
+            message = batch.transport.message(recipient, self._clock())
         except SendError as error:
             return self._failed(batch, error)
+        except MemoryError:
+            batch.back_off(NO_MEMORY_SECONDS, "there is not enough memory for its messages")
+            return Outcome(OutcomeKind.NOT_SENT, self._clock())
         except ValueError as error:
             return Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))
         if boot_seconds() > batch.lease_until:
@@ -193,6 +197,9 @@ class Dispatcher:
             outcome = Outcome(OutcomeKind.ACCEPTED, self._clock(), accepted=accepted)
         except SendError as error:
             outcome = self._failed(batch, error)
+        except MemoryError:
+            reason = "there was not enough memory to send it"
+            outcome = Outcome(OutcomeKind.UNCONFIRMED, self._clock(), reason)
         batch.journal.ended(recipient.id, outcome)
         return outcome
 

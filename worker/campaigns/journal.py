@@ -13,12 +13,13 @@ process will send from that batch any more, and one that does not leaves the bat
 """
 
 import fcntl
+import hashlib
 import json
 import mmap
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +31,10 @@ from worker.messages import Accepted
 from worker.sending.outcomes import Outcome, OutcomeKind
 
 BYTES_FOR_A_RECIPIENT = 2048
+LONGEST_KEY = 200  # bytes
+LONGEST_ENTRY = BYTES_FOR_A_RECIPIENT - LONGEST_KEY - 10  # bytes; the entry before it says that the message started
 LONGEST_REASON = 300  # characters
+LONGEST_ID = 255  # characters of a provider's id
 OLD_SECONDS = 3600.0  # longer than a statement of a dead process can run on in the database
 
 # How the file names the outcomes. Older and newer versions of the worker read them: they must not change.
@@ -136,21 +140,25 @@ class Journal:
 
     def started(self, recipient_id: str) -> None:
         """To be called before the first byte of a message may leave. Raises JournalUnwritable."""
-        self._append([recipient_id])
+        self._append(_line(_key(recipient_id)))
 
     def ended(self, recipient_id: str, outcome: Outcome) -> None:
         """To be called with what the provider answered. Raises JournalUnwritable."""
-        self._append([recipient_id, _as_entry(outcome)])
+        self._append(_ended_line(_key(recipient_id), outcome))
 
-    def read(self) -> dict[str, Outcome | None]:
-        """What was handed over: the outcome of each recipient, None where no answer is known."""
+    def read(self, recipient_ids: Iterable[str] = ()) -> dict[str, Outcome | None]:
+        """What was handed over: the outcome of each recipient, None where no answer is known.
+
+        ``recipient_ids``: of the batch; very long ones are not in the file as they are.
+        """
+        long_ids = {_key(each): each for each in recipient_ids}
         entries: dict[str, Outcome | None] = {}
         for line in self._file[:].split(b"\n"):
             try:
                 recipient_id, *outcome = json.loads(line.strip(b"\0"))
             except ValueError:
                 continue  # what a writer was storing when it died; the line that says 'started' stands before it
-            entries[recipient_id] = _from_entry(outcome[0]) if outcome else None
+            entries[long_ids.get(recipient_id, recipient_id)] = _from_entry(outcome[0]) if outcome else None
         return entries
 
     def close(self) -> None:
@@ -165,8 +173,7 @@ class Journal:
         self._path.unlink(missing_ok=True)
         self.close()
 
-    def _append(self, record: list[Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    def _append(self, line: bytes) -> None:
         with self._lock:
             end = self._end + len(line)
             try:
@@ -176,10 +183,36 @@ class Journal:
             self._end = end
 
 
+def _key(recipient_id: str) -> str:
+    """The recipient's id, or what stands for one that would take the room of others."""
+    encoded = json.dumps(recipient_id, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return recipient_id if len(encoded) <= LONGEST_KEY else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
+
+
+def _line(*record: Any) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _ended_line(key: str, outcome: Outcome) -> bytes:
+    """Never longer than the room of a recipient: what the provider said is left out as far as necessary."""
+    kind, at, reason, delay_seconds, ids = _as_entry(outcome)
+    shorter = (
+        (reason, ids),
+        (reason and reason[:50], ids),
+        (None, ids and [ids[0], ids[1], None]),
+        (None, ids and [ids[0], None, None]),
+        (None, ids and [None, None, None]),
+    )
+    lines = (_line(key, [kind, at, a_reason, delay_seconds, some_ids]) for a_reason, some_ids in shorter)
+    return next(line for line in lines if len(line) <= LONGEST_ENTRY)
+
+
 def _as_entry(outcome: Outcome) -> list[Any]:
     reason = outcome.reason and outcome.reason[:LONGEST_REASON]
     ids = outcome.accepted
-    stored = ids and [ids.message_id, ids.gmail_message_id, ids.gmail_thread_id]
+    stored = ids and [
+        each and each[:LONGEST_ID] for each in (ids.message_id, ids.gmail_message_id, ids.gmail_thread_id)
+    ]
     return [KIND_CODES[outcome.kind], outcome.at.isoformat(), reason, outcome.delay_seconds, stored]
 
 

@@ -63,14 +63,23 @@ class OrphanedBatches:
     def recover(self, orphan: OrphanedBatch, campaign: Campaign, transport: Transport) -> Batch:
         """The batch with the outcomes that its journal knows. Without a journal every message is unconfirmed."""
         row, now = orphan.row, self._clock()
-        found = self._db.all(self._sql["batch_recipients"], ids=row.recipient_ids, campaign_id=campaign.id)
+        found = self._db.all(
+            self._sql["batch_recipients"],
+            ids=row.recipient_ids,
+            campaign_id=campaign.id,
+            tenant_id=campaign.tenant_id,
+        )
         recipients = [Recipient(**each) for each in found]
         # by another name: an empty journal of this batch would tell a successor that nothing was sent
         journal = orphan.journal or self._journals.create(str(uuid4()), 1)
         same_account = row.sender == transport.account_key
         batch = Batch(row.id, row.holder, campaign, transport, recipients, journal, same_account=same_account)
         batch.stop()
-        known = orphan.journal.read() if orphan.journal and not row.asking else dict.fromkeys(row.recipient_ids)
+        known = (
+            orphan.journal.read(row.recipient_ids)
+            if orphan.journal and not row.asking
+            else dict.fromkeys(row.recipient_ids)
+        )
         reason = "the worker was stopped while the message was on the wire"
         for recipient_id, outcome in known.items():
             batch.set_outcome(recipient_id, outcome or Outcome(OutcomeKind.UNCONFIRMED, now, reason))

@@ -9,7 +9,7 @@ from datetime import datetime
 from worker.campaigns.batch import Batch
 from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
 from worker.campaigns.orphans import OrphanedBatch, OrphanedBatches
-from worker.campaigns.run import CampaignRuns
+from worker.campaigns.run import REFUSED_SECONDS, CampaignRuns
 from worker.campaigns.settlement import BatchSettlements
 from worker.campaigns.transport import TransportRouter
 from worker.errors import RetryLater, SendError
@@ -41,27 +41,41 @@ class BatchRecovery:
         self._orphans = orphans
         self._settlements = settlements
         self._transports = transports
+        self._retry_at: dict[str, float] = {}  # time.monotonic() before which a batch is not settled again
 
     def settle_orphans(self) -> None:
+        """A batch that could not be settled, because of its own campaign, waits before it is tried again."""
         for orphan in self._orphans.find():
+            batch_id, settled = orphan.row.id, False
             with self._runs.contained(orphan.row.campaign_id), closing(orphan):
+                if time.monotonic() < self._retry_at.get(batch_id, 0.0):
+                    continue
                 self._settle_orphan(orphan)
+                settled = True
+            if settled:
+                self._retry_at.pop(batch_id, None)
+            else:
+                self._retry_at[batch_id] = time.monotonic() + REFUSED_SECONDS
 
     def ask(self, now: datetime, settle: Callable[[Batch], None]) -> None:
         """Asks providers, for a moment, whether they have messages that are due; ``settle`` writes what they say."""
         until = time.monotonic() + ROUND_SECONDS
         self._db.execute(self._sql["drop_unconfirmed"])
         for due in self._db.all(self._sql["due_to_ask"], now=now):
-            campaign = self._runs.find(due["campaign_id"])
-            if campaign is None or time.monotonic() > until or not self._context.may_continue:
-                continue
-            transport = self._transports.route_or_settle_only(campaign)
-            batch = self._claims.claim_unconfirmed(campaign, transport, due["sender"])
-            if batch is None:
-                continue
-            with self._runs.contained(campaign.id), closing(batch.journal):
-                self._ask_about(batch)
-                settle(batch)
+            if time.monotonic() > until or not self._context.may_continue:
+                return
+            with self._runs.contained(due["campaign_id"]):
+                if batch := self._claim_unconfirmed(due["campaign_id"], due["sender"]):
+                    with closing(batch.journal):
+                        self._ask_about(batch)
+                        settle(batch)
+
+    def _claim_unconfirmed(self, campaign_id: str, account_key: str) -> Batch | None:
+        campaign = self._runs.find(campaign_id)
+        if campaign is None:
+            return None
+        transport = self._transports.route_or_settle_only(campaign)
+        return self._claims.claim_unconfirmed(campaign, transport, account_key)
 
     def _settle_orphan(self, orphan: OrphanedBatch) -> None:
         campaign = self._runs.find(orphan.row.campaign_id)

@@ -5,6 +5,7 @@ Every change is written to the database first; then it is logged and published t
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from worker.campaigns.survey import CampaignBacklog, Survey
 from worker.errors import AccountRejected
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.events import LiveEvents
+from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,10 @@ PREPARING_SECONDS = 1.0  # until a run is looked at again that another worker pr
 LOOK_AGAIN_SECONDS = 10.0  # until a campaign is looked at again whose last recipients another process holds
 REFUSED_SECONDS = 300.0  # how long a campaign waits whose rows the database refused
 WAIT_LIMIT_SECONDS = 60.0  # the longest time until a campaign is looked at again that has no recipient to claim now
+# SQLSTATEs of a statement that the server cannot take: "invalid message length", out of memory
+STATEMENT_TOO_LARGE = ("08P01", "53200")
+SHUT_DOWN = "57P"  # SQLSTATEs of a server that is shut down
+BROKEN_IN_A_ROW = 3  # so often a campaign's statement breaks the connection until that counts as the campaign's fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,20 @@ class RemainingWork:
 class CampaignRuns:
     """The campaigns that the worker sends."""
 
-    def __init__(self, db: Database, events: LiveEvents, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        db: Database,
+        events: LiveEvents,
+        clock: Callable[[], datetime],
+        message_max_bytes: int = DEFAULT_MESSAGE_MAX_BYTES,
+    ) -> None:
+        """Texts that make a message larger than ``message_max_bytes`` are not read."""
         self._db = db
+        self._message_max_bytes = message_max_bytes
         self._events = events
         self._clock = clock
         self._sql = queries("campaign")
+        self._broke_connection: Counter[str] = Counter()  # campaigns whose statements lost the server, times in a row
         self._published_at: dict[str, float] = {}  # time.monotonic() of the last progress event
 
     def survey(self) -> Survey:
@@ -65,7 +80,7 @@ class CampaignRuns:
 
     def find(self, campaign_id: str) -> Campaign | None:
         """The campaign as it is now; None when it was deleted."""
-        row = self._db.one(self._sql["campaign"], campaign_id=campaign_id)
+        row = self._db.one(self._sql["campaign"], campaign_id=campaign_id, largest=self._message_max_bytes)
         return Campaign.from_row(row) if row else None
 
     def start_due(self, now: datetime) -> int:
@@ -83,7 +98,7 @@ class CampaignRuns:
         """Gives up the runs that are not the worker's any more."""
         for row in self._db.execute(self._sql["disown"]):
             self._published_at.pop(row["id"], None)
-            log.info("campaign given up: paused, stopped or resumed in the CRM", {"campaign": row["id"]})
+            log.info("campaign given up: paused, stopped, resumed or started in the CRM", {"campaign": row["id"]})
 
     def adopt(self, now: datetime, after_seconds: float) -> int:
         """Takes over running campaigns in which nothing has changed for so long, and returns how many."""
@@ -107,23 +122,42 @@ class CampaignRuns:
         for row in self._db.execute(self._sql["fail"], campaign_ids=campaign_ids, reason=reason, now=self._clock()):
             self._published_at.pop(row["id"], None)
             log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})
-            self._publish(row["userId"], "campaign:failed", {"campaignId": row["id"], "error": reason})
+            self._publish(row["user_id"], "campaign:failed", {"campaignId": row["id"], "error": reason})
 
     @contextmanager
     def contained(self, campaign_id: str) -> Iterator[None]:
         """Limits what the database refuses for one campaign (a row deleted meanwhile, say) to that campaign.
 
         The campaign waits. A batch of it that was sent stays claimed, and is settled from its journal when it can be.
+        So does a campaign that needs more memory than there is, or whose statements break the connection again and
+        again while those before them were answered.
         """
         try:
             yield
+        except MemoryError:
+            self._postpone(campaign_id, "it needs more memory than there is")
         except psycopg2.Error as error:
-            if is_unavailable(error):
+            if is_unavailable(error) and not self._breaks_connection(campaign_id, error):
                 raise
-            reason = error.diag.message_primary or type(error).__name__  # its details may hold addresses
-            log.error("campaign waits: the database refuses its rows", {"campaign": campaign_id, "reason": reason})
-            until = self._clock() + timedelta(seconds=REFUSED_SECONDS)
-            self._db.execute(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, backoffs=0)
+            # the details may hold addresses
+            self._postpone(campaign_id, error.diag.message_primary or type(error).__name__)
+        else:
+            self._broke_connection.pop(campaign_id, None)
+
+    def _breaks_connection(self, campaign_id: str, error: psycopg2.Error) -> bool:
+        """Whether it is this campaign's statement, and no outage, that the server was lost by."""
+        code = error.pgcode or ""
+        if code in STATEMENT_TOO_LARGE:
+            return True
+        if not code.startswith(SHUT_DOWN):
+            self._broke_connection[campaign_id] += 1
+        return self._broke_connection[campaign_id] >= BROKEN_IN_A_ROW
+
+    def _postpone(self, campaign_id: str, reason: str) -> None:
+        log.error("campaign waits: the database refuses its rows", {"campaign": campaign_id, "reason": reason})
+        until = self._clock() + timedelta(seconds=REFUSED_SECONDS)
+        self._db.execute(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, backoffs=0)
+        self._broke_connection.pop(campaign_id, None)
 
     def end_or_wait(self, campaign: Campaign) -> bool:
         """Nothing of the run could be claimed: ends it if all is settled (True), else says when to look again."""
@@ -180,7 +214,7 @@ class CampaignRuns:
         if now - self._published_at.get(campaign.id, -PROGRESS_SECONDS) >= PROGRESS_SECONDS:
             self._published_at[campaign.id] = now
             self._publish(
-                campaign.user_id,
+                campaign.user.user_id,
                 "campaign:progress",
                 {"campaignId": campaign.id, "sentCount": counts.sent, "failedCount": counts.failed,
                  "totalRecipients": counts.total, "status": counts.status},
@@ -193,8 +227,9 @@ class CampaignRuns:
 
     def _end(self, campaign: Campaign, now: datetime) -> bool:
         with self._db.transaction():
-            self._db.execute(self._sql["fail_lost"], campaign_id=campaign.id, now=now)
-            ended = self._db.execute_one(self._sql["finish"], campaign_id=campaign.id, now=now)
+            which = {"campaign_id": campaign.id, "tenant_id": campaign.tenant_id, "now": now}
+            self._db.execute(self._sql["fail_lost"], **which)
+            ended = self._db.execute_one(self._sql["finish"], **which)
         if ended is None:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
             return False
@@ -209,10 +244,13 @@ class CampaignRuns:
         )  # fmt: skip
         if ended["status"] == "failed":
             message = "Every send failed"
-            self._publish(campaign.user_id, "campaign:failed", {"campaignId": campaign.id, "error": message})
+            self._publish(campaign.user.user_id, "campaign:failed", {"campaignId": campaign.id, "error": message})
         else:
-            self._publish(campaign.user_id, "campaign:completed", {"campaignId": campaign.id, "stats": counts})
+            self._publish(campaign.user.user_id, "campaign:completed", {"campaignId": campaign.id, "stats": counts})
         return True
 
-    def _publish(self, user_id: str, event: str, payload: dict[str, object]) -> None:
+    def _publish(self, user_id: str | None, event: str, payload: dict[str, object]) -> None:
+        """To the campaign's user, unless the tenant has no such user."""
+        if user_id is None:
+            return
         self._events.emit(f"user:{user_id}", event, payload)

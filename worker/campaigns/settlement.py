@@ -7,18 +7,22 @@ so a batch is settled once, and a former holder settles nothing.
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, NamedTuple
+
+import psycopg2
 
 from worker.campaigns.batch import Batch, BatchState, Recipient
 from worker.campaigns.states import RecipientState
 from worker.content.campaign import OutboxRow
 from worker.runtime.backoff import backoff_seconds
 from worker.runtime.counters import Counters
-from worker.runtime.db import Database, queries
+from worker.runtime.db import Database, Row, queries
 from worker.runtime.settings import Settings
+from worker.sending.outbox import is_refused_row, json_chunks
 from worker.sending.outcomes import ASK_AFTER_SECONDS, NextStep, Outcome, OutcomeKind, RetryPolicy
 
 log = logging.getLogger(__name__)
@@ -117,28 +121,48 @@ class BatchSettlements:
         now, campaign, transport, outcomes = self._clock(), batch.campaign, batch.transport, batch.outcomes
         settled = [self._settled(batch, recipient, outcomes, now) for recipient in batch.recipients]
         backoffs = campaign.backoffs + 1 if batch.state is BatchState.BACKING_OFF else 0
-        counts = self._db.execute_prepared(
-            "settle",
-            self._sql["settle"],
-            batch_id=batch.id, holder=batch.holder, now=now,
-            outcomes=_as_json(map(_outcome_record, settled)),
-            opted_out=[key for key, outcome in outcomes.items() if outcome.kind is OutcomeKind.OPTED_OUT],
-            channel=campaign.channel, tenant_id=campaign.tenant_id, user_id=campaign.user_id,
-            sender=transport.account_key, sender_address=transport.sender_address,
-            outbox=_as_json(map(_outbox_record, _outbox_rows(batch, outcomes))),
-            next_batch_at=_later(now, self._pause_seconds(batch, backoffs)), backoffs=backoffs,
-        )  # fmt: skip
+        shared = {
+            "batch_id": batch.id, "holder": batch.holder, "tenant_id": campaign.tenant_id,
+            "user_id": campaign.user_id, "sender_address": transport.sender_address,
+        }  # fmt: skip
+        settlement = shared | {
+            "now": now,
+            "outcomes": _as_json(map(_outcome_record, settled)),
+            "opted_out": [key for key, outcome in outcomes.items() if outcome.kind is OutcomeKind.OPTED_OUT],
+            "channel": campaign.channel,
+            "sender": transport.account_key,
+            "next_batch_at": _later(now, self._pause_seconds(batch, backoffs)),
+            "backoffs": backoffs,
+        }
+        try:
+            counts = self._write(settlement, shared, json_chunks(_outbox_records(batch, outcomes)))
+        except psycopg2.Error as error:
+            if not is_refused_row(error):
+                raise
+            # what was sent stays sent, even where it cannot be filed (its user was deleted meanwhile, say)
+            counts = self._write(settlement, shared, iter(()))
+            reason = error.diag.message_primary or type(error).__name__  # its details may hold addresses
+            log.error("e-mails were sent but not filed", {"campaign": campaign.id, "reason": reason})
         batch.journal.remove()
         if counts is None:
             log.warning("batch was settled by another worker", {"campaign": campaign.id, "batch": batch.id})
             return SettlementResult()
         states = Counter(each.state for each in settled)
         self._count(campaign.channel, states, outcomes)
-        return SettlementResult(
-            states[RecipientState.SENT],
-            states[RecipientState.FAILED],
-            CampaignCounts(counts["sentCount"], counts["failedCount"], counts["totalRecipients"], counts["status"]),
-        )
+        return SettlementResult(states[RecipientState.SENT], states[RecipientState.FAILED], _campaign_counts(counts))
+
+    def _write(self, settlement: dict[str, Any], shared: dict[str, Any], outbox_chunks: Iterator[str]) -> Row | None:
+        """In one statement; where the outbox is too large for that, in several of one transaction.
+
+        Only the last one, which settles, deletes the batch: what the others filed is filed once.
+        """
+        first, second = next(outbox_chunks, "[]"), next(outbox_chunks, None)
+        if second is None:
+            return self._db.execute_prepared("settle", self._sql["settle"], outbox=first, **settlement)
+        with self._db.transaction():
+            for chunk in chain((first, second), outbox_chunks):
+                self._db.execute(self._sql["file_emails"], outbox=chunk, **shared)
+            return self._db.execute_prepared("settle", self._sql["settle"], outbox="[]", **settlement)
 
     def _settled(
         self, batch: Batch, recipient: Recipient, outcomes: Mapping[str, Outcome], now: datetime
@@ -169,13 +193,20 @@ def _later(at: datetime, seconds: float) -> datetime:
     return at + timedelta(seconds=seconds)
 
 
-def _outbox_rows(batch: Batch, outcomes: Mapping[str, Outcome]) -> Iterable[OutboxRow]:
+def _campaign_counts(row: Row) -> CampaignCounts | None:
+    """None when the campaign was deleted, or given to another tenant, while its batch was sent."""
+    if row["status"] is None:
+        return None
+    return CampaignCounts(row["sentCount"], row["failedCount"], row["totalRecipients"], row["status"])
+
+
+def _outbox_records(batch: Batch, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
     """The rows of "EmailLog" for accepted e-mails."""
     content = batch.transport.content
     for recipient in batch.recipients:
         outcome = outcomes.get(recipient.id)
         if outcome and outcome.accepted and (row := content.outbox_row(recipient, outcome.accepted, outcome.at)):
-            yield row
+            yield _outbox_record(row)
 
 
 def _outcome_record(settled: SettledRecipient) -> dict[str, Any]:

@@ -18,7 +18,12 @@ def prepare(db: Database, campaign: Campaign, now: datetime) -> bool:
     Raises CampaignRejected when the target cannot be understood.
     """
     target, sql = target_parameters(campaign.target, campaign.channel), queries("campaign")
-    which = {"campaign_id": campaign.id, "channel": campaign.channel, "now": now}
+    which = {
+        "campaign_id": campaign.id,
+        "tenant_id": campaign.tenant_id,
+        "channel": campaign.channel,
+        "now": now,
+    }
     with db.transaction():
         locked = db.one(sql["lock_unprepared"], campaign_id=campaign.id)
         if locked is None:
@@ -26,7 +31,6 @@ def prepare(db: Database, campaign: Campaign, now: datetime) -> bool:
         if not locked["has_recipients"]:
             db.execute(
                 sql["build_targets"],
-                tenant_id=campaign.tenant_id,
                 user_id=campaign.user_id,
                 **target,
                 **which,

@@ -10,18 +10,21 @@ from typing import Any
 import redis
 
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.message_size import MessageSize
 from worker.content.campaign import EmailContent, MessageRecipient, Sender, WhatsAppContent
 from worker.content.campaign_texts import CampaignTexts
 from worker.errors import CampaignRejected, TransportMissing
-from worker.messages import Accepted
+from worker.messages import Accepted, Email, WhatsAppMessage
 from worker.providers import Provider
 from worker.runtime.settings import Settings
 from worker.sending.accounts import GmailAccount, SendingAccounts, evict_oldest
+from worker.sending.limits import too_large
 from worker.sending.pacing import Pace
 
 log = logging.getLogger(__name__)
 
 CONTENTS_KEPT = 512  # the least recently used go first
+KEPT_BYTES = 64 * 1024 * 1024  # of messages, in all contents that are kept
 UNKNOWN_SENDER = "unknown@localhost.invalid"
 
 CampaignContent = EmailContent | WhatsAppContent
@@ -36,6 +39,12 @@ class Transport:
     provider: Provider | None = None  # None: what was sent before can be settled, nothing can be sent
     pace: Pace | None = None
     gmail: GmailAccount | None = None
+    size: MessageSize | None = None
+
+    @property
+    def message_bytes(self) -> int:
+        """How large a message is at least."""
+        return self.size.fixed_bytes if self.size else 0
 
     @property
     def rate(self) -> float | None:
@@ -50,6 +59,18 @@ class Transport:
     def can_be_asked(self) -> bool:
         """Whether the provider can be asked if it has a message."""
         return self.gmail is not None
+
+    def message(self, recipient: MessageRecipient, at: datetime) -> Email | WhatsAppMessage:
+        """The message for one recipient; ``at`` is UTC without a zone.
+
+        Raises ValueError where none can be made for this recipient, and CampaignRejected.
+        """
+        if self.size:
+            self.size.check(recipient)
+        message = self.content.message(recipient, at)
+        if self.size:
+            self.size.check_made(message)
+        return message
 
     def send(self, message: Any) -> Accepted:
         """Raises SendError, and TransportMissing where nothing can be sent."""
@@ -79,7 +100,14 @@ class TransportRouter:
         self._contents: OrderedDict[str, _CompiledContent] = OrderedDict()
 
     def route(self, campaign: Campaign) -> Transport:
-        """Raises TransportMissing, and CampaignRejected when no message can be made of its content."""
+        """Raises TransportMissing, and CampaignRejected when no message may be made of its content."""
+        if campaign.moved:
+            raise CampaignRejected("it was given to another tenant while it was sent")
+        if campaign.user.user_id is None:
+            raise CampaignRejected("its user is not a user of its tenant")
+        largest = self._settings.message_max_bytes
+        if campaign.text_bytes > largest:
+            raise CampaignRejected(too_large("its message", campaign.text_bytes, largest))
         if campaign.channel == "whatsapp":
             return self._whatsapp(campaign)
         if campaign.channel == "email":
@@ -100,19 +128,17 @@ class TransportRouter:
     def _whatsapp(self, campaign: Campaign) -> Transport:
         account = self._accounts.whatsapp(campaign.user.tenant_settings)
         texts, app_url = campaign.texts, self._settings.app_url
-        content = self._content(texts, None, lambda: WhatsAppContent(texts, app_url))
-        return Transport(content, campaign.channel, account.provider, account.pace)
+        kept = self._content(texts, None, lambda: WhatsAppContent(texts, app_url))
+        return Transport(kept.content, campaign.channel, account.provider, account.pace, size=kept.size)
 
     def _email(self, campaign: Campaign) -> Transport:
-        if campaign.user.user_id is None:
-            raise TransportMissing("E-mail cannot be sent: the campaign's user is not a user of its tenant")
         account = self._accounts.email(campaign.user)
         texts, sender, settings = campaign.texts, account.sender, self._settings
-        content = self._content(
+        kept = self._content(
             texts, sender, lambda: EmailContent(texts, sender, settings.app_url, settings.unsubscribe_url)
         )
         account_key = f"gmail:{sender.email}" if account.gmail else campaign.channel
-        return Transport(content, account_key, account.provider, account.pace, account.gmail)
+        return Transport(kept.content, account_key, account.provider, account.pace, account.gmail, kept.size)
 
     def _settle_only_content(self, campaign: Campaign) -> CampaignContent:
         """For the CRM's outbox: whatever became of the user's address or of the template."""
@@ -126,17 +152,25 @@ class TransportRouter:
 
     def _content(
         self, texts: CampaignTexts, sender: Sender | None, compiled: Callable[[], CampaignContent]
-    ) -> CampaignContent:
-        """The compiled content, kept as long as the campaign's texts and its sender stay the same."""
+    ) -> "_CompiledContent":
+        """The compiled content, kept as long as the campaign's texts and its sender stay the same.
+
+        Raises CampaignRejected when no message can be made of it, or only one that is too large.
+        """
         kept = self._contents.get(texts.id)
         if kept is None or (kept.texts, kept.sender) != (texts, sender):
             try:
-                kept = _CompiledContent(texts, sender, compiled())
+                content = compiled()
             except ValueError as error:
                 raise CampaignRejected(f"its message cannot be made: {error}") from None
+            kept = _CompiledContent(texts, sender, content, MessageSize.of(content, self._settings.message_max_bytes))
             self._contents[texts.id] = kept
         evict_oldest(self._contents, texts.id, CONTENTS_KEPT)
-        return kept.content
+        while len(self._contents) > 1 and sum(each.size.fixed_bytes for each in self._contents.values()) > KEPT_BYTES:
+            self._contents.popitem(last=False)
+        if kept.size.fixed_bytes > kept.size.largest_bytes:
+            raise CampaignRejected(too_large("its message", kept.size.fixed_bytes, kept.size.largest_bytes))
+        return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +180,4 @@ class _CompiledContent:
     texts: CampaignTexts
     sender: Sender | None
     content: CampaignContent
+    size: MessageSize

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg2
 
@@ -17,6 +18,7 @@ from worker.notifications.delivery import Delivery
 from worker.notifications.notification import Notification
 from worker.runtime.db import Database, queries
 from worker.runtime.lease import LEASE_SECONDS, Lease
+from worker.sending.outbox import is_refused_row, json_chunks
 from worker.sending.outcomes import ASK_AFTER_SECONDS
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,9 @@ class NotificationClaims:
         ended = list(deliveries)
         try:
             return self._settle(ended)
-        except (psycopg2.IntegrityError, psycopg2.DataError) as error:
+        except psycopg2.Error as error:
+            if not is_refused_row(error):
+                raise
             if len(ended) == 1:
                 reason = error.diag.message_primary
                 log.warning(
@@ -104,17 +108,31 @@ class NotificationClaims:
         return {settled for each in ended for settled in self.settle([each])}
 
     def _settle(self, ended: Sequence[Delivery]) -> set[str]:
-        ids = [each.notification.id for each in ended]
-        outbox = [
-            each.outgoing.outbox.record(each.outcome.accepted, each.outcome.at) | {"notice_id": each.notification.id}
-            for each in ended
-            if each.outcome.accepted and each.outgoing and each.outgoing.outbox
-        ]
-        as_json = json.dumps(outbox, ensure_ascii=False, default=datetime.isoformat)
-        rows = self._db.execute(self._sql["settle"], ids=ids, holder=self.holder, outbox=as_json)
+        """In one statement, or in several where the outbox is too large for that: each files what it deletes."""
+        unfiled = [each.notification.id for each in ended if not _is_filed(each)]
+        settled = set()
+        for chunk in json_chunks(_outbox_record(each) for each in ended if _is_filed(each)):
+            ids = unfiled + [record["notice_id"] for record in json.loads(chunk)]
+            settled |= self._settle_chunk(ids, chunk)
+            unfiled = []
+        return settled | (self._settle_chunk(unfiled, "[]") if unfiled else set())
+
+    def _settle_chunk(self, ids: Sequence[str], outbox: str) -> set[str]:
+        rows = self._db.execute(self._sql["settle"], ids=ids, holder=self.holder, outbox=outbox)
         return {row["id"] for row in rows}
 
     def defer(self, deferrals: Iterable[Deferral]) -> None:
         """Releases claims: each notification waits until it is due."""
         as_json = json.dumps([asdict(each) for each in deferrals], default=datetime.isoformat)
         self._db.execute(self._sql["defer"], deferrals=as_json, holder=self.holder)
+
+
+def _is_filed(delivery: Delivery) -> bool:
+    return bool(delivery.outcome.accepted and delivery.outgoing and delivery.outgoing.outbox)
+
+
+def _outbox_record(delivery: Delivery) -> dict[str, Any]:
+    outcome, outgoing = delivery.outcome, delivery.outgoing
+    if not (outcome.accepted and outgoing and outgoing.outbox):
+        raise ValueError("this message is not filed")
+    return {**outgoing.outbox.record(outcome.accepted, outcome.at), "notice_id": delivery.notification.id}

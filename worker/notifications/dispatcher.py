@@ -16,7 +16,9 @@ from worker.notifications.delivery import Delivery, ask, send
 from worker.notifications.fair_queue import FairQueue, TenantChannel
 from worker.notifications.notification import Notification, OutgoingMessage
 from worker.runtime.clock import boot_seconds
+from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.signals import Signals
+from worker.sending.limits import too_large, wire_bytes
 from worker.sending.outcomes import Outcome, OutcomeKind, failed
 from worker.sending.requests import RequestThreads
 
@@ -36,11 +38,13 @@ class NotificationDispatcher:
         signals: Signals,
         grace_seconds: float,
         clock: Callable[[], datetime],
+        message_max_bytes: int = DEFAULT_MESSAGE_MAX_BYTES,
     ) -> None:
         self._claims = claims
         self._signals = signals
         self._grace_seconds = grace_seconds
         self._clock = clock
+        self._message_max_bytes = message_max_bytes
         self._requests: RequestThreads[Notification, Delivery] = RequestThreads(THREADS)
         self._token_at: dict[TenantChannel, float] = {}  # time.monotonic() before which no token is granted
         self._unsettled: list[Delivery] = []
@@ -122,8 +126,14 @@ class NotificationDispatcher:
         return ready, done
 
     def _prepared(self, notification: Notification, prepare: Prepare) -> OutgoingMessage | Delivery:
+        """Its message and account, or its outcome if it cannot be sent; larger than MESSAGE_MAX_BYTES it is not."""
         try:
-            return prepare(notification)
+            outgoing = prepare(notification)
+            size_bytes = wire_bytes(outgoing.message)
+            if size_bytes <= self._message_max_bytes or notification.handed_over:
+                return outgoing
+            reason = too_large("the message", size_bytes, self._message_max_bytes)
+            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), reason)
         except ValueError as error:
             outcome = Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))
         except (TransportMissing, SendError) as error:

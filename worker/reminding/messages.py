@@ -1,8 +1,9 @@
 """From a digest to the message on the wire and the account it leaves through."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from worker.content.mime import EmailSkeleton, message_id_for
 from worker.content.reminders import Digest, DigestTexts, email_texts, whatsapp_text
@@ -13,29 +14,46 @@ from worker.notifications.notification import Notification, OutgoingMessage
 from worker.reminding.digest import DigestContent
 from worker.reminding.tenants import ReminderTenant
 from worker.runtime.db import Database, queries
+from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.sending.accounts import EmailAccount, SendingAccounts, settings_object, settings_text
+from worker.sending.limits import too_large
 from worker.sending.outbox import OutboxEmail
+
+TEMPLATES_BYTES = 64 * 1024 * 1024  # of the templates that are in memory at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class ReminderTemplate:
-    """A tenant's own e-mail template."""
+    """A tenant's own e-mail template. One that is larger than any message may be is not read."""
 
     subject: str | None
     html: str | None
+    size_bytes: int
+
+
+class _TemplateKey(NamedTuple):
+    tenant_id: str
+    template_id: str
 
 
 class DigestMessages:
     """The messages of one tick at a time."""
 
-    def __init__(self, db: Database, accounts: SendingAccounts, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        db: Database,
+        accounts: SendingAccounts,
+        clock: Callable[[], datetime],
+        message_max_bytes: int = DEFAULT_MESSAGE_MAX_BYTES,
+    ) -> None:
         """``clock`` returns UTC without a zone."""
         self._db = db
+        self._message_max_bytes = message_max_bytes
         self._accounts = accounts
         self._clock = clock
         self._sql = queries("reminders")
         self._tenants: Mapping[str, ReminderTenant] = {}
-        self._templates: Mapping[str, ReminderTemplate] = {}
+        self._templates: dict[_TemplateKey, ReminderTemplate | None] = {}
 
     def begin(self, tenants: Iterable[ReminderTenant]) -> None:
         """A tick begins, with these tenants."""
@@ -43,10 +61,43 @@ class DigestMessages:
         self._templates = {}
 
     def read_templates(self, notifications: Iterable[Notification]) -> None:
-        """Keeps the templates that these digests need, and no others: their texts may be long."""
-        ids = list({each for digest in notifications if (each := DigestContent.of(digest).template_id)})
-        rows = self._db.all(self._sql["templates"], ids=ids) if ids else []
-        self._templates = {row["id"]: ReminderTemplate(row["subject"], row["htmlBody"]) for row in rows}
+        """Keeps the templates that these digests need, and no others: their texts may be long.
+
+        Where they are too much for the memory, only some of them; the others are read when their digest is prepared.
+        """
+        keys = {_TemplateKey(digest.tenant_id or "", each) for digest in notifications
+                if (each := DigestContent.of(digest).template_id)}  # fmt: skip
+        self._templates = {}
+        self._read(keys)
+
+    def _read(self, keys: Collection[_TemplateKey]) -> None:
+        if not keys:
+            return
+        rows = self._db.all(
+            self._sql["templates"],
+            tenant_ids=[key.tenant_id for key in keys],
+            ids=[key.template_id for key in keys],
+            largest=self._message_max_bytes,
+            most=TEMPLATES_BYTES,
+        )
+        for row in rows:
+            template = ReminderTemplate(row["subject"], row["html"], row["bytes"])
+            self._templates[_TemplateKey(row["tenant_id"], row["id"])] = template
+
+    def _template(self, tenant_id: str, template_id: str | None) -> ReminderTemplate | None:
+        """None where the tenant has deleted it in the meantime. Raises ValueError where it is too large."""
+        if template_id is None:
+            return None
+        key = _TemplateKey(tenant_id, template_id)
+        if key not in self._templates:
+            kept = sum(each.size_bytes for each in self._templates.values() if each)
+            if kept > TEMPLATES_BYTES:
+                self._templates = {}
+            self._read([key])
+        template = self._templates.setdefault(key, None)
+        if template and template.size_bytes > self._message_max_bytes:
+            raise ValueError(too_large("the tenant's e-mail template", template.size_bytes, self._message_max_bytes))
+        return template
 
     def prepare(self, notification: Notification) -> OutgoingMessage:
         """Raises TransportMissing, and ValueError for an address that cannot be written to."""
@@ -68,7 +119,7 @@ class DigestMessages:
 
     def _email(self, notification: Notification, content: DigestContent, tenant: ReminderTenant) -> OutgoingMessage:
         account = self._accounts.email(tenant.user)
-        template = self._templates.get(content.template_id or "")  # the tenant may have deleted it in the meantime
+        template = self._template(tenant.id, content.template_id)
         digest = _digest(notification, content, tenant)
         texts = email_texts(digest, template.subject, template.html) if template else email_texts(digest)
         message = self._message(notification, content, account, texts)

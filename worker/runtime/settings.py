@@ -31,6 +31,7 @@ from worker.runtime.setting_parsers import (
     whole_number,
 )
 
+DEFAULT_MESSAGE_MAX_BYTES = 26_214_400  # 25 MiB, what Gmail and most mail servers accept
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 
 
@@ -138,6 +139,13 @@ class Settings:
         one_of("fail", "resend"),
         "fail",
         "what to do with a message whose answer never came: fail (never sent twice) or resend (never lost)",
+        programs="campaign reminders trial",
+    )
+    message_max_bytes: int = variable(
+        "MESSAGE_MAX_BYTES",
+        whole_number(1_000, 100_000_000),
+        str(DEFAULT_MESSAGE_MAX_BYTES),
+        "the largest message that is sent, in bytes as it leaves; a campaign whose message is larger fails",
         programs="campaign reminders trial",
     )
     smtp_url: str | None = variable(

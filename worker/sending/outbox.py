@@ -1,9 +1,36 @@
 """The CRM's outbox, the table "EmailLog": what is filed there of an e-mail that a provider accepted."""
 
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
+
+import psycopg2
 
 from worker.messages import Accepted, EmailCopy
+
+CHUNK_BYTES = 8 * 1024 * 1024  # what one statement files; a single e-mail may be larger
+
+
+def json_chunks(records: Iterable[Mapping[str, Any]], chunk_bytes: int = CHUNK_BYTES) -> Iterator[str]:
+    """Rows as JSON lists, each for one statement. Only one of the lists is in memory at a time."""
+    chunk: list[str] = []
+    size = 0
+    for record in records:
+        text = json.dumps(record, ensure_ascii=False, default=datetime.isoformat)
+        if chunk and size + len(text) > chunk_bytes:
+            yield f"[{','.join(chunk)}]"
+            chunk, size = [], 0
+        chunk.append(text)
+        size += len(text)
+    if chunk:
+        yield f"[{','.join(chunk)}]"
+
+
+def is_refused_row(error: psycopg2.Error) -> bool:
+    """Whether the database refuses a row as such: its references, its values, or its size (SQLSTATE 54...)."""
+    return isinstance(error, psycopg2.IntegrityError | psycopg2.DataError) or (error.pgcode or "").startswith("54")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,5 +59,5 @@ class OutboxEmail:
             "entity_id": self.entity_id,
             "at": at,
             "tenant_id": self.tenant_id,
-            "user_id": self.user_id,
+            "for_user": self.user_id,
         }

@@ -20,11 +20,13 @@ WITH due AS (
     FROM due WHERE c.id = due.id
     RETURNING c.id, c."tenantId", c.name, c.channel, c."totalRecipients"
 ), run AS (
-    INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, next_batch_at)
-    SELECT id, "tenantId", statement_timestamp() AT TIME ZONE 'UTC', %(now)s FROM started
+    INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, next_batch_at, log_rows)
+    SELECT id, "tenantId", statement_timestamp() AT TIME ZONE 'UTC', %(now)s,
+           -- include: log_rows
+    FROM started c
     ON CONFLICT (campaign_id) DO UPDATE
-    SET started_at = excluded.started_at, next_batch_at = excluded.next_batch_at,
-        prepared = false, position = '', holds = 0
+    SET tenant_id = excluded.tenant_id, started_at = excluded.started_at, next_batch_at = excluded.next_batch_at,
+        log_rows = excluded.log_rows, prepared = false, position = '', holds = 0
 ), logged AS (
     INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
     SELECT gen_random_uuid()::text, "tenantId", id, 'started', 'The worker started sending',
@@ -33,14 +35,12 @@ WITH due AS (
 )
 SELECT * FROM started;
 
--- name: disown  Gives up runs that a user paused, stopped or resumed: they are not the worker's any more.
+-- name: disown  Gives up runs that a user paused, stopped, resumed or started: they are not the worker's any more.
 DELETE FROM worker.campaign_run r
 WHERE NOT EXISTS (
     SELECT FROM "Campaign" c WHERE c.id = r.campaign_id AND c.status = 'running'
-) OR EXISTS (
-    SELECT FROM "CampaignLog" l
-    WHERE l."campaignId" = r.campaign_id AND l.action IN ('paused', 'resumed') AND l."createdAt" > r.started_at
-)
+) OR
+    -- include: changed_by_crm
 RETURNING r.campaign_id AS id;
 
 -- name: adopt  Takes over running campaigns that no process seems to send: nothing changed for so many seconds.
@@ -52,13 +52,15 @@ WITH orphan AS (
       AND NOT EXISTS (SELECT FROM worker.campaign_run r WHERE r.campaign_id = c.id)
       AND c."updatedAt" <= quiet.since
       AND NOT EXISTS (
-          SELECT FROM "CampaignRecipient" p WHERE p."campaignId" = c.id AND p."updatedAt" > quiet.since
+          SELECT FROM "CampaignRecipient" p
+          WHERE p."campaignId" = c.id AND p."tenantId" = c."tenantId" AND p."updatedAt" > quiet.since
       )
     LIMIT 100
     FOR UPDATE OF c SKIP LOCKED
 ), adopted AS (
-    INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, next_batch_at)
-    SELECT c.id, c."tenantId", statement_timestamp() AT TIME ZONE 'UTC', %(now)s
+    INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, next_batch_at, log_rows)
+    SELECT c.id, c."tenantId", statement_timestamp() AT TIME ZONE 'UTC', %(now)s,
+           -- include: log_rows
     FROM "Campaign" c JOIN orphan USING (id)
     ON CONFLICT (campaign_id) DO NOTHING
     RETURNING campaign_id, tenant_id, started_at
@@ -75,10 +77,17 @@ SELECT campaign_id AS id FROM worker.campaign_run
 WHERE next_batch_at <= %(now)s AND NOT campaign_id = ANY (%(busy)s::text[])
 ORDER BY next_batch_at LIMIT 50;
 
--- name: campaign  One campaign with all that its messages are made of.
-SELECT c.id, c."tenantId", c."userId", c.name, c.channel, c.subject, c."htmlContent", c."textContent",
-       c."whatsappMessageType", c."whatsappMediaType", c."whatsappMediaUrl", c."whatsappCaption",
-       c."whatsappTemplateName", c."whatsappTemplateLanguage", c."whatsappTemplateParams",
+-- name: campaign  One campaign with all that its messages are made of, for the tenant that its run was started for.
+-- Texts that are larger than any message may be are not read at all.
+SELECT c.id, t.id AS "tenantId", c."userId", c.name, c.channel,
+       CASE WHEN size.bytes <= %(largest)s THEN c.subject END AS subject,
+       CASE WHEN size.bytes <= %(largest)s THEN c."htmlContent" END AS "htmlContent",
+       CASE WHEN size.bytes <= %(largest)s THEN c."textContent" ELSE '' END AS "textContent",
+       CASE WHEN size.bytes <= %(largest)s THEN c."whatsappCaption" END AS "whatsappCaption",
+       CASE WHEN size.bytes <= %(largest)s THEN c."whatsappMediaUrl" END AS "whatsappMediaUrl",
+       CASE WHEN size.bytes <= %(largest)s THEN c."whatsappTemplateParams" END AS "whatsappTemplateParams",
+       size.bytes AS text_bytes, coalesce(c."tenantId" <> r.tenant_id, false) AS moved,
+       c."whatsappMessageType", c."whatsappMediaType", c."whatsappTemplateName", c."whatsappTemplateLanguage",
        c."targetType", c."targetFilters",
        c."utmSource", c."utmMedium", c."utmCampaign", c."utmTerm", c."utmContent", c."platformUtmConfig",
        c."autoTagLinks", c."useShortLinks",
@@ -90,13 +99,20 @@ SELECT c.id, c."tenantId", c."userId", c.name, c.channel, c.subject, c."htmlCont
        CASE WHEN u."gmailTokenExpiry" BETWEEN '1970-01-01' AND '9000-01-01' THEN u."gmailTokenExpiry" END
            AS "gmailTokenExpiry"
 FROM "Campaign" c
-JOIN "Tenant" t ON t.id = c."tenantId"
 LEFT JOIN worker.campaign_run r ON r.campaign_id = c.id
-LEFT JOIN "User" u ON u.id = c."userId" AND u."tenantId" = c."tenantId"
+JOIN "Tenant" t ON t.id = coalesce(r.tenant_id, c."tenantId")
+LEFT JOIN "User" u ON u.id = c."userId" AND u."tenantId" = t.id,
+LATERAL (
+    SELECT coalesce(octet_length(c.subject), 0) + coalesce(octet_length(c."htmlContent"), 0)
+         + octet_length(c."textContent") + coalesce(octet_length(c."whatsappCaption"), 0)
+         + coalesce(octet_length(c."whatsappMediaUrl"), 0)
+         + coalesce(octet_length(c."whatsappTemplateParams"::text), 0) AS bytes
+) AS size
 WHERE c.id = %(campaign_id)s;
 
 -- name: lock_unprepared  Lets one worker at a time prepare a run.
 SELECT r.campaign_id,
+       -- whatever tenant they name: where the CRM has chosen recipients, nobody else may be written to
        EXISTS (SELECT FROM "CampaignRecipient" p WHERE p."campaignId" = r.campaign_id) AS has_recipients
 FROM worker.campaign_run r
 WHERE r.campaign_id = %(campaign_id)s AND NOT r.prepared
@@ -168,7 +184,7 @@ WITH numbered AS (
         ORDER BY status = 'pending', id
     ) AS number
     FROM "CampaignRecipient"
-    WHERE "campaignId" = %(campaign_id)s
+    WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s
       AND worker.address(%(channel)s, "recipientEmail", "recipientPhone") IS NOT NULL
 ), failed AS (
     UPDATE "CampaignRecipient" r
@@ -188,11 +204,9 @@ WITH run AS (
     SELECT r.campaign_id, r.position
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
     WHERE r.campaign_id = %(campaign_id)s AND r.prepared AND c.status = 'running'
-      AND NOT EXISTS (
-          SELECT FROM "CampaignLog" l
-          WHERE l."campaignId" = %(campaign_id)s AND l.action IN ('paused', 'resumed')
-            AND l."createdAt" > r.started_at
-      )
+      AND r.tenant_id = %(tenant_id)s AND c."tenantId" = %(tenant_id)s AND c."userId" = %(user_id)s
+      AND NOT
+          -- include: changed_by_crm
       -- a session that changed the row while this statement waited for it may have paused and resumed: look again later
       AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
     FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could deadlock
@@ -206,6 +220,7 @@ WITH run AS (
     FROM run, LATERAL (
         SELECT p.id FROM "CampaignRecipient" p
         WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending' AND p.id > run.position
+          AND coalesce(p."tenantId" = %(tenant_id)s, false) -- not by that column's index, and as if true for most
           -- a look at each row's own retry: as a join it would read those of all campaigns
           AND coalesce((SELECT false FROM worker.campaign_retry q WHERE q.recipient_id = p.id), true)
         ORDER BY p.id LIMIT %(size)s - (SELECT count(*) FROM retried)
@@ -218,12 +233,15 @@ WITH run AS (
     FROM picked
     WHERE p.id = picked.id
       AND p.id = ANY (ARRAY(SELECT id FROM picked)) AND p.status || '' = 'pending'  -- both: only by primary key
+      AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
               picked.attempts
 ), stale AS (
     DELETE FROM worker.campaign_retry q USING retried
     WHERE q.recipient_id = retried.id AND NOT EXISTS (
-        SELECT FROM "CampaignRecipient" p WHERE p.id = retried.id AND p.status IN ('pending', 'sending')
+        SELECT FROM "CampaignRecipient" p
+        WHERE p.id = retried.id AND p.status IN ('pending', 'sending')
+          AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     )
 ), moved AS (
     UPDATE worker.campaign_run r SET position = last.id
@@ -266,6 +284,7 @@ WITH own_batch AS (
     FROM outcome o
     WHERE p.id = o.id AND o.status <> 'sending'
       AND p.id = ANY (ARRAY(SELECT id FROM outcome)) AND p.status || '' = 'sending'  -- both: only by primary key
+      AND p."campaignId" || '' = o.campaign_id AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.status
 ), retries AS (
     INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)
@@ -283,12 +302,14 @@ WITH own_batch AS (
     INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
     SELECT %(tenant_id)s, %(channel)s, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone"),
            o.reason, %(now)s
-    FROM outcome o JOIN "CampaignRecipient" p ON p.id = o.id
+    FROM outcome o JOIN "CampaignRecipient" p
+        ON p.id = o.id AND p."campaignId" || '' = o.campaign_id AND p."tenantId" || '' = %(tenant_id)s
     WHERE o.id = ANY (%(opted_out)s::text[])
     ON CONFLICT DO NOTHING
 ), email AS (
     SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, own_batch.campaign_id AS entity_id,
-           %(tenant_id)s::text AS tenant_id, %(user_id)s::text AS user_id
+           %(tenant_id)s::text AS tenant_id,
+           (SELECT id FROM "User" WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s) AS user_id
     FROM own_batch, json_to_recordset(%(outbox)s::json)
         AS e (address text, subject text, body text, html text, message_id text, gmail_id text, gmail_thread_id text,
               at timestamp(3))
@@ -301,15 +322,30 @@ WITH own_batch AS (
     FROM own_batch WHERE r.campaign_id = own_batch.campaign_id
 ), released AS (
     DELETE FROM worker.campaign_batch b USING own_batch WHERE b.id = own_batch.id
+), counted AS (
+    UPDATE "Campaign" c
+    SET "sentCount" = c."sentCount" + n.sent, "failedCount" = c."failedCount" + n.failed, "updatedAt" = %(now)s
+    FROM own_batch, (
+        SELECT count(*) FILTER (WHERE status = 'sent') AS sent, count(*) FILTER (WHERE status = 'failed') AS failed
+        FROM settled
+    ) AS n
+    WHERE c.id = own_batch.campaign_id AND c."tenantId" || '' = %(tenant_id)s
+    RETURNING c."sentCount", c."failedCount", c."totalRecipients", c.status
 )
-UPDATE "Campaign" c
-SET "sentCount" = c."sentCount" + n.sent, "failedCount" = c."failedCount" + n.failed, "updatedAt" = %(now)s
-FROM own_batch, (
-    SELECT count(*) FILTER (WHERE status = 'sent') AS sent, count(*) FILTER (WHERE status = 'failed') AS failed
-    FROM settled
-) AS n
-WHERE c.id = own_batch.campaign_id
-RETURNING c."sentCount", c."failedCount", c."totalRecipients", c.status;
+SELECT counted.* FROM own_batch LEFT JOIN counted ON true;
+
+-- name: file_emails  Files some of the e-mails of a batch that is settled in the same transaction.
+WITH email AS (
+    SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, b.campaign_id AS entity_id,
+           %(tenant_id)s::text AS tenant_id,
+           (SELECT id FROM "User" WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s) AS user_id
+    FROM worker.campaign_batch b, json_to_recordset(%(outbox)s::json)
+        AS e (address text, subject text, body text, html text, message_id text, gmail_id text, gmail_thread_id text,
+              at timestamp(3))
+    WHERE b.id = %(batch_id)s AND b.holder = %(holder)s
+)
+-- include: email_log
+;
 
 -- name: postpone  Nothing of the run can be claimed before this time.
 UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s, holds = %(backoffs)s
@@ -324,9 +360,11 @@ SELECT
      WHERE s.campaign_id = %(campaign_id)s)                                             AS next_ask,
     EXISTS (SELECT FROM "CampaignRecipient" p
             WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending' AND p.id > r.position
+              AND coalesce(p."tenantId" = r.tenant_id, false)
               AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)) AS ahead,
     EXISTS (SELECT FROM "CampaignRecipient" p
             WHERE p."campaignId" = %(campaign_id)s AND p.status = 'pending' AND p.id <= r.position
+              AND coalesce(p."tenantId" = r.tenant_id, false)
               AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)) AS behind
 FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s;
 
@@ -336,7 +374,7 @@ UPDATE worker.campaign_run SET prepared = false, next_batch_at = %(next_batch_at
 -- name: fail_lost  Fails recipients that no batch holds: the worker's own tables were emptied.
 UPDATE "CampaignRecipient" SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
     "errorMessage" = 'Unconfirmed: the worker lost its record of this message'
-WHERE "campaignId" = %(campaign_id)s AND status = 'sending'
+WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s AND status = 'sending'
   AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)
   AND NOT EXISTS (SELECT FROM worker.unconfirmed_send s WHERE s.campaign_id = %(campaign_id)s);
 
@@ -345,14 +383,20 @@ WITH total AS (
     SELECT count(*) FILTER (WHERE status IN ('sent', 'delivered', 'opened')) AS sent,
            count(*) FILTER (WHERE status = 'failed')                         AS failed,
            count(*) FILTER (WHERE status IN ('pending', 'sending'))          AS left_over
-    FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s
+    FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s
+), others AS (
+    SELECT count(*) AS number
+    FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s AND "tenantId" <> %(tenant_id)s
 ), ended AS (
     UPDATE "Campaign" c
     SET status = CASE WHEN total.failed > 0 AND total.sent = 0 THEN 'failed' ELSE 'completed' END,
         "completedAt" = %(now)s, "sentCount" = total.sent, "failedCount" = total.failed, "updatedAt" = %(now)s
     FROM total
-    WHERE c.id = %(campaign_id)s AND c.status = 'running' AND total.left_over = 0
-      AND EXISTS (SELECT FROM worker.campaign_run r WHERE r.campaign_id = c.id AND r.prepared)
+    WHERE c.id = %(campaign_id)s AND c."tenantId" = %(tenant_id)s AND c.status = 'running' AND total.left_over = 0
+      AND EXISTS (
+          SELECT FROM worker.campaign_run r
+          WHERE r.campaign_id = c.id AND r.tenant_id = c."tenantId" AND r.prepared
+      )
     RETURNING c.id, c."tenantId", c.status, c."sentCount", c."failedCount", c."totalRecipients"
 ), run AS (
     DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
@@ -362,10 +406,14 @@ WITH total AS (
     INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, metadata, "createdAt")
     SELECT gen_random_uuid()::text, "tenantId", id, status,
            CASE WHEN status = 'failed' THEN format('Every send failed: 0 sent, %%s failed', "failedCount")
-                WHEN "sentCount" + "failedCount" = 0 THEN 'Completed: its target matched nobody'
-                ELSE format('Completed: %%s sent, %%s failed', "sentCount", "failedCount") END,
+                WHEN "sentCount" + "failedCount" > 0
+                    THEN format('Completed: %%s sent, %%s failed', "sentCount", "failedCount")
+                WHEN others.number > 0 THEN 'Completed: none of its recipients is one of its tenant''s'
+                ELSE 'Completed: its target matched nobody' END
+           || CASE WHEN others.number > 0
+                   THEN format('; %%s recipients of another tenant were left out', others.number) ELSE '' END,
            jsonb_build_object('sentCount', "sentCount", 'failedCount', "failedCount"), %(now)s
-    FROM ended
+    FROM ended, others
 )
 SELECT * FROM ended;
 
@@ -374,7 +422,8 @@ WITH ended AS (
     UPDATE "Campaign" c SET status = 'failed', "updatedAt" = %(now)s
     FROM worker.campaign_run r
     WHERE r.campaign_id = c.id AND c.id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
-    RETURNING c.id, c."tenantId", c."userId"
+    RETURNING c.id, c."tenantId",
+              (SELECT u.id FROM "User" u WHERE u.id = c."userId" AND u."tenantId" = c."tenantId") AS user_id
 ), run AS (
     DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
 ), retries AS (
@@ -394,14 +443,16 @@ FROM worker.campaign_batch;
 SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
        coalesce(q.attempts, 0) AS attempts, NULL AS opted_out
 FROM "CampaignRecipient" p LEFT JOIN worker.campaign_retry q ON q.recipient_id = p.id
-WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" = %(campaign_id)s;
+WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" = %(campaign_id)s AND p."tenantId" = %(tenant_id)s;
 
 -- name: drop_batch  Deletes a batch whose campaign was deleted.
 DELETE FROM worker.campaign_batch WHERE id = %(batch_id)s;
 
 -- name: drop_unconfirmed  Deletes unconfirmed messages whose campaign or recipient was deleted.
 DELETE FROM worker.unconfirmed_send s
-WHERE NOT EXISTS (SELECT FROM "CampaignRecipient" p WHERE p.id = s.recipient_id);
+WHERE NOT EXISTS (
+    SELECT FROM "CampaignRecipient" p WHERE p.id = s.recipient_id AND p."campaignId" || '' = s.campaign_id
+);
 
 -- name: drop_retries  Deletes retries of campaigns that ended without the worker, or were deleted.
 DELETE FROM worker.campaign_retry q
@@ -425,6 +476,7 @@ WITH picked AS (
     SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
            picked.attempts, NULL AS opted_out
     FROM picked JOIN "CampaignRecipient" p ON p.id = picked.recipient_id AND p.status || '' = 'sending'
+        AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
 ), batch AS (
     INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, asking, recipient_ids, renewed_at)
     SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, true, array_agg(id),
@@ -445,14 +497,15 @@ FROM unnest(%(ids)s::text[], %(originals)s::text[], %(taggeds)s::text[], %(codes
 ON CONFLICT (id) DO UPDATE
 SET "taggedUrl" = excluded."taggedUrl", "shortCode" = excluded."shortCode", "shortUrl" = excluded."shortUrl",
     "utmSource" = excluded."utmSource", "utmMedium" = excluded."utmMedium", "utmCampaign" = excluded."utmCampaign",
-    "utmTerm" = excluded."utmTerm", "utmContent" = excluded."utmContent", "updatedAt" = excluded."updatedAt";
+    "utmTerm" = excluded."utmTerm", "utmContent" = excluded."utmContent", "updatedAt" = excluded."updatedAt"
+WHERE campaign_links."tenantId" = excluded."tenantId" AND campaign_links."campaignId" = excluded."campaignId";
 
 -- name: account_runs  The running campaigns of a tenant that send through one account.
 SELECT c.id FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
-WHERE c."tenantId" = %(tenant_id)s AND c.channel = %(channel)s
+WHERE r.tenant_id = %(tenant_id)s AND c."tenantId" = %(tenant_id)s AND c.channel = %(channel)s
   AND (%(user_id)s::text IS NULL OR c."userId" = %(user_id)s);
 
 -- name: backlog  What waits, for the metrics.
 SELECT coalesce(sum(greatest(c."totalRecipients" - c."sentCount" - c."failedCount", 0)), 0)::float AS pending,
        coalesce(extract(epoch FROM %(now)s - min(c."scheduledAt")), 0)::float                      AS oldest_due_seconds
-FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id;
+FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id AND c."tenantId" = r.tenant_id;

@@ -83,7 +83,7 @@ WITH recipient AS MATERIALIZED (
     SELECT d.number, d.total,
            jsonb_agg(jsonb_build_array(left(l.name, 200), left(l.email, 200), left(l.phone, 200)) ORDER BY d.rank)
                AS leads
-    FROM due d JOIN "Lead" l ON l.id = d.id
+    FROM due d JOIN recipient r USING (number) JOIN "Lead" l ON l.id = d.id AND l."tenantId" = r.tenant_id
     WHERE d.rank <= %(listed)s
     GROUP BY d.number, d.total
 ), claimed AS (
@@ -117,8 +117,21 @@ WITH gone AS (
 )
 SELECT id::text FROM gone;
 
--- name: templates  The e-mail templates that digests are made from.
-SELECT id, subject, "htmlBody" FROM "EmailTemplate" WHERE id = ANY (%(ids)s);
+-- name: templates  E-mail templates that digests are made from, no more than %(most)s bytes of them (at least one).
+SELECT id, tenant_id, bytes,
+       -- one that is larger than any message may be is not read
+       CASE WHEN bytes <= %(largest)s THEN subject END AS subject,
+       CASE WHEN bytes <= %(largest)s THEN "htmlBody" END AS html
+FROM (
+    SELECT size.*, sum(least(size.bytes, %(largest)s)) OVER (ORDER BY size.bytes, size.id) AS until_here
+    FROM (
+        SELECT t.id, t."tenantId" AS tenant_id, t.subject, t."htmlBody",
+               octet_length(t.subject) + octet_length(t."htmlBody") AS bytes
+        FROM unnest(%(tenant_ids)s::text[], %(ids)s::text[]) AS wanted (tenant_id, id)
+        JOIN "EmailTemplate" t ON t.id = wanted.id AND t."tenantId" = wanted.tenant_id
+    ) AS size
+) AS listed
+WHERE until_here <= %(most)s OR until_here = least(bytes, %(largest)s);
 
 -- name: count_template  Counts the digests that a template was used for; skipped while another session has it locked.
 UPDATE "EmailTemplate"
@@ -132,6 +145,6 @@ WHERE id = (
 DELETE FROM worker.lead_reminder
 WHERE ctid = ANY (ARRAY (
     SELECT m.ctid
-    FROM worker.lead_reminder m LEFT JOIN "Lead" l ON l.id = m.lead_id
+    FROM worker.lead_reminder m LEFT JOIN "Lead" l ON l.id = m.lead_id AND l."tenantId" = m.tenant_id
     WHERE l.id IS NULL OR m.reminded_at < %(oldest)s
 ));

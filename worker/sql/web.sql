@@ -10,10 +10,11 @@ WITH clock AS (
            extract(epoch FROM r.next_batch_at - clock.now)::float8 AS next_batch_seconds, r.prepared,
            r.holds AS deferrals,
            -- what was sent before the worker took over says nothing about the worker's rate
-           coalesce((
-               SELECT max(l."createdAt") FROM "CampaignLog" l
-               WHERE l."campaignId" = c.id AND l.action IN ('paused', 'resumed')
-           ) = r.started_at, false) AS adopted
+           EXISTS (
+               SELECT FROM "CampaignLog" l
+               WHERE l."campaignId" = c.id AND l."tenantId" = r.tenant_id
+                 AND l.action = 'resumed' AND l."createdAt" = r.started_at
+           ) AS adopted
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id, clock
     WHERE c.status = 'running'
     ORDER BY r.started_at, c.id LIMIT %(campaigns)s
