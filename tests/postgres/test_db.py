@@ -19,6 +19,7 @@ from worker.runtime.db import (
     DatabaseReadOnly,
     StatementTooLarge,
     UnreadableJson,
+    UnreadablePart,
     is_read_only,
     is_unavailable,
 )
@@ -133,6 +134,31 @@ def test_json_that_python_cannot_parse(db: Database, connection: Connection, kin
         cursor.execute(statement.format(kind))
         with pytest.raises((ValueError, RecursionError)):
             cursor.fetchall()
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonb"])
+@pytest.mark.parametrize(
+    "part",
+    ["repeat('[', 3000) || repeat(']', 3000)", "repeat('{\"a\":', 2000) || '1' || repeat('}', 2000)",
+     "repeat('1', 100000)", "'-' || repeat('1', 5000)"],
+    ids=["lists", "objects", "digits", "negative"],
+)  # fmt: skip
+def test_an_object_with_a_part_that_python_cannot_parse(db: Database, kind: str, part: str) -> None:
+    """Its other parts can be used; the part itself has a type that no setting has, and is false."""
+    for prefix, depth in (("", 0), ('{"deep": ', 1)):
+        text = f"""'{{"a": ["]}}", "\\\\\\"{{["], "bad": {prefix}' || {part} || '{"}" * depth}, "b": {{"c": 2}}}}'"""
+        row = db.one(f"SELECT ({text})::{kind} AS value".replace("%", "%%"))
+        assert row
+        value = row["value"]
+        assert value["a"] == ["]}", '\\"{[']
+        assert value["b"] == {"c": 2}
+        bad = value["bad"]
+        for _ in range(200):
+            if not isinstance(bad, dict | list):
+                break
+            bad = bad["a" if "a" in bad else "deep"] if isinstance(bad, dict) else bad[0]
+        assert type(bad) is UnreadablePart
+        assert not bad
 
 
 def test_other_json(db: Database) -> None:

@@ -41,6 +41,9 @@ LOCK_TIMEOUT_SECONDS = 30
 # PostgreSQL closes the connection at 1 GB, which looks like an outage, and needs several times as much memory before
 STATEMENT_MAX_BYTES = 256 << 20
 
+JSON_LEVELS = 100  # of an object in whose parts Python's parser gives up
+_JSON_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')  # or a string, which may have brackets in it
+
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 # Parameters that the CRM's Node.js client adds to DATABASE_URL and libpq does not know.
 _NODE_ONLY = {"schema", "connection_limit", "pool_timeout", "pgbouncer", "sslaccept", "socket_timeout"}
@@ -52,12 +55,48 @@ class UnreadableJson(str):
     __slots__ = ()
 
 
+class UnreadablePart(int):
+    """Takes the place of what Python cannot parse inside an object: 0, where neither 0 nor a number is expected."""
+
+    __slots__ = ()
+
+
 def _parse_json(raw: str) -> Any:
-    """A number with thousands of digits, or a thousand nested levels, must not make the whole statement fail."""
+    """A number with thousands of digits, or a thousand nested levels, must not make the whole statement fail.
+
+    The other parts of an object (a tenant's settings) stay what they are.
+    """
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
-        return UnreadableJson("JSON that cannot be parsed")
+        if not raw.lstrip().startswith("{"):
+            return UnreadableJson("JSON that cannot be parsed")
+    # PostgreSQL's JSON has no NaN: so it can stand for the parts that were left out
+    return json.loads(_without_deep_parts(raw), parse_int=_whole_number, parse_constant=lambda _: UnreadablePart())
+
+
+def _whole_number(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # more digits than Python converts
+        return UnreadablePart()
+
+
+def _without_deep_parts(raw: str) -> str:
+    """The JSON text with NaN for each list and object that is more than JSON_LEVELS deep."""
+    kept: list[str] = []
+    depth = copied = 0
+    for found in _JSON_BRACKET.finditer(raw):
+        bracket = found[0]
+        if bracket in ("[", "{"):
+            depth += 1
+            if depth == JSON_LEVELS + 1:
+                kept += raw[copied : found.start()], "NaN"
+        elif bracket in ("]", "}"):
+            if depth == JSON_LEVELS + 1:
+                copied = found.end()
+            depth -= 1
+    return "".join(kept) + raw[copied:]
 
 
 Row = dict[str, Any]
