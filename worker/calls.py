@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 
+import psycopg2
+
 from worker.calling.accounts import CallingAccounts
 from worker.calling.claims import CallClaims
 from worker.calling.placement import CallPlacement
@@ -18,7 +20,7 @@ from worker.calling.reporting import CallCounts, CallReporter
 from worker.calling.requests import POLL_SECONDS, ROUND_SECONDS, CallRequests
 from worker.calling.selection import CallSelection
 from worker.runtime import program
-from worker.runtime.db import UNAVAILABLE, Row, queries
+from worker.runtime.db import Row, queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.migrations import require_current
 
@@ -82,7 +84,7 @@ class CallsJob:
     def close(self) -> bool:
         try:
             self._requests.drain()
-        except UNAVAILABLE as error:
+        except psycopg2.Error as error:
             reason = str(error).strip()
             log.error("placed calls could not be booked, Twilio will be asked about them", {"reason": reason})
         ended = self._requests.close()

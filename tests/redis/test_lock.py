@@ -492,3 +492,69 @@ def test_bad_arguments(clients: int, ttl_ms: int, client: redis.Redis) -> None:
     """A lock without a server, or with a ttl too short to renew, is refused."""
     with pytest.raises(ValueError, match="at least"):
         Lock([client] * clients, NAME, ttl_ms)
+
+
+@pytest.mark.parametrize("kind", ["list", "hash", "set", "zset", "stream"])
+def test_a_key_of_another_type(
+    kind: str, url: str, connected: Callable[..., redis.Redis], make_lock: Callable[..., Lock],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """No worker can have written it: it is deleted, the log names it, and the lock is acquired at once."""
+    client = connected(url)
+    writers: dict[str, Callable[[], object]] = {
+        "list": lambda: client.rpush(KEY, "a"),
+        "hash": lambda: client.hset(KEY, "a", "b"),
+        "set": lambda: client.sadd(KEY, "a"),
+        "zset": lambda: client.zadd(KEY, {"a": 1}),
+        "stream": lambda: client.xadd(KEY, {"a": "b"}),
+    }
+    writers[kind]()
+    lock = make_lock(client)
+    assert lock.holder() is None
+    assert lock.acquire()
+    assert client.get(KEY) == lock.token
+    (record,) = caplog.records
+    assert record.getMessage() == "lock put aside: no worker can have written it"
+    assert record.args == {"lock": KEY, "reason": f"it is a {kind}, not a string", "found": ""}
+    client.delete(KEY)
+    writers[kind]()  # while the lock is held: it is lost, as if the key had been deleted
+    lock.release()
+    assert caplog.records[-1].args == {"lock": KEY, "reason": "it was gone before it was released"}
+    assert client.type(KEY) == kind
+
+
+@pytest.mark.parametrize("life_ms", [None, 365 * 86_400_000])
+def test_a_key_that_stays(
+    life_ms: int | None, url: str, connected: Callable[..., redis.Redis], make_lock: Callable[..., Lock],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """It counts as another worker's lock for the usual time, since its holder would renew it; then it is free."""
+    client = connected(url)
+    client.set(KEY, "somebody", px=life_ms)
+    lock = make_lock(client, ttl_ms=300)
+    assert not lock.acquire()
+    assert not lock.acquire()
+    assert [record.getMessage() for record in caplog.records] == ["lock put aside: no worker can have written it"]
+    wait_until(lock.acquire, "the key has expired")
+
+
+def test_a_machine_without_threads(
+    url: str, connected: Callable[..., redis.Redis], make_lock: Callable[..., Lock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a thread that renews it, the lock is released again; later it is acquired and renewed as ever."""
+    client = connected(url)
+    lock = make_lock(client, ttl_ms=300)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            lock.acquire()
+        assert not lock.held
+        assert client.get(KEY) is None
+    assert lock.acquire()
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 0.5, "longer than the lock lives without being renewed")
+    assert lock.held

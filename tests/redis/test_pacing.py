@@ -1,5 +1,6 @@
 """The pace of an account, against Redis's own clock and against one that hypothesis sets."""
 
+import logging
 import math
 import subprocess
 import sys
@@ -137,6 +138,63 @@ def test_key_expires(client: redis.Redis) -> None:
     assert 0 < int(client.pttl(KEY)) <= 10_002
     pace.back_off(60)
     assert 30_000 < int(client.pttl(KEY)) <= 60_002
+
+
+def poison(client: redis.Redis, value: object) -> None:
+    """Puts a value where the pace is, as no worker would."""
+    client.delete(KEY)
+    if isinstance(value, list):
+        client.rpush(KEY, *value)
+    elif isinstance(value, set):
+        client.sadd(KEY, *value)
+    elif isinstance(value, dict):
+        client.hset(KEY, mapping=value)
+    elif value == "stream":
+        client.xadd(KEY, {"a": "b"})
+    elif value == "a year ahead":
+        client.set(KEY, int((time_of(client) + 365 * 86_400) * 1_000_000))
+    else:
+        client.set(KEY, str(value))
+
+
+POISON = ["", "abc", "nan", "inf", "-inf", "1e400", "-5", "0x10", "9" * 400, "12 34", "\n1", "a year ahead", "stream",
+          ["a"], {"a"}, {"a": "b"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", POISON, ids=lambda value: repr(value)[:20])
+def test_a_key_that_is_no_pace(value: object, client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """It counts as absent, whatever is asked first, is replaced, and the log names it once."""
+    pace = Pace(client, KEY, 20)
+    for ask in (lambda: pace.take(100), lambda: pace.back_off(0.05), lambda: pace.take(0)):
+        caplog.clear()
+        poison(client, value)
+        ask()
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert record.getMessage() == "pace put aside: no worker can have written it"
+        assert record.args["pace"] == KEY  # type: ignore[index, call-overload]
+        pace.take(100)
+        assert len(caplog.records) == 1
+    poison(client, value)
+    assert pace.take(100)[0] == 2
+
+
+def test_a_backoff_lasts_a_day_at_most(client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """As a Retry-After does; and its own value is one that a worker can have written."""
+    pace = Pace(client, KEY, 20)
+    pace.back_off(365 * 86_400)
+    granted, wait_seconds = pace.take(1)
+    assert (granted, wait_seconds) == (0, pytest.approx(86_400, abs=5))
+    assert 86_000_000 < int(client.pttl(KEY)) <= 86_401_000
+    assert not caplog.records
+
+
+def test_a_rate_of_less_than_one_a_day(client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Its own value is one that a worker can have written, too."""
+    pace = Pace(client, KEY, 1 / (7 * 86_400))
+    assert pace.take(1)[0] == 1
+    assert pace.take(1) == (0, pytest.approx(7 * 86_400, abs=5))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("rate", [0, None, -1, math.inf, math.nan])

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "calling": SHARED,
     "notifications": SHARED,
     "reminding": SHARED | {"notifications"},
-    "vectors": VOCABULARY | {"content", "runtime"},
+    "vectors": VOCABULARY | {"content", "runtime", "providers"},
     "supervision": VOCABULARY | {"content", "runtime"},
     "starting": VOCABULARY | {"content", "runtime", "providers", "vectors"},
     "web": VOCABULARY | {"content", "runtime"},

@@ -1,5 +1,6 @@
 """The loop: when it runs its job, what it logs about an outage, and how it ends."""
 
+import errno
 import logging
 import os
 import queue
@@ -426,6 +427,53 @@ def test_other_failures(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     assert state.last_error == "oops"
     assert not state.running
     assert bench.client.get("lock:ledger") is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        OSError(errno.EMFILE, "Too many open files"),
+        redis.ResponseError("MISCONF Redis is unable to persist to disk"),
+    ],
+    ids=str,
+)
+def test_troubles_that_are_no_bugs(bench: Bench, caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    """They are said once, with what to do, and the job waits for their end with growing pauses."""
+    job = bench.run(error, error, error, TickResult())
+    assert job.seconds() == [0.0, 1.0, 3.0, 7.0]
+    (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.args["do"]
+    assert "bug" not in caplog.text
+    assert len(said(caplog, logging.WARNING)) == 1
+
+
+def test_another_trouble_in_an_outage(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """When the reason of an outage changes, that is said, too."""
+    gone, full = (
+        psycopg2.OperationalError("gone"),
+        psycopg2.OperationalError("FATAL: sorry, too many clients already"),
+    )
+    bench.run(gone, gone, full, full, TickResult())
+    assert said(caplog, logging.ERROR) == [
+        "a server is unavailable, the job waits for it",
+        "a server has not enough resources, the job waits for it",
+    ]
+
+
+def test_the_same_bug_again_and_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its traceback is logged once, and the pauses grow to two minutes; another error begins anew."""
+    monkeypatch.setattr(Ledger, "interval_seconds", 1.0)
+    job = bench.run(*[ZeroDivisionError("oops")] * 10, ValueError("other"), TickResult(), TickResult())
+    pauses = [late - early for early, late in pairwise(job.seconds())]
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 120.0, 120.0, 120.0, 1.0, 1.0]
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        "tick failed: a bug, please report it"
+    ] * 2
+    assert said(caplog, logging.ERROR).count("tick failed again with the same error") == 9
 
 
 @pytest.mark.parametrize("error", [SettingsError("SMTP_URL is bad"), SchemaError("run bin/migrate")])

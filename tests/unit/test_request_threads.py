@@ -139,3 +139,27 @@ def test_close(gate: Gate) -> None:
     began = time.monotonic()
     assert not busy.close()
     assert time.monotonic() - began < DEADLINE_SECONDS / 2
+
+
+def test_a_machine_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that no thread could be started for is refused, and never run later with another one."""
+    threads: RequestThreads[str, str] = RequestThreads(2)
+    ran: list[str] = []
+
+    def request(name: str) -> str:
+        ran.append(name)
+        return name
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threads.submit("first", lambda: request("first"))
+    assert len(threads) == 0
+    threads.submit("second", lambda: request("second"))
+    assert threads.wait(DEADLINE_SECONDS, for_all=True)
+    assert [(owner, answer.result()) for owner, answer in threads.collect()] == [("second", "second")]
+    assert threads.close()
+    assert ran == ["second"]

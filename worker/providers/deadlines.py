@@ -80,11 +80,12 @@ class DeadlineWatcher:
         with self._changed:
             if deadline in self._watched:
                 return
-            self._watched.add(deadline)
             if self._thread is None:
                 # ends with the process: nobody has to wait for it
-                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._watched.add(deadline)
             self._changed.notify()
 
     def _run(self) -> None:

@@ -93,6 +93,13 @@ class _TlsConnections(HTTPSConnectionPool):
     ConnectionCls = _TlsConnectionWithDeadline
 
 
+def pools_with_deadlines(**options: Any) -> urllib3.PoolManager:
+    """A PoolManager whose connections the deadline of their thread's exchange can end."""
+    pools = urllib3.PoolManager(**options)
+    pools.pool_classes_by_scheme = {"http": _Connections, "https": _TlsConnections}
+    return pools
+
+
 class HttpPool:
     """Kept connections to the HTTP providers, for ``concurrency`` threads."""
 
@@ -109,14 +116,13 @@ class HttpPool:
         """``clock`` returns seconds since 1970, because Retry-After may be a date. Does not connect yet."""
         self._clock = clock
         self._exchange_seconds = exchange_seconds
-        self._pools = urllib3.PoolManager(
+        self._pools = pools_with_deadlines(
             num_pools=10,
             maxsize=concurrency,
             retries=False,
             timeout=urllib3.Timeout(connect=connect_timeout_seconds, read=read_timeout_seconds),
             ca_certs=ca_file,
         )
-        self._pools.pool_classes_by_scheme = {"http": _Connections, "https": _TlsConnections}
 
     def post(
         self,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import redis
 
-from worker.runtime.clock import utc_now
+from worker.runtime.clock import DatabaseClock, utc_now
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database
 from worker.runtime.lock import Lock
@@ -19,7 +19,9 @@ from worker.runtime.signals import Signals
 class JobContext:
     """What every job works with: settings, servers, its lock and counters, signals and the clock.
 
-    ``clock`` returns UTC without a zone. ``database``: None connects to the settings' DATABASE_URL when it is needed.
+    ``clock`` returns UTC without a zone. With a ``database``, ``clock`` only counts until the loop has read the
+    database's time (``read_time``). Without one, ``clock`` counts for good, and the context connects to the settings'
+    DATABASE_URL when a job needs it.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class JobContext:
         self.lock = lock
         self.counters = counters
         self.signals = signals
-        self.clock = clock
+        self._database_clock: DatabaseClock | None = None
         if database is not None:
             self.database = database
+            self._database_clock = DatabaseClock(clock)
+        self.clock = self._database_clock or clock
 
     @cached_property
     def database(self) -> Database:
@@ -53,8 +57,23 @@ class JobContext:
         """Whether the job may claim more work: it holds its lock, and no signal told it to stop."""
         return self.lock.held and not self.signals.stopping
 
+    def read_time(self) -> None:
+        """Sets ``clock`` by the database's, if the program has a database: one statement.
+
+        Raises psycopg2.Error, also when the database takes no writes.
+        """
+        if self._database_clock is not None:
+            self._database_clock.set(self.database.read_time())
+
+    def disconnect(self) -> None:
+        """Closes the connections to the servers; the next use of each connects again."""
+        if "database" in vars(self):
+            self.database.close()
+        self.redis.connection_pool.disconnect(inuse_connections=False)
+        self.lock.disconnect()
+
     def close(self) -> None:
-        """Closes the connections. The lock, the counters and the signals belong to the program."""
+        """Closes the connections for good. The lock, the counters and the signals belong to the program."""
         if "database" in vars(self):
             self.database.close()
         self.redis.close()

@@ -4,6 +4,10 @@ The lock is an optimisation; the database decides which worker sends what. So ``
 certain: a holder whose renewals fail, or that was frozen for longer than the lock lives, stops claiming. On several
 independent servers the lock follows the Redlock rule
 (https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/).
+
+A key that no worker can have written is put aside, and the log names it. One of another type is deleted. One that
+would stay for ever, or for longer than a day, gets the usual time to live; if a worker does hold that lock, it goes
+on renewing it.
 """
 
 import logging
@@ -20,18 +24,51 @@ log = logging.getLogger(__name__)
 
 DEFAULT_TTL_MS = 60_000
 
-_RENEW = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+LONGEST_TTL_MS = 86_400_000  # of a key that a worker can have written
+
+# Returns the token, or false, or '' for a key of another type: the lock is not ours then.
+_READ = """
+local function read()
+  local token = redis.pcall('GET', KEYS[1])
+  if type(token) ~= 'table' then return token end
+  if string.find(token.err, 'WRONGTYPE', 1, true) then return '' end
+  error(token.err, 0)
+end
+"""
+_RENEW = (
+    _READ
+    + """
+if read() ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
-_RELEASE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+)
+_RELEASE = (
+    _READ
+    + """
+if read() ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
-_TAKE_OVER = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+)
+_TAKE_OVER = (
+    _READ
+    + """
+if read() ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
+"""
+)
+# Deletes a key of another type, and limits a time to live. Returns what was wrong, or ''.
+_PUT_ASIDE = """
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'none' then return '' end
+if kind ~= 'string' then
+  redis.call('DEL', KEYS[1])
+  return 'it is a ' .. kind .. ', not a string'
+end
+local left = redis.call('PTTL', KEYS[1])
+if left >= 0 and left <= tonumber(ARGV[2]) then return '' end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return left < 0 and 'it never expires' or 'it expires in more than a day'
 """
 
 
@@ -67,8 +104,8 @@ class Lock:
         self._clients = list(clients)
         self._quorum = len(self._clients) // 2 + 1
         self._on_lost = on_lost
-        scripts = [clients[0].register_script(text) for text in (_RENEW, _RELEASE, _TAKE_OVER)]
-        self._renew_script, self._release_script, self._take_over_script = scripts
+        scripts = [clients[0].register_script(text) for text in (_RENEW, _RELEASE, _TAKE_OVER, _PUT_ASIDE)]
+        self._renew_script, self._release_script, self._take_over_script, self._put_aside_script = scripts
         self._changed = threading.Condition()
         self._hold: _Hold | None = None
         self.token = ""  # host:pid:random of the latest attempt to acquire the lock
@@ -102,7 +139,11 @@ class Lock:
         self._unsettled = bool(failures)
         hold = self._hold_of(token, began)
         if claimed >= self._quorum and boot_seconds() < hold.until:
-            self._keep(hold)
+            try:
+                self._keep(hold)
+            except RuntimeError:  # the machine has no thread to renew it
+                self.release()
+                raise
             return True
         if claimed:
             self._delete(token)
@@ -132,13 +173,18 @@ class Lock:
         tokens: list[str] = []
 
         def ask(client: redis.Redis) -> bool:
-            tokens.append(str(client.get(self.key) or ""))
+            tokens.append(self._read(client) or "")
             return True
 
         answers, failures = self._ask_all(ask)
         if answers < self._quorum:
             raise failures[0]
         return max(filter(None, tokens), key=tokens.count, default=None)
+
+    def disconnect(self) -> None:
+        """Closes the connections that nobody uses just now; the next use connects again."""
+        for client in self._clients:
+            client.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
         """Releases the lock and ends its thread. The clients stay open."""
@@ -153,13 +199,28 @@ class Lock:
     def _claim(self, client: redis.Redis, token: str) -> bool:
         if client.set(self.key, token, nx=True, px=self.ttl_ms):
             return True
-        found = str(client.get(self.key) or "")
-        if found != token and not is_from_dead_process(found):
-            return False
+        found = self._read(client)
+        if found is None or (found != token and not is_from_dead_process(found)):
+            wrong = self._put_aside_script([self.key], [self.ttl_ms, LONGEST_TTL_MS], client=client)
+            if wrong:
+                log.warning(
+                    "lock put aside: no worker can have written it",
+                    {"lock": self.key, "reason": wrong, "found": (found or "")[:80]},
+                )
+            return found is None and bool(client.set(self.key, token, nx=True, px=self.ttl_ms))
         taken = bool(self._take_over_script([self.key], [found, token, self.ttl_ms], client=client))
         if taken and found != token:
             log.info("lock taken over from a dead process", {"lock": self.key, "holder": found})
         return taken
+
+    def _read(self, client: redis.Redis) -> str | None:
+        """The token, '' when there is none, None when the key is of another type."""
+        try:
+            return str(client.get(self.key) or "")
+        except redis.ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return None
 
     def _hold_of(self, token: str, began: float) -> _Hold:
         ttl = self.ttl_ms / 1000
@@ -171,8 +232,9 @@ class Lock:
             self._hold = hold
             if self._renewer is None:
                 self._closed = False
-                self._renewer = threading.Thread(target=self._renew_while_held, name=self.key, daemon=True)
-                self._renewer.start()
+                renewer = threading.Thread(target=self._renew_while_held, name=self.key, daemon=True)
+                renewer.start()
+                self._renewer = renewer
             elif self._renewer_idle:
                 self._changed.notify_all()
 

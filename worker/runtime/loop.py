@@ -2,19 +2,19 @@
 
 Ticks are aligned to the wall clock of the job's zone (a 30 s job runs at :00 and :30, a daily one at midnight).
 They never overlap, and several missed ticks are run as one. A tick says when it wants to run next; the next tick is
-then or at the next interval, whichever is sooner. While PostgreSQL or Redis is unavailable, the loop retries with a
-growing pause; it logs the outage once, and continues by itself when the server is back.
+then or at the next interval, whichever is sooner. While PostgreSQL or Redis cannot work, or the machine lacks
+resources, the loop retries with a growing pause; it logs the outage once, and continues by itself when it is over.
+
+All times of a tick are the database's, read once at its start (worker/runtime/clock.py).
 """
 
 import logging
 import time
 from datetime import datetime, timedelta
 
-import redis
-
-from worker.errors import SchemaError, ServerUnavailable, SettingsError, TickFailed, WorkerError
+from worker.errors import SchemaError, SettingsError, TickFailed, WorkerError
 from worker.runtime.backoff import backoff_seconds
-from worker.runtime.db import UNAVAILABLE
+from worker.runtime.diagnosis import MACHINE, Diagnosis, diagnose
 from worker.runtime.job import Job, JobContext, TickResult
 from worker.runtime.schedule import next_aligned
 
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 OUTAGE_PAUSE_SECONDS = 1.0  # doubles with each failure
 OUTAGE_PAUSE_LIMIT_SECONDS = 30.0
+REPEATED_PAUSE_SECONDS = 1.0  # before the next tick when ticks fail again and again; doubles with each failure
+REPEATED_PAUSE_LIMIT_SECONDS = 120.0  # less than the silence after which the watchdog restarts a job
 IDLE_PAUSE_SECONDS = 0.05  # before the next tick when a tick did nothing and wants to run again at once
 
 
@@ -38,7 +40,10 @@ class Loop:
         self._clock = context.clock
         self._started = False
         self.all_ended = True  # False: a thread still waits for a provider
-        self._failures = 0  # rounds in a row that failed because a server was unavailable
+        self._failures = 0  # rounds in a row that failed because a server could not work
+        self._outage_reported: Diagnosis | None = None  # the latest one of the present outage
+        self._unexpected = 0  # rounds in a row that failed with the same unexpected error
+        self._unexpected_error = ""
         self._failed = False  # whether the last round failed
         self._skipped = False  # whether the last round was skipped because another worker has the lock
 
@@ -66,34 +71,30 @@ class Loop:
             if not self._lock.acquire():
                 return self._skip(now)
             try:
-                result = self._tick(now)
+                result = self._tick()
             finally:
                 self._lock.release()
         except (SettingsError, SchemaError):
             raise
-        except (*UNAVAILABLE, redis.RedisError, ServerUnavailable) as error:
-            return self._outage(began, error)
         except TickFailed as error:
             log.error("tick failed", {"job": self._name, "reason": error})
             self._failure(began, error)
             return TickResult(next_at=self._clock() + timedelta(seconds=error.delay_seconds))
-        except WorkerError as error:
-            log.error("tick failed", {"job": self._name, "reason": error})
-            return self._failure(began, error)
-        except Exception as error:
-            log.exception("tick failed: a bug, please report it", {"job": self._name})
-            return self._failure(began, error)
+        except Exception as error:  # noqa: BLE001 - what nobody expects must not end the program either
+            return self._failed_round(began, error)
         self._recovered()
-        self._skipped = False
+        self._skipped, self._unexpected = False, 0
         self._counters.job_ended(self._clock(), "success", time.monotonic() - began, None)
         self._counters.flush()
         self._report(result, time.monotonic() - began)
         return result
 
-    def _tick(self, now: datetime) -> TickResult:
+    def _tick(self) -> TickResult:
+        self._context.read_time()
         if not self._started:
             self._job.start()
             self._started = True
+        now = self._clock()
         self._counters.job_started(now, self._job.interval_seconds)
         return self._job.tick(now)
 
@@ -119,27 +120,58 @@ class Loop:
         pause = min(self._job.interval_seconds, self._lock.ttl_ms / 3000)
         return TickResult(next_at=now + timedelta(seconds=pause))
 
-    def _outage(self, began: float, error: Exception) -> TickResult:
+    def _failed_round(self, began: float, error: Exception) -> TickResult:
+        diagnosis = diagnose(error)
+        if diagnosis and diagnosis.waits:
+            return self._outage(began, error, diagnosis)
+        if not diagnosis and isinstance(error, WorkerError):
+            log.error("tick failed", {"job": self._name, "reason": error})
+            return self._failure(began, error)
+        return self._unexpected_failure(began, error, diagnosis)
+
+    def _outage(self, began: float, error: Exception, diagnosis: Diagnosis) -> TickResult:
         self._failures += 1
-        if self._failures == 1:
-            log.error(
-                "a server is unavailable, the job waits for it",
-                {"job": self._name, "server": _server_of(error), "reason": str(error).strip()},
-            )
+        if diagnosis != self._outage_reported:
+            details = {"job": self._name, "server": diagnosis.server, "reason": _text(error)}
+            log.error(diagnosis.message, details | ({"do": diagnosis.do} if diagnosis.do else {}))
+        self._outage_reported = diagnosis
+        self._context.disconnect()  # behind the same address there may be another server by now
         self._failure(began, error)
         pause = backoff_seconds(self._failures, OUTAGE_PAUSE_SECONDS, OUTAGE_PAUSE_LIMIT_SECONDS)
         return TickResult(next_at=self._clock() + timedelta(seconds=pause))
 
-    def _recovered(self) -> None:
-        if self._failures:
-            log.warning(
-                "the server is available again, the job continues", {"job": self._name, "failures": self._failures}
+    def _unexpected_failure(self, began: float, error: Exception, diagnosis: Diagnosis | None) -> TickResult:
+        """The next tick is at the next interval, or later when the same error comes again and again."""
+        text = f"{type(error).__name__}: {_text(error)}"
+        self._unexpected = self._unexpected + 1 if text == self._unexpected_error else 1
+        self._unexpected_error = text
+        pause = backoff_seconds(self._unexpected, REPEATED_PAUSE_SECONDS, REPEATED_PAUSE_LIMIT_SECONDS)
+        next_at = max(self._next_interval(), self._clock() + timedelta(seconds=pause))
+        details = {"job": self._name, "failures": self._unexpected, "next": next_at}
+        if diagnosis:
+            log.error(
+                "tick failed", details | {"reason": _text(error), "server": diagnosis.server, "do": diagnosis.do}
             )
-        self._failures = 0
+        elif self._unexpected == 1:
+            log.error("tick failed: a bug, please report it", {"job": self._name}, exc_info=error)
+        else:
+            log.error("tick failed again with the same error", details | {"reason": text})
+        self._failure(began, error)
+        return TickResult(next_at=next_at)
+
+    def _recovered(self) -> None:
+        """Called when the servers of a round answered."""
+        if self._outage_reported:
+            over = {"job": self._name, "failures": self._failures}
+            if self._outage_reported.server == MACHINE:
+                log.warning("this machine has enough resources again, the job continues", over)
+            else:
+                log.warning("the server is available again, the job continues", over)
+        self._failures, self._outage_reported = 0, None
 
     def _failure(self, began: float, error: Exception) -> TickResult:
         self._failed = True
-        self._counters.job_ended(self._clock(), "failure", time.monotonic() - began, str(error).strip())
+        self._counters.job_ended(self._clock(), "failure", time.monotonic() - began, _text(error))
         self._counters.flush()
         return TickResult()
 
@@ -155,7 +187,5 @@ class Loop:
         self._signals.tick_now = False
 
 
-def _server_of(error: Exception) -> str:
-    if isinstance(error, ServerUnavailable):
-        return error.server
-    return "Redis" if isinstance(error, redis.RedisError) else "PostgreSQL"
+def _text(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__

@@ -14,9 +14,10 @@ from typing import NoReturn
 import redis
 
 from worker.errors import SchemaError, SettingsError
-from worker.registry import LOCKS
+from worker.registry import JOBS
 from worker.runtime import logs, settings
 from worker.runtime.counters import Counters
+from worker.runtime.db import Database
 from worker.runtime.environment_variable import EnvironmentVariable
 from worker.runtime.job import Job, JobContext
 from worker.runtime.lock import Lock
@@ -155,9 +156,10 @@ def _run_job(name: str, build: Callable[[JobContext], Job], *, once: bool) -> in
     signals.install()
     client = redis_client(loaded)
     counters = Counters(client, name)
-    lock_name = LOCKS[name]
+    lock_name = str(JOBS[name].lock)
     lock = create_lock(loaded, client, lock_name, on_lost=lambda: counters.add("lock_lost_total", lock=lock_name))
-    context = JobContext(name, loaded, client, lock, counters, signals)
+    database = Database(loaded.database_url, f"crm-worker {name}") if JOBS[name].database else None
+    context = JobContext(name, loaded, client, lock, counters, signals, database=database)
     job = build(context)
     log.info("started", {"job": name, "pid": os.getpid(), "interval_seconds": job.interval_seconds})
     loop = Loop(job, context)

@@ -3,11 +3,22 @@
 A token bucket in the form of the generic cell rate algorithm: Redis keeps one number for each account, the time at
 which its bucket would be full again, and one script moves it by Redis's own clock. Bursts are small (what may be sent
 in 100 ms), so no second sees much more than the rate, and many workers share it evenly.
+
+A key that no worker can have written (of another type, no number, a time more than a day ahead) counts as absent: it
+is deleted and the log names it. Otherwise it would fail every tick, or block an account for ever.
 """
 
+import logging
 import math
 
 import redis
+
+from worker.content.one_line import printable
+
+log = logging.getLogger(__name__)
+
+LONGEST_BACKOFF_SECONDS = 86_400.0  # a day, as for Retry-After
+TOLERANCE_SECONDS = 3_600.0  # Redis's clock may have been set back by so much since a backoff began
 
 # Lua that sets ``now`` to Redis's own time, in microseconds.
 REDIS_CLOCK = """
@@ -15,27 +26,59 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 """
 
+# Lua that sets ``full_at`` to the key's time, 0 when there is none, and ``wrong`` to what is wrong with it, or ''.
+# ``limit`` is the farthest time that a key can have.
+_READ = """
+local wrong, stored = '', redis.pcall('GET', KEYS[1])
+if type(stored) == 'table' then
+  if not string.find(stored.err, 'WRONGTYPE', 1, true) then return stored end
+  wrong = 'it is a ' .. redis.call('TYPE', KEYS[1]).ok .. ', not a string'
+end
+local full_at = stored and wrong == '' and tonumber(stored) or 0
+if stored and wrong == '' and not (string.find(stored, '^%d+$') and full_at <= limit) then
+  wrong = 'its value is no time of a pace: ' .. string.sub(stored, 1, 40)
+end
+if wrong ~= '' then
+  full_at = 0
+  redis.call('DEL', KEYS[1])
+end
+"""
+
 # All times are whole microseconds, rounded up: an account is at worst a microsecond too slow. %.0f, because Lua's own
 # way to write numbers keeps 14 digits, and these have 16.
-_TAKE = """
+_TAKE = (
+    """
 local interval, want, capacity = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local burst = (capacity - 1) * interval
-local full_at = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local limit = now + math.max(tonumber(ARGV[4]), interval) + burst
+"""
+    + _READ
+    + """
+full_at = math.max(full_at, now)
 local granted = math.floor((now + burst - full_at) / interval + 1 + 1e-9)
 granted = math.max(0, math.min(want, granted, capacity))
 if granted > 0 then
   full_at = math.ceil(full_at + granted * interval)
   redis.call('SET', KEYS[1], string.format('%.0f', full_at), 'PX', math.ceil((full_at - now) / 1000) + 1)
 end
-return {granted, string.format('%.0f', math.max(0, math.ceil(full_at - burst - now)))}
+return {granted, string.format('%.0f', math.max(0, math.ceil(full_at - burst - now))), wrong}
 """
+)
 
-_BACK_OFF = """
-local full_at = math.ceil(now + tonumber(ARGV[1]) + tonumber(ARGV[2]))
-if full_at > tonumber(redis.call('GET', KEYS[1]) or 0) then
-  redis.call('SET', KEYS[1], string.format('%.0f', full_at), 'PX', math.ceil((full_at - now) / 1000) + 1)
-end
+_BACK_OFF = (
+    """
+local burst = tonumber(ARGV[2])
+local limit = now + tonumber(ARGV[3]) + burst
+local wanted = math.ceil(now + tonumber(ARGV[1]) + burst)
 """
+    + _READ
+    + """
+if wanted > full_at then
+  redis.call('SET', KEYS[1], string.format('%.0f', wanted), 'PX', math.ceil((wanted - now) / 1000) + 1)
+end
+return wrong
+"""
+)
 
 
 class Pace:
@@ -57,6 +100,7 @@ class Pace:
         self.rate_per_second = rate_per_second
         self.capacity = max(1, math.ceil(rate_per_second / 10))
         self._interval = 1_000_000 / rate_per_second  # microseconds from token to token
+        self._longest = round((LONGEST_BACKOFF_SECONDS + TOLERANCE_SECONDS) * 1_000_000)
         self._take = client.register_script(clock_script + _TAKE)
         self._back_off = client.register_script(clock_script + _BACK_OFF)
 
@@ -65,15 +109,24 @@ class Pace:
 
         Never waits, and grants at most ``capacity`` at once. Raises redis.RedisError.
         """
-        granted, wait_microseconds = self._take([self.key], [repr(self._interval), want, self.capacity])
+        arguments: list[str | int] = [repr(self._interval), want, self.capacity, self._longest]
+        granted, wait_microseconds, wrong = self._take([self.key], arguments)
+        self._report(wrong)
         return int(granted), int(wait_microseconds) / 1_000_000
 
     def back_off(self, seconds: float) -> None:
-        """No token of this key is granted for so long, and no burst after it. A longer backoff stays in force.
+        """No token of this key is granted for so long, at most a day, and no burst after it.
 
-        Raises redis.RedisError.
+        A longer backoff stays in force. Raises redis.RedisError.
         """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"a backoff lasts 0 or more seconds, not {seconds!r}")
         burst = (self.capacity - 1) * self._interval
-        self._back_off([self.key], [repr(seconds * 1_000_000), repr(burst)])
+        microseconds = min(seconds, LONGEST_BACKOFF_SECONDS) * 1_000_000
+        self._report(self._back_off([self.key], [repr(microseconds), repr(burst), self._longest]))
+
+    def _report(self, wrong: str) -> None:
+        if wrong:
+            log.warning(
+                "pace put aside: no worker can have written it", {"pace": self.key, "reason": printable(wrong)}
+            )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Generic, TypeVar
 
 Owner = TypeVar("Owner")
@@ -34,7 +35,15 @@ class RequestThreads(Generic[Owner, Answer]):
         return max(0, self.size - len(self._open))
 
     def submit(self, owner: Owner, request: Callable[[], Answer]) -> None:
-        self._open[self._threads.submit(request)] = owner
+        """Raises RuntimeError when the machine has no thread for it; then the request is never run."""
+        answer: Future[Answer] = Future()
+        try:
+            self._threads.submit(partial(_run, answer, request))
+        except RuntimeError:
+            # The pool keeps what it has no thread for, and would run it with the next request.
+            if answer.cancel():
+                raise
+        self._open[answer] = owner
 
     def wait(self, seconds: float, *, for_all: bool = False, owners: Collection[Owner] | None = None) -> bool:
         """Waits until a request, or all of them, ended, at most so long. Whether any ended.
@@ -59,5 +68,18 @@ class RequestThreads(Generic[Owner, Answer]):
     def close(self) -> bool:
         """Ends the threads; False when some of them still wait for a provider."""
         ended = all(request.done() for request in self._open)
+        self.cancel_waiting()
         self._threads.shutdown(wait=ended, cancel_futures=True)
         return ended
+
+
+def _run(answer: Future[Answer], request: Callable[[], Answer]) -> None:
+    """Runs a request in a thread, unless it was cancelled."""
+    if not answer.set_running_or_notify_cancel():
+        return
+    try:
+        result = request()
+    except BaseException as error:  # noqa: BLE001 - raised where the answer is read
+        answer.set_exception(error)
+    else:
+        answer.set_result(result)

@@ -1,7 +1,8 @@
 """A client of Qdrant, with what the job knowledge needs: a collection, its snapshots, and restoring one.
 
 Only this module imports qdrant-client (60 MB and half a second). Every method raises ServerUnavailable when Qdrant
-does not answer, and VectorStoreError with Qdrant's own words when it refuses. Source: https://api.qdrant.tech/
+does not answer, and VectorStoreError with Qdrant's own words when it refuses. Each exchange has a deadline in all and
+a limit for its answer, whatever Qdrant or a proxy before it sends. Source: https://api.qdrant.tech/
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import httpx
@@ -24,9 +25,14 @@ from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from worker.errors import ServerUnavailable, WorkerError
+from worker.providers.deadlines import Deadline, exchange, thread_deadline
+from worker.providers.http import pools_with_deadlines
 
 READ_TIMEOUT_SECONDS = 5  # a program that is stopped meanwhile has to end within ten
+READ_EXCHANGE_SECONDS = 10.0  # in all, however the answer arrives
 WRITE_TIMEOUT_SECONDS = 3600  # to take or restore a snapshot: Qdrant's disk may need long
+WRITE_EXCHANGE_SECONDS = 2 * 3600.0  # with the time to upload or download it
+LONGEST_ANSWER = 16 << 20  # bytes; the largest is a list of collections or snapshots
 TENANT_FIELD = "metadata.tenantId"
 PARTIAL_SUFFIX = ".part"  # of a file that is being written
 REASON_LENGTH = 300
@@ -62,17 +68,71 @@ class CollectionSnapshot:
     sha256: str | None
 
 
+class _BoundedTransport(httpx.BaseTransport):
+    """httpx's own, with a deadline for each exchange and a limit for its answer.
+
+    No connection is kept: so each exchange reports its socket, which the deadline can end.
+    """
+
+    def __init__(self, exchange_seconds: float, answer_seconds: float) -> None:
+        """``answer_seconds``: for the body of an answer, once its head is there."""
+        self._exchange_seconds = exchange_seconds
+        self._answer_seconds = answer_seconds
+        self._inner = httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.headers["Accept-Encoding"] = "identity"  # a short compressed answer may be a long one
+        request.extensions = {**request.extensions, "trace": _attach_socket}
+        with exchange(self._exchange_seconds) as deadline:
+            try:
+                response = self._inner.handle_request(request)
+                stream = response.extensions["network_stream"]
+                deadline.begin(self._answer_seconds, stream.get_extra_info("socket"))
+                content = _limited_content(response)
+            except httpx.TransportError as error:
+                if deadline.passed:
+                    raise httpx.ReadTimeout(deadline.explain(error), request=request) from error
+                raise
+        return httpx.Response(response.status_code, headers=response.headers, content=content)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _attach_socket(event: str, details: dict[str, Any]) -> None:
+    """Follows httpcore's trace of a request: it goes over this socket from now on."""
+    if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+        thread_deadline().attach(details["return_value"].get_extra_info("socket"))
+
+
+def _limited_content(response: httpx.Response) -> bytes:
+    """Raises httpx.DecodingError for an answer that is too long, or compressed although nobody asked for it."""
+    try:
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            raise httpx.DecodingError(f"it is encoded: {encoding[:REASON_LENGTH]}")
+        content = bytearray()
+        for chunk in response.iter_raw():
+            content += chunk
+            if len(content) > LONGEST_ANSWER:
+                raise httpx.DecodingError(f"it is longer than {LONGEST_ANSWER} bytes")
+        return bytes(content)
+    finally:
+        response.close()
+
+
 class VectorStore:
     """One Qdrant. Thread-safe."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, read_exchange_seconds: float = READ_EXCHANGE_SECONDS) -> None:
         """Connects to nothing yet."""
+        self._read_exchange_seconds = read_exchange_seconds
         self._url = url
         self._headers = {"api-key": api_key} if api_key else {}
         self._api_key = api_key
-        self._client = self._connect(READ_TIMEOUT_SECONDS)
-        self._slow_client = self._connect(WRITE_TIMEOUT_SECONDS)
-        self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=5.0, read=60.0))
+        self._client = self._connect(READ_TIMEOUT_SECONDS, read_exchange_seconds)
+        self._slow_client = self._connect(WRITE_TIMEOUT_SECONDS, WRITE_EXCHANGE_SECONDS)
+        self._http = pools_with_deadlines(retries=False, timeout=urllib3.Timeout(connect=5.0, read=60.0))
 
     def close(self) -> None:
         self._client.close()
@@ -210,27 +270,44 @@ class VectorStore:
                     if any(each.name == sent_as for each in self.snapshots(name)):
                         self.delete_snapshot(name, sent_as)
 
-    def _connect(self, seconds: int) -> QdrantClient:
+    def _connect(self, read_timeout_seconds: int, exchange_seconds: float) -> QdrantClient:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a key without TLS: the operator chooses the network
-            return QdrantClient(url=self._url, api_key=self._api_key, timeout=seconds, check_compatibility=False)
+            return QdrantClient(
+                url=self._url,
+                api_key=self._api_key,
+                timeout=read_timeout_seconds,
+                check_compatibility=False,
+                transport=_BoundedTransport(exchange_seconds, self._read_exchange_seconds),
+            )
 
     def _stream(self, name: str, snapshot: CollectionSnapshot, file: BinaryIO) -> str:
         """Downloads a snapshot into ``file``; returns its SHA-256 in hex."""
-        digest = hashlib.sha256()
+        with exchange(WRITE_EXCHANGE_SECONDS) as deadline:
+            return self._stream_until(deadline, name, snapshot, file)
+
+    def _stream_until(self, deadline: Deadline, name: str, snapshot: CollectionSnapshot, file: BinaryIO) -> str:
+        digest, left = hashlib.sha256(), snapshot.size_bytes
         url = self._snapshot_url(name, snapshot.name)
         try:
             response = self._http.request("GET", url, headers=self._headers, preload_content=False, redirect=False)
             try:
                 if response.status != 200:
                     raise VectorStoreError(f"copy of snapshot {snapshot.name}: Qdrant answers HTTP {response.status}")
-                for chunk in response.stream(CHUNK_BYTES):
+                for chunk in response.stream(CHUNK_BYTES, decode_content=False):
+                    left -= len(chunk)
+                    if left < 0:
+                        raise VectorStoreError(
+                            f"copy of snapshot {snapshot.name}: more arrives than its {snapshot.size_bytes} bytes"
+                        )
                     file.write(chunk)
                     digest.update(chunk)
             finally:
                 response.close()
         except urllib3.exceptions.HTTPError as error:
-            raise ServerUnavailable("Qdrant", f"copy of snapshot {snapshot.name}: {error}") from error
+            raise ServerUnavailable(
+                "Qdrant", f"copy of snapshot {snapshot.name}: {deadline.explain(error)}"
+            ) from error
         return digest.hexdigest()
 
     def _snapshot_url(self, name: str, snapshot: str) -> str:
