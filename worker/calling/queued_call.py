@@ -1,57 +1,23 @@
 """The rows that the calls job works on: a queued call on its way to its claim, and a call that Twilio has."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
 
 from worker.calling.accounts import TwilioAccount
 
-# field of QueuedCall -> column of "CallQueue"
-_COLUMNS = {
-    "id": "id",
-    "tenant_id": "tenantId",
-    "lead_id": "leadId",
-    "contact_id": "contactId",
-    "phone_number": "phoneNumber",
-    "phone_country_code": "phoneCountryCode",
-    "call_type": "callType",
-    "script_id": "callScriptId",
-    "trigger_type": "triggerType",
-    "automation_rule_id": "automationRuleId",
-    "attempts": "attempts",
-    "created_by_id": "createdById",
-    "metadata": "metadata",
-}
+NO_CREATOR = "the user who queued the call is not one of its tenant's"
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedCall:
-    """A row of "CallQueue". ``attempts``: how many there were; ``metadata``: any JSON value."""
+    """A row of "CallQueue". ``attempts``: how many there were."""
 
     id: str
     tenant_id: str
-    lead_id: str | None
-    contact_id: str | None
     phone_number: str
     phone_country_code: str
-    call_type: str
-    script_id: str | None
-    trigger_type: str
-    automation_rule_id: str | None
     attempts: int
-    created_by_id: str
-    metadata: Any
-    script_recording: bool | None = None  # None: the call has no script
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        values = {field: row[column] for field, column in _COLUMNS.items()}
-        return cls(**values, script_recording=row.get("script_recording"))
-
-    def as_item(self) -> dict[str, Any]:
-        """The row as worker.call_claim keeps it in ``item``, in the names of "CallQueue"."""
-        return {column: getattr(self, field) for field, column in _COLUMNS.items()}
+    created_by_id: str | None  # None: no user of the tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +54,15 @@ class ClaimedCall:
 
 
 @dataclass(frozen=True, slots=True)
-class StuckCall:
-    """A call that has been 'processing' without a claim since ``updated_at``."""
+class ReadyCall:
+    """A claimed call and all that is needed to place it. Lead and contact are the tenant's own."""
 
-    call: QueuedCall
-    updated_at: datetime
+    claim: ClaimedCall
+    account: TwilioAccount
+    lead_id: str | None
+    contact_id: str | None
+    call_type: str
+    script_recording: bool | None  # None: neither the call nor its tenant has a script
 
 
 @dataclass(frozen=True, slots=True)
