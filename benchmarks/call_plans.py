@@ -32,9 +32,14 @@ def plans(url: str) -> list[Plan]:
     with closing(Database(url, "bench plans")) as database:
         now = utc_now()
         tenants = [row["tenant_id"] for row in database.all(sql["due_tenants"], now=now)][:TENANTS]
-        chosen: dict[str, Any] = {"tenant_ids": tenants, "limits": [LIMIT] * len(tenants), "now": now}
+        chosen: dict[str, Any] = {
+            "tenant_ids": tenants,
+            "limits": [LIMIT] * len(tenants),
+            "left_alone": [],
+            "now": now,
+        }
         items = database.all(sql["candidates"], **chosen)
-        claim = {"wanted": json.dumps(list(wanted(items)), default=str), "holder": "bench", "now": now}
+        claim = {"wanted": json.dumps(list(wanted(items))), "holder": "bench", "now": now}
         database.execute("BEGIN")
         # today's calls end, so that there are free slots
         database.execute("""UPDATE "CallLog" SET "twilioStatus" = 'completed' WHERE "twilioStatus" = 'queued'""")
@@ -57,12 +62,11 @@ def wanted(items: list[Row]) -> Iterator[Row]:
     for place, item in enumerate(items):
         yield {
             "id": item["id"],
-            "tenant_id": item["tenantId"],
-            "account_sid": f"AC-{item['tenantId']}",
+            "tenant_id": item["tenant_id"],
+            "account_sid": f"AC-{item['tenant_id']}",
             "from_number": "+918047112233",
-            "to_number": item["phoneNumber"],
+            "to_number": item["phone_number"],
             "place": place,
-            "item": item,
         }
 
 

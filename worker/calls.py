@@ -19,9 +19,11 @@ from worker.calling.reconciliation import CallReconciliation
 from worker.calling.reporting import CallCounts, CallReporter
 from worker.calling.requests import POLL_SECONDS, ROUND_SECONDS, CallRequests
 from worker.calling.selection import CallSelection
+from worker.calling.settlement import CallSettlement
 from worker.runtime import program
 from worker.runtime.db import Row, queries
 from worker.runtime.job import JobContext, TickResult
+from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
 
 log = logging.getLogger(__name__)
@@ -53,13 +55,15 @@ class CallsJob:
         self._db = context.database
         self._sql = queries("calls")
         self._reporter = CallReporter(context)
-        self._claims = CallClaims(context, self._reporter)
+        lease = Lease()
+        settlement = CallSettlement(context, self._reporter, lease.holder, monotonic)
+        self._claims = CallClaims(context, lease, settlement)
         self._accounts = CallingAccounts(settings, context.redis, REQUEST_THREADS, monotonic)
         self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds)
-        self._selection = CallSelection(context, self._accounts, self._claims, monotonic)
-        self._placement = CallPlacement(settings.app_url or "", self._accounts, self._claims, self._requests)
+        self._selection = CallSelection(context, self._accounts, settlement, monotonic)
+        self._placement = CallPlacement(settings.app_url or "", self._accounts, settlement, self._requests)
         self._reconciliation = CallReconciliation(
-            context, self._accounts, self._claims, self._requests, self._reporter, monotonic
+            context, self._accounts, self._claims, settlement, self._requests, self._reporter, monotonic
         )
         self._measured_at = float("-inf")  # monotonic()
 
@@ -105,8 +109,8 @@ class CallsJob:
                 break
             choice = self._selection.choose(accounts[first : first + ACCOUNTS_AT_ONCE], now)
             claimed = self._claims.claim(choice.candidates, now)
-            for candidate, claim in claimed:
-                self._placement.submit(candidate, claim)
+            for call in claimed:
+                self._placement.submit(call)
             waits += choice.wait_seconds
             if len(claimed) < len(choice.candidates):
                 waits.append(ROUND_SECONDS)

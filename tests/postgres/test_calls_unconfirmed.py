@@ -16,9 +16,11 @@ from worker.calling.claims import CallClaims
 from worker.calling.queued_call import ClaimedCall
 from worker.calling.reporting import CallReporter
 from worker.calling.selection import CallSelection
+from worker.calling.settlement import CallSettlement
 from worker.errors import RecipientRefused
 from worker.providers.http import HttpPool
 from worker.providers.twilio import PlacedCall, TwilioProvider
+from worker.runtime.lease import Lease
 
 DAY = 24 * 3600.0
 
@@ -237,38 +239,39 @@ def test_an_answer_that_a_former_holder_gets_settles_nothing(open_desk: OpenDesk
     assert (len(frozen.logs()), len(frozen.placed()), frozen.claims()) == (1, 1, 0)
 
 
-def claim_next(desk: Desk) -> tuple[CallClaims, ClaimedCall]:
-    """The next call, claimed and not placed; and the claims of the process that holds it."""
-    reporter = CallReporter(desk.context)
-    claims = CallClaims(desk.context, reporter)
+def claim_next(desk: Desk) -> tuple[CallSettlement, ClaimedCall]:
+    """The next call, claimed and not placed; and the settlements of the process that holds it."""
+    lease = Lease()
+    settlement = CallSettlement(desk.context, CallReporter(desk.context), lease.holder)
+    claims = CallClaims(desk.context, lease, settlement)
     with closing(CallingAccounts(desk.context.settings, desk.redis, concurrency=1)) as accounts:
-        selection = CallSelection(desk.context, accounts, claims)
+        selection = CallSelection(desk.context, accounts, settlement)
         choice = selection.choose(selection.open_accounts(desk.now), desk.now)
-        ((_, claim),) = claims.claim(choice.candidates, desk.now)
-    return claims, claim
+        (ready,) = claims.claim(choice.candidates, desk.now)
+    return settlement, ready.claim
 
 
-SETTLEMENTS: dict[str, Callable[[CallClaims, ClaimedCall], object]] = {
-    "book": lambda claims, claim: claims.book(claim, PlacedCall(f"CA{0:032x}", "queued")),
-    "fail": lambda claims, claim: claims.fail(claim, RecipientRefused("no such number")),
-    "release": lambda claims, claim: claims.release(claim),
-    "unconfirmed": lambda claims, claim: claims.mark_unconfirmed(claim, "no answer"),
-    "give up": lambda claims, claim: claims.give_up(claim, "no answer"),
+SETTLEMENTS: dict[str, Callable[[CallSettlement, ClaimedCall], object]] = {
+    "book": lambda settlement, claim: settlement.book(claim, PlacedCall(f"CA{0:032x}", "queued")),
+    "fail": lambda settlement, claim: settlement.fail(claim, RecipientRefused("no such number")),
+    "release": lambda settlement, claim: settlement.release(claim),
+    "unconfirmed": lambda settlement, claim: settlement.mark_unconfirmed(claim, "no answer"),
+    "give up": lambda settlement, claim: settlement.give_up(claim, "no answer"),
 }
 
 
 @pytest.mark.parametrize("settle", SETTLEMENTS.values(), ids=SETTLEMENTS)
 def test_a_former_holder_of_a_claim_settles_nothing(
-    settle: Callable[[CallClaims, ClaimedCall], object], desk: Desk
+    settle: Callable[[CallSettlement, ClaimedCall], object], desk: Desk
 ) -> None:
     """Another worker may be placing the call just now: neither row changes, and no event is published."""
     desk.crm.add_call_settings()
     queued = add_call(desk)
-    claims, claim = claim_next(desk)
+    settlement, claim = claim_next(desk)
     desk.crm.execute("UPDATE worker.call_claim SET holder = 'elsewhere:1:x.y'")
     before = (desk.row(queued), desk.crm.execute("SELECT to_jsonb(c) FROM worker.call_claim c"))
     with closing(Listener(desk)) as listener:
-        settle(claims, claim)
+        settle(settlement, claim)
         assert listener.heard() == []
     assert (desk.row(queued), desk.crm.execute("SELECT to_jsonb(c) FROM worker.call_claim c")) == before
     assert desk.logs() == []

@@ -4,9 +4,9 @@ from concurrent.futures import Future
 from functools import partial
 
 from worker.calling.accounts import CallingAccounts, TwilioAccount
-from worker.calling.claims import CallClaims
-from worker.calling.queued_call import CallCandidate, ClaimedCall
+from worker.calling.queued_call import ClaimedCall, ReadyCall
 from worker.calling.requests import CallRequests
+from worker.calling.settlement import CallSettlement
 from worker.content.calls import call_form
 from worker.errors import SendError, Unconfirmed
 from worker.providers.twilio import PlacedCall
@@ -18,15 +18,17 @@ PLACE_SECONDS = 20.0  # from the claim to the request; later it may be after hou
 class CallPlacement:
     """Places the calls of one process. ``app_url``: where the CRM takes Twilio's webhooks."""
 
-    def __init__(self, app_url: str, accounts: CallingAccounts, claims: CallClaims, requests: CallRequests) -> None:
+    def __init__(
+        self, app_url: str, accounts: CallingAccounts, settlement: CallSettlement, requests: CallRequests
+    ) -> None:
         self._app_url = app_url
         self._accounts = accounts
-        self._claims = claims
+        self._settlement = settlement
         self._requests = requests
 
-    def submit(self, candidate: CallCandidate, claim: ClaimedCall) -> None:
+    def submit(self, call: ReadyCall) -> None:
         """Has a claimed call placed by the next free thread."""
-        account, call = candidate.account, candidate.call
+        account, claim = call.account, call.claim
         form = call_form(
             app_url=self._app_url,
             to=claim.to_number,
@@ -47,15 +49,15 @@ class CallPlacement:
         except SendError as error:
             self._accounts.record_answer(account, error)
             if isinstance(error, Unconfirmed):
-                self._claims.mark_unconfirmed(claim, str(error))
+                self._settlement.mark_unconfirmed(claim, str(error))
             else:
-                self._claims.fail(claim, error)
+                self._settlement.fail(claim, error)
             return
         if placed is None:
-            self._claims.release(claim)
+            self._settlement.release(claim)
             return
         self._accounts.record_answer(account, None)
-        self._claims.book(claim, placed)
+        self._settlement.book(claim, placed)
 
 
 def _place(account: TwilioAccount, form: list[tuple[str, str]], place_until: float) -> PlacedCall | None:

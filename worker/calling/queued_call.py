@@ -1,69 +1,23 @@
 """The rows that the calls job works on: a queued call on its way to its claim, and a call that Twilio has."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
 
 from worker.calling.accounts import TwilioAccount
+
+NO_CREATOR = "the user who queued the call is not one of its tenant's"
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedCall:
-    """A row of "CallQueue". ``attempts``: how many there were; ``metadata``: any JSON value."""
+    """A row of "CallQueue". ``attempts``: how many there were."""
 
     id: str
     tenant_id: str
-    lead_id: str | None
-    contact_id: str | None
     phone_number: str
     phone_country_code: str
-    call_type: str
-    script_id: str | None
-    trigger_type: str
-    automation_rule_id: str | None
     attempts: int
-    created_by_id: str
-    metadata: Any
-    script_recording: bool | None = None  # None: the call has no script
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """``row``: the columns of "CallQueue" under their names, and ``script_recording``."""
-        return cls(
-            id=row["id"],
-            tenant_id=row["tenantId"],
-            lead_id=row["leadId"],
-            contact_id=row["contactId"],
-            phone_number=row["phoneNumber"],
-            phone_country_code=row["phoneCountryCode"],
-            call_type=row["callType"],
-            script_id=row["callScriptId"],
-            trigger_type=row["triggerType"],
-            automation_rule_id=row["automationRuleId"],
-            attempts=row["attempts"],
-            created_by_id=row["createdById"],
-            metadata=row["metadata"],
-            script_recording=row.get("script_recording"),
-        )
-
-    def as_item(self) -> dict[str, Any]:
-        """The row as worker.call_claim keeps it in ``item``: columns of "CallQueue" under their names."""
-        return {
-            "id": self.id,
-            "tenantId": self.tenant_id,
-            "leadId": self.lead_id,
-            "contactId": self.contact_id,
-            "phoneNumber": self.phone_number,
-            "phoneCountryCode": self.phone_country_code,
-            "callType": self.call_type,
-            "callScriptId": self.script_id,
-            "triggerType": self.trigger_type,
-            "automationRuleId": self.automation_rule_id,
-            "attempts": self.attempts,
-            "createdById": self.created_by_id,
-            "metadata": self.metadata,
-        }
+    created_by_id: str | None  # None: no user of the tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +54,15 @@ class ClaimedCall:
 
 
 @dataclass(frozen=True, slots=True)
-class StuckCall:
-    """A call that has been 'processing' without a claim since ``updated_at``."""
+class ReadyCall:
+    """A claimed call and all that is needed to place it. Lead and contact are the tenant's own."""
 
-    call: QueuedCall
-    updated_at: datetime
+    claim: ClaimedCall
+    account: TwilioAccount
+    lead_id: str | None
+    contact_id: str | None
+    call_type: str
+    script_recording: bool | None  # None: neither the call nor its tenant has a script
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,22 +10,25 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+import psycopg2
+
 from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
 from worker.calling.claims import CLOCK_SKEW_SECONDS, CallClaims
-from worker.calling.queued_call import ClaimedCall, StaleCall, StuckCall
+from worker.calling.queued_call import ClaimedCall, QueuedCall, StaleCall
+from worker.calling.refusals import concerns_row, reason_of
 from worker.calling.reporting import CallReporter
 from worker.calling.requests import CallRequests
+from worker.calling.settlement import CallSettlement
 from worker.content.calls import crm_status
 from worker.content.phones import to_e164
 from worker.errors import SendError, TransportMissing
 from worker.providers.twilio import PlacedCall
 from worker.runtime.db import queries
 from worker.runtime.job import JobContext
+from worker.runtime.lease import LEASE_SECONDS
 
 log = logging.getLogger(__name__)
 
-GIVE_UP_SECONDS = 24 * 3600.0  # after it a call about which Twilio could not be asked fails
-LEAST_QUESTIONS = 3  # before that: the worker itself may have been down for long
 SKIP_SECONDS = 600.0  # a tenant whose calls could not be checked is skipped for so long
 
 
@@ -37,6 +40,7 @@ class CallReconciliation:
         context: JobContext,
         accounts: CallingAccounts,
         claims: CallClaims,
+        settlement: CallSettlement,
         requests: CallRequests,
         reporter: CallReporter,
         monotonic: Callable[[], float] = time.monotonic,
@@ -45,6 +49,7 @@ class CallReconciliation:
         self._db = context.database
         self._accounts = accounts
         self._claims = claims
+        self._settlement = settlement
         self._requests = requests
         self._reporter = reporter
         self._monotonic = monotonic
@@ -54,8 +59,9 @@ class CallReconciliation:
     def ask_about_unconfirmed(self, now: datetime) -> None:
         """Asks whether unconfirmed calls were placed, and settles them by the answers."""
         self._claims.mark_orphans_unconfirmed(self._requests.keys)
-        for stuck in self._claims.stuck_calls(now):
-            self._adopt(stuck)
+        before = now - timedelta(seconds=LEASE_SECONDS)
+        for stuck in self._claims.stuck_calls(before):
+            self._adopt(stuck, before)
         while self._context.may_continue and self._requests.free:
             taken = self._claims.take_unconfirmed(self._context.clock(), self._requests.free, self._requests.keys)
             if not taken:
@@ -76,14 +82,16 @@ class CallReconciliation:
                 self._check(StaleCall(**row))
             self._requests.finish()
 
-    def _adopt(self, stuck: StuckCall) -> None:
+    def _adopt(self, stuck: QueuedCall, before: datetime) -> None:
         try:
-            account = self._account_of(stuck.call.tenant_id)
-            number = to_e164(stuck.call.phone_number, stuck.call.phone_country_code)
+            account = self._account_of(stuck.tenant_id)
+            number = to_e164(stuck.phone_number, stuck.phone_country_code)
         except (TransportMissing, ValueError) as error:
-            self._claims.fail_stuck(stuck, str(error))
+            self._settlement.fail_stuck(stuck, str(error), before)
         else:
-            self._claims.adopt(stuck, account.account_sid, account.from_number, number)
+            self._claims.adopt(
+                stuck, before, account_sid=account.account_sid, from_number=account.from_number, to_number=number
+            )
 
     def _ask(self, claim: ClaimedCall) -> None:
         try:
@@ -103,25 +111,26 @@ class CallReconciliation:
             return  # asked again when its time comes
         self._reporter.counts.asked += 1
         try:
-            calls = self._claims.possible_calls(claim, request.result())
+            possible = self._claims.possible_calls(claim, request.result())
         except SendError as error:
             self._ask_later(claim, str(error))
             return
-        if calls:
-            self._claims.book(claim, calls[-1])
+        if possible.own:
+            self._settlement.book(claim, possible.own[-1])
+        elif possible.doubtful:
+            sid = possible.doubtful[-1].sid
+            self._settlement.give_up(claim, f"Twilio's call {sid} is in the log already, for no row of the queue")
         elif claim.reason is None:  # its process died, which is no fault of the call
-            self._claims.release(claim)
+            self._settlement.release(claim)
         else:
-            self._claims.fail(claim, SendError(f"Twilio knows of no call: {claim.reason}"))
+            self._settlement.fail(claim, SendError(f"Twilio knows of no call: {claim.reason}"))
 
     def _ask_later(self, claim: ClaimedCall, reason: str) -> None:
         """Twilio could not be asked: it is asked again later, until the call is given up."""
-        asked = claim.asked + 1
-        age_seconds = (self._context.clock() - claim.claimed_at).total_seconds()
-        if asked >= LEAST_QUESTIONS and age_seconds > GIVE_UP_SECONDS:
-            self._claims.give_up(claim, reason)
+        if self._settlement.is_overdue(claim):
+            self._settlement.give_up(claim, reason)
             return
-        self._claims.mark_unconfirmed(claim, claim.reason, asked=asked)
+        self._settlement.mark_unconfirmed(claim, claim.reason, asked=claim.asked + 1)
         self._accounts.report_problem(claim.tenant_id, f"Twilio cannot be asked about a call: {reason}")
 
     def _progress(self) -> int:
@@ -152,15 +161,29 @@ class CallReconciliation:
         try:
             answer = request.result() or "failed"  # Twilio has no such call
         except SendError as error:
-            log.warning("a call's status cannot be checked", {"tenant": call.tenant_id, "reason": error})
-            self._skip(call.tenant_id)
+            self._report_unchecked(call, str(error))
             return
         status = crm_status(answer, otherwise=call.status)
-        self._db.execute(
-            self._sql["refresh_status"], id=call.id, status=status, old_status=call.status, now=self._context.clock()
-        )
+        try:
+            self._db.execute(
+                self._sql["refresh_status"],
+                id=call.id,
+                tenant_id=call.tenant_id,
+                status=status,
+                old_status=call.status,
+                now=self._context.clock(),
+            )
+        except psycopg2.Error as error:
+            if not concerns_row(error):
+                raise
+            self._report_unchecked(call, f"the database refuses it: {reason_of(error)}")
+            return
         log.info("call checked, its webhook was lost", {"sid": call.sid, "tenant": call.tenant_id, "is": status})
         self._reporter.counts.checked += 1
+
+    def _report_unchecked(self, call: StaleCall, reason: str) -> None:
+        log.warning("a call's status cannot be checked", {"tenant": call.tenant_id, "reason": reason})
+        self._skip(call.tenant_id)
 
     def _account_of(self, tenant_id: str) -> TwilioAccount:
         """Raises TransportMissing."""

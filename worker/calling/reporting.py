@@ -39,26 +39,52 @@ class CallReporter:
         self._counters = context.counters
         self._events = LiveEvents(context.redis)
 
-    def placed(self, claim: ClaimedCall, sid: str, call_log: Mapping[str, Any], queue_item: Any) -> None:
-        """``call_log`` and ``queue_item`` are the rows as JSON; the latter is None when the CRM deleted it."""
+    def placed(self, claim: ClaimedCall, sid: str) -> None:
         self.counts.placed += 1
         self._counters.add("calls_total", outcome="placed")
         log.info("call placed", {"call": claim.id, "tenant": claim.tenant_id, "sid": sid})
+
+    def publish(self, tenant_id: str, call_log: Any, queue_item: Any) -> bool:
+        """Publishes a placed call; False when a row contains what no live event can.
+
+        Both are rows as JSON objects, and ``queue_item`` is None when the CRM deleted it.
+        """
+        if not (isinstance(call_log, dict) and isinstance(queue_item, dict | None)):
+            return False  # JSON that Python cannot parse
         payload = {"callLog": _with_zone(call_log), "queueItem": queue_item and _with_zone(queue_item)}
-        self._events.emit(f"tenant:{claim.tenant_id}", "call:initiated", payload)
+        try:
+            self._events.emit(f"tenant:{tenant_id}", "call:initiated", payload)
+        except (ValueError, OverflowError, RecursionError):  # a number that is too large, or too many levels
+            return False
+        return True
 
     def not_placed(self, queue_id: str, tenant_id: str, status: str, reason: str) -> None:
         """``status``: of the queue's row; 'pending': the call is tried again."""
-        if status == "pending":
-            self.counts.retried += 1
-        elif status == "failed":
-            self.counts.failed += 1
-        self._counters.add("calls_total", outcome="retried" if status == "pending" else status)
         without_numbers = _NUMBER.sub("(number)", reason)
         log.warning(
             "call not placed", {"call": queue_id, "tenant": tenant_id, "status": status, "reason": without_numbers}
         )
-        self._events.emit(f"tenant:{tenant_id}", "call:error", {"queueItemId": queue_id, "error": reason})
+        self._not_booked(queue_id, tenant_id, status, reason)
+
+    def not_logged(self, claim: ClaimedCall, sid: str, status: str, reason: str) -> None:
+        """Twilio placed the call, and the database refused its row in the log for good."""
+        log.error(
+            "call placed, but it cannot be logged",
+            {"call": claim.id, "tenant": claim.tenant_id, "sid": sid, "status": status, "reason": reason},
+        )
+        self._not_booked(claim.id, claim.tenant_id, status, reason)
+
+    def logged_without_references(self, claim: ClaimedCall, sid: str, reason: str) -> None:
+        log.warning(
+            "call logged without its references, the database refused them",
+            {"call": claim.id, "tenant": claim.tenant_id, "sid": sid, "reason": reason},
+        )
+
+    def booked_later(self, claim: ClaimedCall, sid: str, reason: str) -> None:
+        log.warning(
+            "call placed, but it cannot be booked yet, Twilio will be asked about it",
+            {"call": claim.id, "tenant": claim.tenant_id, "sid": sid, "reason": reason},
+        )
 
     def given_up(self) -> None:
         """A call failed, and it is not known whether it was placed."""
@@ -67,6 +93,14 @@ class CallReporter:
     def lost(self, claim: ClaimedCall) -> None:
         """Another worker took over the call and settled it."""
         log.warning("a call was settled by another worker", {"call": claim.id, "tenant": claim.tenant_id})
+
+    def _not_booked(self, queue_id: str, tenant_id: str, status: str, reason: str) -> None:
+        if status == "pending":
+            self.counts.retried += 1
+        elif status == "failed":
+            self.counts.failed += 1
+        self._counters.add("calls_total", outcome="retried" if status == "pending" else status)
+        self._events.emit(f"tenant:{tenant_id}", "call:error", {"queueItemId": queue_id, "error": reason})
 
 
 def _with_zone(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
-from worker.calling.claims import CallClaims
-from worker.calling.queued_call import CallCandidate, CallFailure, QueuedCall
+from worker.calling.queued_call import NO_CREATOR, CallCandidate, CallFailure, QueuedCall
+from worker.calling.settlement import CallSettlement
 from worker.content.phones import to_e164
 from worker.errors import TransportMissing
 from worker.runtime.db import queries
@@ -45,13 +45,13 @@ class CallSelection:
         self,
         context: JobContext,
         accounts: CallingAccounts,
-        claims: CallClaims,
+        settlement: CallSettlement,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context = context
         self._db = context.database
         self._accounts = accounts
-        self._claims = claims
+        self._settlement = settlement
         self._monotonic = monotonic
         self._sql = queries("calls")
         self._served_at: dict[str, float] = {}  # tenant -> monotonic() of its last turn
@@ -103,7 +103,7 @@ class CallSelection:
 
     def _fail_next_calls(self, tenant_id: str, reason: str, now: datetime) -> None:
         calls = self._candidates([tenant_id], [SPARE], now)
-        self._claims.fail_unclaimed([CallFailure(call, reason, is_final=False) for call in calls])
+        self._settlement.fail_unclaimed([CallFailure(call, reason, is_final=False) for call in calls])
 
     def _dialable(self, accounts: Sequence[OpenAccount], now: datetime) -> dict[str, list[CallCandidate]]:
         """Each tenant's next calls; those that cannot be dialled fail here, and use no slot."""
@@ -111,6 +111,9 @@ class CallSelection:
         candidates: list[CallCandidate] = []
         failures: list[CallFailure] = []
         for call in self._candidates(list(by_tenant), [each.wanted + SPARE for each in accounts], now):
+            if call.created_by_id is None:
+                failures.append(CallFailure(call, NO_CREATOR, is_final=True))
+                continue
             try:
                 number = to_e164(call.phone_number, call.phone_country_code)
             except ValueError as error:
@@ -125,13 +128,16 @@ class CallSelection:
                 found.setdefault(each.call.tenant_id, []).append(each)
             elif reason := blocked[key]:
                 failures.append(CallFailure(each.call, f"not called: {reason}", is_final=True))
-        self._claims.fail_unclaimed(failures)
+        self._settlement.fail_unclaimed(failures)
         return found
 
     def _candidates(self, tenant_ids: list[str], limits: list[int], now: datetime) -> list[QueuedCall]:
         """The next calls of each tenant, at most as many as its limit."""
-        rows = self._db.all(self._sql["candidates"], tenant_ids=tenant_ids, limits=limits, now=now)
-        return [QueuedCall.from_row(row) for row in rows]
+        left_alone = self._settlement.left_alone
+        rows = self._db.all(
+            self._sql["candidates"], tenant_ids=tenant_ids, limits=limits, left_alone=left_alone, now=now
+        )
+        return [QueuedCall(**row) for row in rows]
 
     def _blocked_numbers(self, candidates: Sequence[CallCandidate]) -> dict[tuple[str, str], str | None]:
         """(tenant, number) -> why the tenant may not call it; None: it has to wait for an unsettled call there."""

@@ -1,4 +1,5 @@
 -- Statements of the calls job. %(now)s is UTC without a zone, as in the whole CRM.
+-- A row that another one names is used only when it is of the same tenant: the CRM's columns may name any row, or none.
 
 -- name: survey  What there is to do; the only statement of an idle tick.
 -- ordered, so that it goes by index also when the server's statistics are from a time with many such rows
@@ -51,15 +52,15 @@ FROM "CallSettings" WHERE "tenantId" = %(tenant_id)s;
 SELECT q.*
 FROM unnest(%(tenant_ids)s::text[], %(limits)s::integer[]) AS t (tenant_id, row_limit)
 CROSS JOIN LATERAL (
-    SELECT q.id, q."tenantId", q."leadId", q."contactId", q."phoneNumber", q."phoneCountryCode", q."callType",
-           q."callScriptId", q."triggerType", q."automationRuleId", q.attempts, q."createdById", q.metadata,
-           s."enableRecording" AS script_recording
+    SELECT q.id, q."tenantId" AS tenant_id, q."phoneNumber" AS phone_number, q."phoneCountryCode" AS phone_country_code,
+           q.attempts,
+           (SELECT u.id FROM "User" u WHERE u.id = q."createdById" AND u."tenantId" = q."tenantId") AS created_by_id
     FROM "CallQueue" q
-    LEFT JOIN "CallScript" s ON s.id = q."callScriptId" AND s."tenantId" = q."tenantId"
     WHERE q."tenantId" = t.tenant_id AND q.status = 'pending'
       AND coalesce(q."scheduledFor" <= %(now)s, true) AND coalesce(q."nextRetryAt" <= %(now)s, true)
       -- not one that the CRM made pending again while it was being placed
       AND NOT EXISTS (SELECT FROM worker.call_claim c WHERE c.queue_id = q.id)
+      AND NOT q.id = ANY (%(left_alone)s)
     ORDER BY q.priority DESC, q."createdAt", q.id
     LIMIT t.row_limit
 ) q;
@@ -83,10 +84,12 @@ SELECT pg_try_advisory_xact_lock(hashtext('worker.call_claim')) AS is_mine,
 -- name: claim  Claims those of the wanted calls that are still pending and for which their tenant has a slot.
 WITH wanted AS (
     SELECT * FROM jsonb_to_recordset(%(wanted)s::jsonb) AS w (
-        id text, tenant_id text, account_sid text, from_number text, to_number text, place integer, item jsonb)
+        id text, tenant_id text, account_sid text, from_number text, to_number text, place integer)
 ), pending AS (
-    SELECT w.*
-    FROM wanted w JOIN "CallQueue" q ON q.id = w.id
+    SELECT w.account_sid, w.from_number, w.to_number, w.place, q.id, q."tenantId", q."leadId", q."contactId",
+           q."phoneCountryCode", q."callType", q."callScriptId", q."triggerType", q."automationRuleId", q.attempts,
+           q."createdById", q.metadata
+    FROM wanted w JOIN "CallQueue" q ON q.id = w.id AND q."tenantId" = w.tenant_id
     WHERE q.status = 'pending'
       AND coalesce(q."scheduledFor" <= %(now)s, true) AND coalesce(q."nextRetryAt" <= %(now)s, true)
     FOR UPDATE OF q SKIP LOCKED
@@ -99,87 +102,132 @@ WITH wanted AS (
     ) - (SELECT count(*) FROM worker.call_claim c WHERE c.tenant_id = t.tenant_id) AS slots
     FROM (SELECT DISTINCT tenant_id FROM wanted) AS t
 ), ranked AS (
-    SELECT p.*, row_number() OVER (PARTITION BY p.tenant_id ORDER BY p.place) AS rank FROM pending p
+    SELECT p.*, row_number() OVER (PARTITION BY p."tenantId" ORDER BY p.place) AS rank FROM pending p
 ), claimed AS (
-    INSERT INTO worker.call_claim (queue_id, tenant_id, account_sid, from_number, to_number, item, holder, claimed_at)
-    SELECT r.id, r.tenant_id, r.account_sid, r.from_number, r.to_number, r.item, %(holder)s,
-           statement_timestamp() AT TIME ZONE 'UTC'
-    FROM ranked r JOIN capacity USING (tenant_id)
-    WHERE r.rank <= capacity.slots
+    INSERT INTO worker.call_claim (queue_id, tenant_id, account_sid, from_number, to_number, holder, claimed_at, item)
+    SELECT q.id, q."tenantId", q.account_sid, q.from_number, q.to_number, %(holder)s,
+           statement_timestamp() AT TIME ZONE 'UTC',
+           -- include: call_item
+    FROM ranked q JOIN capacity ON capacity.tenant_id = q."tenantId"
+    WHERE q.rank <= capacity.slots
     ON CONFLICT DO NOTHING
-    RETURNING queue_id
+    RETURNING queue_id, tenant_id, item
 ), moved AS (
     UPDATE "CallQueue" q SET status = 'processing', "lastAttemptAt" = %(now)s, "updatedAt" = %(now)s
-    FROM claimed WHERE q.id = claimed.queue_id AND q.status = 'pending'
+    FROM claimed WHERE q.id = claimed.queue_id AND q."tenantId" = claimed.tenant_id AND q.status = 'pending'
 )
-SELECT queue_id AS id FROM claimed;
+SELECT c.queue_id AS id, c.item ->> 'leadId' AS lead_id, c.item ->> 'contactId' AS contact_id,
+       c.item ->> 'callType' AS call_type,
+       (SELECT s."enableRecording" FROM "CallScript" s
+        WHERE s.id = c.item ->> 'callScriptId' AND s."tenantId" = c.tenant_id) AS script_recording
+FROM claimed c;
 
--- name: book  A call was placed: writes CallLog, queue, lead and script, and ends the claim.
+-- name: book  A call was placed: writes lead, script, CallLog and queue, and ends the claim.
 WITH claim AS (
-    DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s
-    RETURNING queue_id, tenant_id, to_number, item
+    -- include: call_booking_claim
+), lead AS (
+    -- before the queue's row is locked: that is the order in which the CRM deletes a lead
+    UPDATE "Lead" l
+    SET "lastCalledAt" = %(now)s, "callCount" = LEAST(l."callCount", 2147483646) + 1, "updatedAt" = %(now)s
+    FROM claim WHERE l.id = claim."leadId" AND l."tenantId" = claim.tenant_id
+    RETURNING l.id
+), script AS (
+    UPDATE "CallScript" s
+    SET "usageCount" = LEAST(s."usageCount", 2147483646) + 1, "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
+    FROM claim WHERE s.id = claim."callScriptId" AND s."tenantId" = claim.tenant_id
+    RETURNING s.id
 ), logged AS (
     INSERT INTO "CallLog" (id, "tenantId", "leadId", "contactId", "phoneNumber", "phoneCountryCode", direction,
         "callType", "twilioCallSid", "twilioStatus", "callScriptId", "triggerType", "automationRuleId",
         "callOutcome", metadata, "createdById", "createdAt", "updatedAt")
-    SELECT gen_random_uuid()::text, c.tenant_id, i."leadId", i."contactId", c.to_number, i."phoneCountryCode",
-           'outbound', i."callType", %(sid)s, %(status)s, i."callScriptId", i."triggerType", i."automationRuleId",
-           'initiated', i.metadata, i."createdById", %(now)s, %(now)s
-    FROM claim c CROSS JOIN jsonb_to_record(c.item) AS i ("leadId" text, "contactId" text, "phoneCountryCode" text,
-        "callType" text, "callScriptId" text, "triggerType" text, "automationRuleId" text, metadata jsonb,
-        "createdById" text)
-    JOIN "User" u ON u.id = i."createdById"  -- missing only when the queue's row is deleted, too
+    SELECT gen_random_uuid()::text, c.tenant_id, (SELECT id FROM lead),
+           (SELECT p.id FROM "Contact" p WHERE p.id = c."contactId" AND p."tenantId" = c.tenant_id),
+           c.to_number, c."phoneCountryCode", 'outbound', c."callType", %(sid)s, %(status)s, (SELECT id FROM script),
+           c."triggerType",
+           (SELECT r.id FROM "AutomationRule" r WHERE r.id = c."automationRuleId" AND r."tenantId" = c.tenant_id),
+           'initiated', c.metadata, c."createdById", %(now)s, %(now)s
+    FROM claim c
     -- a webhook may have written the row already
     ON CONFLICT ("twilioCallSid") DO UPDATE SET "updatedAt" = EXCLUDED."updatedAt"
         WHERE "CallLog"."tenantId" = EXCLUDED."tenantId"
     RETURNING *
-), queue AS (
-    -- a call that the CRM cancelled while it was placed stays cancelled, and is linked to its CallLog row all the same
-    UPDATE "CallQueue" q
-    SET status = CASE WHEN q.status = 'processing' THEN 'completed' ELSE q.status END,
-        "callLogId" = logged.id, "errorMessage" = NULL, "nextRetryAt" = NULL, "updatedAt" = %(now)s
-    FROM logged WHERE q.id = %(id)s
-    RETURNING q.*
-), lead AS (
-    UPDATE "Lead" l SET "lastCalledAt" = %(now)s, "callCount" = l."callCount" + 1, "updatedAt" = %(now)s
-    FROM logged WHERE l.id = logged."leadId" AND l."tenantId" = logged."tenantId"
-), script AS (
-    UPDATE "CallScript" s SET "usageCount" = s."usageCount" + 1, "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
-    FROM logged WHERE s.id = logged."callScriptId" AND s."tenantId" = logged."tenantId"
-)
-SELECT to_jsonb(logged) AS call_log, (SELECT to_jsonb(queue) FROM queue) AS queue_item FROM logged;
+),
+-- include: call_booking_end
+
+-- name: book_without_references  The same for a call whose booking was refused: only what a CallLog row cannot lack.
+WITH claim AS (
+    -- include: call_booking_claim
+), logged AS (
+    INSERT INTO "CallLog" (id, "tenantId", "phoneNumber", "phoneCountryCode", direction, "callType", "twilioCallSid",
+        "twilioStatus", "triggerType", "callOutcome", "createdById", "createdAt", "updatedAt")
+    SELECT gen_random_uuid()::text, c.tenant_id, c.to_number, left(c."phoneCountryCode", 8), 'outbound',
+           CASE c."callType" WHEN 'manual' THEN 'manual' ELSE 'ai' END, %(sid)s, %(status)s,
+           left(c."triggerType", 100), 'initiated', c."createdById", %(now)s, %(now)s
+    FROM claim c
+    ON CONFLICT ("twilioCallSid") DO UPDATE SET "updatedAt" = EXCLUDED."updatedAt"
+        WHERE "CallLog"."tenantId" = EXCLUDED."tenantId"
+    RETURNING *
+),
+-- include: call_booking_end
+
+-- name: booking_obstacles  Why a claim of this process was not booked, though nothing was refused; no row: it has ended.
+SELECT (SELECT u.id FROM "User" u WHERE u.id = c.item ->> 'createdById' AND u."tenantId" = c.tenant_id) IS NULL
+           AS lacks_creator,
+       (SELECT l.id FROM "CallLog" l WHERE l."twilioCallSid" = %(sid)s) IS NOT NULL AS is_logged
+FROM worker.call_claim c
+WHERE c.queue_id = %(id)s AND c.holder = %(holder)s;
+
+-- name: plain_rows  The two rows of a booked call; null for lists and objects, which may have any depth, and long texts.
+SELECT (
+    SELECT jsonb_object_agg(e.key, CASE
+        WHEN jsonb_typeof(e.value) IN ('array', 'object') OR octet_length(e.value::text) > 10000 THEN 'null'
+        ELSE e.value END)
+    FROM jsonb_each(to_jsonb(l)) AS e
+) AS call_log, (
+    SELECT jsonb_object_agg(e.key, CASE
+        WHEN jsonb_typeof(e.value) IN ('array', 'object') OR octet_length(e.value::text) > 10000 THEN 'null'
+        ELSE e.value END)
+    FROM "CallQueue" q, jsonb_each(to_jsonb(q)) AS e
+    WHERE q."callLogId" = l.id AND q."tenantId" = l."tenantId"
+) AS queue_item
+FROM "CallLog" l WHERE l.id = %(call_log_id)s AND l."tenantId" = %(tenant_id)s;
 
 -- name: fail  A call was not placed: it is tried again at retry_at, or fails after its last attempt; ends the claim.
 WITH claim AS (
     DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s
-    RETURNING queue_id
+    RETURNING queue_id, tenant_id
 ), queue AS (
     UPDATE "CallQueue" q
-    SET attempts = q.attempts + 1,
-        status = CASE WHEN %(is_final)s OR q.attempts + 1 >= q."maxAttempts" THEN 'failed' ELSE 'pending' END,
-        "nextRetryAt" = CASE WHEN %(is_final)s OR q.attempts + 1 >= q."maxAttempts" THEN NULL ELSE %(retry_at)s END,
+    SET attempts = LEAST(q.attempts, 2147483646) + 1,
+        status = CASE WHEN %(is_final)s OR q.attempts + 1::bigint >= q."maxAttempts" THEN 'failed' ELSE 'pending' END,
+        "nextRetryAt" = CASE WHEN %(is_final)s OR q.attempts + 1::bigint >= q."maxAttempts" THEN NULL
+                             ELSE %(retry_at)s::timestamp END,
         "errorMessage" = %(reason)s, "lastAttemptAt" = %(now)s, "updatedAt" = %(now)s
-    FROM claim WHERE q.id = claim.queue_id AND q.status = 'processing'
+    FROM claim WHERE q.id = claim.queue_id AND q."tenantId" = claim.tenant_id AND q.status = 'processing'
     RETURNING q.status
 )
 SELECT (SELECT status FROM queue) AS status FROM claim;
 
 -- name: fail_unclaimed  The same for calls that cannot be placed and therefore were not claimed.
 UPDATE "CallQueue" q
-SET attempts = q.attempts + 1,
-    status = CASE WHEN f.is_final OR q.attempts + 1 >= q."maxAttempts" THEN 'failed' ELSE 'pending' END,
-    "nextRetryAt" = CASE WHEN f.is_final OR q.attempts + 1 >= q."maxAttempts" THEN NULL ELSE f.retry_at END,
+SET attempts = LEAST(q.attempts, 2147483646) + 1,
+    status = CASE WHEN f.is_final OR q.attempts + 1::bigint >= q."maxAttempts" THEN 'failed' ELSE 'pending' END,
+    "nextRetryAt" = CASE WHEN f.is_final OR q.attempts + 1::bigint >= q."maxAttempts" THEN NULL ELSE f.retry_at END,
     "errorMessage" = f.reason, "lastAttemptAt" = %(now)s, "updatedAt" = %(now)s
-FROM jsonb_to_recordset(%(failures)s::jsonb) AS f (id text, reason text, is_final boolean, retry_at timestamp)
-WHERE q.id = f.id AND q.status = 'pending'
-RETURNING q.id, q.status, q."tenantId" AS tenant_id;
+FROM jsonb_to_recordset(%(failures)s::jsonb) AS f (
+    id text, tenant_id text, reason text, is_final boolean, retry_at timestamp)
+WHERE q.id = f.id AND q."tenantId" = f.tenant_id AND q.status = 'pending'
+RETURNING q.id, q.status;
 
 -- name: release  A call that Twilio does not know, or that was not tried: it is due again at once.
 WITH claim AS (
-    DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s RETURNING queue_id
+    DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s RETURNING queue_id, tenant_id
 )
 UPDATE "CallQueue" q SET status = 'pending', "updatedAt" = %(now)s
-FROM claim WHERE q.id = claim.queue_id AND q.status = 'processing';
+FROM claim WHERE q.id = claim.queue_id AND q."tenantId" = claim.tenant_id AND q.status = 'processing';
+
+-- name: abandon  Ends a claim whose row in the queue cannot be changed.
+DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s;
 
 -- name: suppress  This number opted out of this tenant's calls.
 INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
@@ -201,26 +249,27 @@ FROM unnest(%(ids)s::text[], %(holders)s::text[]) AS orphan (id, holder)
 WHERE c.queue_id = orphan.id AND c.holder = orphan.holder AND c.ask_at IS NULL;
 
 -- name: stuck_calls  Calls that are 'processing' without a claim: left by a worker of a version without claims.
-SELECT q.id, q."tenantId", q."leadId", q."contactId", q."phoneNumber", q."phoneCountryCode", q."callType",
-       q."callScriptId", q."triggerType", q."automationRuleId", q."createdById", q.metadata, q.attempts, q."updatedAt"
+SELECT q.id, q."tenantId" AS tenant_id, q."phoneNumber" AS phone_number, q."phoneCountryCode" AS phone_country_code,
+       q.attempts, q."createdById" AS created_by_id
 FROM "CallQueue" q
 WHERE q.status = 'processing' AND q."updatedAt" < %(before)s
   AND NOT EXISTS (SELECT FROM worker.call_claim c WHERE c.queue_id = q.id)
+  AND NOT q.id = ANY (%(left_alone)s)
 ORDER BY q."updatedAt" LIMIT 100;
 
--- name: adopt  Claims a stuck call, so that Twilio is asked about it.
-INSERT INTO worker.call_claim (queue_id, tenant_id, account_sid, from_number, to_number, item, holder, claimed_at,
-    ask_at)
-SELECT q.id, q."tenantId", %(account_sid)s, %(from_number)s, %(to_number)s, %(item)s::jsonb, %(holder)s,
-       %(claimed_at)s, %(now)s
+-- name: adopt  Claims a stuck call, so that Twilio is asked about it. It was placed after the row was changed last.
+INSERT INTO worker.call_claim (queue_id, tenant_id, account_sid, from_number, to_number, holder, claimed_at, ask_at, item)
+SELECT q.id, q."tenantId", %(account_sid)s, %(from_number)s, %(to_number)s, %(holder)s,
+       GREATEST(q."updatedAt", '2000-01-01') - make_interval(secs => %(clock_skew_seconds)s), %(now)s,
+       -- include: call_item
 FROM "CallQueue" q
-WHERE q.id = %(id)s AND q.status = 'processing' AND q."updatedAt" = %(updated_at)s
+WHERE q.id = %(id)s AND q."tenantId" = %(tenant_id)s AND q.status = 'processing' AND q."updatedAt" < %(before)s
 ON CONFLICT DO NOTHING;
 
 -- name: fail_stuck  Fails a stuck call about which Twilio cannot be asked.
 UPDATE "CallQueue" q
-SET status = 'failed', attempts = q.attempts + 1, "errorMessage" = %(reason)s, "updatedAt" = %(now)s
-WHERE q.id = %(id)s AND q.status = 'processing' AND q."updatedAt" = %(updated_at)s
+SET status = 'failed', attempts = LEAST(q.attempts, 2147483646) + 1, "errorMessage" = %(reason)s, "updatedAt" = %(now)s
+WHERE q.id = %(id)s AND q."tenantId" = %(tenant_id)s AND q.status = 'processing' AND q."updatedAt" < %(before)s
 RETURNING q.id;
 
 -- name: take_unconfirmed  Takes over the calls about which Twilio can be asked now.
@@ -234,11 +283,15 @@ FROM due WHERE c.queue_id = due.queue_id
 RETURNING c.queue_id AS id, c.tenant_id, c.account_sid, c.from_number, c.to_number,
           (c.item ->> 'attempts')::integer AS attempts, c.claimed_at, c.asked, c.reason;
 
--- name: sids_of_other_calls  Which of these calls are another tenant's, or belong to a row of the queue already.
-SELECT l."twilioCallSid" AS sid
-FROM "CallLog" l
-WHERE l."twilioCallSid" = ANY (%(sids)s)
-  AND (l."tenantId" <> %(tenant_id)s OR EXISTS (SELECT FROM "CallQueue" q WHERE q."callLogId" = l.id));
+-- name: logged_calls  Which of these calls are in the log of another tenant, or belong to a row of the queue already.
+SELECT *
+FROM (
+    SELECT l."twilioCallSid" AS sid, l."tenantId" AS tenant_id, (
+        SELECT q.id FROM "CallQueue" q WHERE q."callLogId" = l.id AND q."tenantId" = l."tenantId"
+    ) IS NOT NULL AS is_linked
+    FROM "CallLog" l WHERE l."twilioCallSid" = ANY (%(sids)s)
+) l
+WHERE l.is_linked OR l.tenant_id <> %(tenant_id)s;
 
 -- name: stale_calls  Calls that have been on their way for longer than a call can take: their webhook was lost.
 SELECT l.id, l."tenantId" AS tenant_id, l."twilioCallSid" AS sid, l."twilioStatus" AS status
@@ -252,4 +305,4 @@ ORDER BY l."updatedAt" LIMIT %(size)s;
 
 -- name: refresh_status  Writes the status that Twilio named; a call still on its way is not stale for another hour.
 UPDATE "CallLog" SET "twilioStatus" = %(status)s, "updatedAt" = %(now)s
-WHERE id = %(id)s AND "twilioStatus" = %(old_status)s;
+WHERE id = %(id)s AND "tenantId" = %(tenant_id)s AND "twilioStatus" = %(old_status)s;

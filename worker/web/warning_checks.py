@@ -25,6 +25,7 @@ CHECK_SECONDS = 60.0  # from one run of a check to the next
 # The CRM's tables and columns that the statements in worker/sql use. The CRM's migrations may change all others.
 CONTRACT: Mapping[str, str] = MappingProxyType(
     {
+        "AutomationRule": "id tenantId",
         "CallLog": "id tenantId leadId contactId phoneNumber phoneCountryCode direction callType twilioCallSid "
         "twilioStatus callScriptId triggerType automationRuleId callOutcome metadata createdById createdAt updatedAt",
         "CallQueue": "id tenantId leadId contactId phoneNumber phoneCountryCode status priority callType "
@@ -32,7 +33,8 @@ CONTRACT: Mapping[str, str] = MappingProxyType(
         "errorMessage scheduledFor metadata createdById createdAt updatedAt",
         "CallScript": "id enableRecording usageCount lastUsedAt tenantId updatedAt",
         "CallSettings": "tenantId twilioAccountSid twilioAuthToken twilioPhoneNumber maxConcurrentCalls callTimeout "
-        "enableRecording enableBusinessHours businessHoursStart businessHoursEnd businessDays timezone",
+        "enableRecording enableBusinessHours businessHoursStart businessHoursEnd businessDays timezone "
+        "defaultCallScriptId",
         "Campaign": "id name channel status subject htmlContent textContent whatsappMessageType whatsappMediaType "
         "whatsappMediaUrl whatsappCaption whatsappTemplateName whatsappTemplateLanguage whatsappTemplateParams "
         "scheduledAt completedAt targetType targetFilters totalRecipients sentCount failedCount utmSource utmMedium "

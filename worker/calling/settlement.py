@@ -1,0 +1,273 @@
+"""Settles queued calls: writes what became of them into the database, and ends their claims.
+
+Each statement deletes the row of worker.call_claim that it settles, so a call is settled once, and a former holder
+settles nothing. A claim ends also when the database refuses what it should write: a placed call is logged without its
+references; when that is refused, too, the queue's row fails with the reason, and is not called again.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+
+import psycopg2
+
+from worker.calling.queued_call import NO_CREATOR, CallFailure, ClaimedCall, QueuedCall
+from worker.calling.refusals import concerns_row, is_passing, is_race, isolated, reason_of
+from worker.calling.reporting import CallReporter
+from worker.content.calls import crm_status, retry_delay_seconds
+from worker.errors import RecipientOptedOut, RecipientRefused, RetryLater, SendError
+from worker.providers.twilio import PlacedCall
+from worker.runtime.backoff import backoff_seconds
+from worker.runtime.db import Row, is_unavailable, queries
+from worker.runtime.job import JobContext
+from worker.sending.outcomes import ASK_AFTER_SECONDS
+
+log = logging.getLogger(__name__)
+
+ASK_LIMIT_SECONDS = 600.0  # between two questions about one call
+GIVE_UP_SECONDS = 24 * 3600.0  # after it a call that could not be settled fails
+LEAST_QUESTIONS = 3  # before that: the worker itself may have been down for long
+LEAVE_PENDING_SECONDS = 600.0  # a row that the database refuses to change is left alone for so long
+LEAVE_PROCESSING_SECONDS = 24 * 3600.0  # the same, for one about which Twilio would be asked again
+LONGEST_REASON = 500  # characters
+
+
+class CallSettlement:
+    """The settlements of one process. ``left_alone``: the rows of the queue that the database refuses to change."""
+
+    def __init__(
+        self,
+        context: JobContext,
+        reporter: CallReporter,
+        holder: str,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``holder``: of the claims of this process. ``monotonic``: a clock, in seconds."""
+        self._db = context.database
+        self._clock = context.clock
+        self._reporter = reporter
+        self._holder = holder
+        self._monotonic = monotonic
+        self._sql = queries("calls")
+        self._leave_until: dict[str, float] = {}  # id in the queue -> monotonic()
+
+    @property
+    def left_alone(self) -> list[str]:
+        now = self._monotonic()
+        self._leave_until = {queue_id: until for queue_id, until in self._leave_until.items() if until > now}
+        return list(self._leave_until)
+
+    def book(self, claim: ClaimedCall, placed: PlacedCall) -> None:
+        """Twilio placed the call. Writes nothing when another worker has settled it meanwhile.
+
+        References that are not there any more are left out. Raises psycopg2.Error when the database is unavailable.
+        """
+        try:
+            booked = self._book("book", claim, placed)
+        except psycopg2.Error as error:
+            if is_unavailable(error):
+                raise
+            self._book_after_refusal(claim, placed, error)
+        else:
+            self._report_booking(claim, placed, booked)
+
+    def fail(self, claim: ClaimedCall, error: SendError) -> None:
+        """The call was not placed: it is tried again as the queue's row allows, or never."""
+        if isinstance(error, RecipientOptedOut):
+            # first: a call that is tried again does no harm, an opt-out that is forgotten does
+            self._db.execute(
+                self._sql["suppress"],
+                tenant_id=claim.tenant_id,
+                number=claim.to_number,
+                reason=str(error)[:LONGEST_REASON],
+                now=self._clock(),
+            )
+        wish_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
+        delay_seconds = max(retry_delay_seconds(claim.attempts + 1), wish_seconds or 0.0)
+        self._fail(claim, str(error), is_final=isinstance(error, RecipientRefused), delay_seconds=delay_seconds)
+
+    def give_up(self, claim: ClaimedCall, reason: str) -> None:
+        """It is not known whether the call was placed: it fails, and is never placed again."""
+        if self._fail(claim, _unconfirmed(reason), is_final=True) == "failed":
+            self._reporter.given_up()
+
+    def release(self, claim: ClaimedCall) -> None:
+        """The call was certainly not placed, which is no fault of its own: it is due again at once."""
+        with self._ending(claim):
+            self._db.execute(self._sql["release"], id=claim.id, holder=self._holder, now=self._clock())
+            self._reporter.counts.put_back += 1
+
+    def mark_unconfirmed(self, claim: ClaimedCall, reason: str | None, *, asked: int = 0) -> None:
+        """Twilio is asked about the call, later each time. ``reason`` None: its process died."""
+        delay_seconds = backoff_seconds(asked + 1, ASK_AFTER_SECONDS, ASK_LIMIT_SECONDS)
+        self._db.execute(
+            self._sql["mark_unconfirmed"],
+            id=claim.id,
+            holder=self._holder,
+            ask_at=self._clock() + timedelta(seconds=delay_seconds),
+            asked=asked,
+            reason=reason and reason[:LONGEST_REASON],
+        )
+
+    def is_overdue(self, claim: ClaimedCall) -> bool:
+        """Whether the call has been unconfirmed for so long that it is not asked about any more."""
+        age_seconds = (self._clock() - claim.claimed_at).total_seconds()
+        return claim.asked + 1 >= LEAST_QUESTIONS and age_seconds > GIVE_UP_SECONDS
+
+    def fail_unclaimed(self, failures: Sequence[CallFailure]) -> None:
+        """Fails calls that cannot be placed; they are not claimed for it."""
+        if failures:
+            isolated(failures, self._fail_unclaimed, self._refuse_failure)
+
+    def fail_stuck(self, call: QueuedCall, reason: str, before: datetime) -> None:
+        """Fails a call, 'processing' without a claim since ``before``, about which Twilio cannot be asked."""
+        reason = _unconfirmed(reason)[:LONGEST_REASON]
+        values = {"id": call.id, "tenant_id": call.tenant_id, "before": before}
+        try:
+            failed = self._db.execute_one(self._sql["fail_stuck"], reason=reason, now=self._clock(), **values)
+        except psycopg2.Error as error:
+            if not concerns_row(error):
+                raise
+            self._leave_alone(call.id, call.tenant_id, LEAVE_PROCESSING_SECONDS, error)
+            return
+        if failed:
+            self._reporter.given_up()
+            self._reporter.not_placed(call.id, call.tenant_id, "failed", reason)
+
+    def _book(self, statement: str, claim: ClaimedCall, placed: PlacedCall) -> Row | None:
+        return self._db.execute_one(
+            self._sql[statement],
+            id=claim.id,
+            holder=self._holder,
+            sid=placed.sid,
+            status=crm_status(placed.status),
+            now=self._clock(),
+        )
+
+    def _book_after_refusal(self, claim: ClaimedCall, placed: PlacedCall, refusal: psycopg2.Error) -> None:
+        """Books the call again, at last without its references; whatever happens, it has an end."""
+        for statement in ("book", "book_without_references") if is_race(refusal) else ("book_without_references",):
+            try:
+                booked = self._book(statement, claim, placed)
+            except psycopg2.Error as error:
+                if is_unavailable(error):
+                    raise
+                refusal = error
+            else:
+                if booked and statement == "book_without_references":
+                    self._reporter.logged_without_references(claim, placed.sid, reason_of(refusal))
+                self._report_booking(claim, placed, booked)
+                return
+        if is_passing(refusal) and not self.is_overdue(claim):
+            self._reporter.booked_later(claim, placed.sid, reason_of(refusal))
+            self.mark_unconfirmed(claim, f"not booked yet: {reason_of(refusal)}", asked=claim.asked + 1)
+        else:
+            self._fail_placed(claim, placed, f"the database refused it: {reason_of(refusal)}")
+
+    def _report_booking(self, claim: ClaimedCall, placed: PlacedCall, booked: Row | None) -> None:
+        if booked is None:
+            self._fail_unbookable(claim, placed)
+            return
+        self._reporter.placed(claim, placed.sid)
+        is_complete = booked["queue_item"] is not None or not booked["is_linked"]
+        if is_complete and self._reporter.publish(claim.tenant_id, booked["call_log"], booked["queue_item"]):
+            return
+        plain = self._db.one(self._sql["plain_rows"], call_log_id=booked["call_log_id"], tenant_id=claim.tenant_id)
+        if plain:
+            self._reporter.publish(claim.tenant_id, plain["call_log"], plain["queue_item"])
+
+    def _fail_unbookable(self, claim: ClaimedCall, placed: PlacedCall) -> None:
+        """The statement wrote nothing: the claim is another worker's by now, or this call must not be booked."""
+        why = self._db.one(self._sql["booking_obstacles"], id=claim.id, holder=self._holder, sid=placed.sid)
+        if why is None:
+            self._reporter.lost(claim)
+        elif why["lacks_creator"]:
+            self._fail_placed(claim, placed, NO_CREATOR)
+        else:
+            self._fail_placed(
+                claim, placed, "that call is in the log already, for another row of the queue or elsewhere"
+            )
+
+    def _fail_placed(self, claim: ClaimedCall, placed: PlacedCall, reason: str) -> None:
+        """The call was placed and cannot be logged: its row fails, and is never placed again."""
+        reason = f"placed as {placed.sid}, but it cannot be logged: {reason}"
+        self._fail(claim, reason, is_final=True, sid=placed.sid)
+
+    def _fail(
+        self, claim: ClaimedCall, reason: str, *, is_final: bool, delay_seconds: float = 0.0, sid: str | None = None
+    ) -> str | None:
+        """The new status of the queue's row; None when this process could not write it.
+
+        ``sid``: of a call that was placed all the same.
+        """
+        row: Row | None = None
+        now = self._clock()
+        with self._ending(claim):
+            row = self._db.execute_one(
+                self._sql["fail"],
+                id=claim.id,
+                holder=self._holder,
+                is_final=is_final,
+                reason=reason[:LONGEST_REASON],
+                retry_at=now + timedelta(seconds=delay_seconds),
+                now=now,
+            )
+            if row is None:
+                self._reporter.lost(claim)
+        if row is None:
+            return None
+        status = str(row["status"] or "cancelled")  # by the CRM, which may have deleted the row, too
+        if sid:
+            self._reporter.not_logged(claim, sid, status, reason)
+        else:
+            self._reporter.not_placed(claim.id, claim.tenant_id, status, reason)
+        return status
+
+    def _fail_unclaimed(self, failures: Sequence[CallFailure]) -> list[None]:
+        now = self._clock()
+        by_id = {each.call.id: each for each in failures}
+        records = [
+            {
+                "id": each.call.id,
+                "tenant_id": each.call.tenant_id,
+                "reason": each.reason[:LONGEST_REASON],
+                "is_final": each.is_final,
+                "retry_at": now + timedelta(seconds=retry_delay_seconds(each.call.attempts + 1)),
+            }
+            for each in failures
+        ]
+        for row in self._db.execute(
+            self._sql["fail_unclaimed"], failures=json.dumps(records, default=datetime.isoformat), now=now
+        ):
+            failure = by_id[row["id"]]
+            reason = failure.reason[:LONGEST_REASON]
+            self._reporter.not_placed(failure.call.id, failure.call.tenant_id, row["status"], reason)
+        return []
+
+    def _refuse_failure(self, failure: CallFailure, error: psycopg2.Error) -> None:
+        self._leave_alone(failure.call.id, failure.call.tenant_id, LEAVE_PENDING_SECONDS, error)
+
+    @contextmanager
+    def _ending(self, claim: ClaimedCall) -> Iterator[None]:
+        """Ends the claim also when the queue's row cannot be changed."""
+        try:
+            yield
+        except psycopg2.Error as error:
+            if not concerns_row(error):
+                raise
+            self._db.execute(self._sql["abandon"], id=claim.id, holder=self._holder)
+            self._leave_alone(claim.id, claim.tenant_id, LEAVE_PROCESSING_SECONDS, error)
+
+    def _leave_alone(self, queue_id: str, tenant_id: str, seconds: float, error: psycopg2.Error) -> None:
+        self._leave_until[queue_id] = self._monotonic() + seconds
+        log.error(
+            "the database refuses to change a queued call, it is left alone",
+            {"call": queue_id, "tenant": tenant_id, "reason": reason_of(error), "hours": seconds / 3600.0},
+        )
+
+
+def _unconfirmed(reason: str) -> str:
+    return f"Unconfirmed, it may have been placed: {reason}"
