@@ -21,7 +21,7 @@ from worker.runtime.db import Database
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 60.0
-NAMES = ["0001_campaigns", "0002_campaign_indexes", "0003_jobs", "0004_job_indexes"]
+NAMES = ["0001_campaigns", "0002_campaign_indexes", "0003_jobs", "0004_job_indexes", "0005_addresses"]
 INDEXES = {
     "worker_campaign_due",
     "worker_campaign_running",
@@ -114,6 +114,7 @@ def test_once_and_again(fresh: Connection) -> None:
         (2, "campaign_indexes"),
         (3, "jobs"),
         (4, "job_indexes"),
+        (5, "addresses"),
     ]
 
 
@@ -289,7 +290,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
     [
         ("DROP SCHEMA worker CASCADE", "missing"),
         ("TRUNCATE worker.migration", "missing"),
-        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 4"),
+        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 5"),
     ],
 )
 def test_missing_or_old(database_url: str, connection: Connection, damage: str, state: str) -> None:
