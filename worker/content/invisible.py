@@ -4,6 +4,8 @@ They come along when an address, a number or a text is copied from a web page, a
 worker.is_invisible in worker/sql/migrations has the same ranges; a test compares the two for every character.
 """
 
+import re
+
 RANGES = (
     (0x00, 0x20),  # C0 controls and the space
     (0x7F, 0xA0),  # delete, C1 controls, no-break space
@@ -33,7 +35,14 @@ CHARACTERS = "".join(chr(code) for first, last in RANGES for code in range(first
 # For the inside of a character class of ``re``.
 CLASS = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in RANGES)
 
+_ANY = re.compile(f"[{CLASS}]+")
+
 
 def trimmed(text: str) -> str:
     """``text`` without invisible characters at its ends."""
     return text.strip(CHARACTERS)
+
+
+def removed(text: str) -> str:
+    """``text`` without any invisible characters."""
+    return _ANY.sub("", text)
