@@ -21,7 +21,14 @@ from worker.runtime.db import Database
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 60.0
-NAMES = ["0001_campaigns", "0002_campaign_indexes", "0003_jobs", "0004_job_indexes", "0006_campaign_log"]
+NAMES = [
+    "0001_campaigns",
+    "0002_campaign_indexes",
+    "0003_jobs",
+    "0004_job_indexes",
+    "0005_addresses",
+    "0006_campaign_log",
+]
 INDEXES = {
     "worker_campaign_due",
     "worker_campaign_running",
@@ -114,6 +121,7 @@ def test_once_and_again(fresh: Connection) -> None:
         (2, "campaign_indexes"),
         (3, "jobs"),
         (4, "job_indexes"),
+        (5, "addresses"),
     ]
 
 

@@ -1,5 +1,6 @@
 """Whom a campaign is for: recipients built from its target, no address twice, and no other user's people."""
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
@@ -15,6 +16,8 @@ from worker.campaigns.link_writer import LinkWriter
 from worker.campaigns.run import CampaignRuns
 from worker.campaigns.targets import prepare, target_parameters
 from worker.campaigns.transport import TransportRouter
+from worker.content.addresses import parse_address
+from worker.content.phones import whatsapp_id
 from worker.errors import CampaignRejected
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, queries
@@ -410,3 +413,116 @@ def test_links_of_a_changed_text(crm: Crm, targets: Targets) -> None:
     targets.prepared(campaign_id)
     statement = 'SELECT "originalUrl" FROM campaign_links WHERE "campaignId" = %(id)s'
     assert {"originalUrl": "https://shop.example/new"} in targets.db.all(statement, id=campaign_id)
+
+
+NUMBERS = [
+    # (columns of a lead or contact, what is sent to)
+    ({"phone": "(202) 555-0123", "phoneCountryCode": "+1"}, "12025550123"),
+    ({"phone": "07700 900123", "phoneCountryCode": "+44"}, "447700900123"),
+    ({"phone": "447700900123", "phoneCountryCode": "+44"}, "447700900123"),
+    ({"phone": "+44 7700 900123", "phoneCountryCode": "+1"}, "447700900123"),
+    ({"phone": "98123 45678", "phoneCountryCode": "+91"}, "919812345678"),
+    ({"phone": "0919812345678", "phoneCountryCode": "91"}, "919812345678"),
+    ({"phone": "9812345678", "phoneCountryCode": ""}, "919812345678"),
+    ({"whatsapp": "050 123 4567", "phone": "1", "phoneCountryCode": "+971"}, "971501234567"),
+    ({"whatsapp": "n/a", "phone": "0412 345 678", "phoneCountryCode": "+61"}, "61412345678"),
+    ({"phone": "06 698 12345", "phoneCountryCode": "+39"}, "390669812345"),
+    ({"phone": "15123456789.0", "phoneCountryCode": "+49"}, "4915123456789"),
+    ({"phoneNormalized": "2025550123", "phone": "1", "phoneCountryCode": "+1"}, "12025550123"),
+    ({"phoneNormalized": "12025550123", "phone": "1"}, "12025550123"),
+    ({"whatsappNormalized": "5215512345678", "phone": "55 1234 5678", "phoneCountryCode": "+52"}, "5215512345678"),
+    ({"whatsappNormalized": "5491123456789", "phoneCountryCode": "+54"}, "5491123456789"),
+    ({"phone": "(202) 555-0123", "phoneCountryCode": "US"}, None),
+]
+
+
+@pytest.mark.parametrize("kind", ["leads", "contacts"])
+@pytest.mark.parametrize(("columns", "number"), NUMBERS)
+def test_a_number_of_another_country(
+    crm: Crm, targets: Targets, kind: str, columns: dict[str, Any], number: str | None
+) -> None:
+    """A number without a country code is of the country that the CRM has beside it, never a stranger's in India."""
+    nothing = {"whatsappNormalized": None, "phoneNormalized": None, "whatsapp": None}
+    (crm.add_lead if kind == "leads" else crm.add_contact)(email="", **(nothing | columns))
+    (row,) = targets.recipients(targets.prepared(targets.campaign(kind, "whatsapp")))
+    if number is None:
+        with pytest.raises(ValueError, match="not a phone number"):
+            whatsapp_id(row["recipientPhone"])
+    else:
+        assert whatsapp_id(row["recipientPhone"]) == number
+
+
+def test_one_number_with_and_without_its_country(crm: Crm, targets: Targets) -> None:
+    """Two leads with one American number get one message, and an Indian one with the same digits its own."""
+    nothing = {"whatsappNormalized": None, "phoneNormalized": None, "whatsapp": None}
+    for phone in ("202 555 0123", "12025550123"):
+        crm.add_lead(phone=phone, phoneCountryCode="+1", **nothing)
+    crm.add_lead(phone="+1-202-555-0123", **nothing)
+    indian = crm.add_lead(phone="2025550123", phoneCountryCode="+91", **nothing)
+    rows = targets.recipients(targets.prepared(targets.campaign("leads", "whatsapp")))
+    assert {whatsapp_id(row["recipientPhone"]) for row in rows} == {"12025550123", "912025550123"}
+    assert len(rows) == 2
+    assert indian in {row["recipientId"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("channel", "first", "second"),
+    [
+        ("whatsapp", "0919876543211", "+91 98765 43211"),
+        ("whatsapp", "call 9876543211", "9876543211"),
+        ("whatsapp", "9876543211.5", "98765432115"),
+        ("whatsapp", "14155552671", "+1 415 555 2671"),
+        ("whatsapp", "1800 123 4567", "+1 800 123 4567"),
+        ("whatsapp", "0009876543211", "+98 765 432 11"),
+        ("email", "a@❤.example", "a@xn--qei.example"),
+        ("email", "info@straße.example", "info@strasse.example"),
+        ("email", "a@x․example", "a@x.example"),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_double_that_is_kept(
+    crm: Crm, targets: Targets, channel: str, first: str, second: str, swapped: bool
+) -> None:
+    """Of two rows with one address the one that stays can be sent to; what is no address takes nobody's place."""
+    read = parse_address if channel == "email" else whatsapp_id
+    column = "recipientEmail" if channel == "email" else "recipientPhone"
+    written = [second, first] if swapped else [first, second]
+    reachable = set()
+    for each in written:
+        with contextlib.suppress(ValueError):
+            reachable.add(read(each))
+    ids = ("00000000-0000-0000-0000-000000000001", "ffffffff-0000-0000-0000-000000000002")
+    rows = [{"id": row_id, column: each} for row_id, each in zip(ids, written, strict=True)]
+    campaign_id = targets.prepared(crm.add_campaign(channel, recipients=rows))
+    kept = set()
+    for row in targets.recipients(campaign_id):
+        with contextlib.suppress(ValueError):
+            kept |= {read(row[column])} if row["status"] == "pending" else set()
+    assert kept == reachable
+
+
+def test_doubles_in_international_domains(crm: Crm, targets: Targets) -> None:
+    """Both spellings of one domain are one address, and a sharp s is not two of the others."""
+    addresses = ["info@straße.example", "info@strasse.example", "info@bücher.example", "info@xn--bcher-kva.example"]
+    doubled = [
+        {"recipientEmail": each} for each in [*addresses, "INFO@BÜCHER.example\u00a0", "\ufeffinfo@strasse.example"]
+    ]
+    campaign_id = targets.prepared(crm.add_campaign(recipients=doubled))
+    pending = [row for row in targets.recipients(campaign_id) if row["status"] == "pending"]
+    assert sorted(parse_address(row["recipientEmail"]) for row in pending) == [
+        "info@strasse.example",
+        "info@xn--bcher-kva.example",
+        "info@xn--strae-oqa.example",
+    ]
+
+
+@pytest.mark.parametrize("around", ["\t", "\u00a0", "\r", "\n", "\ufeff", "\u200b", "\u2028", "\u202c"])
+def test_invisible_characters_around_addresses(crm: Crm, targets: Targets, around: str) -> None:
+    """What shows nothing makes no second address, and none of nothing."""
+    crm.add_lead(email=f"asha@x.example{around}", phone=f"{around}98123 45678", phoneNormalized=None)
+    crm.add_contact(email=f"{around}asha@x.example", phone=f"9812345678{around}", phoneNormalized=None)
+    crm.add_contact(email=around, phone=around, phoneNormalized=None)
+    for channel in ("email", "whatsapp"):
+        (row,) = targets.recipients(targets.prepared(targets.campaign("all", channel)))
+        assert parse_address(row["recipientEmail"]) == "asha@x.example"
+        assert whatsapp_id(row["recipientPhone"]) == "919812345678"

@@ -207,11 +207,14 @@ def test_nothing_injects_a_header(end: str) -> None:
     assert message["Bcc"] is None
     assert b"\r\nBcc:" not in content.split(b"\r\n\r\n")[0]
     assert message.get_content_type() == "multipart/alternative"
-    for bad in ({"from_email": f"a@b.in{end}"}, {"reply_to": evil}, {"unsubscribe_url": f"https://x{end}"}):
+    for bad in ({"from_email": f"a@b.in{end}x"}, {"reply_to": evil}, {"unsubscribe_url": f"https://x{end}"}):
         with pytest.raises(ValueError, match=r"not an"):
             skeleton(**bad)
+    assert skeleton(from_email=f"a@b.in{end}").from_email == "a@b.in"
     with pytest.raises(ValueError, match="not an e-mail address"):
-        made.build("x", f"a@b.in{end}", ASHA, MESSAGE_ID, WHEN)
+        made.build("x", f"a@b.in{end}x", ASHA, MESSAGE_ID, WHEN)
+    ending = made.build("x", f"a@b.in{end}", ASHA, MESSAGE_ID, WHEN)
+    assert ending.startswith(b"To: x <a@b.in>\r\nSubject:") or b"\r\nTo: x <a@b.in>\r\nSubject:" in ending
     with pytest.raises(ValueError, match="not a Message-ID"):
         made.build("x", "a@b.in", ASHA, f"<a@b{end}>", WHEN)
 

@@ -1,8 +1,17 @@
-"""E-mail addresses: which ones mail can be sent to, in the form SMTP without SMTPUTF8 carries."""
+"""E-mail addresses: which ones mail can be sent to, in the form SMTP without SMTPUTF8 carries.
+
+worker.address in the database finds double addresses. It gives ``parse_address(raw).lower()`` for every ``raw`` that
+is an address (tests/postgres/test_address_agreement.py), so what is one address there is one here.
+"""
 
 import hashlib
 import re
 
+import idna
+
+from worker.content import invisible
+
+LONGEST_WRITTEN = 1000  # characters, with what is dropped; what is longer is refused before it is looked at
 ADDRESS_LIMIT = 254  # octets, RFC 5321 4.5.3.1.3 less the angle brackets
 LOCAL_PART_LIMIT = 64  # octets, RFC 5321 4.5.3.1.1
 
@@ -16,13 +25,16 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def parse_address(raw: str) -> str:
-    """The bare ASCII address that ``raw`` is, spaces around it dropped and an IDN domain in punycode.
+    """The bare ASCII address that ``raw`` is: no invisible characters around it, an international domain in punycode.
 
     The local part is a dot-atom (RFC 5321 4.1.2), the domain has at least two labels; quoted local parts,
     address literals and display names are refused. Raises ValueError with a reason fit for a user.
     """
-    address = raw.strip(" ")
-    if not (_ADDRESS.fullmatch(address) and len(address) <= LOCAL_PART_LIMIT):
+    if len(raw) > LONGEST_WRITTEN:
+        raise ValueError(f"not an e-mail address: {raw[:80]!r} (longer than {LONGEST_WRITTEN} characters)")
+    address = raw
+    if not (len(raw) <= LOCAL_PART_LIMIT and _ADDRESS.fullmatch(raw)):
+        address = invisible.trimmed(raw)
         local_part, at_sign, domain = address.rpartition("@")
         address = f"{local_part}@{_ascii_domain(domain)}"
         if reason := _fault(local_part, at_sign, address):
@@ -31,14 +43,18 @@ def parse_address(raw: str) -> str:
 
 
 def _ascii_domain(domain: str) -> str:
-    """``domain`` in ASCII; '' when it has no form that DNS could look up."""
-    if domain.isascii():
-        return domain if _DOMAIN.fullmatch(domain) else ""
-    try:
-        encoded = domain.encode("idna").decode("ascii")  # RFC 3490
-    except UnicodeError:
-        return ""
-    return encoded if _DOMAIN.fullmatch(encoded) else ""
+    """``domain`` in ASCII; '' when it has no form that DNS could look up.
+
+    Mapped by UTS 46, non-transitional, then each label by IDNA 2008 (RFC 5891): ``straße`` is not ``strasse``. A
+    label that is in ASCII already is looked up as it is, whatever it stands for (RFC 5891 5.3).
+    """
+    if not domain.isascii():
+        try:
+            labels = idna.uts46_remap(domain, std3_rules=False).split(".")
+            domain = ".".join(label if label.isascii() else idna.alabel(label).decode("ascii") for label in labels)
+        except idna.IDNAError:
+            return ""
+    return domain if _DOMAIN.fullmatch(domain) else ""
 
 
 def _fault(local_part: str, at_sign: str, address: str) -> str | None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 from worker.content import markup
 from worker.content.campaign_texts import CampaignTexts
-from worker.content.placeholders import RECIPIENT_ID_SLOT, Template
+from worker.content.placeholder_spellings import unified
+from worker.content.placeholders import PERSONAL_NAMES, RECIPIENT_ID_SLOT, Template, without_placeholders
 from worker.content.utm import UtmParameters, tag_url
 
 LINK_TEXT_LIMIT = 255  # characters
+LONGEST_URL = 8000  # characters: no server takes more, and what is longer stays as it is
 CODE_LENGTH = 12
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -117,15 +119,16 @@ def rewrite_html(html: str, rewrite: Callable[[str], str]) -> str:
 
     ``rewrite`` takes and returns the plain URL: this function decodes and encodes ``&amp;``.
     """
+    html = unified(html, PERSONAL_NAMES)
     pieces, position = [], 0
-    for tag in markup.tags(html):
+    for tag in markup.tags(without_placeholders(html)):
         href = tag.attribute("href")
         if href is None or tag.name in _NOT_LINKS:
             continue
         value = html[href.start : href.end]
         bare = value.strip(" \t\n\f\r")
         url = markup.unescape(bare)
-        if not _HTTP.match(url) or (changed := rewrite(url)) == url:
+        if not _is_link(url) or (changed := rewrite(url)) == url:
             continue
         before, after = value.split(bare, 1)
         pieces += [html[position : href.start], before, markup.escape(changed, href.quote), after]
@@ -135,9 +138,10 @@ def rewrite_html(html: str, rewrite: Callable[[str], str]) -> str:
 
 def anchor_texts(html: str) -> dict[str, str]:
     """For the URL of each ``<a>``, the text of its first link: no tags, at most 255 characters."""
+    html = unified(html, PERSONAL_NAMES)
     texts: dict[str, str] = {}
     url, start = "", 0
-    for tag in markup.tags(html):
+    for tag in markup.tags(without_placeholders(html)):
         if tag.name != "a":
             continue
         words = " ".join(markup.plain_text(html[start : tag.start]).split()) if url else ""
@@ -153,12 +157,20 @@ def rewrite_text(text: str, rewrite: Callable[[str], str]) -> str:
 
     def replaced(found: re.Match[str]) -> str:
         url = _without_trailing_punctuation(found[0])
-        return (rewrite(url) if _HTTP.match(url) else url) + found[0][len(url) :]
+        return (rewrite(url) if _is_link(url) else url) + found[0][len(url) :]
 
-    return _BARE_URL.sub(replaced, text)
+    return _BARE_URL.sub(replaced, unified(text, PERSONAL_NAMES))
+
+
+def _is_link(url: str) -> bool:
+    return len(url) <= LONGEST_URL and _HTTP.match(url) is not None
 
 
 def _without_trailing_punctuation(url: str) -> str:
-    while url[-1] in _TRAILING and not (url[-1] == ")" and url.count("(") >= url.count(")")):
-        url = url[:-1]
-    return url
+    """A bracket at the end belongs to the URL when it was opened there."""
+    end = len(url)
+    unopened = url.count(")") - url.count("(")
+    while url[end - 1] in _TRAILING and not (url[end - 1] == ")" and unopened <= 0):
+        end -= 1
+        unopened -= url[end] == ")"
+    return url[:end]

@@ -1,7 +1,8 @@
 """Phone numbers as people type them, brought to E.164 (ITU-T) for Twilio and WhatsApp.
 
 Whether a number has a length that its country uses is decided here; whether anybody has it is for the
-provider to say, who knows the ranges that were opened last month.
+provider to say, who knows the ranges that were opened last month. worker.address in the database finds double
+numbers: what it takes for one number is one number here, too (tests/postgres/test_address_agreement.py).
 """
 
 import re
@@ -9,57 +10,148 @@ import re
 import phonenumbers
 from phonenumbers import PhoneNumber, PhoneNumberFormat, PhoneNumberType, ValidationResult
 
+from worker.content import invisible
+
+LONGEST_WRITTEN = 1000  # characters; what is longer is refused before it is looked at
+
 # What people put between digits: white space, points, slashes, brackets, and hyphens and dashes of all kinds,
 # with the invisible marks that come along from web pages and address books.
-_BETWEEN = re.compile("[\\s./()\\[\\]\\-\u2010-\u2015\u2212\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]+")
-_NUMBER = re.compile("(\\+|\uff0b|00)?(\\d{4,20})")
+_BETWEEN = re.compile(f"[{invisible.CLASS}./()\\[\\]\\-\u2010-\u2015\u2212\uff0d]+")
+_NUMBER = re.compile("([+\uff0b]|00)?([0-9]{4,20})")
 _CALLING_CODE = re.compile(r"(?:\+|00)?([1-9][0-9]{0,6})")
-_NO_REGION = frozenset({"ZZ", "001"})  # unknown, and codes that belong to no country
+
+# The zeros of the scripts that numbers are written in; nine more digits follow each.
+_ZEROS = (
+    0x0660, 0x06F0, 0x07C0, 0x0966, 0x09E6, 0x0A66, 0x0AE6, 0x0B66, 0x0BE6, 0x0C66, 0x0CE6, 0x0D66, 0x0DE6, 0x0E50,
+    0x0ED0, 0x0F20, 0x1040, 0x1090, 0x17E0, 0x1810, 0x1946, 0x19D0, 0x1A80, 0x1A90, 0x1B50, 0x1BB0, 0x1C40, 0x1C50,
+    0xA620, 0xA8D0, 0xA900, 0xA9D0, 0xA9F0, 0xAA50, 0xABF0, 0xFF10,
+)  # fmt: skip
+_DIGITS = {zero + value: str(value) for zero in _ZEROS for value in range(10)}
+
+# A number that a spreadsheet or a program kept as a float: 9876543210.0, 9.87654321E9. One group of digits, so that
+# a number written with points (01.42.68.53.00) is none.
+_FLOAT = re.compile(r"((?:\+|00)?[0-9]{7,20})[.,]([0-9]{1,2})")
+_POWER = re.compile(r"\+?([0-9])(?:[.,]([0-9]{1,20}))?[eE]\+?([0-9]{1,2})")
+
+# Numbers as WhatsApp reports them, whose country dials them otherwise: Mexico's mobile numbers with the 1 of before
+# 2019. They and Argentina's (with a 9, as in E.164) are told by their length, also without a plus sign.
+_MEXICAN_ID = re.compile(r"521([0-9]{10})")
+_REPORTED_ID = re.compile(r"(?:521|549)[0-9]{10}")
 
 
 def to_e164(raw: str, country_code: str = "+91") -> str:
     """``+919876543210`` for ``98765 43210``; a number with its own ``+`` or ``00`` keeps its country.
 
-    A trunk prefix (``098...``) is dropped. A number without ``+`` that no telephone inside the country could
-    dial, but that begins with ``country_code``, counts as international. Raises ValueError with the reason.
+    A trunk prefix (``098...``) is dropped. A number without ``+`` that begins with ``country_code`` and that no
+    telephone inside the country could dial counts as international. Raises ValueError with the reason.
     """
-    found = _NUMBER.fullmatch(_BETWEEN.sub("", raw))
-    if found is None:
-        raise ValueError(f"not a phone number: {raw[:60]!r}")
-    prefix, digits = found.groups()
-    number = _possible(f"+{digits}", None) if prefix else _inside(digits, country_code)
+    international, digits = _read(raw)
+    if international:
+        number = _abroad(digits)
+    else:
+        code = _calling_code(country_code)
+        number = _inside(digits, code) or _dialled_abroad(digits, code)
     if number is None:
         raise ValueError(f"not a phone number with a length its country uses: {raw[:60]!r}")
     return str(phonenumbers.format_number(number, PhoneNumberFormat.E164))
 
 
 def whatsapp_id(raw: str, country_code: str = "+91") -> str:
-    """The digits of ``to_e164`` without the plus sign, as the WhatsApp Cloud API wants them in ``to``."""
-    return to_e164(raw, country_code)[1:]
+    """The digits of ``to_e164`` without the plus sign, as the WhatsApp Cloud API wants them in ``to``.
+
+    An id that WhatsApp itself reported stays as it is: 521 and ten digits in Mexico.
+    """
+    number = to_e164(raw, country_code)[1:]
+    _, digits = _read(raw)
+    return digits if _MEXICAN_ID.fullmatch(digits) and digits[3:] == number[2:] else number
 
 
-def _inside(digits: str, country_code: str) -> PhoneNumber | None:
-    """The number that ``digits`` mean when somebody in the country of ``country_code`` writes them down."""
-    found = _CALLING_CODE.fullmatch(_BETWEEN.sub("", country_code))
+def _read(raw: str) -> tuple[bool, str]:
+    """Whether the number names its country, and its digits."""
+    text = invisible.trimmed(raw) if len(raw) <= LONGEST_WRITTEN else ""
+    if not text.isascii():
+        text = text.translate(_DIGITS)
+    found = _NUMBER.fullmatch(_BETWEEN.sub("", _whole(text)))
+    if found is None:
+        raise ValueError(f"not a phone number: {raw[:60]!r}")
+    return found[1] is not None, found[2]
+
+
+def _whole(text: str) -> str:
+    """A float as the whole number that it was; '' for one that is not whole, or that has lost digits."""
+    if found := _FLOAT.fullmatch(text):
+        return found[1] if not found[2].strip("0") else ""
+    if found := _POWER.fullmatch(text):
+        fraction, exponent = found[2] or "", int(found[3])
+        exact = len(fraction) >= exponent and not fraction[exponent:].strip("0")
+        return found[1] + fraction[:exponent] if exact else ""  # fewer digits were rounded
+    return text
+
+
+def _calling_code(country_code: str) -> str:
+    found = _CALLING_CODE.fullmatch(_BETWEEN.sub("", country_code[:LONGEST_WRITTEN]).translate(_DIGITS))
     if found is None:
         raise ValueError(f"not a country code: {country_code[:20]!r}")
-    calling_code = found[1]
-    region = phonenumbers.region_code_for_country_code(int(calling_code))
-    if region in _NO_REGION:  # "+1684", say: a calling code and an area code in one
-        return _possible(f"+{calling_code}{digits}", None)
-    number = _possible(digits, region)
-    if number is None and digits.startswith(calling_code):
-        return _possible(f"+{digits}", None)
-    return number
+    return found[1]
 
 
-def _possible(dialled: str, region: str | None) -> PhoneNumber | None:
+def _abroad(digits: str) -> PhoneNumber | None:
+    """The number that ``digits`` mean after a plus sign."""
+    number = _parsed(digits)
+    return number and _inside(digits.removeprefix(str(number.country_code)), str(number.country_code), number)
+
+
+def _inside(digits: str, code: str, number: PhoneNumber | None = None) -> PhoneNumber | None:
+    """The number that ``digits`` mean inside the country of ``code``; ``number``: when they are taken as they are.
+
+    They may begin with the code all the same: it was typed in two places. ``code`` may hold an area code, too: 1684.
+    """
+    bare = digits.removeprefix("0")
+    number = number or _parsed(code + digits)
+    calling_code = str(number.country_code) if number else code
+    if bare.startswith(code) or _REPORTED_ID.fullmatch(bare):
+        return _likelier(number, _parsed(bare))
+    if len(calling_code) < len(code) and (calling_code + bare).startswith(code):
+        return _likelier(number, _parsed(calling_code + bare))
+    return _likelier(number, None)
+
+
+def _dialled_abroad(digits: str, code: str) -> PhoneNumber | None:
+    """The number in another country that ``digits`` reach from the country of ``code``: 011 before it in the USA."""
     try:
-        number = phonenumbers.parse(dialled, region)
+        number = phonenumbers.parse(digits, phonenumbers.region_code_for_country_code(int(code)))
     except phonenumbers.NumberParseException:
         return None
-    if phonenumbers.is_valid_number(number):
-        return number
+    return number if str(number.country_code) != code and phonenumbers.is_valid_number(number) else None
+
+
+def _likelier(number: PhoneNumber | None, other: PhoneNumber | None) -> PhoneNumber | None:
+    """Of two readings the one that is in use, else the one with a possible length; None: neither.
+
+    Where both are in use (Germany has numbers of all lengths), a mobile number is likelier than none; where neither
+    is, the other.
+    """
+    valid = [each for each in (number, other) if each and phonenumbers.is_valid_number(each)]
+    if len(valid) > 1:
+        return next(filter(_is_mobile, valid), number)
+    return next(iter(valid), None) or next(filter(_is_possible, filter(None, (other, number))), None)
+
+
+def _parsed(digits: str) -> PhoneNumber | None:
+    """The number that begins with its country code; None when there is no such country."""
+    if found := _MEXICAN_ID.fullmatch(digits):
+        digits = f"52{found[1]}"
+    try:
+        return phonenumbers.parse(f"+{digits}")
+    except phonenumbers.NumberParseException:
+        return None
+
+
+def _is_possible(number: PhoneNumber) -> bool:
     fits = phonenumbers.is_possible_number_for_type_with_reason(number, PhoneNumberType.FIXED_LINE_OR_MOBILE)
     # A zero that is left after the trunk prefix is a typing error, except where numbers in use begin with one.
-    return number if fits == ValidationResult.IS_POSSIBLE and not number.italian_leading_zero else None
+    return fits == ValidationResult.IS_POSSIBLE and not number.italian_leading_zero
+
+
+def _is_mobile(number: PhoneNumber) -> bool:
+    return phonenumbers.number_type(number) in {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}

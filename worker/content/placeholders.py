@@ -12,16 +12,21 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from worker.content.markup import tags
+from worker.content.escaping import Landing, Place, landings, masked, write
+from worker.content.placeholder_spellings import unified
 
 # Stands for the recipient row's id in texts the worker itself makes. PostgreSQL stores no NUL in text or
 # jsonb, so nothing a user writes can hold it.
 RECIPIENT_ID_SLOT = "\x00recipient\x00"
+RECIPIENT_ID = "recipient_id"
 
 PERSONAL_NAMES = frozenset({"name", "email", "phone"})
 
 _SLOT = re.compile(r"\{\{([^{}]*)\}\}|" + RECIPIENT_ID_SLOT)
-_URL_ATTRIBUTES = frozenset({"href", "src", "action", "formaction", "background", "poster", "xlink:href"})
+_BARE_URL = re.compile(r'(?<![A-Za-z0-9])https?://[^\s<>"“”।॥]+', re.IGNORECASE)
+_URLS = frozenset({Place.URL, Place.NUMBER, Place.WHATSAPP_NUMBER, Place.MAILBOX, Place.SCRIPT_URL})
+# What is written without looking at it: most values land there.
+_USUAL = frozenset({Landing(Place.TEXT), Landing(Place.URL)})
 
 
 class Html(str):
@@ -31,16 +36,28 @@ class Html(str):
 
 
 class Slot(NamedTuple):
-    """A place for a value: ``values[name]``; ``in_url`` when that is in an ``href`` or the like."""
+    """A place for a value: ``values[name]``.
+
+    Were the text HTML, it would stand in an address (``in_url``), or at a ``landing`` that is neither that nor text.
+    Were it plain text, it would stand in a link (``in_link``).
+    """
 
     name: str
     in_url: bool
+    landing: Landing | None = None
+    in_link: bool = False
 
     def html_value(self, value: str) -> str:
         """``value`` as it may stand here in HTML: percent-encoded in a URL, else escaped unless ``Html``."""
+        if self.landing is not None:
+            return write(self.landing, value, is_html=isinstance(value, Html))
         if self.in_url:
             return quote(value, safe="")
         return value if isinstance(value, Html) else html.escape(value, quote=True)
+
+    def text_value(self, value: str) -> str:
+        """``value`` as it may stand here in plain text: as it is, but in a link, where a space would end it."""
+        return quote(value, safe="") if self.in_link else value
 
 
 class Template:
@@ -48,7 +65,8 @@ class Template:
 
     ``unknown="keep"`` (campaigns): only name, email and phone are placeholders, others stay as they are.
     ``unknown="blank"`` (e-mail templates): any ``{{...}}`` is one, and is empty when the values lack it.
-    White space inside the braces does not count. ``text`` is the source; ``personal``: it has any slot.
+    White space inside the braces does not count, however it is written, nor do tags between them. ``text`` is the
+    source with its placeholders in one spelling; ``personal``: it has any slot.
 
     ``segments`` is what the text is made of, in order: ``str`` for what stays the same (never empty) and
     ``Slot`` for what each recipient fills in. The recipient's id is the slot ``recipient_id``.
@@ -57,9 +75,9 @@ class Template:
     __slots__ = ("_pieces", "_slots", "personal", "segments", "text", "unknown")
 
     def __init__(self, text: str, unknown: Literal["keep", "blank"] = "keep") -> None:
-        self.text = text
+        self.text = unified(text, PERSONAL_NAMES if unknown == "keep" else None)
         self.unknown: Literal["keep", "blank"] = unknown
-        self.segments = tuple(_segments(text, unknown))
+        self.segments = tuple(_segments(self.text, unknown))
         self._pieces = [segment if isinstance(segment, str) else "" for segment in self.segments]
         self._slots = [(i, segment) for i, segment in enumerate(self.segments) if isinstance(segment, Slot)]
         self.personal = bool(self._slots)
@@ -68,7 +86,7 @@ class Template:
         """The plain text for one recipient; a value that is missing is empty."""
         pieces = self._pieces.copy()
         for index, slot in self._slots:
-            pieces[index] = values.get(slot.name, "")
+            pieces[index] = slot.text_value(values.get(slot.name, ""))
         return "".join(pieces)
 
     def fill_html(self, values: Mapping[str, str]) -> str:
@@ -79,30 +97,35 @@ class Template:
         return "".join(pieces)
 
 
+def without_placeholders(text: str) -> str:
+    """A campaign's text with braces in place of its placeholders, character for character, to find tags in."""
+    return masked(text, [each.span() for each in _found(text, "keep")])
+
+
 def _segments(text: str, unknown: str) -> list[str | Slot]:
+    found = _found(text, unknown)
+    spans = [each.span() for each in found]
+    without_slots = masked(text, spans)
+    links = [url.span() for url in _BARE_URL.finditer(without_slots)] if found else []
     segments: list[str | Slot] = []
-    starts, ends = _url_values(text)
     position = 0
-    for found in _SLOT.finditer(text):
-        name = "recipient_id" if found[1] is None else found[1].strip()
-        if unknown == "keep" and found[1] is not None and name not in PERSONAL_NAMES:
-            continue
-        if found.start() > position:
-            segments.append(text[position : found.start()])
-        value = bisect_right(starts, found.start()) - 1
-        segments.append(Slot(name, in_url=value >= 0 and found.start() < ends[value]))
-        position = found.end()
+    for each, landing in zip(found, landings(without_slots, spans), strict=True):
+        if each.start() > position:
+            segments.append(text[position : each.start()])
+        name, in_url = _name(each), landing.place in _URLS
+        link = bisect_right(links, (each.start(), len(text))) - 1
+        in_link = link >= 0 and each.start() < links[link][1] and not in_url and name != RECIPIENT_ID
+        segments.append(Slot(name, in_url, None if landing in _USUAL else landing, in_link))
+        position = each.end()
     if position < len(text):
         segments.append(text[position:])
     return segments
 
 
-def _url_values(text: str) -> tuple[list[int], list[int]]:
-    """Where the values of attributes that hold an address start and end, were ``text`` HTML."""
-    found = [
-        (attribute.start, attribute.end)
-        for tag in tags(text)
-        for attribute in tag.attributes
-        if attribute.name in _URL_ATTRIBUTES
-    ]
-    return [start for start, _ in found], [end for _, end in found]
+def _found(text: str, unknown: str) -> list[re.Match[str]]:
+    slots = _SLOT.finditer(text)
+    return [each for each in slots if unknown == "blank" or each[1] is None or _name(each) in PERSONAL_NAMES]
+
+
+def _name(found: re.Match[str]) -> str:
+    return RECIPIENT_ID if found[1] is None else found[1].strip()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from worker.content.markup import plain_text
 from worker.content.one_line import one_line
+from worker.content.placeholder_spellings import unified
 from worker.content.placeholders import Html, Template
 from worker.content.whatsapp import LONGEST_TEXT
 from worker.messages import EmailCopy
@@ -123,7 +124,7 @@ def _built_in(text: str, digest: Digest) -> str:
 
 def _plain(html_body: str) -> str:
     """The text part for a tenant's HTML, with the list of leads as text."""
-    return _LIST.sub("{{leadsListText}}", plain_text(html_body))
+    return _LIST.sub("{{leadsListText}}", plain_text(unified(html_body)))
 
 
 def _leads(count: int) -> str:

@@ -83,7 +83,7 @@ def _quoted_printable_fill(template: Template, as_html: bool) -> Fill:
         pieces = compiled_pieces.copy()
         for index, slot in slots:
             value = values.get(slot.name, "")
-            pieces[index] = _encoded_value(slot.html_value(value) if as_html else value)
+            pieces[index] = _encoded_value(slot.html_value(value) if as_html else slot.text_value(value))
         return b"".join(pieces)
 
     return fill

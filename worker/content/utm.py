@@ -42,6 +42,13 @@ class UtmParameters:
         return [(name, value) for name, value in named if value]
 
 
+def _encoded(value: str) -> str:
+    """Percent-encoded; with a brace in it, every character is, so that no part of it is taken for a placeholder."""
+    if "{" in value:
+        return "".join(f"%{octet:02X}" for octet in value.encode())
+    return quote(value, safe="")
+
+
 def tag_url(url: str, utm: UtmParameters) -> str:
     """``url`` with the utm_* parameters at the end of its query, unless it has utm_source or utm_medium.
 
@@ -52,7 +59,7 @@ def tag_url(url: str, utm: UtmParameters) -> str:
     present = {unquote_plus(part.partition("=")[0]).lower() for part in re.split("[&;]", query)}
     if present & {"utm_source", "utm_medium"}:
         return url
-    added = "&".join(f"{name}={quote(value, safe='')}" for name, value in utm.pairs() if name not in present)
+    added = "&".join(f"{name}={_encoded(value)}" for name, value in utm.pairs() if name not in present)
     if not added:
         return url
     joint = "?" if not question_mark else "" if query.endswith("&") or not query else "&"

@@ -125,8 +125,10 @@ WITH wanted AS (
            %(created_after)s::timestamp AS created_after, lower(%(search)s::text) AS search
 ), person AS (
     SELECT 'lead' AS kind, l.id, l.name, l.email,
-           coalesce(worker.international(l."whatsappNormalized"), worker.international(l."phoneNormalized"),
-                    nullif(l.whatsapp, ''), l.phone) AS phone
+           coalesce(worker.international(worker.international(l."whatsappNormalized"), l."phoneCountryCode"),
+                    worker.international(worker.international(l."phoneNormalized"), l."phoneCountryCode"),
+                    worker.international(l.whatsapp, l."phoneCountryCode"),
+                    worker.international(l.phone, l."phoneCountryCode")) AS phone
     FROM "Lead" l, wanted w
     WHERE %(target)s IN ('all', 'leads', 'tags')
       AND l."tenantId" = %(tenant_id)s AND l."userId" = %(user_id)s
@@ -140,8 +142,10 @@ WITH wanted AS (
            OR strpos(lower(l.company), w.search) > 0)
     UNION ALL
     SELECT 'contact', k.id, k.name, k.email,
-           coalesce(worker.international(k."whatsappNormalized"), worker.international(k."phoneNormalized"),
-                    nullif(k.whatsapp, ''), k.phone)
+           coalesce(worker.international(worker.international(k."whatsappNormalized"), k."phoneCountryCode"),
+                    worker.international(worker.international(k."phoneNormalized"), k."phoneCountryCode"),
+                    worker.international(k.whatsapp, k."phoneCountryCode"),
+                    worker.international(k.phone, k."phoneCountryCode"))
     FROM "Contact" k, wanted w
     WHERE %(target)s IN ('all', 'contacts', 'tags')
       AND k."tenantId" = %(tenant_id)s AND k."userId" = %(user_id)s
@@ -159,12 +163,13 @@ WITH wanted AS (
            CASE WHEN %(channel)s = 'whatsapp' THEN left(item, 300) END
     FROM unnest(%(custom)s::text[]) AS item
     WHERE %(target)s = 'custom' AND btrim(item) <> ''
+), addressed AS (
+    SELECT *, worker.address(%(channel)s, email, phone) AS address FROM person
 ), reachable AS (
-    SELECT DISTINCT ON (worker.address(%(channel)s, email, phone)) kind, id, name, email, phone
-    FROM person
-    WHERE CASE WHEN %(channel)s = 'email' THEN strpos(email, '@') > 0
-               ELSE worker.address(%(channel)s, email, phone) IS NOT NULL END
-    ORDER BY worker.address(%(channel)s, email, phone), kind DESC, id
+    SELECT DISTINCT ON (address) kind, id, name, email, phone
+    FROM addressed
+    WHERE CASE WHEN %(channel)s = 'email' THEN strpos(email, '@') > 0 ELSE address IS NOT NULL END
+    ORDER BY address, kind DESC, id
 ), built AS (
     INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
         "recipientName", "recipientEmail", "recipientPhone", status, "createdAt", "updatedAt")
@@ -178,14 +183,17 @@ WHERE id = %(campaign_id)s
 RETURNING "totalRecipients" AS built;
 
 -- name: fail_duplicates  Fails pending recipients whose address another recipient of the campaign has.
-WITH numbered AS (
+WITH addressed AS (
+    SELECT id, status, worker.address(%(channel)s, "recipientEmail", "recipientPhone") AS address,
+           CASE WHEN %(channel)s = 'email' THEN lower("recipientEmail" COLLATE "C")
+                ELSE ltrim("recipientPhone", '+') END AS written
+    FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s
+), numbered AS (
     SELECT id, status, row_number() OVER (
-        PARTITION BY worker.address(%(channel)s, "recipientEmail", "recipientPhone")
-        ORDER BY status = 'pending', id
+        PARTITION BY address
+        ORDER BY status = 'pending', written IS DISTINCT FROM address, id  -- the plainest spelling can be sent to
     ) AS number
-    FROM "CampaignRecipient"
-    WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s
-      AND worker.address(%(channel)s, "recipientEmail", "recipientPhone") IS NOT NULL
+    FROM addressed WHERE address IS NOT NULL
 ), failed AS (
     UPDATE "CampaignRecipient" r
     SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
