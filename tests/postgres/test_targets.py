@@ -410,3 +410,12 @@ def test_links_of_a_changed_text(crm: Crm, targets: Targets) -> None:
     targets.prepared(campaign_id)
     statement = 'SELECT "originalUrl" FROM campaign_links WHERE "campaignId" = %(id)s'
     assert {"originalUrl": "https://shop.example/new"} in targets.db.all(statement, id=campaign_id)
+
+
+def test_links_of_each_campaign(crm: Crm, targets: Targets) -> None:
+    """One process writes the links of every campaign, also of those with the same text."""
+    html = '<a href="https://shop.example/same">same</a>'
+    for _ in range(2):
+        campaign_id = targets.prepared(crm.add_campaign(recipients=3, useShortLinks=True, htmlContent=html))
+        statement = 'SELECT "originalUrl" FROM campaign_links WHERE "campaignId" = %(id)s'
+        assert targets.db.all(statement, id=campaign_id) == [{"originalUrl": "https://shop.example/same"}]
