@@ -68,7 +68,7 @@ class CampaignJob:
         self._recovery = BatchRecovery(
             context, self._runs, self._claims, self._orphans, self._settlements, self._transports
         )
-        self._exhausted: set[str] = set()  # campaigns of which nothing is left to claim, with a batch in progress
+        self._exhausted: set[str] = set()  # campaigns with a batch in progress and nothing left to claim
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:

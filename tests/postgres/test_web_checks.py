@@ -1,4 +1,4 @@
-"""The warnings of the web process: each where its cause is, and none where all is well."""
+"""The warnings of the web process: each with its cause, and none on healthy servers."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ import pytest
 from sandbox.redis import Redis
 from worker.runtime.db import Database, queries
 from worker.runtime.redis_client import connect
-from worker.web.checks import CONTRACT, clock_warning, database_warnings, redis_warnings
+from worker.web.warning_checks import CONTRACT, WarningChecks, clock_warning, database_warnings, redis_warnings
 
 PROJECT = Path(__file__).resolve().parents[2]
 INDEXES = PROJECT / "worker" / "sql" / "migrations"
@@ -37,7 +37,7 @@ def test_a_healthy_pair_of_servers_gives_no_warning(db: Database, redis_url: str
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 def test_redis_that_may_evict_locks(new_redis: Callable[..., Redis], policy: str) -> None:
-    """The warning names the policy that was found and the one that is wanted, also where CONFIG is forbidden."""
+    """The warning names the policy and what to set, also where CONFIG is forbidden."""
     server = new_redis(options={"maxmemory-policy": policy, "rename-command": 'CONFIG ""'})
     with closing(server.client()) as client:
         (warning,) = redis_warnings(client)
@@ -45,8 +45,8 @@ def test_redis_that_may_evict_locks(new_redis: Callable[..., Redis], policy: str
     assert "set it to noeviction" in warning
 
 
-def test_a_redis_that_does_not_tell(new_redis: Callable[..., Redis]) -> None:
-    """A server that forbids INFO, as some hosts do, is not complained about."""
+def test_a_redis_that_forbids_info(new_redis: Callable[..., Redis]) -> None:
+    """There is no warning about a server that forbids INFO, as some hosts do."""
     server = new_redis(options={"maxmemory-policy": "allkeys-lru", "rename-command": 'INFO ""'})
     with closing(server.client()) as client:
         assert redis_warnings(client) == []
@@ -62,14 +62,14 @@ def test_a_redis_that_does_not_tell(new_redis: Callable[..., Redis]) -> None:
         (-90.0, "90.0 s ahead of PostgreSQL's"),
     ],
 )
-def test_a_clock_that_is_off(offset_seconds: float, said: str | None) -> None:
-    """More than two seconds, and in which direction."""
+def test_a_wrong_clock(offset_seconds: float, said: str | None) -> None:
+    """By more than two seconds, and in which direction."""
     warning = clock_warning(offset_seconds)
     assert (warning is None) if said is None else (said in str(warning))
 
 
 def test_missing_columns_are_named(db: Database, connection: Connection) -> None:
-    """All columns of a table in one sentence, each by its name; a column that nobody needs is nobody's business."""
+    """All columns of a table in one sentence, each by its name; a column that is not needed is not mentioned."""
     with connection.cursor() as cursor:
         cursor.execute('ALTER TABLE "CallSettings" DROP COLUMN "businessDays", DROP COLUMN timezone')
         cursor.execute('ALTER TABLE "CallSettings" DROP COLUMN "webhookUrl"')
@@ -87,13 +87,13 @@ def test_missing_tables_are_named(db: Database, connection: Connection) -> None:
 
 
 def test_another_database_altogether(databases: Any) -> None:
-    """One sentence for all of the CRM's tables and one for the worker's, not one for each."""
+    """One sentence for all of the CRM's tables and one for the worker's."""
     name = databases.create()
     with closing(Database(databases.url_of(name), "test")) as db:
         tables, own = database_warnings(db)
     databases.drop(name)
     assert all(f'"{table}"' in tables for table in CONTRACT)
-    assert own == "Jobs do not start because the worker's own tables are missing: run bin/migrate."
+    assert own == "Jobs do not start: the worker's own tables are missing: run bin/migrate."
 
 
 def test_tables_of_an_older_release(db: Database, connection: Connection) -> None:
@@ -105,7 +105,7 @@ def test_tables_of_an_older_release(db: Database, connection: Connection) -> Non
 
 
 def created(name: str) -> tuple[str, str]:
-    """The statement that makes an index, and the file that a warning has to name."""
+    """The statement that creates an index, and the file that a warning has to name."""
     for path in INDEXES.glob("*.sql"):
         for statement in path.read_text("utf-8").split(";"):
             if f'"{name}"' in statement:
@@ -114,7 +114,7 @@ def created(name: str) -> tuple[str, str]:
 
 
 def test_missing_and_half_built_indexes(db: Database, connection: Connection) -> None:
-    """Which, on which table, and what makes it again: what the warning says to run ends it."""
+    """Their names, tables and how to create them: after running what the warning says, it is gone."""
     with connection.cursor() as cursor:
         cursor.execute('DROP INDEX "worker_lead_quiet"')
         cursor.execute(
@@ -132,8 +132,8 @@ def test_missing_and_half_built_indexes(db: Database, connection: Connection) ->
     assert database_warnings(db) == []
 
 
-def test_every_index_of_the_worker_is_looked_for(db: Database, connection: Connection) -> None:
-    """Also those of migrations to come."""
+def test_every_index_of_the_worker_is_checked(db: Database, connection: Connection) -> None:
+    """Also those of later migrations."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT indexname FROM pg_indexes WHERE schemaname = 'public' AND indexname LIKE 'worker\\_%'")
         names = {name for (name,) in cursor.fetchall()}
@@ -144,7 +144,7 @@ def test_every_index_of_the_worker_is_looked_for(db: Database, connection: Conne
 
 
 def columns(connection: Connection) -> list[tuple[str, str]]:
-    """Table and column of all that the stand-in of the CRM's schema holds."""
+    """Table and column of everything in the sandbox's copy of the CRM's schema."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT table_name::text, column_name::text FROM information_schema.columns WHERE table_schema = 'public'"
@@ -153,12 +153,12 @@ def columns(connection: Connection) -> list[tuple[str, str]]:
 
 
 def statements() -> list[str]:
-    """All of worker/sql, one by one, with nulls for their parameters."""
+    """All statements of worker/sql, with nulls as parameters."""
     found = []
     for path in sorted((PROJECT / "worker" / "sql").glob("*.sql")):
         for block in queries(path.stem).values():
             code = re.sub(r"--.*", "", block)
-            code = re.sub(r"%\((now|\w+_at)\)s(?!::)", "NULL::timestamp", code)  # or PostgreSQL takes some for text
+            code = re.sub(r"%\((now|\w+_at)\)s(?!::)", "NULL::timestamp", code)  # PostgreSQL would take some for text
             code = re.sub(r"%\(\w+\)s", "NULL", code).replace("%%", "%")
             found += [each for each in re.split(r";\s*(?:\n|$)", code) if each.strip()]
     return found
@@ -173,7 +173,7 @@ def undone(connection: Connection) -> Iterator[psycopg2.extensions.cursor]:
 
 
 def understood(cursor: psycopg2.extensions.cursor, statement: str) -> bool:
-    """Whether PostgreSQL finds every column that the statement names; to be asked in a transaction."""
+    """Whether PostgreSQL finds every column that the statement names; needs a transaction."""
     cursor.execute("SAVEPOINT asked")
     try:
         cursor.execute(f"PREPARE asked AS {statement}")
@@ -185,7 +185,7 @@ def understood(cursor: psycopg2.extensions.cursor, statement: str) -> bool:
 
 
 def test_the_list_is_what_the_statements_need(connection: Connection) -> None:
-    """Exactly those columns are listed without which PostgreSQL understands some statement no more."""
+    """CONTRACT lists exactly the columns without which a statement fails."""
     every = statements()
     needed: dict[str, set[str]] = {}
     for table, column in columns(connection):
@@ -194,3 +194,28 @@ def test_the_list_is_what_the_statements_need(connection: Connection) -> None:
             if not all(understood(cursor, each) for each in every if column in each):
                 needed.setdefault(table, set()).add(column)
     assert {table: set(listed.split()) for table, listed in CONTRACT.items()} == needed
+
+
+def test_checks_run_once_a_minute_and_log_what_is_new(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning stays until its check no longer finds it; a check that fails keeps its earlier warnings."""
+    now = [0.0]
+    checks = WarningChecks(lambda: now[0])
+    found = ["too full"]
+    checks.run("disk", lambda: found)
+    found.append("too slow")
+    checks.run("disk", lambda: found)
+    assert checks.warnings == ("too full",), "it is not run again within a minute"
+    now[0] = 60.0
+    checks.run("disk", lambda: found)
+    assert checks.warnings == ("too full", "too slow")
+    assert [record.getMessage() for record in caplog.records].count("a check found a problem") == 2
+    now[0] = 120.0
+
+    def broken() -> list[str]:
+        raise psycopg2.OperationalError("no answer")
+
+    with pytest.raises(psycopg2.OperationalError):
+        checks.run("disk", broken)
+    assert checks.warnings == ("too full", "too slow")
+    checks.run("disk", list)
+    assert checks.warnings == ()

@@ -1,7 +1,7 @@
-"""Prometheus and promtool: those of the PATH, else unpacked from Debian's package, which only root can ask for.
+"""Prometheus and promtool: from PATH, otherwise unpacked from Debian's package, which only root can download.
 
-The package is unpacked into a folder of its own under /var/cache and not installed: so no service starts and nothing
-else of the machine changes.
+The package is unpacked into a folder under /var/cache and not installed, so no service is started and nothing else on
+the machine changes.
 """
 
 import json
@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from sandbox.debian import CACHE, apt_to_oneself
+from sandbox.apt_lock import CACHE, apt_lock
 from sandbox.ports import free_port
 from sandbox.servers import Child, ServerMissing
 
@@ -26,12 +26,12 @@ UNPACKED = CACHE / "prometheus"
 
 
 def program(name: str) -> Path:
-    """Where ``prometheus`` or ``promtool`` is. Raises ServerMissing."""
+    """The path of ``prometheus`` or ``promtool``. Raises ServerMissing."""
     if path := _found(name):
         return path
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise ServerMissing(f"there is no {name}, and only root on Debian gets it by itself: apt install prometheus")
-    with apt_to_oneself():
+    with apt_lock():
         if not _found(name):  # another process may have been quicker
             _unpack()
     return UNPACKED / "usr" / "bin" / name
@@ -66,7 +66,7 @@ def _run(*command: str, directory: str) -> None:
 
 
 class Prometheus:
-    """A Prometheus on 127.0.0.1 that reads ``configuration``, a file in a folder of its own."""
+    """A Prometheus on 127.0.0.1 that reads ``configuration``; its data are in the same folder."""
 
     def __init__(self, configuration: Path) -> None:
         """Starts it and waits until it answers. Raises ServerMissing, ServerFailed."""
@@ -89,12 +89,12 @@ class Prometheus:
         self._child.end(signal.SIGKILL)
 
     def value(self, query: str) -> float | None:
-        """The value of the first series of a query, None when it has none. Raises HTTPError for a bad query."""
+        """The value of the first series of a query; None without series. Raises HTTPError for a bad query."""
         found = self._get(f"/api/v1/query?{urllib.parse.urlencode({'query': query})}")["result"]
         return float(found[0]["value"][1]) if found else None
 
     def alerts(self, name: str) -> dict[str, dict[str, Any]]:
-        """The alerts of this name that are pending or firing, by their label ``job``."""
+        """The pending and firing alerts of this name, by their label ``job``."""
         every = self._get("/api/v1/alerts")["alerts"]
         return {each["labels"]["job"]: each for each in every if each["labels"]["alertname"] == name}
 

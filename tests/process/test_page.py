@@ -1,5 +1,6 @@
-"""The status page in a real browser: while a campaign runs, with servers away, in both themes and on a phone."""
+"""The status page in a real browser: while a campaign runs, with servers unavailable, both themes, on a phone."""
 
+import os
 import re
 import threading
 import time
@@ -14,15 +15,24 @@ from pathlib import Path
 import pytest
 import redis
 from books import Books
-from browser import Browser, opened
 from workers import ATTEMPTS, PROJECT, WAIT_SECONDS, Start, Worker, wait_for
 
+from sandbox.browser import Browser, chromium, opened
 from sandbox.crm import Crm
 from sandbox.ports import free_port
 from sandbox.redis import Redis
+from sandbox.servers import ServerMissing
 from worker.runtime.counter_readings import GAUGES, CounterReadings, MetricValue
 from worker.runtime.redis_client import connect
-from worker.web import history
+from worker.web.counter_history import (
+    HISTORY_KEY,
+    MINUTES,
+    CounterSampler,
+    last_hour,
+    parse_samples,
+    store_sample,
+    take_sample,
+)
 
 TEMPLATES = PROJECT / "worker" / "web" / "templates"
 TOKEN = "sesame-open"
@@ -34,7 +44,7 @@ TAKES_SECONDS = 3.0
 
 
 class Site:
-    """A running bin/web that can be killed and started again at its place."""
+    """A running bin/web that can be killed and started again on the same port."""
 
     def __init__(self, start: Start, **settings: str) -> None:
         self._start = start
@@ -73,6 +83,13 @@ def open_site(start: Start) -> OpenSite:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
+    """Skips the test where Chromium is missing and cannot be installed."""
+    try:
+        chromium()
+    except ServerMissing as error:
+        if os.environ.get("CI", "").lower() == "true" and os.geteuid() == 0:
+            pytest.fail(str(error))
+        pytest.skip(str(error))
     with opened(tmp_path) as made:
         yield made
 
@@ -80,7 +97,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 def test_while_a_campaign_runs(
     open_site: OpenSite, start: Start, crm: Crm, books: Books, browser: Browser, tmp_path: Path
 ) -> None:
-    """Its progress grows on the page without a reload, in both themes, wide and on a phone, and then it is over."""
+    """Its progress grows on the page without a reload, in both themes, wide and on a phone, until it has ended."""
     campaigns = [
         crm.add_campaign(recipients=500, name=NASTY),
         crm.add_campaign("whatsapp", recipients=400, name=LONG),
@@ -90,7 +107,7 @@ def test_while_a_campaign_runs(
     wait_for(lambda: books.sent(campaigns[0]) > 0, "the campaign has begun")
     browser.open(site.url, width=WIDE)
     browser.wait("document.querySelectorAll('progress').length === 2")
-    assert NASTY.split("\u202e")[0].strip() in browser.text(), "what a tenant wrote is text"
+    assert NASTY.split("\u202e")[0].strip() in browser.text(), "a tenant's text stays text"
     assert browser.run("document.querySelectorAll('main img, main script').length") == 0
     grounds = set()
     for width, dark in product((WIDE, PHONE), (False, True)):
@@ -99,7 +116,7 @@ def test_while_a_campaign_runs(
         grounds.add((dark, browser.run("getComputedStyle(document.body).backgroundColor")))
         picture = browser.screenshot(tmp_path / f"{width}-{'dark' if dark else 'light'}.png")
         assert picture.read_bytes().startswith(b"\x89PNG")
-    assert len(grounds) == len({ground for _, ground in grounds}) == 2, "each theme has a ground of its own"
+    assert len(grounds) == len({ground for _, ground in grounds}) == 2, "each theme has its own background"
     seen = browser.run("window.kept = document.querySelector('progress').value")
     browser.wait(f"[...document.querySelectorAll('progress')].every(bar => bar.value > {seen})")
     assert browser.run("window.kept") == seen, "without a reload"
@@ -108,13 +125,13 @@ def test_while_a_campaign_runs(
     start()
     wait_for(lambda: books.ended(*campaigns), "the campaigns are over")
     browser.wait("document.body.innerText.includes('No campaign is running')")
-    assert "900 sent" in browser.text(), "they are in the last hour's chart"
+    assert "900 sent" in browser.text(), "they are in the chart of the last hour"
     assert browser.run("window.hacked") is None
     assert browser.complaints == []
 
 
 def test_nothing_that_is_written_into_it_can_run(open_site: OpenSite, browser: Browser) -> None:
-    """Should a hole ever open in the templates, the browser itself refuses what comes through it."""
+    """If a template ever failed to escape a text, the browser itself would refuse to run or load it."""
     browser.open(open_site().url)
     for markup in ("<img src='data:,' onerror='window.hacked=1'>", "<iframe src='/livez'></iframe>"):
         browser.run(f'document.body.insertAdjacentHTML("beforeend", {markup!r})')
@@ -126,41 +143,41 @@ def test_nothing_that_is_written_into_it_can_run(open_site: OpenSite, browser: B
     assert browser.run("getComputedStyle(document.querySelector('h1')).color") != "rgb(255, 0, 0)"
 
 
-def test_it_says_when_nobody_answers(open_site: OpenSite, browser: Browser) -> None:
-    """What is on the screen is of then; when the process is back, so is the page."""
+def test_it_says_when_the_web_process_does_not_answer(open_site: OpenSite, browser: Browser) -> None:
+    """It says of which time the shown state is; when the process is back, so is the page."""
     site = open_site()
     browser.open(site.url)
     assert browser.run("document.getElementById('note').hidden")
     site.worker.kill()
     browser.wait("!document.getElementById('note').hidden")
-    assert "it does not answer. What you see is of 20" in browser.text()
+    assert "web process does not answer. This page shows the state of 20" in browser.text()
     site.open()
     browser.wait("document.getElementById('note').hidden")
 
 
 def test_a_hidden_page_asks_for_nothing(open_site: OpenSite, browser: Browser, redis_client: redis.Redis) -> None:
-    """A tab in the background costs nothing, and is up to date as soon as somebody looks again."""
+    """A tab in the background makes no requests, and is refreshed as soon as it is visible again."""
     browser.open(open_site().url)
     browser.run(
         "window.asked = 0; window.fetch = ((real) => (...all) => { asked += 1; return real(...all) })(window.fetch)"
     )
     hide = "Object.defineProperty(document, 'hidden', {{value: {}, configurable: true}}); "
-    tell = "document.dispatchEvent(new Event('visibilitychange'))"
-    browser.run(hide.format("true") + tell)
+    notify = "document.dispatchEvent(new Event('visibilitychange'))"
+    browser.run(hide.format("true") + notify)
     shown = browser.run("document.querySelector('main header time').textContent")
-    browser.run("new Promise(resolve => setTimeout(resolve, 6000))")  # longer than from one time to the next
+    browser.run("new Promise(resolve => setTimeout(resolve, 6000))")  # longer than from one request to the next
     assert browser.run("asked") == 0
-    browser.run(hide.format("false") + tell)
+    browser.run(hide.format("false") + notify)
     browser.wait(f"asked > 0 && document.querySelector('main header time').textContent !== {shown!r}")
-    # hidden while an answer is on its way: nothing is planned after it
+    # hidden while a request is running: no further request is scheduled after it
     browser.run("document.querySelector('main').old = true; window.planned = 0; setTimeout = () => { planned += 1 }")
-    browser.run(tell + "; " + hide.format("true"))
+    browser.run(notify + "; " + hide.format("true"))
     browser.wait("!document.querySelector('main').old")
     assert browser.run("planned") == 0
 
 
 def test_without_javascript(open_site: OpenSite, browser: Browser) -> None:
-    """Everything is there, and the browser itself asks again."""
+    """Everything is shown, and the browser itself reloads the page."""
     browser.do("Emulation.setScriptExecutionDisabled", value=True)
     site = open_site()
     browser.open(site.url)
@@ -173,7 +190,7 @@ def test_without_javascript(open_site: OpenSite, browser: Browser) -> None:
 def test_with_everything_down(
     open_site: OpenSite, new_redis: Callable[..., Redis], browser: Browser, width: int
 ) -> None:
-    """It still comes in less than three seconds, says what is away, and that nothing is known."""
+    """It still answers in less than three seconds, names the servers, and says what is unknown."""
     server = new_redis()
     server.kill()
 
@@ -182,32 +199,32 @@ def test_with_everything_down(
         assert site.get()[0] == 200
         return time.monotonic() - began < TAKES_SECONDS
 
-    away = {"REDIS_URL": server.url, "DATABASE_URL": f"postgresql://crm@127.0.0.1:{free_port()}/crm"}
-    assert any(in_time(open_site(**away)) for _ in range(ATTEMPTS))
-    site = open_site(**away)
+    unavailable = {"REDIS_URL": server.url, "DATABASE_URL": f"postgresql://crm@127.0.0.1:{free_port()}/crm"}
+    assert any(in_time(open_site(**unavailable)) for _ in range(ATTEMPTS))
+    site = open_site(**unavailable)
     browser.open(site.url, width=width, dark=True)
     text = browser.text()
     for name in ("PostgreSQL", "Redis", "Qdrant"):
         assert f"{name} does not answer" in text
-    assert text.count("Not known") == 4
+    assert text.count("Unknown:") == 4
     assert browser.run("document.title") == "Down – CRM worker"
     assert browser.complaints == []
 
 
-def test_what_a_watchdog_and_jobs_told(open_site: OpenSite, redis_client: redis.Redis, browser: Browser) -> None:
-    """Programs by state, backlogs, and the last error of a job in plain words, as text whatever it holds."""
+def test_what_watchdog_and_jobs_reported(open_site: OpenSite, redis_client: redis.Redis, browser: Browser) -> None:
+    """States of programs, the backlog, and the last error of a job, which stays text whatever it contains."""
     for program, state in (("campaign", 20), ("calls", 200)):
         redis_client.hset(GAUGES, f'program_state{{program="{program}"}}', state)
     redis_client.hset(GAUGES, 'program_bad_settings{program="campaign"}', 1)
     redis_client.hset(GAUGES, "campaign_pending_recipients", 1_234_567)
     redis_client.sadd("worker:jobs", "trial")
-    told = {
+    reported = {
         "last_run": time.time() - 7300,
         "interval": 3600,
         "last_error": f"broken {NASTY}",
         "last_error_at": time.time(),
     }
-    redis_client.hset("worker:job:trial", mapping=told)
+    redis_client.hset("worker:job:trial", mapping=reported)
     browser.open(open_site().url, width=PHONE)
     text = browser.text()
     for said in ("calls failed to start", "campaign has bad settings", "trial has never succeeded", "1,234,567"):
@@ -216,8 +233,8 @@ def test_what_a_watchdog_and_jobs_told(open_site: OpenSite, redis_client: redis.
     assert browser.run("window.hacked") is None
 
 
-def test_history_is_measured_by_one_process_a_minute(redis_client: redis.Redis, redis_url: str) -> None:
-    """Two web processes take one sample a minute; two minutes make two bars; the ring holds an hour."""
+def test_one_process_takes_the_sample_of_a_minute(redis_client: redis.Redis, redis_url: str) -> None:
+    """Two web processes take one sample per minute; two minutes make two bars; an hour is kept."""
     client = connect(redis_url)
     now = [600.0]
     sent = [0]
@@ -230,33 +247,39 @@ def test_history_is_measured_by_one_process_a_minute(redis_client: redis.Redis, 
     for minute, total in ((10, 5), (11, 25), (12, 32)):
         now[0], sent[0] = minute * 60.0 + 0.5, total
         for _ in range(2):
-            history.keep(client, history.sample(readings(), now[0]))
-    assert redis_client.llen(history.RING) == 3
-    samples = history.parsed(redis_client.lrange(history.RING, 0, -1))
-    assert [(each.minute, each.added["messages"]) for each in history.last_hour(samples, None)] == [(10, 20), (11, 7)]
+            store_sample(client, take_sample(readings(), now[0]))
+    assert redis_client.llen(HISTORY_KEY) == 3
+    samples = parse_samples(redis_client.lrange(HISTORY_KEY, 0, -1))
+    assert [(each.minute, each.added["messages"]) for each in last_hour(samples, None)] == [
+        (10, 20),
+        (11, 7),
+    ]
     for minute in range(13, 100):
-        history.keep(client, history.sample(readings(), minute * 60.0))
-    assert redis_client.llen(history.RING) == history.MINUTES + 1
+        store_sample(client, take_sample(readings(), minute * 60.0))
+    assert redis_client.llen(HISTORY_KEY) == MINUTES + 1
     taken = threading.Event()
 
     def clock() -> float:
         taken.set()
         return 6000.0
 
-    sampler = history.Sampler(client, readings, clock)
+    sampler = CounterSampler(client, readings, clock)
     sampler.start()
     assert taken.wait(10)
-    wait_for(lambda: '"minute": 100' in redis_client.lindex(history.RING, 0), "the thread took a sample")
+    wait_for(
+        lambda: '"minute": 100' in redis_client.lindex(HISTORY_KEY, 0),
+        "the thread has taken a sample",
+    )
     sampler.stop()
 
 
 def test_the_web_process_keeps_the_history(open_site: OpenSite, redis_client: redis.Redis) -> None:
-    """Each bin/web takes samples from its start on, though nobody asks it; a restart goes on where it ended."""
+    """bin/web takes samples from its start, without any request; a restart continues the history."""
     site = open_site()
-    wait_for(lambda: redis_client.llen(history.RING) == 1, "the first sample")
+    wait_for(lambda: redis_client.llen(HISTORY_KEY) == 1, "the first sample")
     site.worker.stop()
     site.open()
-    minutes = [each.minute for each in history.parsed(redis_client.lrange(history.RING, 0, -1))]
+    minutes = [each.minute for each in parse_samples(redis_client.lrange(HISTORY_KEY, 0, -1))]
     assert len(minutes) == len(set(minutes))
 
 
@@ -272,7 +295,7 @@ def test_the_token_guards_the_page(open_site: OpenSite) -> None:
 
 
 def test_headers(open_site: OpenSite) -> None:
-    """The page has a policy of its own, which allows its two blocks and nothing else; other answers keep theirs."""
+    """The page has its own policy, which allows its style sheet and script only; other answers keep theirs."""
     site = open_site()
     _, headers, text = site.get()
     policy = headers["Content-Security-Policy"]
@@ -298,7 +321,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_contrast(theme: int) -> None:
-    """Every colour of text can be read on every ground it stands on, as WCAG's level AA wants it."""
+    """Every text colour has enough contrast on every background that it is used on, as WCAG's level AA requires."""
     block = re.findall(r":root \{(.*?)\}", (TEMPLATES / "page.css").read_text("utf-8"), flags=re.DOTALL)[theme]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
     grounds = ("ground", "box", "ok-ground", "degraded-ground", "down-ground")

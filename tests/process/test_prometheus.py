@@ -1,4 +1,4 @@
-"""The alerts and the dashboard, judged by promtool and by a real Prometheus that scrapes a real worker."""
+"""The alerts and the dashboard, checked with promtool and with a real Prometheus that scrapes a real worker."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from worker.runtime.counters import read_all
 FOLDER = PROJECT / "conf" / "prometheus"
 TOKEN = "sesame-open"
 LATE = "CrmWorkerJobNotSucceeding"
-INTERVAL = "4s"  # of the job: with two of them, what /metrics keeps for two seconds does not matter
+INTERVAL = "4s"  # of the job; /metrics keeps its answers for two seconds, which is much less than two intervals
 
 Scraping = Callable[[int], Prometheus]
 
 
 @pytest.fixture(scope="session")
 def promtool() -> Path:
-    """Skips where there is none and it cannot be had."""
+    """Skips the test where it is missing and cannot be installed."""
     try:
         program("prometheus")
         return program("promtool")
@@ -43,12 +43,12 @@ def run(promtool: Path, *arguments: str | Path) -> subprocess.CompletedProcess[s
 
 
 def with_token(text: str) -> str:
-    """prometheus.yml with the lines that METRICS_TOKEN needs no longer commented out."""
+    """prometheus.yml with the lines for METRICS_TOKEN uncommented."""
     return re.sub(r"^( +)# (basic_auth:|  username:|  password_file:)", r"\1\2", text, flags=re.MULTILINE)
 
 
 def test_the_configuration_is_valid(promtool: Path, tmp_path: Path) -> None:
-    """As it is, and as somebody with METRICS_TOKEN has it."""
+    """As it is, and with the lines for METRICS_TOKEN."""
     done = run(promtool, "check", "config", FOLDER / "prometheus.yml")
     assert done.returncode == 0, done.stdout + done.stderr
     (tmp_path / "prometheus.yml").write_text(with_token((FOLDER / "prometheus.yml").read_text("utf-8")), "utf-8")
@@ -59,14 +59,14 @@ def test_the_configuration_is_valid(promtool: Path, tmp_path: Path) -> None:
 
 
 def test_alerts_fire_when_they_should(promtool: Path) -> None:
-    """promtool's own tests of the rules, which say for each alert when it fires and when it does not."""
+    """promtool runs the rules' tests, which say for each alert when it fires and when it does not."""
     done = run(promtool, "test", "rules", *sorted(FOLDER.glob("*_test.yml")))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture
 def scraping(promtool: Path, tmp_path: Path) -> Iterator[Scraping]:
-    """Starts a Prometheus with the project's configuration, which scrapes a port often and fires alerts soon."""
+    """Starts a Prometheus with the project's configuration and short intervals, for a bin/web at this port."""
     started: list[Prometheus] = []
 
     def start_one(port: int) -> Prometheus:
@@ -101,7 +101,7 @@ def start_web(start: Start) -> int:
 
 
 def test_an_alert_fires_while_a_job_is_stopped(start: Start, scraping: Scraping) -> None:
-    """A job that is stopped is missed; when it is back, the alert is over."""
+    """A stopped job causes an alert; when the job runs again, the alert ends."""
 
     def start_trial() -> Worker:
         return start(program="trial", TRIAL_CHECK_INTERVAL=INTERVAL)
@@ -123,11 +123,11 @@ def test_an_alert_fires_while_a_job_is_stopped(start: Start, scraping: Scraping)
     assert alert["labels"]["severity"] == "critical"
     assert alert["annotations"]["summary"].startswith("The job trial last succeeded ")
     start_trial()
-    wait_for(lambda: prometheus.alerts(LATE) == {}, "the alert is over")
+    wait_for(lambda: prometheus.alerts(LATE) == {}, "the alert has ended")
 
 
-def test_prometheus_understands_what_the_dashboard_asks(start: Start, scraping: Scraping) -> None:
-    """Every query of every panel; those about the jobs have an answer."""
+def test_prometheus_understands_the_queries_of_the_dashboard(start: Start, scraping: Scraping) -> None:
+    """Every query of every panel; those about the jobs have a result."""
     prometheus = scraping(start_web(start))
     assert start("--once", program="trial").wait() == 0
     runs = 'increase(crm_worker_job_runs_total{job="trial"}[1m])'
@@ -139,13 +139,19 @@ def test_prometheus_understands_what_the_dashboard_asks(start: Start, scraping: 
             query = target["expr"].replace("$__rate_interval", "1m").replace("$__range", "1h")
             if prometheus.value(query) is None:
                 without.add(panel["title"])
-    assert not without & {"Servers", "Version", "Since the last success, in intervals", "Ticks by outcome", "Locks"}
+    assert not without & {
+        "Servers",
+        "Version",
+        "Time since the last success, in intervals",
+        "Ticks by outcome",
+        "Locks",
+    }
 
 
-def test_a_lock_that_is_lost_in_mid_tick_is_counted(
+def test_a_lock_that_is_lost_during_a_tick_is_counted(
     start: Start, redis_client: redis.Redis, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """A tick that found its lock gone says so in lock_lost_total; one that kept it does not."""
+    """A tick that finds its lock gone counts in lock_lost_total; a tick that keeps it does not."""
     with second_connection.cursor() as cursor:
         cursor.execute('LOCK TABLE "Tenant" IN ACCESS EXCLUSIVE MODE')
         job = start(program="trial", LOCK_TTL_MS="1000")

@@ -1,4 +1,4 @@
-"""bin/status: the same as the page in a terminal, without the page, and an exit status that says how it is."""
+"""bin/status: the status page as text in a terminal, without bin/web, and an exit status."""
 
 import contextlib
 import json
@@ -26,8 +26,8 @@ from sandbox.redis import Redis
 from worker.runtime.counters import Counters
 from worker.runtime.db import queries
 from worker.runtime.redis_client import connect
-from worker.web.table import width
-from worker.web.work import CAP, MOST_RUNS
+from worker.web.terminal import width
+from worker.web.work_in_progress import CAMPAIGN_LIMIT, CAP
 
 HEALTHY, DEGRADED, DOWN = 0, 1, 2
 TAKES_SECONDS = 3.0
@@ -51,7 +51,7 @@ class _Ready(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def qdrant() -> Iterator[str]:
-    """The URL of a server that is ready."""
+    """The URL of a server that answers every request with 200."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Ready) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -67,7 +67,7 @@ def settings(environment: dict[str, str], qdrant: str) -> dict[str, str]:
 
 @pytest.fixture
 def status(settings: dict[str, str]) -> Status:
-    """Runs bin/status to its end: ``status("--json", QDRANT_URL=...)``."""
+    """Runs bin/status until it ends: ``status("--json", QDRANT_URL=...)``."""
 
     def run(*arguments: str, **changed: str) -> Result:
         argv = [PROJECT / "bin" / "status", *arguments]
@@ -78,9 +78,9 @@ def status(settings: dict[str, str]) -> Status:
 
 
 def running(crm: Crm, **columns: Any) -> str:
-    """A campaign that the worker began a minute ago, half done."""
-    halves = {"totalRecipients": 200, "sentCount": 90, "failedCount": 10}
-    campaign_id = crm.add_campaign(status="running", **(halves | columns))
+    """A campaign that the worker started a minute ago, half done."""
+    half_done = {"totalRecipients": 200, "sentCount": 90, "failedCount": 10}
+    campaign_id = crm.add_campaign(status="running", **(half_done | columns))
     crm.execute(
         "INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, prepared, next_batch_at) "
         "VALUES (%s, %s, %s, true, %s)",
@@ -90,7 +90,7 @@ def running(crm: Crm, **columns: Any) -> str:
 
 
 def test_healthy(status: Status, crm: Crm, redis_url: str) -> None:
-    """Status 0, each server, job and campaign in a line; no colours, since nobody looks."""
+    """Status 0; a line for each server, job and campaign; no colours, since it is not a terminal."""
     running(crm, name=NASTY)
     counters = Counters(connect(redis_url), "campaign")
     counters.job_started(utc_now(), 60.0)
@@ -99,17 +99,17 @@ def test_healthy(status: Status, crm: Crm, redis_url: str) -> None:
     done = status()
     assert (done.returncode, done.stderr) == (HEALTHY, "")
     assert done.stdout.startswith("● Healthy  20")
-    for said in ("● PostgreSQL answers", "● Redis answers", "● Qdrant answers", "○ waits", "100 ", "a second"):
+    for said in ("● PostgreSQL answers", "● Redis answers", "● Qdrant answers", "○ waiting", "100 ", "a second"):
         assert said in done.stdout, said
-    assert "\x1b" not in done.stdout, "neither ours nor a tenant's"
+    assert "\x1b" not in done.stdout, "neither the worker's nor a tenant's"
     assert "\nforged line" not in done.stdout
 
 
 def test_degraded(status: Status, redis_client: redis.Redis) -> None:
-    """Status 1 and the reason: Qdrant is away, or a job has not succeeded for two intervals and what it takes."""
+    """Status 1 and the reason: Qdrant is unavailable, or a job is late by two intervals plus its usual duration."""
     done = status(QDRANT_URL=f"http://127.0.0.1:{free_port()}")
     assert done.returncode == DEGRADED
-    assert "Qdrant does not answer: the CRM's AI is without its knowledge" in done.stdout
+    assert "Qdrant does not answer: the CRM's AI has no knowledge base" in done.stdout
     redis_client.sadd("worker:jobs", "trial")
     late = time.time() - 7300
     redis_client.hset("worker:job:trial", mapping={"last_run": late, "last_success": late, "interval": 3600})
@@ -120,7 +120,7 @@ def test_degraded(status: Status, redis_client: redis.Redis) -> None:
 
 
 def test_without_the_workers_tables(status: Status, crm_only_url: str) -> None:
-    """The database answers and does not tell: degraded, and what to do."""
+    """The database answers, but the work in progress cannot be read: degraded, and what to do."""
     done = status(DATABASE_URL=crm_only_url)
     assert done.returncode == DEGRADED
     assert "has bin/migrate run?" in done.stdout
@@ -128,18 +128,18 @@ def test_without_the_workers_tables(status: Status, crm_only_url: str) -> None:
 
 
 def test_down(status: Status, new_redis: Callable[..., Redis]) -> None:
-    """Status 2, and what is known all the same."""
+    """Status 2; what is known is shown."""
     server = new_redis()
     server.kill()
     done = status(REDIS_URL=server.url)
     assert done.returncode == DOWN
     assert "Redis does not answer: jobs wait for it" in done.stdout
-    assert "Jobs: not known" in done.stdout
+    assert "Jobs: unknown" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_servers_that_hang(status: Status, silent: int) -> None:
-    """An answer in less than three seconds, and an end without waiting for them."""
+    """It answers in less than three seconds, and ends without waiting for them."""
 
     def in_time() -> bool:
         began = time.monotonic()
@@ -158,7 +158,7 @@ def test_servers_that_hang(status: Status, silent: int) -> None:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a server that takes connections and never says a word."""
+    """The port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         yield listener.getsockname()[1]
 
@@ -170,21 +170,21 @@ def test_json(status: Status, crm: Crm) -> None:
     crm.add_campaign(scheduled_at=utc_now() + timedelta(hours=1))
     crm.add_call()
     crm.add_call(scheduledFor=utc_now() + timedelta(minutes=5))
-    told = json.loads(status("--json").stdout)
-    assert (told["state"], told["reasons"], told["warnings"]) == ("ok", [], [])
-    (campaign,) = told["campaigns"]
+    shown = json.loads(status("--json").stdout)
+    assert (shown["state"], shown["reasons"], shown["warnings"]) == ("ok", [], [])
+    (campaign,) = shown["campaigns"]
     assert (campaign["id"], campaign["sent"], campaign["failed"], campaign["total"]) == (campaign_id, 90, 10, 200)
     assert campaign["per_second"] == pytest.approx(100 / 60, rel=0.2)
-    assert campaign["ends_at"] == pytest.approx(told["at"] + 60, abs=12)
-    assert told["campaigns_of_others"] == 1
-    assert told["waiting"]["next_campaign_at"] == pytest.approx(time.time() + 3600, abs=30)
-    assert (told["waiting"]["calls_queued"], told["waiting"]["calls_in_doubt"]) == (2, 0)
-    assert told["waiting"]["next_call_at"] == pytest.approx(time.time() + 300, abs=30)
-    assert [each["name"] for each in told["services"]] == ["PostgreSQL", "Redis", "Qdrant"]
+    assert campaign["ends_at"] == pytest.approx(shown["at"] + 60, abs=12)
+    assert shown["campaigns_of_others"] == 1
+    assert shown["waiting"]["next_campaign_at"] == pytest.approx(time.time() + 3600, abs=30)
+    assert (shown["waiting"]["calls_queued"], shown["waiting"]["calls_unconfirmed"]) == (2, 0)
+    assert shown["waiting"]["next_call_at"] == pytest.approx(time.time() + 300, abs=30)
+    assert [each["name"] for each in shown["services"]] == ["PostgreSQL", "Redis", "Qdrant"]
 
 
 def test_a_campaign_that_was_taken_over_has_no_rate_yet(status: Status, crm: Crm) -> None:
-    """What others sent before would make it look faster than it is."""
+    """What the app servers sent before would make it look faster than it is."""
     campaign_id = running(crm)
     crm.execute(
         """INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
@@ -195,7 +195,7 @@ def test_a_campaign_that_was_taken_over_has_no_rate_yet(status: Status, crm: Crm
 
 
 class Screen:
-    """A terminal of so many columns that a program writes to."""
+    """A terminal of ``columns`` columns in which bin/status runs."""
 
     def __init__(self, environment: dict[str, str], columns: int, *arguments: str) -> None:
         self._ours, theirs = pty.openpty()
@@ -212,7 +212,7 @@ class Screen:
         return b"".join(self._pieces).decode("utf-8", "replace")
 
     def end(self) -> int:
-        """Waits for the program and for all that it wrote."""
+        """Waits for the end of the program and for all of its output; returns its status."""
         status = self.process.wait(WAIT_SECONDS)
         self._thread.join()
         os.close(self._ours)
@@ -226,7 +226,7 @@ class Screen:
 
 @pytest.mark.parametrize("columns", [50, 80, 120])
 def test_in_a_terminal(settings: dict[str, str], crm: Crm, columns: int) -> None:
-    """As wide as the terminal and no wider, in colours unless NO_COLOR says otherwise."""
+    """No wider than the terminal; in colours unless NO_COLOR is set."""
     running(crm, name="A very long name of a campaign " * 5)
     screen = Screen(settings | {"TERM": "xterm"}, columns)
     assert screen.end() == HEALTHY
@@ -238,7 +238,7 @@ def test_in_a_terminal(settings: dict[str, str], crm: Crm, columns: int) -> None
 
 
 def test_watch(settings: dict[str, str], status: Status) -> None:
-    """Again and again over what it drew before, until Ctrl-C, which is no error."""
+    """It draws over the previous status until Ctrl-C, which is not an error."""
     screen = Screen(settings | {"TERM": "xterm"}, 80, "--watch", "0.1")
     wait_for(lambda: screen.text.count("Healthy") >= 3, "it was drawn three times")
     assert screen.text.count("\x1b[H") >= 3
@@ -251,7 +251,7 @@ def test_watch(settings: dict[str, str], status: Status) -> None:
 
 
 def test_watch_as_lines(settings: dict[str, str]) -> None:
-    """One JSON object a line, for another program; when that has seen enough, it ends without a complaint."""
+    """One JSON object per line, for another program; it ends without an error when that program ends."""
     argv = [PROJECT / "bin" / "status", "--json", "--watch", "0.1"]
     with subprocess.Popen(argv, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -280,8 +280,8 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(part)
 
 
-def test_the_look_into_the_database_is_by_index(crm: Crm) -> None:
-    """However many calls, campaigns and log lines there are: no table of the CRM's is read through."""
+def test_the_work_in_progress_is_read_by_index(crm: Crm) -> None:
+    """However many calls, campaigns and log lines there are: no sequential scan of a table of the CRM."""
     running(crm)
     many = 20_000
     crm.execute(
@@ -302,8 +302,8 @@ def test_the_look_into_the_database_is_by_index(crm: Crm) -> None:
         (crm.tenant_id, many),
     )
     crm.execute("ANALYZE")
-    statement = "EXPLAIN (ANALYZE, FORMAT JSON) " + queries("web")["work"]
-    ((explained,),) = crm.execute(statement, {"cap": CAP, "runs": MOST_RUNS})
+    statement = "EXPLAIN (ANALYZE, FORMAT JSON) " + queries("web")["work_in_progress"]
+    ((explained,),) = crm.execute(statement, {"cap": CAP, "campaigns": CAMPAIGN_LIMIT})
     tables = {"CallQueue", "Campaign", "CampaignLog", "CampaignRecipient"}
     reads = [each for each in nodes(explained[0]["Plan"]) if each.get("Relation Name") in tables]
     assert {each["Relation Name"] for each in reads} == tables - {"CampaignRecipient"}

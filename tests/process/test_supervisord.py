@@ -1,42 +1,43 @@
-"""bin/campaign under a real supervisord, with the production configuration in other places."""
+"""The programs under a real supervisord, with the production configuration and other folders."""
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from configparser import RawConfigParser
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from books import Books
-from supervised import look
+from supervised import process_info
 from workers import PROJECT, wait_for
 
 from sandbox.crm import Crm
 from sandbox.ports import free_port
 from sandbox.servers import Child
 from sandbox.world import World
+from worker.registry import JOBS
 
 
 class Supervisord:
-    """The server, and supervisorctl to talk to it."""
+    """The server, and bin/supervisorctl as its client."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.logs = folder / "log"
         self.logs.mkdir(parents=True)
-        self._conf = folder / "supervisord.conf"
+        self._folder = folder
+        conf = folder / "supervisord.conf"
         self._environment = {**environment, "PORT": str(free_port())}
         text = (PROJECT / "conf" / "supervisord.worker.conf").read_text("utf-8")
-        # a Unix socket's path may have no more than 107 characters: a short one, found from the folder
+        # the path of a Unix socket may have at most 107 characters: this folder's name is short
         text = text.replace("/run/crm-worker", str(folder)).replace("/var/log/supervisor", str(self.logs))
-        self._conf.write_text(text.replace("%(here)s/..", str(PROJECT)), "utf-8")
-        argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._conf)]
+        conf.write_text(text.replace("%(here)s/..", str(PROJECT)), "utf-8")
+        argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)]
         self._child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
-        self._child.wait_until(lambda: look(folder, "campaign") != {}, "supervisord")
+        self._child.wait_until(lambda: process_info(folder, "campaign") != {}, "supervisord")
 
     def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._conf), *arguments]
+        argv = [PROJECT / "bin" / "supervisorctl", "-s", f"unix://{self._folder}/supervisor.sock", *arguments]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=self._environment)
 
     def log(self, name: str) -> str:
@@ -49,7 +50,7 @@ class Supervisord:
 
 @pytest.fixture
 def supervisords(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Supervisord]]:
-    """Those that a test started: stopped after it."""
+    """Those that a test started; they are stopped after it."""
     started: list[Supervisord] = []
     yield started
     for each in started:
@@ -61,36 +62,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sv")
 
 
-def test_the_configuration_is_what_the_programs_need() -> None:
-    """Every job has its program: it waits longer than the grace time, ends whole groups, and rotates its logs."""
-    conf = RawConfigParser(inline_comment_prefixes=(";",))
-    conf.read(PROJECT / "conf" / "supervisord.worker.conf")
-    jobs = {section.removeprefix("program:") for section in conf.sections() if section.startswith("program:")}
-    assert jobs == {"qdrant", "campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge", "web"}
-    assert "group:" not in " ".join(conf.sections())
-    for name in jobs:
-        program = conf[f"program:{name}"]
-        assert program["command"] == f'"%(here)s/../bin/{name}"'
-        assert os.access(PROJECT / "bin" / name, os.X_OK)
-        assert program.getint("stopwaitsecs") > 5
-        assert program.getboolean("stopasgroup")
-        assert program["stdout_logfile"] == f"/var/log/supervisor/{name}.log"
-        assert program["stderr_logfile"] == f"/var/log/supervisor/{name}-error.log"
-        assert program.getint("stdout_logfile_backups") > 0
-        usual = {key: value for key, value in conf["program:campaign"].items() if "logfile" not in key}
-        same = usual.keys() - {"command", "priority"}
-        assert {key: program[key] for key in same} == {key: usual[key] for key in same}
-    priorities = [conf.getint(f"program:{name}", "priority") for name in ("qdrant", "campaign", "web")]
-    assert priorities == sorted(set(priorities))
-
-
-def test_bad_settings_are_said_once_and_not_tried_again(
+def test_bad_settings_are_logged_once_and_not_retried(
     environment: dict[str, str], folder: Path, supervisords: list[Supervisord]
 ) -> None:
-    """EXITED with status 2: no restart loop, and the reason in the error log."""
+    """EXITED with status 2: no restarts, and the reason is in the error log."""
     supervisord = Supervisord(folder, environment | {"CAMPAIGN_BATCH_SIZE": "many"})
     supervisords.append(supervisord)
-    wait_for(lambda: look(folder, "campaign")["statename"] == "EXITED", "the program has ended")
+    wait_for(lambda: process_info(folder, "campaign")["statename"] == "EXITED", "the program has ended")
     assert supervisord.control("status", "campaign").stdout.split()[:2] == ["campaign", "EXITED"]
     main_log = supervisord.log("supervisord.log")
     assert "exited: campaign (exit status 2; expected)" in main_log
@@ -99,7 +77,7 @@ def test_bad_settings_are_said_once_and_not_tried_again(
     assert supervisord.log("campaign.log") == ""
 
 
-def test_a_restart_in_mid_campaign_repeats_nobody(
+def test_a_restart_during_a_campaign_repeats_no_message(
     environment: dict[str, str],
     folder: Path,
     supervisords: list[Supervisord],
@@ -107,7 +85,7 @@ def test_a_restart_in_mid_campaign_repeats_nobody(
     world: World,
     books: Books,
 ) -> None:
-    """supervisorctl restart campaign, twice: each time with nobody unconfirmed, and the campaign goes on."""
+    """supervisorctl restart campaign, twice: no message is unconfirmed, and the campaign continues."""
     campaign = crm.add_campaign("email", recipients=800)
     crm.add_recipient(campaign, recipientEmail="no address at all")
     supervisord = Supervisord(folder, environment | {"CAMPAIGN_BATCH_SIZE": "50"})
@@ -119,13 +97,44 @@ def test_a_restart_in_mid_campaign_repeats_nobody(
     assert crm.counts(campaign) == {"sent": 800, "failed": 1}
     assert books.unconfirmed(campaign) == 0
     books.nobody_twice("smtp")
-    assert look(folder, "campaign")["statename"] == "RUNNING"
+    assert process_info(folder, "campaign")["statename"] == "RUNNING"
     wait_for(lambda: "campaign ended" in supervisord.log("campaign.log"), "the end is logged")
     assert supervisord.log("campaign.log").count("INFO started") == 3
     assert supervisord.log("campaign-error.log") == ""
 
 
-def test_warnings_and_errors_have_a_log_of_their_own_and_a_killed_program_comes_back(
+def test_the_word_worker_means_all_jobs(
+    environment: dict[str, str], folder: Path, supervisords: list[Supervisord]
+) -> None:
+    """bin/supervisorctl restarts, stops, starts and lists all jobs with it, and no other program."""
+    supervisord = Supervisord(folder, environment)
+    supervisords.append(supervisord)
+
+    def states(names: Iterable[str]) -> set[str]:
+        return {process_info(folder, name)["statename"] for name in names}
+
+    def pids(names: Iterable[str]) -> dict[str, int]:
+        return {name: process_info(folder, name)["pid"] for name in names}
+
+    others = ("watchdog", "web")
+    wait_for(lambda: states([*JOBS, *others]) == {"RUNNING"}, "all programs run")
+    before, before_others = pids(JOBS), pids(others)
+    lines = supervisord.control("restart", "worker").stdout.splitlines()
+    assert sorted(lines) == sorted(f"{name}: {done}" for name in JOBS for done in ("stopped", "started"))
+    assert not set(pids(JOBS).values()) & set(before.values())
+    assert pids(others) == before_others
+    listed = supervisord.control("status", "worker").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == list(JOBS)
+    supervisord.control("stop", "worker")
+    assert states(JOBS) == {"STOPPED"}
+    assert states(others) == {"RUNNING"}
+    assert "campaign: started" in supervisord.control("start", "worker").stdout
+    assert states(JOBS) == {"RUNNING"}
+    unknown = supervisord.control("pid", "worker")
+    assert "worker" in unknown.stdout, "after other commands it is an ordinary name"
+
+
+def test_warnings_have_their_own_log_and_a_killed_program_is_restarted(
     environment: dict[str, str],
     folder: Path,
     supervisords: list[Supervisord],
@@ -133,7 +142,7 @@ def test_warnings_and_errors_have_a_log_of_their_own_and_a_killed_program_comes_
     world: World,
     books: Books,
 ) -> None:
-    """After kill -9 supervisord starts it again, and what the dead one left is a warning in campaign-error.log."""
+    """After kill -9 supervisord starts it again; the orphaned batch is a warning in campaign-error.log."""
     world.script("smtp", action="hang", seconds=60, times=8)
     campaign = crm.add_campaign("email", recipients=100)
     supervisord = Supervisord(folder, environment)
@@ -142,6 +151,6 @@ def test_warnings_and_errors_have_a_log_of_their_own_and_a_killed_program_comes_
     os.kill(int(supervisord.control("pid", "campaign").stdout), signal.SIGKILL)
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert books.balance(campaign) == 8
-    wait_for(lambda: "dead worker" in supervisord.log("campaign-error.log"), "the warning is logged")
-    assert "dead worker" not in supervisord.log("campaign.log")
+    wait_for(lambda: "orphaned batch settled" in supervisord.log("campaign-error.log"), "the warning is logged")
+    assert "orphaned batch settled" not in supervisord.log("campaign.log")
     assert "campaign started" not in supervisord.log("campaign-error.log")

@@ -1,4 +1,4 @@
-"""bin/web: what probes and Prometheus get, with every server up and with each of them away."""
+"""bin/web: what probes and Prometheus get, with every server up and with each of them unavailable."""
 
 import json
 import socket
@@ -120,7 +120,7 @@ def qdrant() -> Iterator[str]:
 
 
 def test_everything_is_up(open_web: OpenWeb, qdrant: str) -> None:
-    """200 everywhere, in the shapes that the CRM's monitoring knows."""
+    """200 everywhere, in the form that the CRM's monitoring reads."""
     web = open_web(QDRANT_URL=qdrant)
     assert web.get("/livez").json == {"status": "ok"}
     assert web.get("/readyz").json == {"status": "ok", "away": []}
@@ -139,12 +139,12 @@ def test_everything_is_up(open_web: OpenWeb, qdrant: str) -> None:
     assert web.dependencies() == {"redis": 1, "database": 1, "qdrant": 1}
 
 
-def test_what_jobs_told_is_what_prometheus_reads(open_web: OpenWeb, redis_url: str) -> None:
-    """Counters, gauges and a job's state, in the names of the design, in both formats; nothing else from Redis."""
+def test_what_jobs_reported_is_what_prometheus_reads(open_web: OpenWeb, redis_url: str) -> None:
+    """Counters, gauges and a job's state, in both formats; nothing else from Redis."""
     counters = Counters(connect(redis_url), "campaign")
     counters.add("messages_total", 3, channel="email", outcome="sent")
     counters.add("tenant_secrets_total", 1, tenant="t-1")
-    counters.add("calls_total", 1, tenant="t-1")  # with a label that its family does not have
+    counters.add("calls_total", 1, tenant="t-1")  # with a label that this metric does not have
     counters.gauge("campaign_pending_recipients", 7)
     counters.job_started(utc_now(), 60.0)
     counters.job_ended(utc_now(), "success", 0.25, None)
@@ -175,29 +175,29 @@ def test_what_jobs_told_is_what_prometheus_reads(open_web: OpenWeb, redis_url: s
 
 
 def test_a_job_runs_while_its_lock_is_held(open_web: OpenWeb, redis_url: str, redis_client: redis.Redis) -> None:
-    """A killed job stays 'running' in its own words: its lock, which runs out, is believed instead."""
+    """A killed job stays 'running' in Redis; it counts as running only until its lock expires."""
     counters = Counters(connect(redis_url), "calls")
     counters.job_started(utc_now(), 30.0)
     redis_client.set("lock:call-scheduler", "host:1:x")
     web = open_web()
     assert web.get("/health").json["jobs"]["callScheduler"] is True
     redis_client.delete("lock:call-scheduler")
-    wait_for(lambda: web.get("/health").json["jobs"]["callScheduler"] is False, "the job is seen to be dead")
+    wait_for(lambda: web.get("/health").json["jobs"]["callScheduler"] is False, "the job no longer counts as running")
 
 
 def test_without_redis(open_web: OpenWeb, new_redis: Callable[..., Redis], qdrant: str) -> None:
-    """503 and which; /metrics goes on with what the process itself knows; all is well when Redis is back."""
+    """503 and its name; /metrics still has what the process itself knows; it recovers when Redis is back."""
     server = new_redis()
     web = open_web(REDIS_URL=server.url, QDRANT_URL=qdrant)
     assert web.get("/health").json["status"] == "ok"
     server.kill()
-    wait_for(lambda: web.get("/health").status == 503, "Redis is seen to be away")
+    wait_for(lambda: web.get("/health").status == 503, "Redis is reported as unavailable")
     assert web.get("/health").json["services"]["redis"] == "disconnected"
     assert web.get("/readyz").json == {"status": "error", "away": ["redis"]}
     assert web.dependencies() == {"redis": 0, "database": 1, "qdrant": 1}
     assert web.get("/livez").status == 200
     server.start()
-    wait_for(lambda: web.get("/health").status == 200, "Redis is seen to be back")
+    wait_for(lambda: web.get("/health").status == 200, "Redis is reported as available")
     assert web.worker.said("a server does not answer server=redis") == 1
     assert web.worker.said("a server answers again server=redis") == 1
 
@@ -205,18 +205,18 @@ def test_without_redis(open_web: OpenWeb, new_redis: Callable[..., Redis], qdran
 def test_without_postgresql_from_the_start(
     open_web: OpenWeb, new_postgres: Callable[[], Postgres], qdrant: str
 ) -> None:
-    """It starts and serves when the database was never reached, and notices when it can be."""
+    """It starts and serves while the database is unavailable, and notices when it is up."""
     server = new_postgres()
     server.stop()
     web = open_web(DATABASE_URL=server.url, QDRANT_URL=qdrant)
     assert web.get("/health").json["services"]["database"] == "disconnected"
     assert web.get("/health").status == 503
     server.start()
-    wait_for(lambda: web.get("/health").json["status"] == "ok", "PostgreSQL is seen to be there")
+    wait_for(lambda: web.get("/health").json["status"] == "ok", "PostgreSQL is reported as available")
 
 
 def test_without_qdrant(open_web: OpenWeb) -> None:
-    """Degraded, and 200: the jobs of this process do not need it."""
+    """Degraded, and 200: the jobs work without it."""
     web = open_web(QDRANT_URL=f"http://127.0.0.1:{free_port()}")
     health = web.get("/health")
     assert (health.status, health.json["status"], health.json["services"]["qdrant"]) == (200, "degraded", "unhealthy")
@@ -225,13 +225,13 @@ def test_without_qdrant(open_web: OpenWeb) -> None:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a server that takes connections and never says a word."""
+    """The port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         yield listener.getsockname()[1]
 
 
-def test_servers_that_hang_hold_nobody_up(open_web: OpenWeb, silent: int) -> None:
-    """With all three of them hanging every answer still comes within three seconds, and says which."""
+def test_servers_that_hang_delay_no_answer(open_web: OpenWeb, silent: int) -> None:
+    """While all three hang, every answer comes within three seconds, and names them."""
 
     def in_time(web: Web) -> bool:
         took = []
@@ -252,7 +252,7 @@ def test_servers_that_hang_hold_nobody_up(open_web: OpenWeb, silent: int) -> Non
 
 
 def test_a_flood_of_probes_costs_the_database_nothing(open_web: OpenWeb, crm: Crm, redis_client: redis.Redis) -> None:
-    """Answers are kept for two seconds: hundreds of probes make a handful of questions."""
+    """Answers are kept for two seconds: hundreds of probes cause few questions."""
     web = open_web()
     web.get("/health")
     before = redis_client.info("stats")["total_commands_processed"]
@@ -269,7 +269,7 @@ def basic(user_and_password: str) -> str:
 
 
 def test_the_token_guards_the_metrics(open_web: OpenWeb, tmp_path: Path) -> None:
-    """METRICS_TOKEN is wanted for /metrics and not for probes, which say nothing that is secret."""
+    """METRICS_TOKEN is required for /metrics, but not for probes, which show no secret."""
     path = tmp_path / "token"
     path.write_text(TOKEN + "\n")
     web = open_web(METRICS_TOKEN_FILE=str(path))
@@ -286,7 +286,7 @@ def test_the_token_guards_the_metrics(open_web: OpenWeb, tmp_path: Path) -> None
 
 
 def test_errors_are_json_and_every_answer_has_its_headers(open_web: OpenWeb) -> None:
-    """404 and 405 as JSON, without a stack trace; nothing may be framed, sniffed or kept."""
+    """404 and 405 as JSON, without a stack trace; no answer may be framed, sniffed or cached."""
     web = open_web()
     for answer, status in (
         (web.get("/nope"), 404),
@@ -302,8 +302,8 @@ def test_errors_are_json_and_every_answer_has_its_headers(open_web: OpenWeb) -> 
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_it_ends_on_a_signal_and_says_little(open_web: OpenWeb) -> None:
-    """SIGTERM: status 0; requests are not logged, and nothing was worth a warning."""
+def test_it_ends_on_a_signal_and_logs_little(open_web: OpenWeb) -> None:
+    """SIGTERM: status 0; requests are not logged, and there is no traceback."""
     web = open_web()
     web.get("/livez")
     assert web.worker.stop() == 0
@@ -318,8 +318,8 @@ def test_bad_settings_end_it_at_once(start: Start) -> None:
     assert worker.log.count("PORT is 'http', allowed is a whole number from 1 to 65535") == 1
 
 
-def test_it_warns_of_what_would_hurt(open_web: OpenWeb, new_redis: Callable[..., Redis], crm: Crm) -> None:
-    """A Redis that may evict locks and a missing index: in the log once, on the page, and counted for Prometheus."""
+def test_it_shows_warnings(open_web: OpenWeb, new_redis: Callable[..., Redis], crm: Crm) -> None:
+    """A Redis that may evict locks and a missing index: logged once, on the page, and counted for Prometheus."""
     server = new_redis()
     with redis.Redis.from_url(server.url) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
@@ -329,5 +329,5 @@ def test_it_warns_of_what_would_hurt(open_web: OpenWeb, new_redis: Callable[...,
     page = web.get("/").text
     assert "allkeys-lru" in page
     assert "worker_campaign_due" in page
-    assert web.worker.said("something would hurt") == 2
+    assert web.worker.said("a check found a problem") == 2
     assert web.get("/health").json.keys() == {"status", "timestamp", "uptime", "services", "jobs"}

@@ -1,9 +1,10 @@
-"""The overview: when the worker is healthy, degraded or down, how fast campaigns are, and what the last hour was."""
+"""The overview: when the worker is healthy, degraded or down, the rates of campaigns, and the last hour."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,23 +12,26 @@ import pytest
 
 from worker.registry import LOCKS
 from worker.runtime.counter_readings import CounterReadings, JobState, MetricValue
-from worker.web import history
-from worker.web.backlog import CampaignView, campaign_view
+from worker.web.backlog import Backlog, figures, read_backlog
+from worker.web.campaign_views import CampaignView, campaign_view
+from worker.web.counter_history import Minute, MinuteSample, last_hour, parse_samples
 from worker.web.dependencies import Service, SystemSnapshot
-from worker.web.history import Minute, last_hour, parsed
-from worker.web.jobs import job_views
-from worker.web.overview import Overview, overview
-from worker.web.table import Cell, Terminal, fitted, table, width
-from worker.web.terminal import drawn
-from worker.web.words import ago, clock, one_line, plain, rate, span
-from worker.web.work import CampaignRates, RunningCampaign, WorkInProgress
+from worker.web.formatting import TEXT_LIMIT, ago, clock, plain, rate, span
+from worker.web.job_views import ErrorView, JobView, job_views
+from worker.web.overview import Overview, ProgramView, ServiceView, overview
+from worker.web.status_text import status_lines
+from worker.web.terminal import Terminal, fitted, width
+from worker.web.text_table import Cell, text_table
+from worker.web.work_in_progress import CAP, CampaignRates, RunningCampaign, WorkInProgress
 
 NOW = datetime(2026, 1, 31, 12, 0, 7, tzinfo=UTC).timestamp()
 UP = Service(up=True)
 UNAVAILABLE = Service(up=False, reason="Connection refused")
 SERVERS = {"redis": UP, "database": UP, "qdrant": UP}
 NO_WORK = WorkInProgress((), 0, 0, None, 0, None, 0, 0, 0, 0)
-RUN = RunningCampaign("c-1", "Diwali", "email", 100, 40, 10, 60.0, -1.0, prepared=True, holds=0, adopted=False)
+CAMPAIGN = RunningCampaign(
+    "c-1", "Diwali", "email", 100, 40, 10, 60.0, -1.0, prepared=True, deferrals=0, adopted=False
+)
 
 
 def job(name: str = "campaign", **known: Any) -> JobState:
@@ -63,7 +67,7 @@ def gauge(metric: str, value: float, **labels: str) -> MetricValue:
 
 
 @pytest.mark.parametrize(
-    ("away", "state", "says"),
+    ("unavailable", "state", "says"),
     [
         ((), "ok", ()),
         (("qdrant",), "degraded", ("Qdrant does not answer",)),
@@ -72,9 +76,9 @@ def gauge(metric: str, value: float, **labels: str) -> MetricValue:
         (("redis", "qdrant"), "down", ("Redis does not answer", "Qdrant does not answer")),
     ],
 )
-def test_servers(away: tuple[str, ...], state: str, says: tuple[str, ...]) -> None:
+def test_servers(unavailable: tuple[str, ...], state: str, says: tuple[str, ...]) -> None:
     """Down without Redis or PostgreSQL, degraded without Qdrant; each reason names its server."""
-    shown = seen(job(), services=SERVERS | dict.fromkeys(away, UNAVAILABLE))
+    shown = seen(job(), services=SERVERS | dict.fromkeys(unavailable, UNAVAILABLE))
     assert shown.state == state
     assert len(shown.reasons) == len(says)
     assert all(text.startswith(start) for text, start in zip(shown.reasons, says, strict=True))
@@ -93,8 +97,8 @@ def test_a_job_is_late_after_two_intervals(since_seconds: float, interval_second
     assert bool(shown.reasons) is late
 
 
-def test_a_tick_that_failed_is_no_alarm_but_a_job_that_never_succeeded_is() -> None:
-    """The next tick tries again; a job that can do nothing from its start on needs somebody."""
+def test_a_failed_tick_does_not_degrade_but_a_job_that_never_succeeded_does() -> None:
+    """The next tick retries; a job that has never worked needs an operator."""
     failed = job(last_error="broken", last_error_at=NOW - 5)
     assert (seen(failed).state, (seen(failed).jobs or ())[0].state) == ("ok", "failed")
     assert seen(replace(failed, last_success=None)).reasons == ("campaign has never succeeded",)
@@ -105,17 +109,17 @@ def test_a_tick_that_failed_is_no_alarm_but_a_job_that_never_succeeded_is() -> N
     assert ((seen(mended).jobs or ())[0].state, seen(mended).errors[0].over) == ("waiting", True)
 
 
-def test_a_job_is_at_work_while_its_lock_is_held() -> None:
-    """Its own word is not enough; the holder is shown by host and process."""
-    at_work = snapshot(job(running=True), holders={LOCKS["campaign"]: "crm-1:77:0a1b.secret"})
-    (first, *_) = job_views(at_work, NOW, {})
+def test_a_job_is_running_while_its_lock_is_held() -> None:
+    """What the job reported is not enough; the holder is shown by host and process."""
+    running = snapshot(job(running=True), holders={LOCKS["campaign"]: "crm-1:77:0a1b.secret"})
+    (first, *_) = job_views(running, NOW, {})
     assert (first.state, first.holder) == ("running", "crm-1, pid 77")
-    (first, *_) = job_views(replace(at_work, holders={}), NOW, {})
+    (first, *_) = job_views(replace(running, holders={}), NOW, {})
     assert (first.state, first.holder) == ("waiting", None)
 
 
-def test_jobs_that_never_ran_are_listed_and_no_alarm() -> None:
-    """Every job, in its usual order; unknown names never do."""
+def test_jobs_that_never_ran_are_listed_and_do_not_degrade() -> None:
+    """Every job, in the order of the registry; unknown names are not listed."""
     assert [each.name for each in seen().jobs or ()] == list(LOCKS)
     assert {each.state for each in seen().jobs or ()} == {"never"}
     assert seen().state == "ok"
@@ -123,7 +127,7 @@ def test_jobs_that_never_ran_are_listed_and_no_alarm() -> None:
 
 
 def test_the_next_run_is_on_the_jobs_own_clock() -> None:
-    """A daily job runs at midnight of its zone, an hourly one at the full hour of UTC."""
+    """A daily job runs at midnight of its time zone, an hourly one at the full hour of UTC."""
     zones = {"call-cleanup": ZoneInfo("Asia/Kolkata")}
     daily = job("call-cleanup", interval_seconds=86_400.0)
     views = {
@@ -133,8 +137,8 @@ def test_the_next_run_is_on_the_jobs_own_clock() -> None:
     assert views["trial"].next_run_at == datetime(2026, 1, 31, 12, 0, tzinfo=UTC).timestamp() + 0 * 3600
 
 
-def test_programs_that_supervisord_cannot_keep_up() -> None:
-    """FATAL, BACKOFF and bad settings degrade; one that somebody stopped, or that ended, does not."""
+def test_programs_that_do_not_stay_up() -> None:
+    """FATAL, BACKOFF and bad settings degrade; a program that was stopped, or has exited, does not."""
     states = {"campaign": 20, "calls": 200, "trial": 0, "reminders": 100, "web": 30}
     gauges = [gauge("program_state", number, program=name) for name, number in states.items()]
     gauges.append(gauge("program_bad_settings", 1, program="reminders"))
@@ -146,9 +150,9 @@ def test_programs_that_supervisord_cannot_keep_up() -> None:
     assert seen(job(), gauges=gauges[2:3]).state == "ok"
 
 
-def test_a_database_that_tells_nothing_degrades_and_warnings_do_not() -> None:
-    """Without the worker's tables nobody knows what is under way; a warning is only worth a look."""
-    shown = seen(job(), work=None, work_refused='relation "worker.campaign_run" does not exist')
+def test_a_database_that_cannot_be_queried_degrades_and_warnings_do_not() -> None:
+    """Without the worker's tables the work in progress is unknown; a warning changes no state."""
+    shown = seen(job(), work=None, work_error='relation "worker.campaign_run" does not exist')
     assert (shown.state, shown.campaigns) == ("degraded", None)
     assert "bin/migrate" in shown.reasons[0]
     shown = seen(job(), warnings=("Redis may evict\x1b[2J locks",))
@@ -156,67 +160,111 @@ def test_a_database_that_tells_nothing_degrades_and_warnings_do_not() -> None:
 
 
 def test_it_is_json() -> None:
-    """Everything in it, with names, for bin/status --json."""
-    shown = seen(job(), work=replace(NO_WORK, runs=(replace(RUN, per_second=5.0),), runs_in_all=1))
-    told = json.loads(json.dumps(asdict(shown)))
-    assert told["campaigns"][0]["ends_at"] == NOW + 10
-    assert told["state"] == "ok"
+    """Everything in it, with field names as keys, for bin/status --json."""
+    shown = seen(job(), work=replace(NO_WORK, campaigns=(replace(CAMPAIGN, per_second=5.0),), campaigns_in_all=1))
+    parsed = json.loads(json.dumps(asdict(shown)))
+    assert parsed["campaigns"][0]["ends_at"] == NOW + 10
+    assert parsed["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "shown", [Overview, ServiceView, JobView, ProgramView, CampaignView, Backlog, ErrorView, Minute]
+)
+def test_every_key_of_the_json_is_documented(shown: Any) -> None:
+    """In docs/operating.md."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text("utf-8")
+    section = page.partition("### The JSON of `bin/status`")[2].partition("\n## ")[0]
+    assert [each.name for each in fields(shown) if f"`{each.name}`" not in section] == []
 
 
 def test_when_a_campaign_ends() -> None:
-    """At its rate, unless that is not known, nothing moves, it is put off, or its recipients are not known yet."""
+    """At its rate, unless that is unknown or 0, it is deferred, or its recipients are not selected yet."""
 
     def view(**changed: Any) -> CampaignView:
-        return campaign_view(replace(RUN, **changed), NOW)
+        return campaign_view(replace(CAMPAIGN, **changed), NOW)
 
     assert view(per_second=5.0).ends_at == NOW + 10
     assert view(per_second=None).ends_at is view(per_second=0.0).ends_at is None
     assert view(per_second=5.0, prepared=False).ends_at is None
-    held = view(per_second=5.0, holds=1, next_batch_seconds=30.0)
-    assert (held.ends_at, held.resumes_at) == (None, NOW + 30)
+    deferred = view(per_second=5.0, deferrals=1, next_batch_seconds=30.0)
+    assert (deferred.ends_at, deferred.resumes_at) == (None, NOW + 30)
     assert view(total=20).total == 50, "the CRM's total may be behind"
     assert view(name="\x00\u202e ").name == "(no name)"
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
-    """From look to look; on the first one since the start, where the worker itself began; never below zero."""
+    """Between two reads; on the first one since the campaign's start, if the worker started it; never below 0."""
     time = [0.0]
-    paces = CampaignRates(lambda: time[0])
+    rates = CampaignRates(lambda: time[0])
 
-    def look(at: float, **changed: Any) -> float | None:
+    def rate_at(at: float, **changed: Any) -> float | None:
         time[0] = at
-        return paces.per_second([replace(RUN, **changed)])[0]
+        return rates.per_second([replace(CAMPAIGN, **changed)])[0]
 
-    assert look(0, running_seconds=100.0) == 0.5
-    assert look(10, sent=140) == 10.0
+    assert rate_at(0, running_seconds=100.0) == 0.5
+    assert rate_at(10, sent=140) == 10.0
     for at in range(20, 200, 10):
-        look(float(at), sent=140)
-    assert look(200, sent=140) == 0.0, "what was long ago is forgotten"
-    assert look(204, sent=0, running_seconds=2.0) == 5.0, "it was started anew"
-    assert CampaignRates(lambda: 0.0).per_second([replace(RUN, adopted=True)]) == [None], (
-        "who knows when those were sent"
+        rate_at(float(at), sent=140)
+    assert rate_at(200, sent=140) == 0.0, "what was sent long ago does not count"
+    assert rate_at(204, sent=0, running_seconds=2.0) == 5.0, "it was restarted"
+    adopted = CampaignRates(lambda: 0.0).per_second([replace(CAMPAIGN, adopted=True)])
+    assert adopted == [None], "it is unknown when those were sent"
+
+
+def sample(minute: int, **totals: float) -> MinuteSample:
+    return MinuteSample(minute, totals)
+
+
+def test_the_backlog_is_what_jobs_reported_and_what_the_database_counted() -> None:
+    """Unknown is not 0; the queue is counted later than the gauge of due calls, so it is never below that."""
+    assert read_backlog(SystemSnapshot(SERVERS), NOW) == Backlog()
+    gauges = [gauge("campaign_pending_recipients", 1200), gauge("campaign_oldest_due_seconds", 90.0)]
+    work = replace(NO_WORK, calls_queued=3, calls_unconfirmed=2, next_campaign_seconds=60.0, next_call_seconds=30.0)
+    backlog = read_backlog(snapshot(gauges=[*gauges, gauge("calls_due", 5)], work=work), NOW)
+    assert (backlog.recipients, backlog.recipients_oldest_due_seconds) == (1200, 90.0)
+    assert (backlog.calls_due, backlog.calls_queued, backlog.calls_unconfirmed) == (3, 3, 2)
+    assert (backlog.next_campaign_at, backlog.next_call_at) == (NOW + 60, NOW + 30)
+    capped = read_backlog(
+        snapshot(gauges=[gauge("calls_due", 99_999)], work=replace(work, calls_queued=CAP + 1)), NOW
     )
+    assert capped.calls_due == 99_999
 
 
-def sample(minute: int, **totals: float) -> history.MinuteSample:
-    return history.MinuteSample(minute, totals)
+def test_the_backlog_as_text() -> None:
+    """Each number with a note where there is something to say; "unknown" without Redis or PostgreSQL."""
+    shown = {each.name: (each.number, each.note) for each in figures(Backlog(), NOW)}
+    assert {number for number, _ in shown.values()} == {"unknown"}
+    backlog = Backlog(
+        recipients=1200,
+        recipients_oldest_due_seconds=90.0,
+        calls_queued=CAP + 1,
+        calls_being_placed=2,
+        calls_unconfirmed=1,
+        messages_unconfirmed=0,
+        next_call_at=NOW + 30,
+    )
+    shown = {each.name: (each.number, each.note) for each in figures(backlog, NOW)}
+    assert shown["Campaign recipients"] == ("1,200", "the oldest for 1 min 30 s")
+    assert shown["Calls queued"] == ("more than 10,000", "and 2 being placed, the next later one is due in 30 s")
+    assert shown["Unconfirmed calls"] == ("1", "Twilio is asked whether it has them")
+    assert shown["Unconfirmed e-mails"] == ("0", "")
 
 
 def test_two_minutes_of_history_make_two_bars() -> None:
-    """One for each minute between samples, and one for the minute that is not over."""
+    """One for each minute between samples, and one for the minute that is not over yet."""
     samples = [sample(10, messages=100), sample(11, messages=130), sample(12, messages=130)]
     assert last_hour(samples, None) == (Minute(10, {"messages": 30}), Minute(11, {"messages": 0}))
     assert last_hour(samples, sample(12, messages=137))[-1] == Minute(12, {"messages": 7})
     assert last_hour([], None) == last_hour(samples[:1], None) == ()
 
 
-def test_counters_that_start_anew_make_no_negative_bar() -> None:
-    """What fell counts from 0, and so does what is new."""
+def test_counters_that_start_again_make_no_negative_bar() -> None:
+    """A counter that fell counts from 0, and so does a new one."""
     minutes = last_hour([sample(1, messages=500), sample(2, messages=20, calls=3)], None)
     assert minutes == (Minute(1, {"messages": 20, "calls": 3}),)
 
 
-def test_minutes_that_nobody_measured_share_what_was_added() -> None:
+def test_minutes_without_a_sample_share_what_was_added() -> None:
     """Marked as an estimate; and nothing older than an hour is shown."""
     assert last_hour([sample(1, messages=0), sample(4, messages=30)], None) == tuple(
         Minute(minute, {"messages": 10}, measured=False) for minute in (1, 2, 3)
@@ -227,10 +275,10 @@ def test_minutes_that_nobody_measured_share_what_was_added() -> None:
     assert [each.minute for each in future] == [1, 2]
 
 
-def test_what_is_no_sample_is_left_out() -> None:
-    """The ring is in Redis, where anybody may write; samples come out oldest first."""
+def test_what_is_not_a_sample_is_left_out() -> None:
+    """The history is in Redis, where others may write; samples come out oldest first."""
     good = [json.dumps({"minute": minute, "totals": {"messages": 1}}) for minute in (3, 2)]
-    ring = [
+    entries = [
         *good,
         "",
         "[]",
@@ -239,18 +287,18 @@ def test_what_is_no_sample_is_left_out() -> None:
         '{"minute": "x", "totals": {}}',
         '{"minute": 1, "totals": {"a": []}}',
     ]
-    assert [each.minute for each in parsed(ring)] == [2, 3]
+    assert [each.minute for each in parse_samples(entries)] == [2, 3]
 
 
 def test_a_run_time_is_the_mean_of_its_minute() -> None:
-    """None where no run ended."""
+    """None when no run ended."""
     assert Minute(1, {"runs:calls": 4, "seconds:calls": 2}).mean_seconds("calls") == 0.5
     assert Minute(1, {"runs:calls": 0, "seconds:calls": 0}).mean_seconds("calls") is None
     assert Minute(1, {}).mean_seconds("calls") is None
 
 
-def test_words() -> None:
-    """Times, rates and errors as a person says them."""
+def test_times_rates_and_errors_as_text() -> None:
+    """In a form that a person reads at a glance."""
     lengths = {0.0012: "1 ms", 0.9996: "1.0 s", 9.96: "10 s", 59.6: "1 min", 3600: "1 h", 12_000: "3 h 20 min"}
     assert {seconds: span(seconds) for seconds in lengths} == lengths
     assert span(200_000) == "2 d 7 h"
@@ -268,8 +316,8 @@ def test_words() -> None:
     assert plain("Error 111 connecting to redis:6379.").startswith("Redis could not be reached: ")
     assert plain("HTTPConnection(host='q', port=6333): refused") == "q:6333: refused"
     assert plain(" ") == "no reason was given"
-    assert one_line("क्‍ष\u202e\x1b]0;x\x07") == "क्‍ष ]0;x"
-    assert len(one_line("x" * 1000)) == 500
+    assert plain("क्‍ष\u202e\x1b]0;x\x07") == "क्‍ष ]0;x"
+    assert len(plain("x" * 1000)) == TEXT_LIMIT
 
 
 def test_a_table_fits_its_terminal() -> None:
@@ -278,12 +326,13 @@ def test_a_table_fits_its_terminal() -> None:
         [Cell("Diwali offers for everybody in the whole of Pune"), Cell("email"), Cell("12")],
         [Cell("短い"), Cell("whatsapp"), Cell("3")],
     ]
+    heads = ("Campaign", "Channel", "Sent")
     for columns in (80, 50, 40, 30, 12, 5, 1):
-        lines = list(table(("Campaign", "Channel", "Sent"), rows, Terminal(columns, colours=False), ("Channel",)))
+        lines = list(text_table(heads, rows, Terminal(columns, colours=False), ("Channel",)))
         assert all(width(line) <= columns for line in lines), columns
-    wide = list(table(("Campaign", "Channel", "Sent"), rows, Terminal(None, colours=False)))
+    wide = list(text_table(heads, rows, Terminal(None, colours=False)))
     assert wide[1].startswith("Diwali offers for everybody in the whole of Pune  email")
-    assert width(wide[2].partition("whatsapp")[0]) == 50, "columns stand under each other"
+    assert width(wide[2].partition("whatsapp")[0]) == 50, "columns are aligned"
     assert (fitted("短い名前", 5), width("短い…")) == ("短い…", 5)
     assert (width("é"), width("e\u0301"), width("क्\u200dष")) == (1, 1, 2)
 
@@ -291,15 +340,16 @@ def test_a_table_fits_its_terminal() -> None:
 @pytest.mark.parametrize("columns", [20, 40, 80, 200])
 @pytest.mark.parametrize("colours", [True, False])
 def test_the_whole_status_fits(columns: int, colours: bool) -> None:
-    """Whatever state it is in, and however long the names are."""
-    long = replace(RUN, name="Averylongname" * 20, per_second=3.0)
+    """In every state, and however long the names are."""
+    long = replace(CAMPAIGN, name="Averylongname" * 20, per_second=3.0)
+    many = replace(NO_WORK, campaigns=(long,), campaigns_in_all=9)
     states = [
-        seen(job(last_error="x" * 300, last_error_at=NOW), work=replace(NO_WORK, runs=(long,), runs_in_all=9)),
+        seen(job(last_error="x" * 300, last_error_at=NOW), work=many),
         seen(job(), services=dict.fromkeys(SERVERS, UNAVAILABLE), work=None),
         seen(job(), history=(sample(1, messages=1), sample(2, messages=900))),
     ]
     for shown in states:
-        lines = list(drawn(shown, Terminal(columns, colours)))
+        lines = list(status_lines(shown, Terminal(columns, colours)))
         assert colours == any("\x1b[" in line for line in lines)
         if not colours:
             assert max(map(width, lines)) <= columns

@@ -1,4 +1,4 @@
-"""The configuration of Prometheus and Grafana speaks of metrics, pages and ports that exist."""
+"""The configuration of Prometheus and Grafana refers to metrics, pages and ports that exist."""
 
 import json
 import re
@@ -11,26 +11,21 @@ import yaml
 
 from worker.runtime import settings
 from worker.runtime.counter_readings import CounterReadings, JobState
-from worker.web.dependencies import Dependencies, Service, SystemSnapshot
+from worker.web.dependencies import Service, SystemSnapshot
 from worker.web.metrics import PREFIX, WorkerCollector
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROMETHEUS = PROJECT / "conf" / "prometheus"
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
-# what Prometheus itself knows and queries here use: functions, keywords, and the metric of every scrape
+# names in queries that are Prometheus's own: functions, keywords, and the metric of every scrape
 WORDS = {"up", "time", "absent", "sum", "increase", "rate", "delta", "min_over_time", "histogram_quantile"}
 WORDS |= {"label_replace", "and", "or", "unless"}
 
 
-class Known(Dependencies):
-    """Dependencies that know one job, without any server."""
-
-    def __init__(self) -> None:
-        pass
-
-    def snapshot(self) -> SystemSnapshot:
-        state = JobState("campaign", False, 60.0, 1.0, 1.0, 1.0, None, None, None, None, ((1.0, 1),), 1.0, 1)
-        return SystemSnapshot({"redis": Service(True)}, CounterReadings([], [], {"campaign": state}))
+def snapshot() -> SystemSnapshot:
+    """With one job, so that every metric of a job is exported."""
+    state = JobState("campaign", False, 60.0, 1.0, 1.0, 1.0, None, None, None, None, ((1.0, 1),), 1.0, 1)
+    return SystemSnapshot({"redis": Service(True)}, CounterReadings([], [], {"campaign": state}))
 
 
 def load(name: str) -> Any:
@@ -46,13 +41,13 @@ def dashboard() -> dict[str, Any]:
 
 
 def queries() -> list[str]:
-    """All that the dashboard asks."""
+    """All queries of the dashboard."""
     return [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])]
 
 
 def shown() -> set[str]:
     """The name of every series that /metrics can have."""
-    families = WorkerCollector(Known()).collect()
+    families = WorkerCollector(snapshot).collect()
     return {family.name + suffix for family in families for suffix in SUFFIXES[family.type]}
 
 
@@ -70,9 +65,9 @@ def test_every_metric_is_one_of_the_workers(query: str) -> None:
 
 
 def test_most_metrics_are_on_the_dashboard() -> None:
-    """Each family but what alerts alone need; a new one wants its place."""
+    """Every metric except those that only alerts need; a new one has to be added to the dashboard."""
     used = set().union(*(names(query) for query in queries()))
-    families = {family.name for family in WorkerCollector(Known()).collect()}
+    families = {family.name for family in WorkerCollector(snapshot).collect()}
     missing = {each for each in families if not any(name.startswith(each) for name in used)}
     assert missing <= {f"{PREFIX}job_last_run_timestamp_seconds"}
 
@@ -85,7 +80,7 @@ def anchors() -> set[str]:
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
 def test_an_alert_says_what_is_wrong_and_where_to_read_on(rule: dict[str, Any]) -> None:
-    """A severity, a sentence, and a section of the page that exists."""
+    """A severity, a sentence, and a section of docs/operating.md that exists."""
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"]["summary"].endswith(".")
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
@@ -95,7 +90,7 @@ def test_an_alert_says_what_is_wrong_and_where_to_read_on(rule: dict[str, Any]) 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
 def test_each_alert_is_tested_both_ways(rule: dict[str, Any]) -> None:
-    """promtool's tests have a moment where it fires and one where it does not."""
+    """promtool's tests have a case where it fires and one where it does not."""
     found = set()
     for path in PROMETHEUS.glob("*_test.yml"):
         for test in load(path.name)["tests"]:
@@ -105,16 +100,16 @@ def test_each_alert_is_tested_both_ways(rule: dict[str, Any]) -> None:
     assert found == {True, False}
 
 
-def test_alerts_have_names_of_their_own() -> None:
+def test_every_alert_has_its_own_name() -> None:
     every = [rule["alert"] for rule in rules()]
     assert len(every) == len(set(every))
 
 
 def test_prometheus_scrapes_the_web_process() -> None:
-    """At its default port, under the name that alerts know, with the worker's own label "job" kept."""
+    """At its default port, under the job name that the alerts use, with the worker's own label "job" kept."""
     configuration = load("prometheus.yml")
     (scrape,) = configuration["scrape_configs"]
-    (port,) = (each.metadata["default"] for each in settings.variables("web") if each.name == "port")
+    (port,) = (each.default for each in settings.variables("web") if each.name == "PORT")
     assert scrape["static_configs"] == [{"targets": [f"localhost:{port}"]}]
     assert scrape["honor_labels"] is True
     assert any(f'up{{job="{scrape["job_name"]}"}}' in rule["expr"] for rule in rules())
@@ -129,7 +124,7 @@ def cells(panel: dict[str, Any]) -> Iterator[tuple[int, int]]:
 
 
 def test_the_dashboard_can_be_provisioned() -> None:
-    """Its own uid, no id of another Grafana, panels that do not overlap, and any Prometheus as its source."""
+    """It has a uid, no id of another Grafana, panels that do not overlap, and a variable for the data source."""
     made = dashboard()
     assert made["uid"] == "crm-worker"
     assert "id" not in made

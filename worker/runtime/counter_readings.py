@@ -1,4 +1,4 @@
-"""What the jobs told about themselves (worker/runtime/counters.py), read back as typed values."""
+"""What the jobs have reported about themselves (worker/runtime/counters.py), read back from Redis as typed values."""
 
 import math
 import re
@@ -34,28 +34,31 @@ class JobState:
     """What is known of one job. Times are Unix seconds, None when it never happened."""
 
     job: str
-    running: bool  # as its process said last: one that was killed says nothing more, see heartbeat
+    running: bool  # as its process reported last; a killed process reports nothing more, see heartbeat
     interval_seconds: float | None
     last_run: float | None  # start of the latest tick
     last_success: float | None  # end of the latest tick that succeeded
     heartbeat: float | None
-    last_error: str | None  # stays after a success; compare last_error_at with last_success
+    last_error: str | None  # stays after a success: compare last_error_at with last_success
     last_error_at: float | None
     pid: int | None
     host: str | None
-    duration_buckets: tuple[tuple[float, int], ...]  # (at most so many seconds, ticks), cumulative, last is infinity
+    duration_buckets: tuple[tuple[float, int], ...]  # (upper bound in seconds, ticks), cumulative, up to infinity
     duration_sum_seconds: float
     duration_count: int
 
 
 @dataclass(frozen=True, slots=True)
 class CounterReadings:
+    """Everything that the jobs of all processes have written."""
+
     counters: list[MetricValue]
     gauges: list[MetricValue]
     jobs: dict[str, JobState]
 
 
 def job_key(job: str) -> str:
+    """The Redis key of the hash with a job's own state."""
     return f"worker:job:{job}"
 
 
@@ -78,9 +81,9 @@ def parse_series(text: str) -> tuple[str, dict[str, str]]:
 
 
 def read_all(client: redis.Redis) -> CounterReadings:
-    """All that the jobs of all processes have written, in two round trips.
+    """Everything that the jobs of all processes have written, in two round trips.
 
-    ``client`` answers with text (as worker.runtime.redis_client.connect makes it). Raises redis.RedisError.
+    ``client`` returns text, as clients of worker.runtime.redis_client.connect do. Raises redis.RedisError.
     """
     with client.pipeline(transaction=False) as pipeline:
         pipeline.hgetall(COUNTERS)
@@ -92,13 +95,13 @@ def read_all(client: redis.Redis) -> CounterReadings:
             pipeline.hgetall(job_key(job))
         states = pipeline.execute()
     return CounterReadings(
-        counters=_samples(counters),
-        gauges=_samples(gauges),
+        counters=_metric_values(counters),
+        gauges=_metric_values(gauges),
         jobs={job: _job_state(job, state) for job, state in zip(jobs, states, strict=True)},
     )
 
 
-def _samples(fields: Mapping[str, str]) -> list[MetricValue]:
+def _metric_values(fields: Mapping[str, str]) -> list[MetricValue]:
     return [MetricValue(*parse_series(series), float(value)) for series, value in sorted(fields.items())]
 
 
@@ -117,13 +120,13 @@ def _job_state(job: str, fields: Mapping[str, str]) -> JobState:
         last_error_at=number("last_error_at"),
         pid=int(fields["pid"]) if "pid" in fields else None,
         host=fields.get("host"),
-        duration_buckets=tuple(_cumulative(fields)),
+        duration_buckets=tuple(_cumulative_buckets(fields)),
         duration_sum_seconds=number("duration_sum") or 0.0,
         duration_count=int(number("duration_count") or 0),
     )
 
 
-def _cumulative(fields: Mapping[str, Any]) -> Iterable[tuple[float, int]]:
+def _cumulative_buckets(fields: Mapping[str, Any]) -> Iterable[tuple[float, int]]:
     ticks = 0
     for bound in DURATION_BOUNDS_SECONDS:
         ticks += int(float(fields.get(f"{BUCKET}{bound}", 0)))

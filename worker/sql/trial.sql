@@ -1,6 +1,6 @@
 -- Statements of the trial job. %(now)s is UTC without zone, as in the whole CRM.
 
--- name: lock_expired  Locks the expired trials with their active users; a tenant of which any row is locked is left.
+-- name: lock_expired  Locks the expired trials with their active users; a tenant with a locked row is left.
 WITH expired AS (
     -- FOR UPDATE: until this transaction ends the CRM cannot add a user, who would stay active
     SELECT id FROM "Tenant"

@@ -1,4 +1,4 @@
-"""What would keep programs from working, found before any of them is started. No server is asked."""
+"""Finds what would keep programs from working before any of them is started. It connects to no server."""
 
 import os
 import tempfile
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worker.errors import SettingsError
 from worker.providers.smtp import SmtpProvider
+from worker.registry import SUPERVISED
 from worker.runtime import program
 from worker.runtime.db import Database
 from worker.runtime.redis_client import connect
@@ -15,32 +16,33 @@ from worker.runtime.settings import Settings
 from worker.vectors import server_program
 
 _SECTIONS = ("program:", "eventlistener:")
-_NO_JOBS = frozenset({"web", "qdrant"})  # what IS_WORKER=false leaves at work
+# what works where IS_WORKER=false
+_NOT_WORKER_ONLY = frozenset(each.name for each in SUPERVISED.values() if not each.worker_only)
 
 
 def problems(conf: Path) -> list[str]:
-    """All that is wrong with the settings and the folders of supervisord's programs, a line each."""
+    """All problems with the settings and the folders of supervisord's programs, one line each."""
     parser = RawConfigParser(inline_comment_prefixes=(";",))
     if not parser.read(conf):
         return [f"{conf} cannot be read"]
     programs = [section.partition(":")[2] for section in parser.sections() if section.startswith(_SECTIONS)]
     found = program.settings_problems(["entrypoint"])
     if not found and not program.is_worker():
-        programs = [each for each in programs if each in _NO_JOBS]
+        programs = [each for each in programs if each in _NOT_WORKER_ONLY]
     found = program.settings_problems(["entrypoint", *programs])
     unusable = [] if found else _unusable(programs)
     return [*found, *_unwritable(_folders(parser)), *unusable]
 
 
 def _folders(conf: RawConfigParser) -> set[Path]:
-    """Where supervisord writes: its socket, its pid, its logs and those of its programs."""
+    """The folders that supervisord writes to: of its socket, its pid file, its logs and the programs' logs."""
     server = conf["supervisord"]
     files = [conf["unix_http_server"]["file"], server["pidfile"], server["logfile"]]
     return {Path(server["childlogdir"]), *(Path(each).parent for each in files)}
 
 
 def _unwritable(folders: Iterable[Path]) -> Iterator[str]:
-    """Makes those that are missing; names those in which nothing can be written."""
+    """Creates folders that are missing; names those that cannot be written to."""
     user = f"{os.getuid()}:{os.getgid()}"
     for folder in sorted(folders):
         try:
@@ -50,12 +52,12 @@ def _unwritable(folders: Iterable[Path]) -> Iterator[str]:
         except OSError as error:
             yield (
                 f"{folder} cannot be written by user {user} ({error.strerror}): what is mounted there has to belong "
-                f"to that user (chown -R {user}); a named volume does by itself"
+                f"to that user (chown -R {user}); a named volume does without further steps"
             )
 
 
 def _unusable(programs: Sequence[str]) -> Iterator[str]:
-    """What each program finds out at its start about settings that are right in themselves."""
+    """Problems that each program would find at its start, in settings whose form is right."""
     settings = program.settings_from_environment("entrypoint")
     checks: list[Callable[[], object]] = [
         lambda: Database(settings.database_url, "crm-worker entrypoint"),
@@ -68,7 +70,7 @@ def _unusable(programs: Sequence[str]) -> Iterator[str]:
     if "knowledge" in programs and (copies := program.settings_from_environment("knowledge").knowledge_snapshot_dir):
         yield from _unwritable([copies])
     if "qdrant" in programs:
-        checks.extend(_checks_of_qdrant(program.settings_from_environment("qdrant")))
+        checks.extend(_qdrant_checks(program.settings_from_environment("qdrant")))
     for check in checks:
         try:
             check()
@@ -93,8 +95,8 @@ def _require_smtp(settings: Settings) -> None:
         raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
 
 
-def _checks_of_qdrant(settings: Settings) -> Iterator[Callable[[], object]]:
+def _qdrant_checks(settings: Settings) -> Iterator[Callable[[], object]]:
     if settings.qdrant_embedded:
-        yield lambda: server_program.command_of(settings)
+        yield lambda: server_program.server_command(settings)
         yield lambda: server_program.require_writable(settings.qdrant_storage_path)
         yield lambda: server_program.require_writable(settings.qdrant_snapshots_path)

@@ -1,1 +1,1 @@
-"""The web process: what operators, probes and Prometheus ask of a running worker."""
+"""The web process: the status page, probes and metrics of a running worker."""

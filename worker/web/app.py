@@ -1,4 +1,4 @@
-"""The web application: probes, /metrics and the status page, made by ``create`` and run by gunicorn."""
+"""The web application: probes, /metrics and the status page. ``create`` makes it, gunicorn runs it."""
 
 import base64
 import binascii
@@ -18,16 +18,17 @@ from worker.runtime.counter_readings import CounterReadings
 from worker.runtime.settings import Settings
 from worker.web.dependencies import Dependencies, SystemSnapshot
 from worker.web.metrics import WorkerCollector
-from worker.web.overview import NEEDED, zones
-from worker.web.page import Page
+from worker.web.overview import NEEDED, job_zones
+from worker.web.status_page import StatusPage
 
 log = logging.getLogger(__name__)
 
-# the names that /health and the summary have always had -> ours
+# the name in /health, or in the summary of /metrics -> the job
 HEALTH_JOBS = {each.health_name: each.name for each in JOBS.values() if each.health_name}
 SUMMARY_JOBS = {each.summary_name: each.name for each in JOBS.values() if each.summary_name}
-WORDS = {"redis": ("connected", "disconnected"), "database": ("connected", "disconnected")}
-QDRANT_WORDS = ("healthy", "unhealthy")
+# how /health names a server that is up, and one that is down
+CONNECTED = ("connected", "disconnected")
+HEALTHY = ("healthy", "unhealthy")
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -39,7 +40,7 @@ HEADERS = {
 
 
 def create() -> falcon.App[Any, Any]:
-    """The application for gunicorn, and the thread that keeps the last hour. Raises SettingsError."""
+    """Makes the application for gunicorn, and starts the thread that records the last hour. Raises SettingsError."""
     settings = program.settings_from_environment("web")
     dependencies = Dependencies(settings)
     dependencies.sampler().start()
@@ -47,7 +48,7 @@ def create() -> falcon.App[Any, Any]:
 
 
 def application(settings: Settings, dependencies: Dependencies) -> falcon.App[Any, Any]:
-    """The routes alone; nothing is started or asked."""
+    """The application alone: it starts no thread and asks no server."""
     app = falcon.App(middleware=[Guard(settings.metrics_token)])
     app.add_error_handler(Exception, _unexpected)
     started = time.monotonic()
@@ -55,12 +56,12 @@ def application(settings: Settings, dependencies: Dependencies) -> falcon.App[An
     app.add_route("/readyz", Readyz(dependencies))
     app.add_route("/health", Health(dependencies, started))
     app.add_route("/metrics", Metrics(dependencies, started))
-    app.add_route("/", Page(dependencies, started, zones(settings)))
+    app.add_route("/", StatusPage(dependencies.snapshot, started, job_zones(settings)))
     return app
 
 
 class Guard:
-    """Headers for every answer, and METRICS_TOKEN for what is not for everybody."""
+    """Adds headers to every answer, and asks for METRICS_TOKEN where a resource is guarded."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -68,7 +69,7 @@ class Guard:
     def process_resource(
         self, request: falcon.Request, response: falcon.Response, resource: object, params: dict[str, Any]
     ) -> None:
-        """Raises HTTPUnauthorized without the token, as a bearer or as the password of basic authentication."""
+        """Raises HTTPUnauthorized unless the token is given, as a bearer token or as the basic password."""
         if not (self._token and getattr(resource, "guarded", False)):
             return
         given = _credential(request.auth or "")
@@ -83,32 +84,32 @@ class Guard:
         self, request: falcon.Request, response: falcon.Response, resource: object, req_succeeded: bool
     ) -> None:
         for name, value in HEADERS.items():
-            if response.get_header(name) is None:  # the page has a policy of its own
+            if response.get_header(name) is None:  # the status page has its own policy
                 response.set_header(name, value)
 
 
 class Livez:
-    """The process answers; it asks nobody."""
+    """Whether this process answers; no server is asked."""
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         response.media = {"status": "ok"}
 
 
 class Readyz:
-    """Redis and PostgreSQL answer, so the jobs can work."""
+    """Whether Redis and PostgreSQL answer, so that the jobs can work."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         snapshot = self._dependencies.snapshot()
-        away = [name for name in NEEDED if not snapshot.services[name].up]
-        response.media = {"status": "error" if away else "ok", "away": away}
-        response.status = falcon.HTTP_503 if away else falcon.HTTP_200
+        unavailable = [name for name in NEEDED if not snapshot.services[name].up]
+        response.media = {"status": "error" if unavailable else "ok", "away": unavailable}
+        response.status = falcon.HTTP_503 if unavailable else falcon.HTTP_200
 
 
 class Health:
-    """What the CRM's monitoring has always asked for; says nothing that is secret."""
+    """The state of the servers and jobs, in the form that the CRM's monitoring reads. It contains no secret."""
 
     def __init__(self, dependencies: Dependencies, started: float) -> None:
         self._dependencies = dependencies
@@ -122,17 +123,17 @@ class Health:
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "uptime": round(time.monotonic() - self._started, 3),
             "services": {
-                "redis": _word(snapshot, "redis"),
-                "qdrant": QDRANT_WORDS[not snapshot.services["qdrant"].up],
-                "database": _word(snapshot, "database"),
+                "redis": CONNECTED[not snapshot.services["redis"].up],
+                "qdrant": HEALTHY[not snapshot.services["qdrant"].up],
+                "database": CONNECTED[not snapshot.services["database"].up],
             },
-            "jobs": {name: snapshot.runs(job) for name, job in HEALTH_JOBS.items()},
+            "jobs": {name: snapshot.is_running(job) for name, job in HEALTH_JOBS.items()},
         }
         response.status = falcon.HTTP_503 if status == "error" else falcon.HTTP_200
 
 
 class Metrics:
-    """Prometheus's text, OpenMetrics when asked, or a summary in JSON."""
+    """Prometheus's text format; on request OpenMetrics, or a summary as JSON."""
 
     guarded = True
 
@@ -140,7 +141,7 @@ class Metrics:
         self._dependencies = dependencies
         self._started = started
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(WorkerCollector(dependencies))
+        self._registry.register(WorkerCollector(dependencies.snapshot))
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         accept = request.get_header("Accept") or ""
@@ -173,10 +174,6 @@ def _status(snapshot: SystemSnapshot) -> str:
     return "ok" if snapshot.services["qdrant"].up else "degraded"
 
 
-def _word(snapshot: SystemSnapshot, name: str) -> str:
-    return WORDS[name][not snapshot.services[name].up]
-
-
 def _total(readings: CounterReadings | None, metric: str) -> int:
     samples = readings.counters if readings else []
     return int(sum(sample.value for sample in samples if sample.metric == metric))
@@ -204,4 +201,4 @@ def _unexpected(request: falcon.Request, response: falcon.Response, error: Excep
     if isinstance(error, falcon.HTTPError | falcon.HTTPStatus):
         raise error
     log.error("a request failed: a bug, please report it", {"path": request.path}, exc_info=error)
-    raise falcon.HTTPInternalServerError(title="Internal error", description="The log of `web` says more.")
+    raise falcon.HTTPInternalServerError(title="Internal error", description="The log of `web` has the details.")

@@ -1,8 +1,8 @@
-"""Whether Redis, PostgreSQL and Qdrant answer, what the jobs told Redis, and what the database says is under way.
+"""Whether Redis, PostgreSQL and Qdrant answer, what the jobs reported to Redis, and the work in progress.
 
-All are asked side by side, with short time-outs, and their answers are kept for two seconds, so that a flood of
-probes costs the servers nothing. A server that hangs is not asked again before its last question came to an end, and
-nobody waits for it longer than ``PATIENCE_SECONDS``.
+The three are asked at the same time, with short time-outs, and their answers are kept for two seconds, so that a
+flood of probes costs the servers nothing. A server that hangs is not asked again before its last question has ended,
+and no request waits for it longer than ``WAIT_SECONDS``.
 """
 
 import logging
@@ -25,15 +25,15 @@ from worker.runtime.counters import read_all
 from worker.runtime.db import Database, is_unavailable
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import Settings
-from worker.web.checks import WarningChecks, clock_warning, database_warnings, redis_warnings
-from worker.web.history import RING, MinuteSample, Sampler, parsed
-from worker.web.work import CampaignRates, WorkInProgress, read_work
+from worker.web.counter_history import HISTORY_KEY, CounterSampler, MinuteSample, parse_samples
+from worker.web.warning_checks import WarningChecks, clock_warning, database_warnings, redis_warnings
+from worker.web.work_in_progress import CampaignRates, WorkInProgress, read_work_in_progress
 
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 2.0
-PATIENCE_SECONDS = 2.0  # a probe is answered in less than three seconds, whatever hangs
-QUESTION_SECONDS = 1.5  # for one server to answer one question
+WAIT_SECONDS = 2.0  # a probe is answered in less than three seconds, whichever server hangs
+QUESTION_SECONDS = 1.5  # time for a server to answer one question
 SERVICES = ("redis", "database", "qdrant")
 
 
@@ -46,29 +46,32 @@ class Service:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What PostgreSQL said."""
+class _RedisAnswer:
+    readings: CounterReadings | None = None
+    holders: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[MinuteSample, ...] = ()
 
-    clock_offset_seconds: float = 0.0
+
+@dataclass(frozen=True)
+class _DatabaseAnswer:
     work: WorkInProgress | None = None
-    work_refused: str = ""
+    work_error: str = ""
 
 
 @dataclass(frozen=True)
 class SystemSnapshot:
-    """What was known at one moment. ``readings`` is None without Redis; ``holders``: lock name -> who holds it."""
+    """What was known at one moment."""
 
     services: Mapping[str, Service]
-    readings: CounterReadings | None = None
-    holders: Mapping[str, str] = field(default_factory=dict)
-    clock_offset_seconds: float = 0.0  # PostgreSQL's clock less ours
+    readings: CounterReadings | None = None  # None: Redis is unavailable
+    holders: Mapping[str, str] = field(default_factory=dict)  # lock name -> the token of its holder
     history: tuple[MinuteSample, ...] = ()  # of the last hour, oldest first
-    work: WorkInProgress | None = None  # None: PostgreSQL is away, or
-    work_refused: str = ""  # ... answers, and why it does not tell
-    warnings: tuple[str, ...] = ()  # what an operator should look at, in plain words
+    work: WorkInProgress | None = None  # None: PostgreSQL is unavailable, or it refused the question:
+    work_error: str = ""  # its reason, '' otherwise
+    warnings: tuple[str, ...] = ()  # one sentence for the operator each
 
-    def runs(self, job: str) -> bool:
-        """Whether a tick of this job is under way: as its process said last, as long as its lock is held."""
+    def is_running(self, job: str) -> bool:
+        """Whether a tick of this job is running: its process said so last, and its lock is held."""
         state = self.readings.jobs.get(job) if self.readings else None
         return bool(state and state.running and LOCKS[job] in self.holders)
 
@@ -77,30 +80,30 @@ class Dependencies:
     """One process's view of the servers. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connects to nothing yet. Raises SettingsError for a REDIS_URL or DATABASE_URL that cannot be read."""
+        """Does not connect yet. Raises SettingsError for a REDIS_URL or DATABASE_URL that cannot be parsed."""
         try:
             self._redis = connect(settings.redis_url, timeout_seconds=QUESTION_SECONDS)
         except ValueError as error:
             raise SettingsError(f"REDIS_URL: {error}") from error
         self._db = Database(settings.database_url, "crm-worker web")
-        self._paces = CampaignRates(time.monotonic)
+        self._rates = CampaignRates(time.monotonic)
         self._checks = WarningChecks()
         self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=QUESTION_SECONDS))
         self._qdrant_url = f"{settings.qdrant_url}/readyz"
         self._qdrant_headers = {"api-key": settings.qdrant_api_key} if settings.qdrant_api_key else {}
         self._threads = ThreadPoolExecutor(len(SERVICES), thread_name_prefix="probe")
         self._asked: dict[str, Future[Any]] = {}
-        self._asking = threading.Lock()  # guards the next two, and lets one request ask for all
+        self._asking = threading.Lock()  # guards the two below; one request asks, the others wait for its answer
         self._snapshot: SystemSnapshot | None = None
         self._taken_at = 0.0
-        self._said: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}  # service -> why it did not answer last time
 
-    def sampler(self) -> Sampler:
-        """The thread that keeps the last hour; not started."""
-        return Sampler(self._redis, lambda: self.snapshot().readings)
+    def sampler(self) -> CounterSampler:
+        """The thread that records the last hour; not started."""
+        return CounterSampler(self._redis, lambda: self.snapshot().readings)
 
     def snapshot(self) -> SystemSnapshot:
-        """What is known, at most two seconds old."""
+        """The current snapshot, at most two seconds old."""
         with self._asking:
             if self._snapshot is None or time.monotonic() - self._taken_at > KEPT_SECONDS:
                 self._snapshot = self._ask()
@@ -108,7 +111,7 @@ class Dependencies:
             return self._snapshot
 
     def close(self) -> bool:
-        """Closes connections; False: a thread still waits for a server, and nobody should wait for it."""
+        """Closes the connections. Returns False when a thread still waits for a server: then do not wait for it."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         if not all(asked.done() for asked in self._asked.values()):
             return False
@@ -126,52 +129,59 @@ class Dependencies:
         for name, question in questions.items():
             if name not in self._asked or self._asked[name].done():
                 self._asked[name] = self._threads.submit(question)
-        wait(self._asked.values(), PATIENCE_SECONDS)
+        wait(self._asked.values(), WAIT_SECONDS)
         services = {name: self._service(name) for name in questions}
-        readings, holders, ring = self._asked["redis"].result() if services["redis"].up else (None, {}, ())
-        told: _Told = self._asked["database"].result() if services["database"].up else _Told()
+        in_redis: _RedisAnswer = self._asked["redis"].result() if services["redis"].up else _RedisAnswer()
+        in_database: _DatabaseAnswer = (
+            self._asked["database"].result() if services["database"].up else _DatabaseAnswer()
+        )
         return SystemSnapshot(
-            services, readings, holders, told.clock_offset_seconds, ring, told.work, told.work_refused,
-            self._checks.warnings,
-        )  # fmt: skip
+            services=services,
+            readings=in_redis.readings,
+            holders=in_redis.holders,
+            history=in_redis.history,
+            work=in_database.work,
+            work_error=in_database.work_error,
+            warnings=self._checks.warnings,
+        )
 
     def _service(self, name: str) -> Service:
         asked = self._asked[name]
         if not asked.done():
-            return self._told(name, f"no answer within {PATIENCE_SECONDS:g} s")
+            return self._state(name, f"no answer within {WAIT_SECONDS:g} s")
         error = asked.exception()
         if error is None:
-            return self._told(name, "")
+            return self._state(name, "")
         if not isinstance(error, redis.RedisError | psycopg2.Error | HTTPError | OSError):
             log.error("a probe failed: a bug, please report it", exc_info=error)
         text = str(error).strip() or type(error).__name__
-        return self._told(name, text.splitlines()[0])
+        return self._state(name, text.splitlines()[0])
 
-    def _told(self, name: str, reason: str) -> Service:
+    def _state(self, name: str, reason: str) -> Service:
         """The service's state; a change is logged once."""
-        if self._said.get(name, "") != reason:
+        if self._reasons.get(name, "") != reason:
             if reason:
                 log.warning("a server does not answer", {"server": name, "reason": reason})
             else:
                 log.info("a server answers again", {"server": name})
-        self._said[name] = reason
+        self._reasons[name] = reason
         return Service(not reason, reason)
 
-    def _ask_redis(self) -> tuple[CounterReadings, dict[str, str], tuple[MinuteSample, ...]]:
+    def _ask_redis(self) -> _RedisAnswer:
         readings = read_all(self._redis)
         names = list(LOCKS.values())
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.mget([f"lock:{name}" for name in names])
-            pipeline.lrange(RING, 0, -1)
-            values, ring = pipeline.execute()
+            pipeline.lrange(HISTORY_KEY, 0, -1)
+            values, history = pipeline.execute()
         holders = {name: str(value) for name, value in zip(names, values, strict=True) if value}
-        self._checks.look("redis", lambda: redis_warnings(self._redis))
-        return readings, holders, parsed(ring)
+        self._checks.run("redis", lambda: redis_warnings(self._redis))
+        return _RedisAnswer(readings, holders, parse_samples(history))
 
-    def _ask_database(self) -> _Told:
-        """How far PostgreSQL's clock is ahead of ours, and what is under way.
+    def _ask_database(self) -> _DatabaseAnswer:
+        """Reads the work in progress.
 
-        A database that answers is up, also where its tables are locked, missing or not ours to read.
+        A database that answers is up, also when its tables are locked or missing, or may not be read.
         """
         before = time.time()
         row = self._db.one(
@@ -179,15 +189,15 @@ class Dependencies:
             "extract(epoch FROM clock_timestamp())::float8 AS at",
             limit=f"{QUESTION_SECONDS * 1000:.0f}ms",
         )
-        offset = (row["at"] if row else before) - (before + time.time()) / 2
-        self._checks.look("clock", lambda: filter(None, [clock_warning(offset)]))
+        offset_seconds = (row["at"] if row else before) - (before + time.time()) / 2
+        self._checks.run("clock", lambda: filter(None, [clock_warning(offset_seconds)]))
         try:
-            self._checks.look("database", lambda: database_warnings(self._db))
-            return _Told(offset, read_work(self._db, self._paces))
+            self._checks.run("database", lambda: database_warnings(self._db))
+            return _DatabaseAnswer(read_work_in_progress(self._db, self._rates))
         except psycopg2.Error as error:
             if is_unavailable(error):
                 raise
-            return _Told(offset, work_refused=str(error).strip().splitlines()[0])
+            return _DatabaseAnswer(work_error=str(error).strip().splitlines()[0])
 
     def _ask_qdrant(self) -> None:
         response = self._http.request("GET", self._qdrant_url, headers=self._qdrant_headers, redirect=False)

@@ -1,4 +1,4 @@
-"""gunicorn's log lines in our form: its own handlers would send everything to stderr, the log of warnings."""
+"""gunicorn's log lines in the worker's format; its own handlers would write all of them to stderr."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 
 
 class Logger(GunicornLogger):
-    """Leaves gunicorn's messages to the root logger, which worker.runtime.logs has set up."""
+    """Passes gunicorn's messages to the root logger, which worker.runtime.logs has configured."""
 
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True

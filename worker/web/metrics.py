@@ -1,10 +1,10 @@
-"""/metrics: what the jobs told Redis, as Prometheus reads it.
+"""/metrics: what the jobs reported to Redis, in Prometheus's format.
 
-Only the families named here are shown, each with just its labels, so nothing that somebody writes into Redis can make
-their number grow.
+Only the metrics that are named here are exported, each with exactly its labels, so that nothing that is written into
+Redis can make their number grow.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -20,36 +20,39 @@ from prometheus_client.registry import Collector
 from worker import __version__
 from worker.registry import LOCKS
 from worker.runtime.counter_readings import JobState, MetricValue
-from worker.web.dependencies import Dependencies, SystemSnapshot
+from worker.web.dependencies import SystemSnapshot
 
 PREFIX = "crm_worker_"
-MOST_SERIES = 200  # of one family; more of them would be somebody's mistake
+SERIES_LIMIT = 200  # of one metric; more would be a mistake
 
 COUNTERS = {
-    "job_runs_total": ("Ticks of a job, by how they ended.", ("job", "outcome")),
-    "messages_total": ("Messages of campaigns and about trials, by how they ended.", ("channel", "outcome")),
-    "calls_total": ("Queued calls, by what became of a try.", ("outcome",)),
+    "job_runs_total": ("Ticks of a job, by outcome.", ("job", "outcome")),
+    "messages_total": ("Messages of campaigns and about trials, by outcome.", ("channel", "outcome")),
+    "calls_total": ("Queued calls, by outcome of an attempt.", ("outcome",)),
     "calls_cleaned_total": ("Old rows of the call queue that were deleted.", ()),
-    "reminders_total": ("Digests of quiet leads, by how they ended.", ("channel", "outcome")),
+    "reminders_total": ("Digests of quiet leads, by outcome.", ("channel", "outcome")),
     "trials_suspended_total": ("Tenants whose expired trial was suspended.", ()),
-    "unconfirmed_total": ("Messages and calls of which nobody knows whether they arrived.", ("channel",)),
-    "program_exits_total": ("Ends of a program under supervisord.", ("program",)),
-    "lock_lost_total": ("Locks that were gone before their tick ended.", ("lock",)),
+    "unconfirmed_total": (
+        "Messages and calls that ended unconfirmed: they may have arrived.",
+        ("channel",),
+    ),
+    "program_exits_total": ("Exits of a program under supervisord.", ("program",)),
+    "lock_lost_total": ("Locks that were lost before their tick ended.", ("lock",)),
 }
-# What is shown as 0 before anything is counted: Prometheus sees an increase only from one sample to the next, so the
-# first failure would go unseen.
+# Exported as 0 before anything is counted: Prometheus sees an increase only between two samples, so it would not see
+# the first failure.
 FROM_ZERO: Mapping[str, tuple[Iterable[str], ...]] = {
     "job_runs_total": (tuple(LOCKS), ("success", "failure", "skipped")),
     "unconfirmed_total": (("email", "whatsapp", "call"),),
     "lock_lost_total": (tuple(LOCKS.values()),),
 }
 GAUGES = {
-    "campaign_pending_recipients": ("Recipients of running campaigns that wait for their message.", ()),
-    "campaign_oldest_due_seconds": ("For how long the campaign that waits longest has been due.", ()),
+    "campaign_pending_recipients": ("Recipients of running campaigns whose message is not sent yet.", ()),
+    "campaign_oldest_due_seconds": ("How long the longest waiting campaign has been due.", ()),
     "calls_due": ("Queued calls that are due.", ()),
-    "calls_oldest_due_seconds": ("For how long the oldest due call has been due.", ()),
-    "program_state": ("State of a program under supervisord, in its numbers.", ("program",)),
-    "program_bad_settings": ("Whether a program ended because of its settings or a missing migration.", ("program",)),
+    "calls_oldest_due_seconds": ("How long the oldest due call has been due.", ()),
+    "program_state": ("State of a program, as supervisord's number.", ("program",)),
+    "program_bad_settings": ("Whether a program ended because of bad settings or a missing migration.", ("program",)),
     "knowledge_points": ("Points in Qdrant's collection.", ()),
     "knowledge_snapshot_timestamp_seconds": ("When the latest snapshot of Qdrant's collection was taken.", ()),
     "knowledge_snapshot_size_bytes": ("Size of that snapshot.", ()),
@@ -57,13 +60,13 @@ GAUGES = {
 
 
 class WorkerCollector(Collector):
-    """Collects at each scrape from what ``dependencies`` know."""
+    """Exports the current snapshot at each scrape."""
 
-    def __init__(self, dependencies: Dependencies) -> None:
-        self._dependencies = dependencies
+    def __init__(self, snapshot: Callable[[], SystemSnapshot]) -> None:
+        self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        snapshot = self._dependencies.snapshot()
+        snapshot = self._snapshot()
         yield InfoMetricFamily(f"{PREFIX}build", "The worker's version.", {"version": __version__})
         yield _gauges(
             "dependency_up",
@@ -71,7 +74,7 @@ class WorkerCollector(Collector):
             "service",
             {name: float(service.up) for name, service in snapshot.services.items()},
         )
-        text = "Warnings that the status page shows, of what would hurt although every server answers."
+        text = "Warnings on the status page: problems found by checks although every server answers."
         yield GaugeMetricFamily(f"{PREFIX}warnings", text, value=len(snapshot.warnings))
         if snapshot.readings is None:
             return
@@ -95,7 +98,7 @@ def _families(
     for name, (text, labels) in known.items():
         made = family(PREFIX + name, text, labels=labels)
         values = dict.fromkeys(product(*FROM_ZERO[name]), 0.0) if name in FROM_ZERO else {}
-        for sample in by_name.get(name, [])[:MOST_SERIES]:
+        for sample in by_name.get(name, [])[:SERIES_LIMIT]:
             if tuple(sorted(sample.labels)) == tuple(sorted(labels)):
                 values[tuple(sample.labels[label] for label in labels)] = sample.value
         for key, value in values.items():
@@ -107,13 +110,13 @@ def _jobs(snapshot: SystemSnapshot) -> Iterator[Metric]:
     jobs: Mapping[str, JobState] = snapshot.readings.jobs if snapshot.readings else {}
     known = {name: state for name, state in jobs.items() if name in LOCKS}
     yield _gauges(
-        "job_running", "Whether a tick is under way.", "job", {name: float(snapshot.runs(name)) for name in known}
+        "job_running", "Whether a tick is running.", "job", {name: float(snapshot.is_running(name)) for name in known}
     )
     for metric, text, attribute in (
         ("job_last_run_timestamp_seconds", "When the latest tick began.", "last_run"),
         ("job_last_success_timestamp_seconds", "When the latest tick that succeeded ended.", "last_success"),
-        ("job_heartbeat_timestamp_seconds", "When the job last said that it is alive.", "heartbeat"),
-        ("job_interval_seconds", "Seconds from tick to tick.", "interval_seconds"),
+        ("job_heartbeat_timestamp_seconds", "When the job last gave a sign of life.", "heartbeat"),
+        ("job_interval_seconds", "Seconds from one tick to the next.", "interval_seconds"),
     ):
         values = {name: getattr(state, attribute) for name, state in known.items()}
         yield _gauges(metric, text, "job", {name: value for name, value in values.items() if value is not None})

@@ -1,11 +1,11 @@
-"""How the worker is: what the page and bin/status show, made once for both.
+"""The overview: everything that the status page and bin/status show, and the state of the whole worker.
 
-    down        Redis or PostgreSQL is away: nothing can be sent
-    degraded    Qdrant is away; the database does not tell what is under way; a job is late, or failed and never
-                succeeded (worker/web/jobs.py); supervisord cannot keep a program up, or it has bad settings
+    down        Redis or PostgreSQL is unavailable: nothing can be sent
+    degraded    Qdrant is unavailable; the work in progress cannot be read from the database; a job is late, or failed
+                and never succeeded (worker/web/job_views.py); a program does not start, or has bad settings
     ok          none of these
 
-Warnings are shown, and change no state. /health knows of servers only, so it may say "ok" where this says "degraded".
+Warnings do not change the state. /health looks at the servers only, so it may be "ok" while this is "degraded".
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,29 +13,30 @@ from dataclasses import dataclass
 from datetime import tzinfo
 
 from worker import __version__
+from worker.content.one_line import one_line
 from worker.runtime.settings import Settings
-from worker.web import history
-from worker.web.backlog import Backlog, CampaignView, campaign_view, waiting
+from worker.web.backlog import Backlog, read_backlog
+from worker.web.campaign_views import CampaignView, campaign_view
+from worker.web.counter_history import Minute, last_hour, take_sample
 from worker.web.dependencies import SystemSnapshot
-from worker.web.history import Minute
-from worker.web.jobs import ErrorView, JobView, job_errors, job_views
-from worker.web.words import ago, one_line, reason
+from worker.web.formatting import TEXT_LIMIT, ago, reason
+from worker.web.job_views import ErrorView, JobView, job_errors, job_views
 
 NEEDED = ("redis", "database")
 SERVERS = {"database": "PostgreSQL", "redis": "Redis", "qdrant": "Qdrant"}
-LOST_WITHOUT = {
+EFFECT_OF_OUTAGE = {
     "database": "nothing can be sent",
     "redis": "jobs wait for it",
-    "qdrant": "the CRM's AI is without its knowledge",
+    "qdrant": "the CRM's AI has no knowledge base",
 }
-# supervisord's numbers (http://supervisord.org/subprocess.html#process-states) -> words
+# supervisord's state numbers (http://supervisord.org/subprocess.html#process-states) -> text
 PROGRAM_STATES = {
     0: "stopped",
     10: "starting",
     20: "running",
-    30: "fails to start, is tried again",
+    30: "failed to start, will be retried",
     40: "stopping",
-    100: "ended",
+    100: "exited",
     200: "failed to start",
 }
 FAILING_PROGRAMS = (30, 200)
@@ -52,7 +53,7 @@ class ServiceView:
 
 @dataclass(frozen=True)
 class ProgramView:
-    """A program under supervisord, as the watchdog saw it."""
+    """A program under supervisord, as last reported by the watchdog."""
 
     name: str
     state: str
@@ -63,34 +64,34 @@ class ProgramView:
 
 @dataclass(frozen=True)
 class Overview:
-    """All there is to show. Times are Unix seconds."""
+    """Everything that is shown. Times are Unix seconds."""
 
     state: str  # ok, degraded, down
     reasons: tuple[str, ...]  # why it is not ok
     warnings: tuple[str, ...]
     at: float
     version: str
-    uptime_seconds: float | None  # of the web process; None where that is not asked
+    uptime_seconds: float | None  # of the web process; None in bin/status
     services: tuple[ServiceView, ...]
-    jobs: tuple[JobView, ...] | None  # None: Redis is away
-    programs: tuple[ProgramView, ...]  # none where no watchdog looks
-    campaigns: tuple[CampaignView, ...] | None  # None: the database does not tell
+    jobs: tuple[JobView, ...] | None  # None: Redis is unavailable
+    programs: tuple[ProgramView, ...]  # empty where no watchdog runs
+    campaigns: tuple[CampaignView, ...] | None  # None: the database could not be queried
     campaigns_in_all: int
-    campaigns_of_others: int  # that the CRM's app servers send
+    campaigns_of_others: int  # sent by the CRM's app servers
     waiting: Backlog
     errors: tuple[ErrorView, ...]
     last_hour: tuple[Minute, ...]
 
 
-def zones(settings: Settings) -> dict[str, tzinfo]:
-    """The jobs whose interval is not counted in UTC."""
+def job_zones(settings: Settings) -> dict[str, tzinfo]:
+    """The jobs whose interval is not aligned to UTC, and their time zones."""
     return {"call-cleanup": settings.cleanup_timezone}
 
 
 def overview(
     snapshot: SystemSnapshot, now: float, zones: Mapping[str, tzinfo], uptime_seconds: float | None = None
 ) -> Overview:
-    """Sums up a snapshot at ``now`` (Unix seconds); ``zones``: job -> the zone that its interval is counted in."""
+    """The overview of a snapshot at ``now`` (Unix seconds); ``zones``: as from ``job_zones``."""
     services = tuple(
         ServiceView(name, snapshot.services[key].up, reason(snapshot.services[key].reason))
         for key, name in SERVERS.items()
@@ -99,24 +100,24 @@ def overview(
     programs = tuple(_programs(snapshot))
     reasons = tuple(_reasons(snapshot, jobs or (), programs, now))
     down = not all(snapshot.services[key].up for key in NEEDED)
-    latest = history.sample(snapshot.readings, now) if snapshot.readings else None
+    latest = take_sample(snapshot.readings, now) if snapshot.readings else None
     work = snapshot.work
     return Overview(
         state="down" if down else "degraded" if reasons else "ok",
         reasons=reasons,
-        warnings=tuple(map(one_line, snapshot.warnings)),
+        warnings=tuple(one_line(each, TEXT_LIMIT) for each in snapshot.warnings),
         at=now,
         version=__version__,
         uptime_seconds=uptime_seconds,
         services=services,
         jobs=jobs,
         programs=programs,
-        campaigns=tuple(campaign_view(run, now) for run in work.runs) if work else None,
-        campaigns_in_all=work.runs_in_all if work else 0,
-        campaigns_of_others=work.others_running if work else 0,
-        waiting=waiting(snapshot, now),
+        campaigns=tuple(campaign_view(each, now) for each in work.campaigns) if work else None,
+        campaigns_in_all=work.campaigns_in_all if work else 0,
+        campaigns_of_others=work.campaigns_of_others if work else 0,
+        waiting=read_backlog(snapshot, now),
         errors=tuple(job_errors(snapshot)),
-        last_hour=history.last_hour(snapshot.history, latest),
+        last_hour=last_hour(snapshot.history, latest),
     )
 
 
@@ -125,15 +126,15 @@ def _reasons(
 ) -> Iterator[str]:
     for key, name in SERVERS.items():
         if not snapshot.services[key].up:
-            yield f"{name} does not answer: {LOST_WITHOUT[key]}"
-    if refused := one_line(snapshot.work_refused):
-        yield f"The database does not tell what is under way (has bin/migrate run?): {refused}"
+            yield f"{name} does not answer: {EFFECT_OF_OUTAGE[key]}"
+    if error := one_line(snapshot.work_error, TEXT_LIMIT):
+        yield f"The work in progress cannot be read from the database (has bin/migrate run?): {error}"
     for job in filter(lambda each: each.degrades, jobs):
         success = job.last_success_at
         last = "has never succeeded" if success is None else f"is late: its last success was {ago(success, now)}"
         yield f"{job.name} {last}"
     for program in filter(lambda each: each.failing or each.bad_settings, programs):
-        bad = "has bad settings: its error log says which"
+        bad = "has bad settings: its error log names them"
         yield f"{program.name} {bad if program.bad_settings else program.state}"
 
 
@@ -143,5 +144,10 @@ def _programs(snapshot: SystemSnapshot) -> Iterator[ProgramView]:
     for each in gauges:
         if each.metric == "program_state" and (name := each.labels.get("program")):
             number = int(each.value)
-            state = PROGRAM_STATES.get(number, "unknown")
-            yield ProgramView(one_line(name), state, number == 20, number in FAILING_PROGRAMS, name in bad)
+            yield ProgramView(
+                name=one_line(name, TEXT_LIMIT),
+                state=PROGRAM_STATES.get(number, "unknown"),
+                running=number == 20,
+                failing=number in FAILING_PROGRAMS,
+                bad_settings=name in bad,
+            )

@@ -1,146 +1,54 @@
-"""The status as text, line by line: the same as the page, in the same words."""
+"""What a terminal can show: its width, colours, and how many columns a text takes."""
 
-from collections.abc import Iterator, Sequence
+import textwrap
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from worker.web.backlog import CampaignView, figures
-from worker.web.history import MINUTES, Minute
-from worker.web.jobs import STATES, JobView
-from worker.web.overview import Overview
-from worker.web.table import Cell, Terminal, table
-from worker.web.words import HEADLINES, MARKS, ago, capped, clock, count, moment, rate, span
-
-BAR_COLUMNS = 16
-JOB_HEADS = ("Job", "State", "Last run", "Last success", "Took", "Usually", "Next run", "Failures", "Lock holder")
-SPARE_JOB_HEADS = ("Usually", "Last run", "Lock holder", "Took", "Next run", "Failures")
-CAMPAIGN_HEADS = ("Campaign", "Channel", "", "Done", "Of", "Failed", "Rate", "Ends about")
-SPARE_CAMPAIGN_HEADS = ("Channel", "", "Of", "Failed")
-HOUR_HEADS = ("Last hour", "How many", "Each minute")
-COLOURS = {
-    **dict.fromkeys(("ok", "running"), "good"),
-    **dict.fromkeys(("degraded", "failed"), "soso"),
-    **dict.fromkeys(("down", "late"), "bad"),
-}
-LEVELS = " ▁▂▃▄▅▆▇█"
+SHORTEST_LINE_COLUMNS = 20  # text is not wrapped to fewer columns
+_COLOURS = {"good": "32", "warning": "33", "bad": "31", "quiet": "2", "strong": "1"}
 
 
-def drawn(shown: Overview, terminal: Terminal) -> Iterator[str]:
-    """All lines of the status, none wider than the terminal."""
-    yield from _head(shown, terminal)
-    yield ""
-    if shown.jobs is None:
-        yield terminal.line("Jobs: not known, Redis does not answer")
-    else:
-        yield from table(JOB_HEADS, [_job(job, shown.at) for job in shown.jobs], terminal, SPARE_JOB_HEADS)
-    yield ""
-    yield from _campaigns(shown, terminal)
-    yield ""
-    rows = [
-        [Cell(each.name), Cell(each.number, "head"), Cell(each.note, "quiet")]
-        for each in figures(shown.waiting, shown.at)
-    ]
-    yield from table(("What waits", "How many", ""), rows, terminal, ("",))
-    if shown.last_hour:
-        yield ""
-        yield from table(HOUR_HEADS, [*_hour(shown.last_hour)], terminal, HOUR_HEADS[2:])
-    if shown.errors:
-        yield ""
-    for error in shown.errors:
-        over = ", has succeeded since" if error.over else ""
-        text = f"Error of {error.job} {ago(error.at, shown.at)}{over}: {error.text}"
-        yield from terminal.wrapped(text, "quiet" if error.over else "")
+@dataclass(frozen=True)
+class Terminal:
+    """``columns`` None: lines of any length."""
+
+    columns: int | None
+    colours: bool
+
+    def painted(self, text: str, colour: str) -> str:
+        """``text`` in a colour (good, warning, bad, quiet, strong), if the terminal has colours."""
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.colours and colour and text.strip() else text
+
+    def wrapped(self, text: str, colour: str = "", indent: str = "") -> Iterator[str]:
+        """``text`` in as many lines as it takes, all but the first indented further."""
+        columns = max(SHORTEST_LINE_COLUMNS, self.columns or len(indent + text))
+        for line in textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent + "    "):
+            yield self.line(line, colour)
+
+    def line(self, text: str, colour: str = "") -> str:
+        """``text``, cut to the terminal's width."""
+        return self.painted(text if self.columns is None else fitted(text, self.columns), colour)
 
 
-def _head(shown: Overview, terminal: Terminal) -> Iterator[str]:
-    colour = COLOURS[shown.state]
-    yield terminal.line(f"{MARKS[shown.state]} {HEADLINES[shown.state]}  {moment(shown.at)}", colour)
-    for text in shown.reasons:
-        yield from terminal.wrapped(text, colour, "  ")
-    for text in shown.warnings:
-        yield from terminal.wrapped(f"Worth a look: {text}", "soso", "  ")
-    for server in shown.services:
-        said = "answers" if server.up else f"does not answer: {server.reason}"
-        text = f"{MARKS['ok' if server.up else 'down']} {server.name} {said}"
-        yield from terminal.wrapped(text, "" if server.up else "bad", "  ")
-    for program in shown.programs:
-        if not program.running:
-            bad = program.failing or program.bad_settings
-            mark = MARKS["down" if bad else "waiting"]
-            settings = ", bad settings" if program.bad_settings else ""
-            yield terminal.line(f"  {mark} program {program.name}: {program.state}{settings}", "bad" if bad else "")
+def fitted(text: str, columns: int) -> str:
+    """``text`` cut to ``columns``; a text that was cut ends with an ellipsis."""
+    if width(text) <= columns:
+        return text
+    kept = ""
+    for char in text:
+        if width(kept + char) >= columns:
+            break
+        kept += char
+    return kept + "…"
 
 
-def _job(job: JobView, now: float) -> list[Cell]:
-    def when(at: float | None) -> str:
-        return "never" if at is None else ago(at, now)
-
-    def length(seconds: float | None) -> str:
-        return "" if seconds is None else span(seconds)
-
-    texts = (when(job.last_run_at), when(job.last_success_at), length(job.last_seconds), length(job.usual_seconds))
-    return [
-        Cell(job.name),
-        Cell(f"{MARKS[job.state]} {STATES[job.state]}", COLOURS.get(job.state, "")),
-        *map(Cell, texts),
-        Cell(_next_run(job, now)),
-        Cell(f"{count(job.failures)} of {count(job.runs)}"),
-        Cell(job.holder or "", "quiet"),
-    ]
+def width(text: str) -> int:
+    """How many columns a terminal takes for it: combining marks take none, Chinese characters and emoji two."""
+    return sum(map(_char_width, text))
 
 
-def _next_run(job: JobView, now: float) -> str:
-    if job.next_run_at is None or job.state == "running":
-        return ""
-    return f"{'was due ' if job.next_run_at <= now - 1 else ''}{ago(job.next_run_at, now)}"
-
-
-def _campaigns(shown: Overview, terminal: Terminal) -> Iterator[str]:
-    if shown.campaigns is None:
-        yield terminal.line("Campaigns: not known, the database does not tell")
-        return
-    if shown.campaigns:
-        rows = [_campaign(each, shown.at) for each in shown.campaigns]
-        yield from table(CAMPAIGN_HEADS, rows, terminal, SPARE_CAMPAIGN_HEADS)
-    else:
-        next_at = shown.waiting.next_campaign_at
-        due = f"; the next one is due {ago(next_at, shown.at)}" if next_at is not None else ""
-        yield terminal.line(f"No campaign is running{due}")
-    if shown.campaigns_in_all > len(shown.campaigns):
-        yield terminal.line(f"{count(shown.campaigns_in_all)} runs in all; the oldest are shown", "quiet")
-    if shown.campaigns_of_others:
-        yield terminal.line(
-            f"{capped(shown.campaigns_of_others)} more running, sent by the CRM's app servers", "quiet"
-        )
-
-
-def _campaign(campaign: CampaignView, now: float) -> list[Cell]:
-    share = campaign.done / campaign.total if campaign.total else 0.0
-    filled = int(share * BAR_COLUMNS)
-    if campaign.resumes_at is not None:
-        pace, end = "put off", f"next try {ago(campaign.resumes_at, now)}"
-    elif campaign.per_second is None or not campaign.prepared:
-        pace, end = "not known yet", ""
-    else:
-        pace = rate(campaign.per_second)
-        end = f"{clock(campaign.ends_at, now)}, {ago(campaign.ends_at, now)}" if campaign.ends_at else ""
-    return [
-        Cell(campaign.name),
-        Cell(campaign.channel),
-        Cell("█" * filled + "░" * (BAR_COLUMNS - filled) + f" {100 * share:3.0f} %"),
-        Cell(count(campaign.done)),
-        Cell(count(campaign.total) if campaign.prepared else "being gathered"),
-        Cell(count(campaign.failed), "soso" if campaign.failed else ""),
-        Cell(pace, "soso" if campaign.resumes_at is not None else ""),
-        Cell(end),
-    ]
-
-
-def _hour(minutes: Sequence[Minute]) -> Iterator[list[Cell]]:
-    for key, name in (("messages", "Messages sent"), ("calls", "Calls placed"), ("reminders", "Reminders sent")):
-        added = [minute.added.get(key, 0.0) for minute in minutes][-MINUTES:]
-        yield [Cell(name), Cell(count(sum(added)), "head"), Cell(_sparks(added) if any(added) else "")]
-
-
-def _sparks(numbers: Sequence[float]) -> str:
-    """One character for each number, as high as it is to the highest."""
-    highest = max(numbers)
-    return "".join(LEVELS[-int(-number * (len(LEVELS) - 1) // highest)] for number in numbers)
+def _char_width(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

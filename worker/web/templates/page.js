@@ -1,14 +1,14 @@
 "use strict";
-// Asks for the page again every five seconds and puts the new <main> in the old one's place.
+// Fetches the page again every five seconds and replaces <main> with the new one.
 (() => {
   const EVERY_MS = 5000;
   const note = document.getElementById("note");
   let timer;
 
-  // not location.href: it may hold a password, and fetch refuses such an address
+  // not location.href: it may contain a password, and fetch refuses such an address
   const address = location.origin + location.pathname;
 
-  function say(text) {
+  function notify(text) {
     if (note.textContent !== text) note.textContent = text;
     note.hidden = text === "";
   }
@@ -24,24 +24,25 @@
     clearTimeout(timer);
     try {
       const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(EVERY_MS) });
-      if (!answer.ok) throw new Error(`it answers with ${answer.status}`);
+      if (!answer.ok) throw new Error(`answers with status ${answer.status}`);
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-      // somebody is marking text to copy it: that would be lost
+      // a selection would be lost: somebody may be copying text
       if (document.getSelection().isCollapsed) show(fresh);
-      say("");
+      notify("");
     } catch (error) {
       const shown = document.querySelector("main header time").textContent;
-      const why = error instanceof Error && error.message.startsWith("it ") ? error.message : "it does not answer";
-      say(`No news from the worker’s web process: ${why}. What you see is of ${shown}.`);
+      const answered = error instanceof Error && error.message.startsWith("answers ");
+      const what = answered ? error.message : "does not answer";
+      notify(`The worker’s web process ${what}. This page shows the state of ${shown}.`);
     }
-    plan();
+    schedule();
   }
 
-  function plan() {
+  function schedule() {
     clearTimeout(timer);
     if (!document.hidden) timer = setTimeout(refresh, EVERY_MS);
   }
 
   document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : refresh()));
-  plan();
+  schedule();
 })();

@@ -1,0 +1,50 @@
+"""A running campaign as the status page and bin/status show it: progress, rate and expected end."""
+
+from dataclasses import dataclass
+
+from worker.content.one_line import one_line
+from worker.web.formatting import TEXT_LIMIT
+from worker.web.work_in_progress import RunningCampaign
+
+
+@dataclass(frozen=True)
+class CampaignView:
+    """A running campaign. Times are Unix seconds."""
+
+    id: str
+    name: str
+    channel: str
+    total: int
+    sent: int
+    failed: int
+    running_seconds: float
+    per_second: float | None  # None: not known yet
+    ends_at: float | None  # expected at this rate
+    resumes_at: float | None  # its provider deferred it until then
+    prepared: bool  # its recipients are selected
+
+    @property
+    def done(self) -> int:
+        return self.sent + self.failed
+
+
+def campaign_view(campaign: RunningCampaign, now: float) -> CampaignView:
+    """The campaign at ``now`` (Unix seconds), with its expected end."""
+    left = max(0, campaign.total - campaign.done)
+    deferred = campaign.deferrals > 0 and campaign.next_batch_seconds > 0
+    ends_at = None
+    if campaign.per_second and campaign.prepared and not deferred:
+        ends_at = now + left / campaign.per_second
+    return CampaignView(
+        id=campaign.id,
+        name=one_line(campaign.name, TEXT_LIMIT) or "(no name)",
+        channel=one_line(campaign.channel, TEXT_LIMIT),
+        total=max(campaign.total, campaign.done),
+        sent=campaign.sent,
+        failed=campaign.failed,
+        running_seconds=max(0.0, campaign.running_seconds),
+        per_second=campaign.per_second,
+        ends_at=ends_at,
+        resumes_at=now + campaign.next_batch_seconds if deferred else None,
+        prepared=campaign.prepared,
+    )

@@ -1,0 +1,192 @@
+"""Checks for problems that show although every server answers: Redis's memory policy, clocks, missing tables.
+
+Each warning is one sentence for the operator that says what is wrong and what to do. The checks change nothing.
+"""
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import redis
+
+from worker.errors import SchemaError
+from worker.runtime.db import Database
+from worker.runtime.migrations import migrations, require_current
+
+log = logging.getLogger(__name__)
+
+CLOCK_LIMIT_SECONDS = 2.0
+CHECK_SECONDS = 60.0  # from one run of a check to the next
+
+# The CRM's tables and columns that the statements in worker/sql use. The CRM's migrations may change all others.
+CONTRACT: Mapping[str, str] = MappingProxyType(
+    {
+        "CallLog": "id tenantId leadId contactId phoneNumber phoneCountryCode direction callType twilioCallSid "
+        "twilioStatus callScriptId triggerType automationRuleId callOutcome metadata createdById createdAt updatedAt",
+        "CallQueue": "id tenantId leadId contactId phoneNumber phoneCountryCode status priority callType "
+        "callScriptId triggerType automationRuleId attempts maxAttempts lastAttemptAt nextRetryAt callLogId "
+        "errorMessage scheduledFor metadata createdById createdAt updatedAt",
+        "CallScript": "id enableRecording usageCount lastUsedAt tenantId updatedAt",
+        "CallSettings": "tenantId twilioAccountSid twilioAuthToken twilioPhoneNumber maxConcurrentCalls callTimeout "
+        "enableRecording enableBusinessHours businessHoursStart businessHoursEnd businessDays timezone",
+        "Campaign": "id name channel status subject htmlContent textContent whatsappMessageType whatsappMediaType "
+        "whatsappMediaUrl whatsappCaption whatsappTemplateName whatsappTemplateLanguage whatsappTemplateParams "
+        "scheduledAt completedAt targetType targetFilters totalRecipients sentCount failedCount utmSource utmMedium "
+        "utmCampaign utmTerm utmContent platformUtmConfig autoTagLinks useShortLinks tenantId userId "
+        "updatedAt",
+        "CampaignLog": "id tenantId campaignId action message metadata createdAt",
+        "CampaignRecipient": "id tenantId campaignId recipientType recipientId recipientName recipientEmail "
+        "recipientPhone status sentAt failedAt errorMessage messageId createdAt updatedAt",
+        "Contact": "id name company email phone phoneNormalized whatsapp whatsappNormalized type industry tags "
+        "assignedTo tenantId userId createdAt",
+        "EmailLog": "id to from subject body htmlBody status messageId gmailMessageId gmailThreadId entityType "
+        "entityId sentAt tenantId userId createdAt updatedAt",
+        "EmailTemplate": "id type subject htmlBody isActive isDefault usageCount lastUsedAt tenantId createdAt "
+        "updatedAt",
+        "Lead": "id name company email phone phoneNormalized whatsapp whatsappNormalized status priority assignedTo "
+        "tags tenantId userId stageId lastContactedAt lastCalledAt callCount createdAt updatedAt",
+        "PipelineStage": "id slug tenantId",
+        "Tenant": "id name slug status plan subscriptionEnd settings contactEmail updatedAt",
+        "User": "id email name role isActive tenantId googleEmail gmailAccessToken gmailRefreshToken "
+        "gmailTokenExpiry gmailConnectedAt gmailScopes createdAt updatedAt",
+        "campaign_links": "id tenantId campaignId originalUrl taggedUrl shortCode shortUrl utmSource utmMedium "
+        "utmCampaign utmTerm utmContent linkText linkPosition platform updatedAt",
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """An index of the worker on a table of the CRM."""
+
+    name: str
+    table: str
+    source: str  # the file that creates it
+
+
+class WarningChecks:
+    """Runs checks once a minute and keeps their warnings. A warning is logged when it is new."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock`` counts seconds."""
+        self._clock = clock
+        self._results: dict[str, tuple[float, tuple[str, ...]]] = {}  # check -> (when it ran, its warnings)
+
+    def run(self, name: str, check: Callable[[], Iterable[str]]) -> None:
+        """Runs ``check`` if it has not run for a minute. If it raises, so does this, and its warnings stay."""
+        ran_at, before = self._results.get(name, (-math.inf, ()))
+        if self._clock() - ran_at < CHECK_SECONDS:
+            return
+        found = tuple(check())
+        for warning in found:
+            if warning not in before:
+                log.warning("a check found a problem", {"what": warning})
+        self._results[name] = self._clock(), found
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(warning for _, (_, found) in sorted(self._results.items()) for warning in found)
+
+
+# From the catalogue: information_schema hides what this user has no rights to.
+_COLUMNS = """
+SELECT wanted.name, to_regclass(quote_ident(wanted.name)) IS NOT NULL AS present, ARRAY(
+    SELECT a.attname::text FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = to_regclass(quote_ident(wanted.name)) AND a.attnum > 0 AND NOT a.attisdropped
+) AS columns
+FROM unnest(%(names)s::text[]) WITH ORDINALITY AS wanted (name, place)
+ORDER BY wanted.place
+"""
+_INDEXES = """
+SELECT wanted.name, i.indisvalid AS valid
+FROM unnest(%(names)s::text[]) AS wanted (name)
+JOIN pg_catalog.pg_index i ON i.indexrelid = to_regclass(quote_ident(wanted.name))
+"""
+_CREATED = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS "(worker_\w+)"\s+ON "(\w+)"')
+
+
+def redis_warnings(client: redis.Redis) -> list[str]:
+    """Whether Redis may evict locks and counters; nothing where it forbids INFO. Raises redis.RedisError.
+
+    The policy is read from INFO, which hosted servers allow that forbid CONFIG.
+    """
+    try:
+        policy = str(client.info("memory").get("maxmemory_policy") or "noeviction")
+    except redis.ResponseError:
+        return []
+    if policy == "noeviction":
+        return []
+    return [
+        f"Redis may evict locks and counters when its memory is full (maxmemory-policy is {policy}): "
+        "set it to noeviction, or give the worker a Redis of its own."
+    ]
+
+
+def clock_warning(offset_seconds: float) -> str | None:
+    """Whether this machine's clock is wrong. ``offset_seconds``: PostgreSQL's clock minus this machine's."""
+    if abs(offset_seconds) <= CLOCK_LIMIT_SECONDS:
+        return None
+    direction = "behind" if offset_seconds > 0 else "ahead of"
+    return (
+        f"This machine's clock is {abs(offset_seconds):.1f} s {direction} PostgreSQL's: "
+        "campaigns, calls and reminders start at wrong times; set both machines' clocks by NTP."
+    )
+
+
+def database_warnings(db: Database) -> list[str]:
+    """What the database lacks: tables and columns of the CRM, tables and indexes of the worker.
+
+    Raises psycopg2.Error.
+    """
+    return [*_contract_warnings(db), *_own_warnings(db)]
+
+
+def _contract_warnings(db: Database) -> Iterator[str]:
+    rows = db.all(_COLUMNS, names=list(CONTRACT))
+    missing = [row["name"] for row in rows if not row["present"]]
+    if missing:
+        yield (
+            f"The CRM's {_listed('table', missing)} cannot be found: run the CRM's migrations, or check the database "
+            "and the schema in DATABASE_URL."
+        )
+    for row in rows:
+        columns = sorted(set(CONTRACT[row["name"]].split()) - set(row["columns"]))
+        if row["present"] and columns:
+            yield (
+                f'The CRM\'s table "{row["name"]}" lacks {_listed("column", columns)}, which the worker needs: '
+                "compare the CRM's release with the worker's."
+            )
+
+
+def _own_warnings(db: Database) -> Iterator[str]:
+    try:
+        require_current(db)
+    except SchemaError as error:
+        yield f"Jobs do not start: {error}."
+        return  # the migrations also create the indexes
+    expected = list(_indexes())
+    valid = {row["name"]: row["valid"] for row in db.all(_INDEXES, names=[index.name for index in expected])}
+    for index in expected:
+        if not valid.get(index.name):
+            state = "invalid (half built, or being built now)" if index.name in valid else "missing"
+            drop = f'DROP INDEX CONCURRENTLY "{index.name}", then ' if index.name in valid else ""
+            yield (
+                f'The worker\'s index "{index.name}" is {state}, so jobs read the whole table "{index.table}": '
+                f"run {drop}its CREATE INDEX in {index.source}."
+            )
+
+
+def _indexes() -> Iterator[_Index]:
+    for migration in migrations():
+        source = f"worker/sql/migrations/{migration.version:04d}_{migration.name}.sql"
+        for name, table in _CREATED.findall(migration.sql):
+            yield _Index(name, table, source)
+
+
+def _listed(noun: str, names: Sequence[str]) -> str:
+    quoted = ", ".join(f'"{name}"' for name in names)
+    return f"{noun}{'s' if len(names) > 1 else ''} {quoted}"

@@ -1,0 +1,93 @@
+"""The work in progress, as the database knows it: running campaigns, queued calls, unconfirmed sends.
+
+It is read with one statement, at most once in two seconds, and nothing is counted further than ``CAP``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from worker.runtime.db import Database, queries
+
+CAP = 10_000  # a longer backlog is shown as "more than 10,000"
+CAMPAIGN_LIMIT = 50  # so many running campaigns are read, the longest running first
+RATE_SECONDS = 60.0  # a campaign's rate is what it did in the last minute
+SHORTEST_RATE_SECONDS = 4.0  # batches come in bursts, so a shorter time says little about the rate
+FORGOTTEN_SECONDS = 600.0  # an observation older than this is not used
+
+
+@dataclass(frozen=True)
+class RunningCampaign:
+    """A campaign that the worker sends. ``total``, ``sent`` and ``failed`` are the campaign's own counts."""
+
+    id: str
+    name: str
+    channel: str
+    total: int
+    sent: int
+    failed: int
+    running_seconds: float
+    next_batch_seconds: float  # until the next batch may be sent; not above 0: now
+    prepared: bool  # its recipients are selected
+    deferrals: int  # how often in a row its provider deferred it
+    adopted: bool  # an app server of the CRM began it, and the worker took over
+    per_second: float | None = None  # messages; None: not known yet
+
+    @property
+    def done(self) -> int:
+        return self.sent + self.failed
+
+
+@dataclass(frozen=True)
+class WorkInProgress:
+    """Counts above ``CAP`` are ``CAP`` + 1. Seconds count from now."""
+
+    campaigns: tuple[RunningCampaign, ...]  # the longest running first, at most CAMPAIGN_LIMIT
+    campaigns_in_all: int
+    campaigns_of_others: int  # running campaigns that the CRM's app servers send
+    next_campaign_seconds: float | None
+    calls_queued: int
+    next_call_seconds: float | None
+    calls_being_placed: int
+    calls_unconfirmed: int
+    messages_unconfirmed: int
+    notifications: int  # reminder digests and e-mails about trials that wait or are being sent
+
+
+class CampaignRates:
+    """Remembers the progress of each campaign and computes its rate. ``clock`` counts seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._progress: dict[str, list[tuple[float, int]]] = {}  # campaign -> (when, done), oldest first
+
+    def per_second(self, campaigns: list[RunningCampaign]) -> list[float | None]:
+        """The rate of each running campaign; campaigns that are not given are forgotten."""
+        now = self._clock()
+        self._progress = {each.id: self._observed(each, now) for each in campaigns}
+        return [self._rate(each, self._progress[each.id]) for each in campaigns]
+
+    def _observed(self, campaign: RunningCampaign, now: float) -> list[tuple[float, int]]:
+        """The progress now, and earlier: back to a minute ago, and one observation older than that."""
+        earlier = [each for each in self._progress.get(campaign.id, []) if now - each[0] < FORGOTTEN_SECONDS]
+        if earlier and earlier[-1][1] > campaign.done:
+            earlier = []  # the campaign was restarted
+        while len(earlier) > 1 and now - earlier[1][0] >= RATE_SECONDS:
+            earlier.pop(0)
+        return [*earlier, (now, campaign.done)]
+
+    @staticmethod
+    def _rate(campaign: RunningCampaign, progress: list[tuple[float, int]]) -> float | None:
+        (first_at, first_done), (now, done) = progress[0], progress[-1]
+        if now - first_at >= SHORTEST_RATE_SECONDS:
+            return (done - first_done) / (now - first_at)
+        if campaign.adopted or campaign.running_seconds < 1.0:
+            return None
+        return campaign.done / campaign.running_seconds
+
+
+def read_work_in_progress(database: Database, rates: CampaignRates) -> WorkInProgress:
+    """Reads it from the database. Raises psycopg2.Error, also where bin/migrate has not run."""
+    row = database.one(queries("web")["work_in_progress"], cap=CAP, campaigns=CAMPAIGN_LIMIT) or {}
+    campaigns = [RunningCampaign(**each) for each in row["campaigns"]]
+    measured = zip(campaigns, rates.per_second(campaigns), strict=True)
+    return WorkInProgress(**row | {"campaigns": tuple(replace(each, per_second=rate) for each, rate in measured)})
