@@ -688,21 +688,23 @@ def test_killed_while_its_claim_waits(office: Office, database_url: str) -> None
 
 
 def test_journals_of_settled_batches(office: Office) -> None:
-    """A journal whose batch was settled just before its writer died is removed; one that is in use is not."""
+    """A journal whose batch was settled just before its holder died is removed, and no other one."""
     campaign = office.crm.add_campaign(recipients=30)
     worker = office.worker()
     worker.start(campaign)
-    dead, alive = worker.claim(campaign), worker.claim(campaign)
-    assert dead
+    settled, orphaned, alive = (worker.claim(campaign) for _ in range(3))
+    assert settled
+    assert orphaned
     assert alive
-    dead.journal.close()
-    office.crm.execute("DELETE FROM worker.campaign_batch")
+    settled.journal.close()
+    orphaned.journal.close()
+    office.crm.execute("DELETE FROM worker.campaign_batch WHERE id <> %s", (orphaned.id,))
     worker.orphans.sweep_journals()
-    assert set(journals(worker)) == {dead.id, alive.id}  # a claim of theirs may be under way
+    assert set(journals(worker)) == {settled.id, orphaned.id, alive.id}  # a claim of theirs may be in progress
     for path in worker.settings.state_dir.rglob("*.journal"):
         os.utime(path, (0.0, 0.0))
     worker.orphans.sweep_journals()
-    assert journals(worker) == [alive.id]
+    assert set(journals(worker)) == {orphaned.id, alive.id}
 
 
 def test_retries(office: Office) -> None:
@@ -805,6 +807,36 @@ def test_a_backoff_as_long_as_the_provider_wants(office: Office, delay_seconds: 
     expected = max(delay_seconds, BACKOFF_SECONDS)
     assert abs((next_batch - office.clock()).total_seconds() - expected) < 5
     assert office.counts(campaign) == {"pending": 10}
+
+
+def test_a_wait_during_backoffs(office: Office) -> None:
+    """A campaign that has to wait for another reason keeps the number of its backoffs, so that the pauses double."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.back_off(0.0, "421 busy")
+    worker.settle(batch)
+    office.clock.ahead = timedelta(seconds=2 * BACKOFF_SECONDS)
+    assert worker.end(campaign) is False
+    assert office.one("SELECT holds FROM worker.campaign_run") == 1
+
+
+def test_an_account_that_backs_off(office: Office) -> None:
+    """The account's pace grants no token for as long as the provider wants, to no campaign and no process."""
+    campaign = office.crm.add_campaign("whatsapp", recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.back_off(60.0, "429")
+    worker.runs.follow_up(batch, worker.settle(batch))
+    pace = office.worker("other").transports.route(worker.find(campaign)).pace
+    assert pace
+    granted, wait_seconds = pace.take(1)
+    assert granted == 0
+    assert wait_seconds > 50
 
 
 def test_deferred_and_then_rejected(office: Office) -> None:

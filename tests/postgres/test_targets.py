@@ -526,3 +526,12 @@ def test_invisible_characters_around_addresses(crm: Crm, targets: Targets, aroun
         (row,) = targets.recipients(targets.prepared(targets.campaign("all", channel)))
         assert parse_address(row["recipientEmail"]) == "asha@x.example"
         assert whatsapp_id(row["recipientPhone"]) == "919812345678"
+
+
+def test_links_of_each_campaign(crm: Crm, targets: Targets) -> None:
+    """One process writes the links of every campaign, also of those with the same text."""
+    html = '<a href="https://shop.example/same">same</a>'
+    for _ in range(2):
+        campaign_id = targets.prepared(crm.add_campaign(recipients=3, useShortLinks=True, htmlContent=html))
+        statement = 'SELECT "originalUrl" FROM campaign_links WHERE "campaignId" = %(id)s'
+        assert targets.db.all(statement, id=campaign_id) == [{"originalUrl": "https://shop.example/same"}]
