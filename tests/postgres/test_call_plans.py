@@ -18,6 +18,15 @@ TENANTS = 100
 PENDING = 20_000
 ENDED = 60_000
 TABLES = {"CallQueue", "CallLog"}
+NAMED = {"User", "Lead", "Contact", "CallScript", "AutomationRule"}  # tables that a queued call refers to
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON "CallLog" FOR EACH ROW
+    WHEN (NEW."phoneCountryCode" = '+1' OR NEW."phoneCountryCode" = '+7' AND NEW."leadId" IS NOT NULL)
+    EXECUTE FUNCTION refuse();
+CREATE TRIGGER refuse BEFORE UPDATE ON "CallQueue" FOR EACH ROW
+    WHEN (NEW."phoneCountryCode" = '+1' AND NEW.status = 'failed') EXECUTE FUNCTION refuse();
+"""
 
 FILL = """
 INSERT INTO "Tenant" (id, name, slug, "contactEmail", "updatedAt")
@@ -28,13 +37,35 @@ INSERT INTO "CallSettings" (id, "tenantId", "twilioAccountSid", "twilioAuthToken
                             "enableBusinessHours")
 SELECT 's' || n, 't' || n, 'AC' || md5(n::text), 'sandbox-token', '+918047112233', now(), false
 FROM generate_series(1, %(tenants)s) n;
+INSERT INTO "PipelineStage" (id, name, slug, "order", "tenantId", "updatedAt")
+SELECT 'p' || n, 'New', 'new', 1, 't' || n, now() FROM generate_series(1, %(tenants)s) n;
+INSERT INTO "Lead" (id, name, company, email, phone, source, status, priority, "estimatedValue", "assignedTo",
+                    "tenantId", "userId", "stageId", "updatedAt")
+SELECT 'l' || n, '', '', '', '', '', '', '', 0, 'u' || n %% %(tenants)s + 1, 't' || n %% %(tenants)s + 1,
+       'u' || n %% %(tenants)s + 1, 'p' || n %% %(tenants)s + 1, now()
+FROM generate_series(0, %(pending)s - 1) n;
+INSERT INTO "Contact" (id, name, company, designation, email, phone, type, industry, "companySize", "assignedTo",
+                       "tenantId", "userId", "updatedAt")
+SELECT 'c' || n, '', '', '', '', '', '', '', '', 'u' || n %% %(tenants)s + 1, 't' || n %% %(tenants)s + 1,
+       'u' || n %% %(tenants)s + 1, now()
+FROM generate_series(0, %(pending)s - 1) n;
+INSERT INTO "CallScript" (id, name, "tenantId", "userId", "updatedAt")
+SELECT 's' || n, 'Hello', 't' || n %% %(tenants)s + 1, 'u' || n %% %(tenants)s + 1, now()
+FROM generate_series(0, %(pending)s - 1) n;
+INSERT INTO "AutomationRule" (id, name, type, "triggerEvent", "actionType", "actionConfig", "tenantId", "userId",
+                              "updatedAt")
+SELECT 'r' || n, 'Call', 'call', 'x', 'call', '{}', 't' || n %% %(tenants)s + 1, 'u' || n %% %(tenants)s + 1, now()
+FROM generate_series(0, %(pending)s - 1) n;
+INSERT INTO "User" (id, email, name, "tenantId", "updatedAt")
+SELECT 'v' || n, 'a' || n || '@a.example', 'Asha', 't' || n %% %(tenants)s + 1, now()
+FROM generate_series(0, %(pending)s - 1) n;
 INSERT INTO "CallQueue" (id, "tenantId", "phoneNumber", status, priority, "triggerType", "createdById", "createdAt",
-                         "updatedAt")
+                         "updatedAt", "leadId", "contactId", "callScriptId", "automationRuleId")
 SELECT md5('q' || n), 't' || n %% %(tenants)s + 1, '+9170' || 10000000 + n,
        CASE WHEN n > %(ended)s THEN 'pending' ELSE 'completed' END, n %% 10 + 1, 'manual',
-       'u' || n %% %(tenants)s + 1, at, at
+       'u' || n %% %(tenants)s + 1, at, at, 'l' || m, 'c' || m, 's' || m, 'r' || m
 FROM generate_series(1, %(ended)s + %(pending)s) n, LATERAL (
-    SELECT (now() AT TIME ZONE 'UTC') - n * interval '1 s' AS at) AS moment;
+    SELECT (now() AT TIME ZONE 'UTC') - n * interval '1 s' AS at, n %% %(pending)s AS m) AS moment;
 INSERT INTO "CallLog" (id, "tenantId", "phoneNumber", direction, "twilioCallSid", "twilioStatus", "triggerType",
                        "createdById", "createdAt", "updatedAt")
 SELECT md5('l' || n), "tenantId", "phoneNumber", 'outbound', 'CA' || md5('l' || n),
@@ -63,8 +94,10 @@ class Explaining(Database):
     def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
         if name := NAMES.get(statement):
             super().execute("SAVEPOINT explained" if self._in_transaction else "BEGIN")
-            (found,) = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
-            super().execute("ROLLBACK TO explained" if self._in_transaction else "ROLLBACK")
+            try:
+                (found,) = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
+            finally:
+                super().execute("ROLLBACK TO explained" if self._in_transaction else "ROLLBACK")
             self.plans[name] += self._nodes(found["QUERY PLAN"][0]["Plan"])
         return super().execute(statement, **parameters)
 
@@ -77,7 +110,7 @@ class Explaining(Database):
             (name, node["Relation Name"])
             for name, nodes in self.plans.items()
             for node in nodes
-            if node["Node Type"] == "Seq Scan" and node["Relation Name"] in TABLES
+            if node["Node Type"] == "Seq Scan" and node["Relation Name"] in TABLES | NAMED
         }
 
     def looked_at(self, name: str) -> int:
@@ -141,6 +174,7 @@ def nearly_done(crm: Crm) -> None:
 def test_every_statement_finds_its_rows_by_index(situation: str, desk: Desk) -> None:
     """To place, fail and release calls and to ask about them, the job never reads a whole table of the CRM."""
     crm = desk.crm
+    crm.execute("""UPDATE "CallSettings" SET "defaultCallScriptId" = 's1'""")
     if situation == "old statistics":
         nearly_done(crm)
     first = """(SELECT id FROM "CallQueue" WHERE status = 'pending' AND "tenantId" = 't2' AND priority < 9 LIMIT 3)"""
@@ -149,11 +183,18 @@ def test_every_statement_finds_its_rows_by_index(situation: str, desk: Desk) -> 
     crm.execute(
         f"""UPDATE "CallQueue" SET status = 'processing', priority = 12, "phoneNumber" = 'x' WHERE id IN {first}"""
     )
+    # one that cannot be logged and not even fail, one that is logged without references, one with a shortened event
+    crm.execute(REFUSE)
+    for change in (""""phoneCountryCode" = '+1'""", """"phoneCountryCode" = '+7'""", """metadata = '{"n": 1e400}'"""):
+        crm.execute(f"""UPDATE "CallQueue" SET {change}, priority = 13 WHERE id = ({first[1:-2]}1)""")
+    desk.tick()
+    desk.hang_up()
     desk.world.script("twilio", action="cut-after", times=2)
     desk.world.script("twilio", status=400, code=21610, times=2)
     desk.world.script("twilio", status=500, times=2)
     desk.tick()
-    crm.execute("UPDATE worker.call_claim SET ask_at = NULL, claimed_at = claimed_at - interval '1 hour'")
+    crm.execute("""UPDATE worker.call_claim SET ask_at = NULL, claimed_at = claimed_at - interval '1 hour',
+                   item = jsonb_set(item, '{createdById}', '"nobody"')""")
     for _ in range(2):
         desk.tick(seconds=ASK_SECONDS)
     desk.hang_up()

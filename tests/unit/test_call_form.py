@@ -99,6 +99,11 @@ def test_pauses_double_from_2_minutes_to_a_day() -> None:
     assert minutes == [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1440, 1440]
 
 
+@pytest.mark.parametrize("attempts", [0, -1, -(2**31)])
+def test_a_count_below_1_is_no_reason_to_hurry(attempts: int) -> None:
+    assert retry_delay_seconds(attempts) == 120
+
+
 @given(st.integers(1, 10**9), st.integers(1, 10**9))
 def test_pauses_never_shrink_and_have_a_limit(one: int, other: int) -> None:
     fewer, more = sorted((one, other))

@@ -1,5 +1,6 @@
 """What the job reports about calls: log lines, counters, live events of the CRM's pages, and the counts of a tick."""
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -44,15 +45,16 @@ class CallReporter:
         self._counters.add("calls_total", outcome="placed")
         log.info("call placed", {"call": claim.id, "tenant": claim.tenant_id, "sid": sid})
 
-    def publish(self, tenant_id: str, call_log: Any, queue_item: Any) -> bool:
+    def publish(self, tenant_id: str, call_log: str, queue_item: str | None) -> bool:
         """Publishes a placed call; False when a row contains what no live event can.
 
-        Both are rows as JSON objects, and ``queue_item`` is None when the CRM deleted it.
+        Both are rows as JSON, and ``queue_item`` is None when the CRM deleted it.
         """
-        if not (isinstance(call_log, dict) and isinstance(queue_item, dict | None)):
-            return False  # JSON that Python cannot parse
-        payload = {"callLog": _with_zone(call_log), "queueItem": queue_item and _with_zone(queue_item)}
         try:
+            payload = {
+                "callLog": _with_zone(json.loads(call_log)),
+                "queueItem": None if queue_item is None else _with_zone(json.loads(queue_item)),
+            }
             self._events.emit(f"tenant:{tenant_id}", "call:initiated", payload)
         except (ValueError, OverflowError, RecursionError):  # a number that is too large, or too many levels
             return False

@@ -172,8 +172,9 @@ class CallSettlement:
             self._fail_unbookable(claim, placed)
             return
         self._reporter.placed(claim, placed.sid)
-        is_complete = booked["queue_item"] is not None or not booked["is_linked"]
-        if is_complete and self._reporter.publish(claim.tenant_id, booked["call_log"], booked["queue_item"]):
+        call_log, queue_item = booked["call_log"], booked["queue_item"]
+        is_complete = call_log is not None and (queue_item is not None or not booked["is_linked"])
+        if is_complete and self._reporter.publish(claim.tenant_id, call_log, queue_item):
             return
         plain = self._db.one(self._sql["plain_rows"], call_log_id=booked["call_log_id"], tenant_id=claim.tenant_id)
         if plain:

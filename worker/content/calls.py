@@ -55,6 +55,6 @@ def crm_status(twilio_status: str, otherwise: str = "queued") -> str:
 
 
 def retry_delay_seconds(attempts: int) -> float:
-    """Seconds to wait after ``attempts`` (at least 1) that failed: 2, 4, 8 ... minutes, at most 24 hours."""
+    """Seconds to wait after ``attempts`` that failed: 2, 4, 8 ... minutes, at most 24 hours. Below 1 counts as 1."""
     # 2 ** 20 minutes are beyond the limit already, and 2.0 ** 5000 would overflow
-    return min(60.0 * 2.0 ** min(attempts, 20), LONGEST_RETRY_DELAY_SECONDS)
+    return min(60.0 * 2.0 ** min(max(attempts, 1), 20), LONGEST_RETRY_DELAY_SECONDS)

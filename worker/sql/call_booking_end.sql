@@ -8,9 +8,15 @@ queue AS (
 ), ended AS (
     DELETE FROM worker.call_claim c USING logged WHERE c.queue_id = %(id)s
 )
--- rows of an absurd size are not read
-SELECT logged.id AS call_log_id,
-       CASE WHEN pg_column_size(logged.*) <= 100000 THEN to_jsonb(logged) END AS call_log,
-       (SELECT CASE WHEN pg_column_size(queue.*) <= 100000 THEN to_jsonb(queue) END FROM queue) AS queue_item,
-       (SELECT true FROM queue) AS is_linked
-FROM logged;
+-- the two rows as JSON; null where it is longer than any page needs
+SELECT logged.id AS call_log_id, log_row.json AS call_log, queue_row.json AS queue_item,
+       queue_row.id IS NOT NULL AS is_linked
+FROM logged
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN octet_length(j.text) <= 100000 THEN j.text END AS json
+    FROM (SELECT to_jsonb(logged)::text AS text OFFSET 0) AS j
+) AS log_row
+LEFT JOIN (
+    SELECT j.id, CASE WHEN octet_length(j.text) <= 100000 THEN j.text END AS json
+    FROM (SELECT queue.id, to_jsonb(queue)::text AS text FROM queue OFFSET 0) AS j
+) AS queue_row ON true;

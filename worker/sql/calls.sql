@@ -52,8 +52,8 @@ FROM "CallSettings" WHERE "tenantId" = %(tenant_id)s;
 SELECT q.*
 FROM unnest(%(tenant_ids)s::text[], %(limits)s::integer[]) AS t (tenant_id, row_limit)
 CROSS JOIN LATERAL (
-    SELECT q.id, q."tenantId" AS tenant_id, q."phoneNumber" AS phone_number, q."phoneCountryCode" AS phone_country_code,
-           q.attempts,
+    SELECT q.id, q."tenantId" AS tenant_id, left(q."phoneNumber", 1000) AS phone_number,
+           left(q."phoneCountryCode", 1000) AS phone_country_code, q.attempts,
            (SELECT u.id FROM "User" u WHERE u.id = q."createdById" AND u."tenantId" = q."tenantId") AS created_by_id
     FROM "CallQueue" q
     WHERE q."tenantId" = t.tenant_id AND q.status = 'pending'
@@ -177,16 +177,16 @@ SELECT (SELECT u.id FROM "User" u WHERE u.id = c.item ->> 'createdById' AND u."t
 FROM worker.call_claim c
 WHERE c.queue_id = %(id)s AND c.holder = %(holder)s;
 
--- name: plain_rows  The two rows of a booked call; null for lists and objects, which may have any depth, and long texts.
+-- name: plain_rows  The same two rows; null for lists and objects, which may have any depth, and for long texts.
 SELECT (
     SELECT jsonb_object_agg(e.key, CASE
-        WHEN jsonb_typeof(e.value) IN ('array', 'object') OR octet_length(e.value::text) > 10000 THEN 'null'
-        ELSE e.value END)
+        WHEN jsonb_typeof(e.value) IN ('array', 'object') OR octet_length(e.value::text) > 1000 THEN 'null'
+        ELSE e.value END)::text
     FROM jsonb_each(to_jsonb(l)) AS e
 ) AS call_log, (
     SELECT jsonb_object_agg(e.key, CASE
-        WHEN jsonb_typeof(e.value) IN ('array', 'object') OR octet_length(e.value::text) > 10000 THEN 'null'
-        ELSE e.value END)
+        WHEN jsonb_typeof(e.value) IN ('array', 'object') OR octet_length(e.value::text) > 1000 THEN 'null'
+        ELSE e.value END)::text
     FROM "CallQueue" q, jsonb_each(to_jsonb(q)) AS e
     WHERE q."callLogId" = l.id AND q."tenantId" = l."tenantId"
 ) AS queue_item
@@ -249,8 +249,8 @@ FROM unnest(%(ids)s::text[], %(holders)s::text[]) AS orphan (id, holder)
 WHERE c.queue_id = orphan.id AND c.holder = orphan.holder AND c.ask_at IS NULL;
 
 -- name: stuck_calls  Calls that are 'processing' without a claim: left by a worker of a version without claims.
-SELECT q.id, q."tenantId" AS tenant_id, q."phoneNumber" AS phone_number, q."phoneCountryCode" AS phone_country_code,
-       q.attempts, q."createdById" AS created_by_id
+SELECT q.id, q."tenantId" AS tenant_id, left(q."phoneNumber", 1000) AS phone_number,
+       left(q."phoneCountryCode", 1000) AS phone_country_code, q.attempts, q."createdById" AS created_by_id
 FROM "CallQueue" q
 WHERE q.status = 'processing' AND q."updatedAt" < %(before)s
   AND NOT EXISTS (SELECT FROM worker.call_claim c WHERE c.queue_id = q.id)
