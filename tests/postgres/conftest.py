@@ -1,12 +1,14 @@
-"""Fixtures for the tests of the calls job: any number of workers on one database for each test file."""
+"""Fixtures: any number of workers of the calls job on one database for each test file, and runs of any job."""
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 from desk import Desk, OpenDesk, desks, empty
+from one_run import OneRun
 
 from sandbox.crm import Crm
 from sandbox.world import World
@@ -33,3 +35,8 @@ def open_desk(calls_database_url: str, redis_url: str, world: World) -> Iterator
 @pytest.fixture
 def desk(open_desk: OpenDesk) -> Desk:
     return open_desk()
+
+
+@pytest.fixture
+def run_once(database_url: str, redis_url: str, world: World, tmp_path: Path) -> OneRun:
+    return OneRun(database_url, redis_url, world, tmp_path)

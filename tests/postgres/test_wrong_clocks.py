@@ -1,16 +1,13 @@
 """Real jobs in the real loop on a machine whose clock is wrong: what they do is right by the database's clock."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from one_run import OneRun
 
-from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.crm import Crm
 from sandbox.world import World
 from worker.call_cleanup import CallCleanupJob
@@ -18,57 +15,11 @@ from worker.calls import CallsJob
 from worker.campaign import CampaignJob
 from worker.reminders import RemindersJob
 from worker.runtime.clock import utc_now
-from worker.runtime.counters import Counters, read_all
-from worker.runtime.db import Database
-from worker.runtime.job import Job, JobContext
-from worker.runtime.lock import Lock
-from worker.runtime.loop import Loop
-from worker.runtime.redis_client import connect
-from worker.runtime.settings import load
-from worker.runtime.signals import Signals
+from worker.runtime.counter_readings import read_all
 from worker.trial import TrialJob
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 WRONG = [HOUR, -HOUR, DAY, -DAY, 365 * DAY, -365 * DAY]
-
-RunOnce = Callable[[str, Callable[[JobContext], Job], timedelta], int]
-
-
-@pytest.fixture
-def run_once(database_url: str, redis_url: str, world: World, tmp_path: Path) -> Iterator[RunOnce]:
-    """Runs a job with --once on a machine whose clock is off by so much; returns the exit status."""
-    with ExitStack() as stack:
-
-        def run(name: str, build: Callable[[JobContext], Job], off: timedelta) -> int:
-            settings = load(
-                world.environment
-                | {
-                    "DATABASE_URL": database_url,
-                    "REDIS_URL": redis_url,
-                    "STATE_DIR": str(tmp_path),
-                    "ENCRYPTION_KEY": ENCRYPTION_KEY,
-                    "APP_URL": "https://app.crm.example.in",
-                    "CAMPAIGN_BATCH_DELAY": "0",
-                    "OWNER_EMAIL": "owner@crm.example.in",
-                },
-                name,
-            )
-            client = connect(redis_url)
-            signals = Signals()
-            stack.callback(signals.close)
-            context = JobContext(
-                name,
-                settings,
-                client,
-                Lock([client], name),
-                Counters(client, name),
-                signals,
-                lambda: utc_now() + off,
-                Database(database_url, f"crm-worker {name}"),
-            )
-            return Loop(build(context), context).run(once=True)
-
-        yield run
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> int:
@@ -77,7 +28,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> int:
 
 @pytest.mark.parametrize("off", WRONG, ids=str)
 def test_trials_end_when_they_end(
-    off: timedelta, run_once: RunOnce, crm: Crm, caplog: pytest.LogCaptureFixture
+    off: timedelta, run_once: OneRun, crm: Crm, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No tenant is suspended early or late, and the row has the true time."""
 
@@ -95,7 +46,7 @@ def test_trials_end_when_they_end(
 
 
 @pytest.mark.parametrize("off", WRONG, ids=str)
-def test_fresh_rows_stay(off: timedelta, run_once: RunOnce, crm: Crm) -> None:
+def test_fresh_rows_stay(off: timedelta, run_once: OneRun, crm: Crm) -> None:
     """Rows of the call queue are deleted after 30 days, not before and not later."""
     fresh = crm.add_call(status="completed", updatedAt=utc_now() - 30 * DAY + timedelta(minutes=5))
     old = crm.add_call(status="completed", updatedAt=utc_now() - 30 * DAY - timedelta(minutes=5))
@@ -105,7 +56,7 @@ def test_fresh_rows_stay(off: timedelta, run_once: RunOnce, crm: Crm) -> None:
 
 
 @pytest.mark.parametrize("off", WRONG, ids=str)
-def test_campaigns_go_on(off: timedelta, run_once: RunOnce, crm: Crm, world: World, redis_url: str) -> None:
+def test_campaigns_go_on(off: timedelta, run_once: OneRun, crm: Crm, world: World, redis_url: str) -> None:
     """Due and running campaigns are sent, with the true time in their rows; those of the next minutes are not."""
     due = crm.add_campaign("email", recipients=3, scheduled_at=utc_now() - timedelta(minutes=1))
     later = crm.add_campaign("email", recipients=3, scheduled_at=utc_now() + timedelta(minutes=5))
@@ -126,7 +77,7 @@ def test_campaigns_go_on(off: timedelta, run_once: RunOnce, crm: Crm, world: Wor
 
 
 @pytest.mark.parametrize("off", [timedelta(hours=12), -timedelta(hours=12), *WRONG], ids=str)
-def test_calls_keep_to_business_hours(off: timedelta, run_once: RunOnce, crm: Crm, world: World) -> None:
+def test_calls_keep_to_business_hours(off: timedelta, run_once: OneRun, crm: Crm, world: World) -> None:
     """By the true time: a tenant whose hours are now is served, one whose hours are over or to come is not."""
 
     noon = 12 - utc_now().hour  # hours to a zone where it is about noon: these hours end before midnight
@@ -154,7 +105,7 @@ def test_calls_keep_to_business_hours(off: timedelta, run_once: RunOnce, crm: Cr
 
 
 @pytest.mark.parametrize("off", WRONG, ids=str)
-def test_leads_are_due_when_they_are_due(off: timedelta, run_once: RunOnce, crm: Crm, world: World) -> None:
+def test_leads_are_due_when_they_are_due(off: timedelta, run_once: OneRun, crm: Crm, world: World) -> None:
     """A lead is in a digest after 24 quiet hours, and what the worker remembers of its reminder is not forgotten."""
     reminders = {"enabled": True, "recipientEmails": ["boss@tenant.example"], "sendWhatsApp": False}
     tenant = crm.add_tenant(settings={"leadReminders": reminders, "mail": {"smtp": {"fromEmail": "a@t.example"}}})
@@ -167,7 +118,7 @@ def test_leads_are_due_when_they_are_due(off: timedelta, run_once: RunOnce, crm:
     assert world.total("smtp") == 1
 
 
-def test_a_right_clock_is_not_mentioned(run_once: RunOnce, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_right_clock_is_not_mentioned(run_once: OneRun, caplog: pytest.LogCaptureFixture) -> None:
     """A difference of less than 30 s is usual."""
     caplog.set_level(logging.INFO)
     assert run_once("trial", TrialJob, timedelta(seconds=20)) == 0

@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC
 
 import redis
 from supervisor.states import ProcessStates
@@ -131,8 +132,14 @@ class ProgramMonitor:
         readings = self._readings()
         jobs = readings.jobs if readings else None
         hung = self._hang_detector.check(programs, jobs, time.time(), time.monotonic())
-        if not (hung or due) or readings is None or not self._database_answers():
+        if not (hung or due) or readings is None:
+            return
+        now = self._database_time()
+        if now is None:
             return  # a job that waits for a server does not hang, and starting one would not help
+        if hung:  # by this machine's clock, which may be wrong: heartbeats have the database's time
+            confirmed = self._hang_detector.check(programs, jobs, now, time.monotonic())
+            hung = [hang for hang in hung if hang.program in {each.program for each in confirmed}]
         for hang in hung:
             self._restart(hang)
         for name in due:
@@ -178,14 +185,17 @@ class ProgramMonitor:
         self._reported_unavailable.discard("Redis")
         return readings
 
-    def _database_answers(self) -> bool:
+    def _database_time(self) -> float | None:
+        """In Unix seconds; None while PostgreSQL cannot work."""
         try:
-            self._database.connect().close()
+            now = self._database.read_time()
         except UNAVAILABLE as error:
             self._warn_unavailable("PostgreSQL", str(error).strip())
-            return False
+            return None
+        finally:
+            self._database.close()
         self._reported_unavailable.discard("PostgreSQL")
-        return True
+        return now.replace(tzinfo=UTC).timestamp()
 
     def _warn_unavailable(self, server: str, reason: str) -> None:
         """Once for each outage."""
