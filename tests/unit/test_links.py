@@ -100,6 +100,10 @@ def test_utm_values_are_encoded_and_never_personalised(source: str, term: str) -
         ('<!--[if !mso]><!--><a href="http://x"><!--<![endif]-->', None),
         ('<a title="a > b" href="http://x">', '<a title="a > b" href="[http://x]">'),
         ('<style>a{}</style><a href="http://x">', '<style>a{}</style><a href="[http://x]">'),
+        ("<a href=http://x/?n={{name}}>", "<a href=[http://x/?n={{name}}]>"),
+        ("<a href='http://x/?n={{ name }}'>", "<a href='[http://x/?n={{ name }}]'>"),
+        ("<a href='http://x/?n={{&nbsp;name}}'>", "<a href='[http://x/?n={{name}}]'>"),
+        ("<a href='http://x/?n=%7B%7Bname%7d%7d'>", "<a href='[http://x/?n={{name}}]'>"),
     ],
 )
 def test_hrefs_are_rewritten_however_they_are_written(source: str, rewritten: str | None) -> None:
@@ -173,6 +177,12 @@ def test_html_whose_links_do_not_change_is_never_changed(parts: list[str]) -> No
         ("*https://x.in/a*", "*[https://x.in/a]*"),
         ("HTTPS://X.in/e={{ email }}.", "[HTTPS://X.in/e={{ email }}]."),
         ("a\nhttp://x.in\nb", "a\n[http://x.in]\nb"),
+        ("http://x.in)))", "[http://x.in])))"),
+        ("http://x.in/(a)(b))", "[http://x.in/(a)(b)])"),
+        ("http://x.in/((a)", "[http://x.in/((a)]"),
+        ("http://x.in/(a).)", "[http://x.in/(a)].)"),
+        ("http://x.in/?n={{\u200bemail&nbsp;}}!", "[http://x.in/?n={{email}}]!"),
+        ("http://x.in/?n=%7B%7Bemail%7D%7D!", "[http://x.in/?n={{email}}]!"),
         ("https://... ftp://x.in x.in xhttps://x.in", "https://... ftp://x.in x.in xhttps://x.in"),
     ],
 )
@@ -275,3 +285,35 @@ def test_link_texts_are_short_and_hold_no_tags() -> None:
         f'<a href="https://a"><img alt="Shop &amp; save"></a><a href="https://b">{"x" * 300}</a><a href="https://c"></a>'
     )
     assert texts == {"https://a": "Shop & save", "https://b": "x" * 255}
+
+
+def test_a_placeholder_with_spaces_is_one_piece_of_an_address_without_quotes() -> None:
+    rewritten = rewrite_html("<a href=http://x/?n={{ name }} class=c>", shouted)
+    assert Template(rewritten).fill_html({"name": "A B"}) == "<a href=[http://x/?n=A%20B] class=c>"
+
+
+def test_what_no_server_takes_is_no_link() -> None:
+    """An address of more than 8,000 characters stays as it is, in text and in HTML; brackets after one are none."""
+    longest = "http://x/" + "a" * 7_991
+    assert rewrite_text(longest, shouted) == f"[{longest}]"
+    assert rewrite_text(f"{longest}a", shouted) == f"{longest}a"
+    assert rewrite_html(f'<a href="{longest}a">', shouted) == f'<a href="{longest}a">'
+    assert rewrite_text("http://x" + ")" * 95_000, shouted) == "[http://x]" + ")" * 95_000
+
+
+def test_the_words_of_a_link_are_those_that_a_browser_shows() -> None:
+    source = "<a href='https://a'><!--[if mso]>Outlook<![endif]--><i style='display:none'>never</i>Shop&shy;now</a>"
+    assert anchor_texts(source) == {"https://a": "Shopnow"}
+
+
+def test_an_address_with_an_encoded_placeholder_is_personal() -> None:
+    """It is tagged, never shortened, and what a user chose for a utm_* value is never taken for a placeholder."""
+    html = '<a href="https://x.in?e=%7B%7Bemail%7D%7D">x</a>'
+    row = campaign(htmlContent=html, useShortLinks=True, utmSource="%7B%7Bname%7D%7D {{phone}}")
+    content = prepare_links(row, "https://crm.example")
+    [link] = content.links
+    assert (link.short_code, link.original_url) == (None, "https://x.in?e={{email}}")
+    filled = Template(content.html or "").fill_html({"email": "a@b.in", "name": "Asha", "phone": "+91"})
+    assert "e=a%40b.in&amp;utm_source=" in filled
+    assert "Asha" not in filled
+    assert "+91" not in filled

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.content.markup import tags
 from worker.content.placeholders import RECIPIENT_ID_SLOT, Html, Slot, Template
 
 ASHA = {"name": "Asha", "email": "asha@example.com", "phone": "+919876543210", "recipient_id": "r-1"}
@@ -110,3 +111,219 @@ def test_html_the_worker_made_is_put_in_as_it_is() -> None:
     template = Template("<div>{{leadsList}}{{name}}</div>", unknown="blank")
     filled = template.fill_html({"leadsList": Html("<table></table>"), "name": "<b>"})
     assert filled == "<div><table></table>&lt;b&gt;</div>"
+
+
+HOSTILE = "x onerror=alert(1) \"' <b> & ` --> </title> </style> \\"
+
+
+@pytest.mark.parametrize(
+    ("source", "attribute", "expected"),
+    [
+        ("<img alt={{name}}>", "alt", HOSTILE),
+        ("<img alt={{ name }} src=x>", "alt", HOSTILE),
+        ("<img alt=Hi-{{name}}! src=x>", "alt", f"Hi-{HOSTILE}!"),
+        ("<img alt={{name}}{{name}} src=x>", "alt", HOSTILE * 2),
+        ("<img alt={{name}}/>", "alt", f"{HOSTILE}/"),
+        ("<img alt='{{name}}' src=x>", "alt", HOSTILE),
+        ('<img alt="{{name}}" src=x>', "alt", HOSTILE),
+    ],
+)
+def test_a_value_cannot_add_attributes(source: str, attribute: str, expected: str) -> None:
+    """It is the attribute's value, in quotes or without."""
+    ((_, attributes),) = parsed(Template(source).fill_html({"name": HOSTILE}))
+    assert dict(attributes)[attribute] == expected
+    assert {name for name, _ in attributes} <= {attribute, "src"}
+
+
+@pytest.mark.parametrize("source", ["<img alt={{name}} title=x>", "<a href={{name}}{{name}} title=x>"])
+def test_an_empty_value_does_not_swallow_the_next_attribute(source: str) -> None:
+    ((_, attributes),) = parsed(Template(source).fill_html({"name": ""}))
+    assert dict(attributes)["title"] == "x"
+    assert len(attributes) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "filled"),
+    [
+        ('<a href="tel:{{phone}}">', '<a href="tel:+919876543210">'),
+        ('<a href="TEL: {{ phone }}">', '<a href="TEL: +919876543210">'),
+        ("<a href=tel:{{phone}}>", "<a href=tel:+919876543210>"),
+        ('<a href="tel&#58;{{phone}}">', '<a href="tel&#58;+919876543210">'),
+        ('<a href="tel:+{{phone}}">', '<a href="tel:+919876543210">'),
+        ('<a href="tel:%2B{{phone}}">', '<a href="tel:%2B919876543210">'),
+        ('<a href="tel:+91{{phone}}">', '<a href="tel:+919876543210">'),
+        ('<a href="sms:{{phone}}?body=Hi {{name}}">', '<a href="sms:+919876543210?body=Hi A%20%26%20B">'),
+        (
+            '<a href="https://wa.me/{{phone}}?text={{name}}">',
+            '<a href="https://wa.me/919876543210?text=A%20%26%20B">',
+        ),
+        ('<a href="https://wa.me/91{{phone}}">', '<a href="https://wa.me/919876543210">'),
+        ('<a href="https://x.in/?p={{phone}}">', '<a href="https://x.in/?p=%2B91%2098765%2043210">'),
+        ('<a href="https://x.in/tel:{{phone}}">', '<a href="https://x.in/tel:%2B91%2098765%2043210">'),
+        ('<a href="{{phone}}">', '<a href="%2B91%2098765%2043210">'),
+        ('<a href="mailto:{{email}}">', '<a href="mailto:a+b@xn--bcher-kva.example">'),
+        (
+            "<a href='mailto:{{email}}?cc={{email}}&subject={{name}}'>",
+            "<a href='mailto:a+b@xn--bcher-kva.example?cc=a%2Bb%40b%C3%BCcher.example&subject=A%20%26%20B'>",
+        ),
+        ('<a href="mailto:{{name}}">', '<a href="mailto:A%20%26%20B">'),
+        ('<a title="tel:{{phone}}">', '<a title="tel:+91 98765 43210">'),
+    ],
+)
+def test_a_value_makes_a_link_that_works(source: str, filled: str) -> None:
+    """A number can be dialled, a mailbox written to; in the query of an address everything is percent-encoded."""
+    values = {"name": "A & B", "email": "a+b@bücher.example", "phone": "+91 98765 43210"}
+    assert Template(source).fill_html(values) == filled
+
+
+@pytest.mark.parametrize(
+    ("phone", "href"),
+    [
+        ("98765 43210", "tel:+919876543210"),
+        ("(020) 7946-0000 x1", "tel:020794600001"),
+        ("+0 12", "tel:+012"),
+        ("javascript:alert", "tel:"),
+        ("", "tel:"),
+    ],
+)
+def test_whatever_the_number_is_nothing_but_digits_are_dialled(phone: str, href: str) -> None:
+    assert Template('<a href="tel:{{phone}}">').fill_html({"phone": phone}) == f'<a href="{href}">'
+
+
+@pytest.mark.parametrize(
+    ("source", "filled"),
+    [
+        ('<p style="color:{{name}}">', r'<p style="color:\00003b\00007dx\000020\000022">'),
+        ("<style>p{color:{{name}}}</style>", r"<style>p{color:\00003b\00007dx\000020\000022}</style>"),
+        ("<p onclick=f('{{name}}')>", r"<p onclick=f('\u003b\u007dx\u0020\u0022')>"),
+        ("<script>f('{{name}}')</script>", r"<script>f('\u003b\u007dx\u0020\u0022')</script>"),
+        ("<a href=\"javascript:f('{{name}}')\">", "<a href=\"javascript:f('x')\">"),
+        ('<iframe srcdoc="<p>{{name}}">', '<iframe srcdoc="<p>&amp;#59;&amp;#125;x&amp;#32;&amp;#34;">'),
+        ("<title>{{name}}</title>", "<title>;}x &quot;</title>"),
+        ("<!--{{name}}-->", "<!--;}x &quot;-->"),
+        ("<p {{name}}>", "<p x>"),
+        ("<h{{name}}>", "<hx>"),
+        ("<{{name}}>", "<&#8288;;}x &quot;>"),
+        ("</{{name}}>", "</ ;}x &quot;>"),
+    ],
+)
+def test_a_value_is_written_for_the_place_where_it_lands(source: str, filled: str) -> None:
+    """Style, script, a document inside an attribute, a comment, a tag's name."""
+    assert Template(source).fill_html({"name": ';}x "'}) == filled
+
+
+PLACES = [
+    "<b>{{name}}</b>", "<img alt={{name}}>", '<a href="{{name}}" title={{name}}>', "<title>{{name}}</title>",
+    "<p {{name}}>", "<{{name}}>", "</{{name}}>", "<!{{name}}>", "<!-- {{name}}> -->", "<b{{name}}>",
+    "<!--[if mso]>{{name}}><![endif]-->", "<textarea></{{name}}</textarea>", "<style>{{name}}</style>",
+    "<p style={{name}}>", "<p onclick='{{name}}'>", '<a href="tel:{{name}}">', "<a href=mailto:{{name}}>",
+    "<iframe srcdoc='{{name}}'></iframe>", "<xmp>{{name}}</xmp>",
+]  # fmt: skip
+AWKWARD = [
+    "", " ", "x", "--", "-->", "!--", "</title >", "title ", "/title>", "b", "/", "a=b", '"', "'", ">", "<", "]]>",
+    "&#62;",
+]  # fmt: skip
+
+
+@given(st.sampled_from(PLACES), st.sampled_from(AWKWARD) | st.text(max_size=8))
+def test_no_value_changes_the_tags_around_it(source: str, name: str) -> None:
+    whole = f"<i>{source}</i><u class=x>"
+    harmless, filled = (Template(whole).fill_html({"name": value}) for value in ("x", name))
+    assert [(tag.name, [each.name for each in tag.attributes]) for tag in tags(filled)] == [
+        (tag.name, [each.name for each in tag.attributes]) for tag in tags(harmless)
+    ]
+    assert [tag for tag, _ in parsed(filled)] == [tag for tag, _ in parsed(harmless)]
+
+
+def test_html_the_worker_made_is_markup_only_where_text_stands() -> None:
+    template = Template('<p title="{{leadsList}}">{{leadsList}}</p><title>{{leadsList}}</title>', unknown="blank")
+    filled = template.fill_html({"leadsList": Html('<b class="x">')})
+    escaped = "&lt;b class=&quot;x&quot;&gt;"
+    assert filled == f'<p title="{escaped}"><b class="x"></p><title>{escaped}</title>'
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{&nbsp;name&nbsp;}}",
+        "{{&#160;name&#xA0;}}",
+        "{{&#0160;name&ensp;&thinsp;}}",
+        "{{\u00a0name\u2003}}",
+        "{{\u200bname\ufeff}}",
+        "{{&ZeroWidthSpace;&shy;name&#8203;}}",
+        "{{\r\n\tname&#10;}}",
+        "{{%20name%C2%A0}}",
+        "%7B%7Bname%7D%7D",
+        "%7b%7b%20name%20%7d%7d",
+        "&#123;&#x7B;name&rcub;&rbrace;",
+        "{{na\u00adme}}",
+        "{\u200b{name}\u200b}",
+    ],
+)
+def test_white_space_in_the_braces_does_not_count_however_it_is_written(written: str) -> None:
+    """In the text, in an address, in HTML; known or not to the template."""
+    assert Template(f"Dear {written},").fill(ASHA) == "Dear Asha,"
+    assert Template(f"Dear {written},").fill_html(ASHA) == "Dear Asha,"
+    assert Template(f'<a href="https://x.in/?n={written}&amp;a=1">').fill_html(ASHA) == (
+        '<a href="https://x.in/?n=Asha&amp;a=1">'
+    )
+    assert Template(f"Dear {written},", unknown="blank").fill({"name": "Asha"}) == "Dear Asha,"
+
+
+@pytest.mark.parametrize(
+    ("written", "filled"),
+    [
+        ("{{<span>name</span>}}", "<span>Asha</span>"),
+        ("{<b>{name}}</b>", "<b>Asha</b>"),
+        ("{{na<b>me</b>}}", "Asha<b></b>"),
+        ("{{<span style='color:red'>&nbsp;name</span> }<i>}</i>", "<span style='color:red'>Asha</span><i></i>"),
+        ("{{<!-- x -->name<br/>}}", "<!-- x -->Asha<br/>"),
+        ("{{</p><p>name}}", "</p><p>Asha"),
+        ("<b>{{</b>name<b>}}</b>", "<b></b>Asha<b></b>"),
+    ],
+)
+def test_tags_that_an_editor_put_between_stay_beside_the_value(written: str, filled: str) -> None:
+    assert Template(written).fill_html(ASHA) == filled
+    assert Template(written, unknown="blank").fill_html({"name": "Asha"}) == filled
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{&amp;name}}",
+        "{{n ame}}",
+        "{{&nbsp;company&nbsp;}}",
+        "{{<b>company</b>}}",
+        "{ {name} }",
+        "{{name}",
+        "%7Bname%7D",
+        "&#123;name&#125;",
+        "{{<script>name</script>}}",
+        "{{<!--[if mso]>name<![endif]-->}}",
+        "{{Name}} {{ first name }}",
+        "100%20 &nbsp; {x} <b>{</b>",
+    ],
+)
+def test_what_is_no_placeholder_of_a_campaign_stays_byte_for_byte(text: str) -> None:
+    template = Template(text)
+    assert (template.text, template.personal) == (text, False)
+    assert template.fill(ASHA) == template.fill_html(ASHA) == text
+
+
+@given(
+    st.lists(st.sampled_from(["{", "}", "name", "<b>", "</b>", "&nbsp;", "%7B", " ", "x", "<!--", "-->", "&", ";"]))
+)
+def test_all_other_bytes_stay(parts: list[str]) -> None:
+    """What a template has beside its placeholders is a part of its source, in its order."""
+    text = "".join(parts)
+    for segment in Template(text).segments:
+        assert isinstance(segment, Slot) or segment.replace("<b>", "").replace("</b>", "") in text.replace(
+            "<b>", ""
+        ).replace("</b>", "")
+
+
+def test_a_value_in_a_link_of_a_text_does_not_break_the_link() -> None:
+    """A space would end it; the text around it gets the value as it is."""
+    template = Template("Dear {{name}}: https://x.in/?n={{name}}&p={{ phone }}. {{name}}")
+    filled = template.fill({"name": "Asha Rao", "phone": "+91 98765"})
+    assert filled == "Dear Asha Rao: https://x.in/?n=Asha%20Rao&p=%2B91%2098765. Asha Rao"

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from worker.content import invisible
 from worker.content.addresses import parse_address
-from worker.content.markup import Attribute, Passage, Tag, pieces, unescape
+from worker.content.markup import Attribute, Passage, Tag, comment_end, pieces, unescape
 from worker.content.phones import to_e164
 
 
@@ -46,6 +46,8 @@ class Landing(NamedTuple):
         False  # the first value of an attribute that is made of values alone and has no quotes: it gets them
     )
     closes: bool = False  # the last one
+    never_empty: bool = False  # without it a quote would be the first of an attribute that begins without one
+    commented: bool = False  # markup for Outlook, in what is a comment to all others
 
 
 _URL_ATTRIBUTES = frozenset({
@@ -72,14 +74,23 @@ _QUOTES = {False: "", True: '"'}
 def landings(text: str, slots: Sequence[tuple[int, int]]) -> list[Landing]:
     """Where values land in HTML that replace ``slots``: (start, end) of each, in order. ``text`` is ``masked``."""
     found: list[Landing] = []
+    comments: list[tuple[int, int]] = [(0, 0)]
     for piece in pieces(text) if slots else ():
-        while len(found) < len(slots) and slots[len(found)][0] < piece.start:
-            found.append(_in_text(text, slots[len(found)][0]))
-        end = bisect_left(slots, (piece.end, 0), lo=len(found))
+        if piece.start >= comments[-1][1] and text.startswith("<!--[", piece.start):
+            comments.append((piece.start, comment_end(text, piece.start)))
+        if piece.end <= slots[len(found)][0]:
+            continue
+        end = bisect_left(slots, (piece.start, 0), lo=len(found))
+        found += [_in_text(text, start) for start, _ in slots[len(found) : end]]
+        end = bisect_left(slots, (piece.end, 0), lo=end)
         found += _in_piece(text, piece, slots[len(found) : end])
         if len(found) == len(slots):
             break
-    return found + [_in_text(text, start) for start, _ in slots[len(found) :]]
+    found += [_in_text(text, start) for start, _ in slots[len(found) :]]
+    for index, (start, _) in enumerate(slots):
+        if start < comments[bisect_right(comments, (start, len(text))) - 1][1]:
+            found[index] = found[index]._replace(commented=True)
+    return found
 
 
 def masked(text: str, slots: Iterable[tuple[int, int]]) -> str:
@@ -101,6 +112,10 @@ def write(landing: Landing, value: str, *, is_html: bool = False) -> str:
         written = value
     else:
         written = _WRITERS[landing.place](value)
+    if landing.never_empty and not written:
+        written = _WORD_JOINER
+    if landing.commented:
+        written = written.replace("-", "&#45;")  # two and a bracket would end the comment
     return f"{_QUOTES[landing.opens]}{written}{_QUOTES[landing.closes]}"
 
 
@@ -145,6 +160,8 @@ def _in_value(text: str, tag: Tag, attribute: Attribute, slots: Sequence[tuple[i
     if is_whole and not attribute.quote:  # empty, it would take the next attribute for its value
         found[0] = found[0]._replace(opens=True)
         found[-1] = found[-1]._replace(closes=True)
+    elif not attribute.quote and slots[0][0] == attribute.start and value.lstrip("{").startswith(("'", '"')):
+        found[0] = found[0]._replace(never_empty=True)
     return found
 
 

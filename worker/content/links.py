@@ -22,7 +22,7 @@ CODE_LENGTH = 12
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _HTTP = re.compile(r"https?://\S", re.IGNORECASE)
-_BARE_URL = re.compile(r'(?<![A-Za-z0-9])https?://(?:\{\{\s*\w+\s*\}\}|[^\s<>"“”।॥])+', re.IGNORECASE)
+_BARE_URL = re.compile(r'(?<![A-Za-z0-9])https?://(?:\{\{\s*\w+\s*\}\}|[^\s<>"“”।॥])++', re.IGNORECASE)
 _TRAILING = ".,;:!?)'\"’]*~…"  # punctuation, and the marks WhatsApp reads as formatting
 _NOT_LINKS = frozenset({"link", "base"})
 

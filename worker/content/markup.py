@@ -137,10 +137,15 @@ def _after_declaration(html: str, opening: re.Match[str], outlook: bool) -> int:
     if opening["conditional"] and outlook:
         return opening.end()
     if opening["comment"] or opening["conditional"]:
-        ending = _COMMENT_END.search(html, opening.start() + 2)  # "<!-->" is a whole comment
-        return ending.end() if ending else len(html)
+        return comment_end(html, opening.start())
     end = html.find(">", opening.start())
     return end + 1 if end >= 0 else len(html)
+
+
+def comment_end(html: str, start: int) -> int:
+    """Where the comment that begins at ``start`` ends, to all but Outlook."""
+    ending = _COMMENT_END.search(html, start + 2)  # "<!-->" is a whole comment
+    return ending.end() if ending else len(html)
 
 
 def _attributes(html: str, position: int) -> tuple[tuple[Attribute, ...], int]:

@@ -30,12 +30,12 @@ _INSIDE = rf"(?i:{_TAG}|&(?:shy|zwnj|zwj|zerowidthspace|nobreak);|[\u00ad\u034f\
 _TAGS = re.compile(_TAG, re.IGNORECASE)
 _REFERENCES = re.compile(_REFERENCE, re.IGNORECASE)
 _PLAIN = re.compile(r"\{\{\s*\w+\s*\}\}")
-_HINT = re.compile(r"\{|%7b|&#0*123;|&#x0*7b;|&lbrace;|&lcub;", re.IGNORECASE)
+_ENCODED = re.compile(r"%7b|&#0{0,5}123;|&#x0{0,5}7b;|&lbrace;|&lcub;", re.IGNORECASE)
 
 
 def unified(text: str, names: Iterable[str] | None = None) -> str:
     """``text`` with its placeholders spelled ``{{name}}``: those of ``names``, or all whose name is a word."""
-    if not _HINT.search(text):
+    if text.count("{") == 2 * len(_PLAIN.findall(text)) and not _ENCODED.search(text):
         return text
     return _pattern(None if names is None else tuple(sorted(names))).sub(_respelled, text)
 

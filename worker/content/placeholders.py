@@ -86,7 +86,8 @@ class Template:
         """The plain text for one recipient; a value that is missing is empty."""
         pieces = self._pieces.copy()
         for index, slot in self._slots:
-            pieces[index] = slot.text_value(values.get(slot.name, ""))
+            value = values.get(slot.name, "")
+            pieces[index] = slot.text_value(value) if slot.in_link else value
         return "".join(pieces)
 
     def fill_html(self, values: Mapping[str, str]) -> str:

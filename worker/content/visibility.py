@@ -22,7 +22,7 @@ _PROPERTIES = frozenset({
     "overflow-y", "font", "font-size", "mso-hide",
 })  # fmt: skip
 _NEVER_SHOWN = frozenset({"template", "datalist", "rp"})
-_SPECIAL = _NEVER_SHOWN | {"dialog", "table"}  # hidden, or shown, by their name alone
+_SPECIAL = _NEVER_SHOWN | {"dialog"}  # hidden by their name alone
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _DECLARATION = re.compile(r"""((?:[^;"'()]|"[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|\([^)]*(?:\)|\Z)|\))*+);?""")
 _SELECTOR = re.compile(r"(?:(?:html|body|\*)\s+)?([a-z][a-z0-9]*|\*)?(?:([.#])([\w-]+))?", re.IGNORECASE)
@@ -142,7 +142,7 @@ class OpenElements:
             hidden=around.hidden or element.is_hidden,
             invisible=style.get("visibility", "visible" if not around.invisible else "hidden")
             in {"hidden", "collapse"},
-            tiny=_is_tiny(style, around.tiny and element.name != "table"),
+            tiny=_is_tiny(style, around.tiny),
         )
 
     def end(self, name: str) -> tuple[bool, list[Element]]:

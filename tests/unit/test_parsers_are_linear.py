@@ -1,0 +1,179 @@
+"""What reads the texts of tenants takes ten times as long for ten times as much, whatever is in it."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from worker.content.addresses import parse_address
+from worker.content.headers import mailbox, unstructured
+from worker.content.hours import BusinessHours
+from worker.content.links import anchor_texts, rewrite_html, rewrite_text
+from worker.content.markup import plain_text, tags
+from worker.content.one_line import one_line
+from worker.content.phones import to_e164, whatsapp_id
+from worker.content.placeholder_spellings import unified
+from worker.content.placeholders import Template
+from worker.content.reminder_settings import read_settings
+from worker.content.reminders import Digest, email_texts
+from worker.content.transfer import compiled
+from worker.content.utm import UtmParameters, tag_url
+from worker.content.whatsapp import whatsapp_payload
+
+SMALL, LARGE = 100_000, 1_000_000  # characters
+GROWTH = 20  # at most: linear is 10, quadratic 100
+NOTHING_SECONDS = 0.01  # of CPU time: what takes less for the small text says nothing about growth
+TRIES = 4
+
+UTM = UtmParameters("crm", "email", "diwali")
+VALUES = {"name": "Asha", "email": "asha@x.example", "phone": "+919876543210"}
+
+Parser = Callable[[str], object]
+
+
+def tagged(url: str) -> str:
+    return tag_url(url, UTM)
+
+
+def filled(text: str) -> str:
+    return Template(text).fill_html(VALUES)
+
+
+def filled_attributes(text: str) -> str:
+    text = text[: len(text) // 4]
+    return Template(f'<a href="tel:{text}" style="{text}" alt={text}>{text}').fill_html(VALUES)
+
+
+def filled_blank(text: str) -> str:
+    return Template(text, unknown="blank").fill(VALUES)
+
+
+def value(text: str) -> str:
+    template = Template('<a href="{{name}}" style="{{name}}" title={{name}} onclick={{name}}><!--{{name}}-->{{name}}')
+    return template.fill_html({"name": text[: len(text) // 6]})
+
+
+def body(text: str) -> bytes:
+    _, fill = compiled(Template(text), as_html=True)
+    return fill(VALUES)
+
+
+def header(text: str) -> str:
+    return unstructured("Subject", text) + mailbox("To", text, "a@x.example")
+
+
+def styled(text: str) -> str:
+    return plain_text(f'<style>{text}</style><p style="{text}" class="{text}">x')
+
+
+def linked(text: str) -> object:
+    return anchor_texts(f'<a href="http://x">{text}</a>')
+
+
+def address(text: str) -> None:
+    for read in (parse_address, to_e164, whatsapp_id):
+        with suppress(ValueError):
+            read(text)
+    with suppress(ValueError):
+        to_e164("9876543210", text)
+
+
+def hours(text: str) -> None:
+    usual = {"businessHoursStart": "09:00", "businessHoursEnd": "18:00"}
+    for row in ({"businessHoursStart": text}, {"timezone": text}, {"businessDays": [text]}, {"businessDays": text}):
+        with suppress(ValueError):
+            BusinessHours.of(usual | row)
+
+
+def settings(text: str) -> object:
+    saved = {"enabled": True, "recipientEmails": [text, *text.split(" ")], "recipientPhones": text.split(",")}
+    return read_settings(saved | {"includedStages": [text], "recipientUserIds": [text]})
+
+
+def template_parameter(text: str) -> None:
+    with suppress(ValueError):
+        whatsapp_payload(
+            recipient_row_id="r",
+            to="919876543210",
+            message_type="template",
+            template_name="t",
+            template_params=[text],
+        )
+
+
+def digest(text: str) -> object:
+    text = text[: len(text) // 7]
+    return email_texts(Digest(text, "a@x.example", 1, [(text, text, text)], 24.0, text), text, text)
+
+
+def utm(text: str) -> object:
+    UtmParameters.of_campaign({"channel": "email", "name": text, "utmSource": text}).pairs()
+    return tag_url(f"http://x/?{text}", UtmParameters(text))
+
+
+TEXTS = {
+    "html": [
+        "<", "<a ", '<a href="', "<b><i></b>", "<div style='display:none'>", "<span style='mso-hide:all'>",
+        "<li>", "<table><tr><td>", "<p></div>", "<!--", "<!--[if x]>", "<!", "<style>",
+        "<style>.a{opacity:0}</style><b class=a>", "</title", "<a href='http://x'>y</a>", "a =", '="', " \n",
+        "\u0915\u094d\u200d ", "&", "&#1", "&nbsp;",
+    ],
+    "placeholders": [
+        "{", "{{ ", "{{name", "{{name}}", "<x {{name}} ", "<{{name}}", "{<b>", "{{<!--", "{{&nbsp;", "%7B", "{{na<b>",
+        "='{{name}}'", "http://x/{{name}} ",
+    ],
+    "links": ["http://x", "http://x ", "http://x) ", "(http://x/(", ")", "(", ").", "https://{{", "?a=&", "#"],
+    "styles": ["display:none;", "a{opacity:0}", "a,", ".a ", "{", "(", "/*", "@media{", ";", "'"],
+    "words": ["a", "a.", "@", "ü.", "9", "-", "९", "a ", " ", ",", "=?", "\r", "é"],
+    "few": ["<b>", "{{name}}", "a "],
+}  # fmt: skip
+PARSERS: list[tuple[Parser, tuple[str, ...]]] = [
+    (plain_text, ("html",)),
+    (lambda text: list(tags(text)), ("few",)),
+    (linked, ("few",)),
+    (styled, ("styles",)),
+    (lambda text: rewrite_html(text, tagged), ("html",)),
+    (lambda text: rewrite_html(f'<a href="http://x/{text}">', tagged), ("links",)),
+    (lambda text: rewrite_text(text, tagged), ("links", "placeholders")),
+    (unified, ("placeholders",)),
+    (filled, ("placeholders",)),
+    (filled_attributes, ("placeholders",)),
+    (filled_blank, ("few",)),
+    (value, ("few",)),
+    (body, ("few", "words")),
+    (header, ("words",)),
+    (address, ("words",)),
+    (hours, ("words",)),
+    (settings, ("words",)),
+    (template_parameter, ("words",)),
+    (utm, ("links", "few")),
+    (lambda text: one_line(text, 100), ("few",)),
+    (digest, ("few",)),
+]
+CASES = [
+    pytest.param(parser, unit, id=f"{number}-{unit!r}")
+    for number, (parser, kinds) in enumerate(PARSERS)
+    for kind in kinds
+    for unit in TEXTS[kind]
+]
+
+
+def seconds(parser: Parser, unit: str, length: int) -> float:
+    """The CPU time for ``length`` characters of ``unit`` again and again."""
+    text = (unit * (length // len(unit) + 1))[:length]
+    started = time.process_time()
+    parser(text)
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize(("parser", "unit"), CASES)
+def test_ten_times_as_much_takes_ten_times_as_long(parser: Parser, unit: str) -> None:
+    """The best of a few tries: whatever else the machine does makes none of them quicker."""
+    small = large = float("inf")
+    for _ in range(TRIES):
+        small = min(small, seconds(parser, unit, SMALL))
+        large = min(large, seconds(parser, unit, LARGE))
+        if large <= GROWTH * max(small, NOTHING_SECONDS):
+            return
+    pytest.fail(f"{SMALL} characters took {small:.3f} s, {LARGE} {large:.3f} s")
