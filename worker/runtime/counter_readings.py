@@ -46,6 +46,7 @@ class JobState:
     duration_buckets: tuple[tuple[float, int], ...]  # (upper bound in seconds, ticks), cumulative, up to infinity
     duration_sum_seconds: float
     duration_count: int
+    stuck: int = 0  # requests without an answer for long that are all that the job's tick waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ def _job_state(job: str, fields: Mapping[str, str]) -> JobState:
         duration_buckets=tuple(_cumulative_buckets(fields)),
         duration_sum_seconds=number("duration_sum") or 0.0,
         duration_count=int(number("duration_count") or 0),
+        stuck=int(number("stuck") or 0),
     )
 
 
