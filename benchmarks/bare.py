@@ -35,7 +35,7 @@ Send = Callable[[Any], None]
 
 def main(url: str, campaign_id: str, port: int, connections: int, limit: int) -> dict[str, float]:
     database = Database(url, "bench bare")
-    [row] = database.all(queries("campaign")["campaign"], campaign_id=campaign_id)
+    [row] = database.all(queries("campaign")["campaign"], campaign_id=campaign_id, largest=100_000_000)
     recipients = [Recipient(**each) for each in database.all(_RECIPIENTS, campaign_id=campaign_id, limit=limit)]
     database.close()
     campaign = Campaign.from_row(row)

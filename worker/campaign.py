@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from worker.campaigns.batch import Batch
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
-from worker.campaigns.dispatcher import Dispatcher
+from worker.campaigns.dispatcher import Dispatcher, account_of
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.link_writer import LinkWriter
 from worker.campaigns.orphans import OrphanedBatches
@@ -64,7 +64,7 @@ class CampaignJob:
         self._links = LinkWriter(self._db, clock)
         journals = JournalDirectory(settings.state_dir)
         self._claims = BatchClaims(self._db, settings, journals, Lease(), clock)
-        self._dispatcher = Dispatcher(RequestThreads(settings.campaign_concurrency), clock)
+        self._dispatcher = Dispatcher(RequestThreads(settings.campaign_concurrency, account_of), clock)
         self._settlements = BatchSettlements(self._db, settings, context.counters, clock)
         self._orphans = OrphanedBatches(self._db, journals, clock)
         self._recovery = BatchRecovery(
@@ -72,6 +72,7 @@ class CampaignJob:
         )
         self._exhausted: set[str] = set()  # campaigns with a batch in progress and nothing left to claim
         self._large: dict[str, int] = {}  # campaigns that wait until fewer large ones are sent, and their bytes
+        self._said_stuck = False
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
@@ -81,6 +82,7 @@ class CampaignJob:
 
     def tick(self, now: datetime) -> TickResult:
         self._counts = dict.fromkeys(("started", "adopted", "sent", "failed", "ended"), 0)
+        self._said_stuck = False  # once a tick is enough
         self._dispatcher.reap()
         survey = self._runs.survey()
         if survey.is_idle(now):
@@ -115,7 +117,7 @@ class CampaignJob:
                 seconds = time.monotonic() - began
                 stuck = seconds > STUCK_SECONDS
                 if stuck and time.monotonic() - looked > ROUND_SECONDS and self._context.may_continue:
-                    self._context.counters.heartbeat(self._context.clock())
+                    self._heartbeat()
                     self._look_for_work(self._context.clock(), self._runs.survey())
                     looked = time.monotonic()
                 if (seconds < ROUND_SECONDS or stuck) and self._context.may_continue:
@@ -132,6 +134,14 @@ class CampaignJob:
             self._dispatcher.abandon()
             self._exhausted.clear()
             self._large.clear()
+
+    def _heartbeat(self) -> None:
+        """Says so when the tick does nothing but wait for messages that have had no answer for long."""
+        stuck = self._dispatcher.stuck
+        self._context.counters.heartbeat(self._context.clock(), stuck)
+        if stuck and not self._said_stuck:
+            log.warning("all messages that are being sent wait for their provider", {"messages": stuck})
+            self._said_stuck = True
 
     def _claim_for_ready_runs(self) -> None:
         batches = self._dispatcher.open

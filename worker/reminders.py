@@ -153,7 +153,7 @@ class RemindersJob:
             for settled in self._settlement.settle(deliveries):
                 self._count(settled)
             if time.monotonic() - self._heartbeat_at > HEARTBEAT_SECONDS:
-                self._context.counters.heartbeat(self._context.clock())
+                self._context.counters.heartbeat(self._context.clock(), self._dispatcher.stuck)
                 self._heartbeat_at = time.monotonic()
 
     def _prepare(self, digest: Notification) -> OutgoingMessage:

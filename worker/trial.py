@@ -42,6 +42,7 @@ tenant's contact and OWNER_EMAIL get one e-mail about it."""
 LOCKED_SECONDS = 60.0  # until a tenant is looked at again that another session had locked
 SENDING_SECONDS = 30.0  # then the tick ends; the next one suspends what has expired before it goes on sending
 NEXT_TICK_SECONDS = 1.0  # the shortest pause between two ticks
+HEARTBEAT_SECONDS = 10.0
 CHUNK = 100  # notifications claimed at once
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 60.0, 6 * 3600.0
 MAX_ATTEMPTS = 12
@@ -82,6 +83,7 @@ class TrialJob:
         sender = settings.owner_email or "nobody@localhost.invalid"  # nothing is sent then
         self._contact_email = contact_email(settings.company_name, sender)
         self._owner_email = owner_email(settings.company_name, sender)
+        self._heartbeat_at = time.monotonic()
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
@@ -153,12 +155,18 @@ class TrialJob:
             # even without any: what an earlier tick sent and could not settle is settled before all others
             for deliveries in self._dispatcher.deliver(claimed, self._prepare, may_continue):
                 self._settle(deliveries)
-            self._context.counters.heartbeat(self._context.clock())
+                if time.monotonic() - self._heartbeat_at > HEARTBEAT_SECONDS:
+                    self._heartbeat()
+            self._heartbeat()
         if self._counts["told"] or self._counts["failed"]:
             log.info(
                 "notifications about suspended trials sent",
                 {"mails": self._counts["told"], "failed": self._counts["failed"]},
             )
+
+    def _heartbeat(self) -> None:
+        self._context.counters.heartbeat(self._context.clock(), self._dispatcher.stuck)
+        self._heartbeat_at = time.monotonic()
 
     def _prepare(self, notification: Notification) -> OutgoingMessage:
         """Raises TransportMissing, and ValueError for an address or a content that cannot be used."""

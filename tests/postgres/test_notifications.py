@@ -320,3 +320,22 @@ def test_a_delay_of_the_account(table: NotificationTable, redis_url: str) -> Non
         worker.provider.answers = {"b": RetryLater("429", 600.0)}
         worker.deliver(worker.claim(1))
         assert pace.take(1)[1] > 500
+
+
+def test_tenants_whose_accounts_hang(table: NotificationTable) -> None:
+    """Accounts of many tenants that do not answer leave threads to the others, and say that they are waited for."""
+    hanging = [f"{number:02}" for number in range(20)]
+    for address in hanging:
+        table.add(address, f"{address} too", tenant=f"hangs {address}", channel="whatsapp", due_at=NOW - SECOND)
+    table.add("quick", tenant="quick")
+    worker, over = table.worker(), threading.Event()
+    for address in hanging:
+        worker.provider.answers[address] = worker.provider.answers[f"{address} too"] = lambda: over.wait(20) and None
+    waves = worker.dispatcher.deliver(worker.claim(), worker.prepare, lambda: True)
+    first = next(wave for wave in waves if wave)
+    assert [each.notification.address for each in first] == ["quick"]
+    assert next(wave == [] for wave in waves)
+    assert worker.dispatcher.stuck
+    over.set()
+    assert sum(map(len, waves)) == 2 * len(hanging)
+    assert worker.dispatcher.stuck == 0

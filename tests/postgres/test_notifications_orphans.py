@@ -80,7 +80,8 @@ def test_left_behind_by_itself(table: NotificationTable) -> None:
 
 def test_outcomes_that_could_not_be_settled(table: NotificationTable) -> None:
     """The database goes away at the settlement: outcomes are kept, longer than a lease, and settled later."""
-    table.add("a", "b", "c")
+    table.add("a", "b")
+    table.add("c", tenant="u")
     worker = table.worker()
     over = threading.Event()
     worker.provider.answers["c"] = lambda: over.wait(20) and None

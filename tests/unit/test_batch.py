@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, BatchState, Recipient
+from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.batch_queue import BatchQueue
 from worker.campaigns.journal import JournalDirectory
 from worker.errors import AccountRejected, CampaignRejected
@@ -126,3 +126,22 @@ def test_who_is_with_a_thread_at_a_stop(batch: Batch) -> None:
     assert queue.take() is None
     assert queue.unanswered() == [second]
     assert (queue.waiting, queue.ready) == (len(PEOPLE) - 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [(OutcomeKind.DEFERRED, BackoffCause.DEFERRED), (OutcomeKind.UNCONFIRMED, BackoffCause.NO_ANSWER)],
+)
+def test_why_a_campaign_waits(batch: Batch, kind: OutcomeKind, cause: BackoffCause) -> None:
+    """A provider that does not answer is not said to defer messages; the cause that was first stays."""
+    for recipient in batch.recipients[:DEFERRALS_BEFORE_BACKOFF]:
+        batch.record(recipient, Outcome(kind, utc_now(), "reason"))
+    assert (batch.state, batch.backoff_cause) == (BatchState.BACKING_OFF, cause)
+    batch.back_off(60.0, "the account's pace")
+    assert batch.backoff_cause is cause
+
+
+def test_the_pace_of_an_account(batch: Batch) -> None:
+    """A campaign that waits for its account's pace says so."""
+    batch.back_off(60.0, "the account's pace")
+    assert batch.backoff_cause is BackoffCause.PACE

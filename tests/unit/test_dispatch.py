@@ -15,7 +15,7 @@ import pytest
 from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, BatchState, Recipient
 from worker.campaigns.batch_queue import BatchQueue
 from worker.campaigns.campaign import Campaign, CampaignTarget
-from worker.campaigns.dispatcher import LONG_WAIT_SECONDS, Dispatcher
+from worker.campaigns.dispatcher import LONG_WAIT_SECONDS, Dispatcher, account_of
 from worker.campaigns.journal import JournalDirectory
 from worker.content.campaign_texts import CampaignTexts
 from worker.errors import (
@@ -61,6 +61,7 @@ class Account:
     pace: Any = None
     provider: Any = None
     can_be_asked: bool = False
+    account_key: str = "email"
     content: Content = field(default_factory=Content)
     given: list[str] = field(default_factory=list)
 
@@ -148,7 +149,7 @@ class Workshop:
         return self.made[-1]
 
     def dispatcher(self, concurrency: int = 4) -> Dispatcher:
-        return self.dispatcher_with(RequestThreads(concurrency))
+        return self.dispatcher_with(RequestThreads(concurrency, account_of, first_threads=concurrency))
 
     def dispatcher_with(self, threads: RequestThreads[BatchQueue, float | None]) -> Dispatcher:
         self.dispatchers.append(Dispatcher(threads, lambda: NOW))

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from worker.errors import SettingsError
 from worker.messages import Accepted
 from worker.sending.outcomes import Outcome, OutcomeKind
 
+AT = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
 BATCH = "0b6c2f0e-4f0b-4a55-9d6e-2f6f7c0f3c11"
 DEADLINE_SECONDS = 60.0
 NOON = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
@@ -441,3 +443,30 @@ def test_an_impossible_journal(place: JournalDirectory) -> None:
     with pytest.raises(JournalUnwritable, match="cannot be created"):
         place.create(BATCH, 1)
     taken.close()
+
+
+@pytest.mark.parametrize("text", ["x" * 6000, "\u0001" * 6000, "\U0001f600" * 6000])
+def test_long_texts_of_providers(place: JournalDirectory, text: str) -> None:
+    """However much a provider answers, an entry has its room: the outcome stays, with as much of the rest as fits."""
+    people = [f"r-{number}" for number in range(20)]
+    with closing(place.create(BATCH, len(people))) as written:
+        for person in people:
+            written.started(person)
+            accepted = Accepted(text, text, text)
+            written.ended(person, Outcome(OutcomeKind.ACCEPTED, AT, text, accepted=accepted))
+        found = written.read()
+    assert set(found) == set(people)
+    kinds = {outcome.kind for outcome in found.values() if outcome}
+    assert kinds == {OutcomeKind.ACCEPTED}
+    assert all(outcome and outcome.accepted for outcome in found.values())
+
+
+def test_long_ids_of_recipients(place: JournalDirectory) -> None:
+    """The CRM's ids may have any length; they are found again with the help of the batch's list."""
+    people = [f"{number}" + "r" * 2500 for number in range(20)]
+    with closing(place.create(BATCH, len(people))) as written:
+        for person in people:
+            written.started(person)
+            written.ended(person, Outcome(OutcomeKind.REFUSED, AT, "550 no such user"))
+        found = written.read(people)
+    assert found == dict.fromkeys(people, Outcome(OutcomeKind.REFUSED, AT, "550 no such user"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.sending.requests import RequestThreads
+from worker.sending.requests import AccountKey, RequestThreads
 
 DEADLINE_SECONDS = 30.0
 
@@ -163,3 +163,106 @@ def test_a_machine_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(owner, answer.result()) for owner, answer in threads.collect()] == [("second", "second")]
     assert threads.close()
     assert ran == ["second"]
+
+
+class Accounts:
+    """Requests through named accounts ("whatsapp one"); the providers of some of them never answer."""
+
+    def __init__(self, gate: Gate, size: int = 4) -> None:
+        self.gate = gate
+        self.threads: RequestThreads[str, str] = RequestThreads(size, account, stuck_seconds=0.05)
+
+    def submit(self, owner: str, number: int = 1, *, hangs: bool = False) -> None:
+        for _ in range(number):
+            self.threads.submit(owner, (lambda: self.gate.pass_with("late")) if hangs else (lambda: "soon"))
+
+    def answered(self, number: int) -> list[str]:
+        """The owners of the requests that end until so many have."""
+        ended: list[str] = []
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while len(ended) < number:
+            assert time.monotonic() < deadline, f"only {ended} were answered"
+            self.threads.wait(0.01)
+            ended += [owner for owner, _ in self.threads.collect()]
+        return ended
+
+
+def account(owner: str) -> AccountKey:
+    kind, name = owner.split()
+    return AccountKey(kind, name)
+
+
+@pytest.fixture
+def accounts(gate: Gate) -> Iterator[Accounts]:
+    made = Accounts(gate)
+    yield made
+    gate.opened.set()
+    made.threads.close()
+
+
+def test_an_account_that_hangs(accounts: Accounts) -> None:
+    """It gets two threads while it has not answered, and no more; others through the same provider go on."""
+    accounts.submit("whatsapp one", 10, hangs=True)
+    accounts.gate.wait_for(2)
+    accounts.submit("whatsapp two", 10)
+    assert accounts.answered(10) == ["whatsapp two"] * 10
+    assert not accounts.gate.reached.acquire(timeout=0.1)
+    assert accounts.threads.stuck == 2
+    assert accounts.threads.only_stuck
+
+
+@pytest.mark.parametrize("number", [3, 40])
+def test_many_accounts_that_hang(accounts: Accounts, number: int) -> None:
+    """However many accounts of one provider hang, there are threads for another one; in all a limited number."""
+    for each in range(number):
+        accounts.submit(f"whatsapp {each}", 5, hangs=True)
+    accounts.submit("smtp us", 20)
+    assert accounts.answered(20) == ["smtp us"] * 20
+    assert accounts.threads.stuck <= accounts.threads.most // 2
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("request-")]
+    assert len(names) <= 2 * accounts.threads.most  # those of other tests may be ending
+
+
+def test_an_account_grows_with_its_answers(accounts: Accounts, gate: Gate) -> None:
+    """An account that answers gets all threads, one more with each answer."""
+    accounts.submit("smtp us", 3)
+    accounts.answered(3)
+    accounts.submit("smtp us", 10, hangs=True)
+    accounts.gate.wait_for(4)
+    gate.opened.set()
+    accounts.answered(10)
+
+
+def test_an_account_that_hung(accounts: Accounts, gate: Gate) -> None:
+    """An account begins with one thread after a request that took long."""
+    accounts.submit("smtp us", 3)
+    accounts.answered(3)
+    accounts.submit("smtp us", 1, hangs=True)
+    accounts.gate.wait_for(1)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not accounts.threads.stuck:
+        assert time.monotonic() < deadline
+    assert not accounts.threads.has_room(account("smtp us"))
+    gate.opened.set()
+    accounts.answered(1)
+    assert accounts.threads.has_room(account("smtp us"))
+    assert not accounts.threads.has_room(account("smtp us"), 1)
+
+
+def test_a_request_of_several_exchanges(gate: Gate) -> None:
+    """A request that makes progress is not stuck, however long it takes."""
+    threads: RequestThreads[str, str] = RequestThreads(1, account, stuck_seconds=0.2)
+
+    def exchanges() -> str:
+        for _ in range(20):
+            time.sleep(0.03)
+            threads.progressed()
+        return "done"
+
+    threads.submit("smtp us", exchanges)
+    seen = 0
+    while not threads.wait(0.01):
+        seen = max(seen, threads.stuck)
+    assert seen == 0
+    assert [request.result() for _, request in threads.collect()] == ["done"]
+    assert threads.close()

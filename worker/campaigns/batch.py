@@ -2,7 +2,7 @@
 
 import threading
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.journal import Journal
@@ -33,6 +33,15 @@ class BatchState(IntEnum):
     LEASE_LOST = 2  # this process was frozen for so long that another one may have taken the batch over
     BACKING_OFF = 3  # the provider defers everything, or the account's pace is used up for long
     REJECTED = 4  # the provider refuses the campaign or the account
+
+
+class BackoffCause(StrEnum):
+    """Why a campaign waits, as the log says it."""
+
+    DEFERRED = "the provider defers its messages"
+    NO_ANSWER = "the provider does not answer"
+    PACE = "its account may not send more for now"
+    NO_MEMORY = "there is not enough memory for its messages"
 
 
 class Batch:
@@ -67,6 +76,7 @@ class Batch:
         self._state = BatchState.SENDING
         self._sending = True  # asked before every message
         self._reason = ""
+        self._backoff_cause = BackoffCause.DEFERRED
         self._rejection: CampaignRejected | AccountRejected | None = None
         self._deferrals_in_a_row = 0
         self._longest_delay_seconds: float | None = None
@@ -89,6 +99,11 @@ class Batch:
     def reason(self) -> str:
         """Why it does not go on, in the provider's words where it has any."""
         return self._reason
+
+    @property
+    def backoff_cause(self) -> BackoffCause:
+        """Why the campaign waits, if the batch is BACKING_OFF."""
+        return self._backoff_cause
 
     @property
     def rejection(self) -> CampaignRejected | AccountRejected | None:
@@ -147,9 +162,11 @@ class Batch:
         with self._changing:
             self._enter(BatchState.LEASE_LOST, "the worker was frozen")
 
-    def back_off(self, delay_seconds: float, reason: str) -> None:
+    def back_off(self, delay_seconds: float, reason: str, cause: BackoffCause = BackoffCause.PACE) -> None:
         with self._changing:
             self._longest_delay_seconds = delay_seconds
+            if self._state < BatchState.BACKING_OFF:
+                self._backoff_cause = cause
             self._enter(BatchState.BACKING_OFF, reason)
 
     def reject(self, rejection: CampaignRejected | AccountRejected) -> None:
@@ -167,6 +184,8 @@ class Batch:
         if outcome.delay_seconds is not None:
             self._longest_delay_seconds = max(self._longest_delay_seconds or 0.0, outcome.delay_seconds)
         if self._deferrals_in_a_row >= DEFERRALS_BEFORE_BACKOFF:
+            if self._state < BatchState.BACKING_OFF and outcome.kind is OutcomeKind.UNCONFIRMED:
+                self._backoff_cause = BackoffCause.NO_ANSWER
             self._enter(BatchState.BACKING_OFF, outcome.reason or "")
 
     def _enter(self, state: BatchState, reason: str) -> None:

@@ -11,12 +11,12 @@ from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
 
-from worker.campaigns.batch import Batch, Recipient
+from worker.campaigns.batch import BackoffCause, Batch, Recipient
 from worker.campaigns.batch_queue import BatchQueue
 from worker.errors import AccountRejected, CampaignRejected, SendError
 from worker.runtime.clock import boot_seconds
 from worker.sending.outcomes import Outcome, OutcomeKind, failed
-from worker.sending.requests import RequestThreads
+from worker.sending.requests import AccountKey, RequestThreads
 
 LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
 # How long a message keeps the interpreter busy. Threads that wait for their provider no longer than that only compete
@@ -24,6 +24,12 @@ LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer i
 INTERPRETER_SECONDS = 0.0001
 NO_MEMORY_SECONDS = 300.0  # how long a campaign waits whose messages need more memory than there is
 POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are on the wire
+
+
+def account_of(queue: BatchQueue) -> AccountKey:
+    """The account that a batch leaves through: as its provider sees it, and each tenant for itself."""
+    transport, campaign = queue.batch.transport, queue.batch.campaign
+    return AccountKey(type(transport.provider).__name__, f"{campaign.tenant_id} {transport.account_key}")
 
 
 class Dispatcher:
@@ -35,6 +41,11 @@ class Dispatcher:
         self._useful: dict[type, int] = {}  # how many threads a batch gets, for each kind of provider
         self._queues: list[BatchQueue] = []
         self._abandoned: list[BatchQueue] = []
+
+    @property
+    def stuck(self) -> int:
+        """How many messages have had no answer for long, when nothing else is being sent; else 0."""
+        return self._threads.stuck if self._threads.only_stuck else 0
 
     @property
     def open(self) -> list[Batch]:
@@ -146,7 +157,8 @@ class Dispatcher:
         granted, wait_seconds = pace.take(queue.waiting)
         queue.token_at = time.monotonic() + wait_seconds
         if not granted and wait_seconds > LONG_WAIT_SECONDS:
-            queue.batch.back_off(wait_seconds, "the account's pace")
+            reason = f"the pace of the account lets nothing through for {wait_seconds:.0f} s"
+            queue.batch.back_off(wait_seconds, reason, BackoffCause.PACE)
         return granted
 
     def _adjust_threads(self, queue: BatchQueue, seconds: float | None) -> None:
@@ -170,6 +182,7 @@ class Dispatcher:
         began, count = time.monotonic(), 0
         while recipient := queue.take():
             queue.batch.record(recipient, self._deliver(queue.batch, recipient))
+            self._threads.progressed()
             count += 1
             if queue.threads > self._share():
                 break  # other batches came meanwhile
@@ -184,7 +197,7 @@ class Dispatcher:
         except SendError as error:
             return self._failed(batch, error)
         except MemoryError:
-            batch.back_off(NO_MEMORY_SECONDS, "there is not enough memory for its messages")
+            batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
             return Outcome(OutcomeKind.NOT_SENT, self._clock())
         except ValueError as error:
             return Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))

@@ -20,13 +20,17 @@ from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.signals import Signals
 from worker.sending.limits import too_large, wire_bytes
 from worker.sending.outcomes import Outcome, OutcomeKind, failed
-from worker.sending.requests import RequestThreads
+from worker.sending.requests import AccountKey, RequestThreads
 
 THREADS = 8  # messages that are sent at the same time, so at most so many are unconfirmed after a kill
 SEND_LIMIT_SECONDS = 60.0  # between the mark and the send; after it another process may have claimed the message
 POLL_SECONDS = 0.1  # how soon a signal is noticed
 
 Prepare = Callable[[Notification], OutgoingMessage]
+
+
+def _account_of(notification: Notification) -> AccountKey:
+    return AccountKey(notification.channel, notification.tenant_id or "")
 
 
 class NotificationDispatcher:
@@ -45,7 +49,7 @@ class NotificationDispatcher:
         self._grace_seconds = grace_seconds
         self._clock = clock
         self._message_max_bytes = message_max_bytes
-        self._requests: RequestThreads[Notification, Delivery] = RequestThreads(THREADS)
+        self._requests: RequestThreads[Notification, Delivery] = RequestThreads(THREADS, _account_of)
         self._token_at: dict[TenantChannel, float] = {}  # time.monotonic() before which no token is granted
         self._unsettled: list[Delivery] = []
         self._grace_ends: float | None = None
@@ -54,6 +58,11 @@ class NotificationDispatcher:
     def in_hand(self) -> set[str]:
         """The ids of the notifications that are being sent, or have an outcome that is not settled yet."""
         return {each.id for each in self._requests.owners} | {each.notification.id for each in self._unsettled}
+
+    @property
+    def stuck(self) -> int:
+        """How many messages have had no answer for long, when nothing else is being sent; else 0."""
+        return self._requests.stuck if self._requests.only_stuck else 0
 
     def deliver(
         self, notifications: Sequence[Notification], prepare: Prepare, may_continue: Callable[[], bool]
@@ -64,7 +73,8 @@ class NotificationDispatcher:
         For a notification that was handed over before, the provider is asked instead. Those not reached before
         ``may_continue`` returns False are NOT_SENT; those still being sent after the grace time are not yielded, and
         stay claimed. Outcomes that could not be settled (the database was unavailable) are yielded again, before all
-        others, by the next call, which also waits for the messages that were being sent then.
+        others, by the next call, which also waits for the messages that were being sent then. While all messages
+        that are being sent have had no answer for long, empty lists are yielded.
         Raises redis.RedisError when a pace cannot be read.
         """
         if self._unsettled:
@@ -77,7 +87,7 @@ class NotificationDispatcher:
             self._unsettled = done + answered
             if bug:
                 raise bug  # the others' outcomes are yielded by the next call
-            if self._unsettled:
+            if self._unsettled or self.stuck:  # also without outcomes: the job says that it waits
                 yield self._unsettled
                 self._unsettled = []
 
@@ -105,11 +115,14 @@ class NotificationDispatcher:
         ready: list[tuple[Notification, OutgoingMessage]] = []
         done: list[Delivery] = []
         busy = Counter(TenantChannel.of(each) for each in self._requests.owners)
+        chosen: Counter[TenantChannel] = Counter()
         for notification in queue.heads(busy, THREADS):
             if len(ready) >= self._requests.free:
                 break
             key = TenantChannel.of(notification)
             if self._token_at.get(key, 0.0) > time.monotonic():
+                continue
+            if busy[key] >= THREADS or not self._requests.has_room(_account_of(notification), chosen[key]):
                 continue
             found = self._prepared(notification, prepare)
             if isinstance(found, OutgoingMessage) and not self._has_token(notification, found):
@@ -123,6 +136,7 @@ class NotificationDispatcher:
             else:
                 ready.append((notification, found))
                 busy[key] += 1
+                chosen[key] += 1
         return ready, done
 
     def _prepared(self, notification: Notification, prepare: Prepare) -> OutgoingMessage | Delivery:
@@ -157,7 +171,7 @@ class NotificationDispatcher:
             until_token = min(self._token_at.values(), default=0.0) - time.monotonic()
             time.sleep(min(max(until_token, 0.0), POLL_SECONDS))
             return [], None
-        self._requests.wait(POLL_SECONDS, for_all=True)  # they are settled together
+        self._requests.wait(POLL_SECONDS, for_all=not self._requests.stuck)  # they are settled together
         ended = [request for _, request in self._requests.collect()]
         bugs = [bug for request in ended if (bug := request.exception())]
         return [request.result() for request in ended if not request.exception()], next(iter(bugs), None)

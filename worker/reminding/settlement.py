@@ -72,6 +72,8 @@ class DigestSettlement:
 
         Where the database refuses that, each is settled by itself: one tenant's row must not stop the others.
         """
+        if not deliveries:
+            return []
         try:
             with self._db.transaction():
                 return self._settle(deliveries)

@@ -54,6 +54,7 @@ class JobState:
     duration_buckets: tuple[tuple[float, int], ...]  # (upper bound in seconds, ticks), cumulative, up to infinity
     duration_sum_seconds: float
     duration_count: int
+    stuck: int = 0  # requests without an answer for long that are all that the job's tick waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,7 @@ def _job_state(job: str, fields: _JobFields) -> JobState:
         duration_buckets=tuple(_cumulative_buckets(fields)),
         duration_sum_seconds=fields.number("duration_sum", LARGEST) or 0.0,
         duration_count=int(fields.number("duration_count", LARGEST) or 0),
+        stuck=int(fields.number("stuck", LARGEST) or 0),
     )
 
 

@@ -2,7 +2,7 @@
 
     worker:counters     messages_total{channel="email",outcome="sent"} -> a number that only grows
     worker:gauges       the same kind of field -> the latest value
-    worker:job:<job>    running, last_run, last_success, interval, durations, last_error, pid, host, heartbeat
+    worker:job:<job>    running, last_run, last_success, interval, durations, last_error, pid, host, heartbeat, stuck
     worker:jobs         the set of the names of all jobs that ever ran
 
 ``add``, ``gauge`` and ``job_ended`` work in memory only; ``flush`` writes everything in one round trip. While Redis
@@ -108,6 +108,7 @@ class Counters:
             host=self._host,
             last_run=_unix(at),
             heartbeat=_unix(at),
+            stuck="0",
             interval=repr(float(interval_seconds)),
         )
         self.flush()
@@ -124,7 +125,7 @@ class Counters:
             ("duration_count", 1.0),
         ):
             self._add((job_key(self.job), field), amount)
-        self._set(heartbeat=_unix(at))
+        self._set(heartbeat=_unix(at), stuck="0")
         if outcome == "success":
             self._set(last_success=_unix(at))
         if error is not None:
@@ -133,9 +134,12 @@ class Counters:
             self._ended = True
             self._values.pop((job_key(self.job), "running"), None)
 
-    def heartbeat(self, at: datetime) -> None:
-        """Reports that the job is alive, and writes it at once. For the process that has the lock."""
-        self._set(heartbeat=_unix(at), pid=str(self._pid), host=self._host)
+    def heartbeat(self, at: datetime, stuck: int = 0) -> None:
+        """Reports that the job is alive, and writes it at once. For the process that has the lock.
+
+        ``stuck``: how many requests it waits for that have had no answer for long, when that is all that it does.
+        """
+        self._set(heartbeat=_unix(at), pid=str(self._pid), host=self._host, stuck=str(stuck))
         self.flush()
 
     def flush(self) -> bool:
