@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.sending.requests import AccountKey, RequestThreads
+from worker.sending.requests import RequestAccount, RequestThreads
 
 DEADLINE_SECONDS = 30.0
 
@@ -187,9 +187,9 @@ class Accounts:
         return ended
 
 
-def account(owner: str) -> AccountKey:
+def account(owner: str) -> RequestAccount:
     kind, name = owner.split()
-    return AccountKey(kind, name)
+    return RequestAccount(kind, name)
 
 
 @pytest.fixture

@@ -36,12 +36,12 @@ class BatchState(IntEnum):
 
 
 class BackoffCause(StrEnum):
-    """Why a campaign waits, as the log says it."""
+    """Why a campaign waits: the line of the log."""
 
-    DEFERRED = "the provider defers its messages"
-    NO_ANSWER = "the provider does not answer"
-    PACE = "its account may not send more for now"
-    NO_MEMORY = "there is not enough memory for its messages"
+    DEFERRED = "campaign waits: the provider defers its messages"
+    NO_ANSWER = "campaign waits: the provider does not answer"
+    PACE = "campaign waits: its account may not send more for now"
+    NO_MEMORY = "campaign waits: there is not enough memory for its messages"
 
 
 class Batch:

@@ -115,7 +115,7 @@ class CampaignRuns:
         elif batch.state is BatchState.BACKING_OFF:
             batch.transport.back_off(batch.delay_seconds)
             which = {"campaign": batch.campaign.id, "reason": batch.reason}
-            log.warning(f"campaign waits: {batch.backoff_cause}", which)  # noqa: G004 - one of a few texts
+            log.warning(batch.backoff_cause, which)
 
     def fail(self, campaign_ids: list[str], reason: str) -> None:
         """Ends runs that cannot go on; their recipients stay pending."""
