@@ -1,5 +1,6 @@
 """The worker's connection to PostgreSQL: rows, transactions, prepared statements, JSON that Python cannot parse."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -144,7 +145,7 @@ def test_json_that_python_cannot_parse(db: Database, connection: Connection, kin
     ids=["lists", "objects", "digits", "negative"],
 )  # fmt: skip
 def test_an_object_with_a_part_that_python_cannot_parse(db: Database, kind: str, part: str) -> None:
-    """Its other parts can be used; the part itself has a type that no setting has, and is false."""
+    """Its other parts can be used; the part itself has a type that no setting has, and is true."""
     for prefix, depth in (("", 0), ('{"deep": ', 1)):
         text = f"""'{{"a": ["]}}", "\\\\\\"{{["], "bad": {prefix}' || {part} || '{"}" * depth}, "b": {{"c": 2}}}}'"""
         row = db.one(f"SELECT ({text})::{kind} AS value".replace("%", "%%"))
@@ -158,7 +159,8 @@ def test_an_object_with_a_part_that_python_cannot_parse(db: Database, kind: str,
                 break
             bad = bad["a" if "a" in bad else "deep"] if isinstance(bad, dict) else bad[0]
         assert type(bad) is UnreadablePart
-        assert not bad
+        assert bad
+        assert json.dumps(bad) == '["JSON that cannot be parsed"]'
 
 
 def test_other_json(db: Database) -> None:

@@ -45,6 +45,8 @@ def test_campaigns(column: str, path: str, status: str, bad: str, run_once: OneR
     campaign = crm.add_campaign("email", targetType="leads", targetFilters={}, platformUtmConfig={})
     other = crm.add_campaign("email", recipients=2)
     put(crm, "Campaign", column, campaign, path, bad)
+    if path == "{}" and bad == OBJECTS:
+        status = "completed"  # an object without any filter that is known
     assert run_once("campaign", CampaignJob) == 0
     assert crm.value('SELECT status FROM "Campaign" WHERE id = %s', other) == "completed"
     assert crm.value('SELECT status FROM "Campaign" WHERE id = %s', campaign) == status

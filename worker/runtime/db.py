@@ -55,10 +55,13 @@ class UnreadableJson(str):
     __slots__ = ()
 
 
-class UnreadablePart(int):
-    """Takes the place of what Python cannot parse inside an object: 0, where neither 0 nor a number is expected."""
+class UnreadablePart(tuple[str]):
+    """Takes the place of what Python cannot parse inside an object: true, and of a type that JSON never has."""
 
     __slots__ = ()
+
+
+UNREADABLE = "JSON that cannot be parsed"
 
 
 def _parse_json(raw: str) -> Any:
@@ -70,16 +73,18 @@ def _parse_json(raw: str) -> Any:
         return json.loads(raw)
     except (ValueError, RecursionError):
         if not raw.lstrip().startswith("{"):
-            return UnreadableJson("JSON that cannot be parsed")
+            return UnreadableJson(UNREADABLE)
     # PostgreSQL's JSON has no NaN: so it can stand for the parts that were left out
-    return json.loads(_without_deep_parts(raw), parse_int=_whole_number, parse_constant=lambda _: UnreadablePart())
+    return json.loads(
+        _without_deep_parts(raw), parse_int=_whole_number, parse_constant=lambda _: UnreadablePart([UNREADABLE])
+    )
 
 
-def _whole_number(digits: str) -> int:
+def _whole_number(digits: str) -> int | UnreadablePart:
     try:
         return int(digits)
     except ValueError:  # more digits than Python converts
-        return UnreadablePart()
+        return UnreadablePart([UNREADABLE])
 
 
 def _without_deep_parts(raw: str) -> str:
