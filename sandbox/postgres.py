@@ -46,8 +46,8 @@ class Postgres:
     ) -> None:
         """``port`` None: a free one. ``fsync`` False: fast, and lost when the machine (not the server) dies.
 
-        ``timezone`` is what sessions get that ask for none; ``options`` are further settings of the server. Nothing is
-        touched before ``prepare`` or ``start``.
+        ``timezone`` is what sessions get that ask for none; ``options`` are further settings of the server. Nothing
+        is touched before ``prepare`` or ``start``.
         """
         self.data_dir = data_dir.absolute()
         self.port = port or free_port()

@@ -1,4 +1,4 @@
-"""What the jobs told about themselves (worker/runtime/counters.py), read back as typed values."""
+"""What the jobs have reported about themselves (worker/runtime/counters.py), read back from Redis as typed values."""
 
 import math
 import re
@@ -58,6 +58,8 @@ class JobState:
 
 @dataclass(frozen=True, slots=True)
 class CounterReadings:
+    """Everything that the jobs of all processes have written."""
+
     counters: list[MetricValue]
     gauges: list[MetricValue]
     jobs: dict[str, JobState]
@@ -88,7 +90,7 @@ def parse_series(text: str) -> tuple[str, dict[str, str]]:
 
 
 def read_all(client: redis.Redis, known_jobs: Iterable[str] = ()) -> CounterReadings:
-    """All that the jobs of all processes have written, in two round trips, without what is poisoned.
+    """Everything that the jobs of all processes have written, in two round trips, without what is poisoned.
 
     ``known_jobs`` are looked for when the set of jobs was lost to a poisoned one. Raises redis.RedisError.
     """
@@ -98,7 +100,10 @@ def read_all(client: redis.Redis, known_jobs: Iterable[str] = ()) -> CounterRead
     lost = set(known_jobs) - set(jobs) if members.asides or members.found not in ("set", "none") else set()
     names = sorted({*jobs, *lost})
     states = read_keys(client, [OwnKey(job_key(job), "hash") for job in names])
-    (counted, bad_counts), (measured, bad_gauges) = _samples(counters, least=0.0), _samples(gauges, least=-LARGEST)
+    (counted, bad_counts), (measured, bad_gauges) = (
+        _metric_values(counters, least=0.0),
+        _metric_values(gauges, least=-LARGEST),
+    )
     found = [poisoned(counters, bad_counts), poisoned(gauges, bad_gauges), poisoned(members, bad_jobs)]
     read_jobs: dict[str, JobState] = {}
     for job, state in zip(names, states, strict=True):
@@ -130,7 +135,7 @@ def _job_names(members: StoredKey) -> tuple[list[str], _Bad]:
     return names, bad
 
 
-def _samples(stored: StoredKey, least: float) -> tuple[list[MetricValue], _Bad]:
+def _metric_values(stored: StoredKey, least: float) -> tuple[list[MetricValue], _Bad]:
     samples, bad = [], []
     for series, value in sorted(stored.fields.items()):
         try:
@@ -191,13 +196,13 @@ def _job_state(job: str, fields: _JobFields) -> JobState:
         last_error_at=fields.number("last_error_at"),
         pid=None if pid is None else int(pid),
         host=fields.text("host"),
-        duration_buckets=tuple(_cumulative(fields)),
+        duration_buckets=tuple(_cumulative_buckets(fields)),
         duration_sum_seconds=fields.number("duration_sum", LARGEST) or 0.0,
         duration_count=int(fields.number("duration_count", LARGEST) or 0),
     )
 
 
-def _cumulative(fields: _JobFields) -> Iterable[tuple[float, int]]:
+def _cumulative_buckets(fields: _JobFields) -> Iterable[tuple[float, int]]:
     ticks = 0
     for bound in DURATION_BOUNDS_SECONDS:
         ticks += int(fields.number(f"{BUCKET}{bound}", LARGEST) or 0)

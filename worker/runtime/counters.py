@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 ERROR_LENGTH = 500
 _BATCH_MEMORY_SECONDS = 86_400
 
-# A batch whose answer got lost is sent again under its number, and the server drops it if it knows that
-# number: so nothing is lost and nothing counted twice, which MULTI alone could not promise. The number is
-# written first: if the server takes no writes, the script ends there with nothing done. A key of another type, and
-# a field that cannot be added to, are put aside. A command that fails by itself must not stop the rest.
+# A batch whose answer was lost is sent again with the same number, and the server ignores a number that it has
+# seen: so nothing is lost and nothing is counted twice, which MULTI alone could not guarantee. The number is
+# written first: if the server takes no writes, the script ends there and nothing is done. A key of another type,
+# and a field that cannot be added to, are put aside. A single command that fails must not stop the others.
 _APPLY = (
     LUA_PUT_ASIDE
     + """
