@@ -1,4 +1,4 @@
-"""What the bare transport carries: a campaign's own messages, built beforehand, over kept connections.
+"""What the bare transport can do: a campaign's own messages, built beforehand, over kept connections.
 
     python -m benchmarks.bare DATABASE_URL CAMPAIGN_ID SINK_PORT CONNECTIONS MESSAGES
 
@@ -19,10 +19,12 @@ from typing import Any
 import urllib3
 
 from worker.campaigns.batch import Recipient
+from worker.campaigns.campaign import Campaign
 from worker.content.campaign import EmailContent, Sender, WhatsAppContent
 from worker.messages import Email, WhatsAppMessage
 from worker.runtime.clock import utc_now
-from worker.runtime.db import Database, Row, queries
+from worker.runtime.db import Database, queries
+from worker.sending.accounts import settings_object
 
 _RECIPIENTS = """
 SELECT id, "recipientName" AS name, "recipientEmail" AS email, "recipientPhone" AS phone, 0 AS attempts
@@ -33,27 +35,29 @@ Send = Callable[[Any], None]
 
 def main(url: str, campaign_id: str, port: int, connections: int, limit: int) -> dict[str, float]:
     database = Database(url, "bench bare")
-    campaign = database.one(queries("campaign")["campaign"], campaign_id=campaign_id) or {}
-    rows = database.all(_RECIPIENTS, campaign_id=campaign_id, limit=limit)
+    [row] = database.all(queries("campaign")["campaign"], campaign_id=campaign_id)
+    recipients = [Recipient(**each) for each in database.all(_RECIPIENTS, campaign_id=campaign_id, limit=limit)]
     database.close()
-    messages = built(campaign, [Recipient(**row) for row in rows])
-    sends = [smtp(port) if campaign["channel"] == "email" else http(port, campaign) for _ in range(connections)]
+    campaign = Campaign.from_row(row)
+    messages = built(campaign, recipients)
+    sends = [smtp(port) if campaign.channel == "email" else http(port, campaign) for _ in range(connections)]
     waiting = deque(messages)
-    lanes = [threading.Thread(target=lane, args=(send, waiting)) for send in sends]
+    threads = [threading.Thread(target=send_all, args=(send, waiting)) for send in sends]
     began, cpu_began = time.monotonic(), time.process_time()
-    for each in lanes:
-        each.start()
-    for each in lanes:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
     return {"messages": len(messages), "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
-def built(campaign: Row, recipients: list[Recipient]) -> list[Email | WhatsAppMessage]:
+def built(campaign: Campaign, recipients: list[Recipient]) -> list[Email | WhatsAppMessage]:
     """The messages as the worker makes them."""
-    content: EmailContent | WhatsAppContent = WhatsAppContent(campaign, None)
-    if campaign["channel"] == "email":
-        content = EmailContent(campaign, Sender(campaign["user_name"], campaign["user_email"]), None, None)
+    content: EmailContent | WhatsAppContent = WhatsAppContent(campaign.texts, None)
+    if campaign.channel == "email":
+        sender = Sender(campaign.user.user_name or "", campaign.user.user_email or "")
+        content = EmailContent(campaign.texts, sender, None, None)
     return [content.message(recipient, utc_now()) for recipient in recipients]
 
 
@@ -68,9 +72,9 @@ def smtp(port: int) -> Send:
     return send
 
 
-def http(port: int, campaign: Row) -> Send:
+def http(port: int, campaign: Campaign) -> Send:
     """One kept connection of urllib3."""
-    account = campaign["tenant_settings"]["whatsapp"]
+    account = settings_object(campaign.user.tenant_settings, "whatsapp")
     pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=1)
     headers = {"Authorization": f"Bearer {account['token']}", "Content-Type": "application/json"}
 
@@ -82,7 +86,7 @@ def http(port: int, campaign: Row) -> Send:
     return send
 
 
-def lane(send: Send, waiting: deque[Any]) -> None:
+def send_all(send: Send, waiting: deque[Any]) -> None:
     while True:
         try:
             message = waiting.popleft()

@@ -6,12 +6,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from worker.calling.selection import CALLS_A_TURN, SPARE
+from worker.calls import ACCOUNTS_AT_ONCE
 from worker.runtime.clock import utc_now
 from worker.runtime.db import Database, Row, queries
 
-TABLES = {"CallQueue", "CallLog"}  # of the CRM; they grow for ever
-LINES = 32  # tenants that are looked at together
-WANTED = 25  # calls of each
+TABLES = {"CallQueue", "CallLog"}  # the CRM's, which grow for ever
+TENANTS = ACCOUNTS_AT_ONCE  # that are looked at together
+LIMIT = CALLS_A_TURN + SPARE  # calls of each
 
 
 @dataclass(frozen=True)
@@ -25,29 +27,29 @@ class Plan:
 
 
 def plans(url: str) -> list[Plan]:
-    """The plans of survey, backlog, tenants, candidates, claim, book and stale; the database stays as it is."""
+    """The plans of the statements below; the database stays as it is."""
     sql = queries("calls")
     with closing(Database(url, "bench plans")) as database:
         now = utc_now()
-        tenants = [row["tenant_id"] for row in database.all(sql["tenants"], now=now)][:LINES]
-        chosen: dict[str, Any] = {"tenant_ids": tenants, "wanted": [WANTED] * len(tenants), "now": now}
+        tenants = [row["tenant_id"] for row in database.all(sql["due_tenants"], now=now)][:TENANTS]
+        chosen: dict[str, Any] = {"tenant_ids": tenants, "limits": [LIMIT] * len(tenants), "now": now}
         items = database.all(sql["candidates"], **chosen)
         claim = {"wanted": json.dumps(list(wanted(items)), default=str), "holder": "bench", "now": now}
-        database.all("BEGIN")
-        # calls of today are over, so that there are slots
-        database.all("""UPDATE "CallLog" SET "twilioStatus" = 'completed' WHERE "twilioStatus" = 'queued'""")
+        database.execute("BEGIN")
+        # today's calls end, so that there are free slots
+        database.execute("""UPDATE "CallLog" SET "twilioStatus" = 'completed' WHERE "twilioStatus" = 'queued'""")
         found = [
             explained(database, "survey", now=now),
             explained(database, "backlog", now=now),
-            explained(database, "tenants", now=now),
+            explained(database, "due_tenants", now=now),
             explained(database, "candidates", **chosen),
             explained(database, "claim", **claim),
         ]
         (first, *_) = database.all("SELECT queue_id FROM worker.call_claim")
         booked = {"id": first["queue_id"], "holder": "bench", "sid": "CA-bench", "status": "queued", "now": now}
         found.append(explained(database, "book", **booked))
-        found.append(explained(database, "stale", now=now, silent=[], size=8))
-        database.all("ROLLBACK")
+        found.append(explained(database, "stale_calls", now=now, skipped_tenants=[], size=8))
+        database.execute("ROLLBACK")
     return found
 
 
@@ -65,8 +67,8 @@ def wanted(items: list[Row]) -> Iterator[Row]:
 
 
 def explained(database: Database, name: str, **parameters: Any) -> Plan:
-    """Runs a statement, with its effect."""
-    (found,) = database.all(f"EXPLAIN (ANALYZE, FORMAT JSON) {queries('calls')[name]}", **parameters)
+    """The plan of a statement that is really run, with its effect."""
+    (found,) = database.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {queries('calls')[name]}", **parameters)
     result = found["QUERY PLAN"][0]
     every = list(nodes(result["Plan"]))
     indexes = {node["Index Name"] for node in every if "Index Name" in node}

@@ -1,9 +1,9 @@
-"""Benchmark of the calls job: many tenants with long queues, beside what the bare transport carries.
+"""Benchmark of the calls job: many tenants with long queues, compared with the bare transport.
 
     python -m benchmarks.calls PORT CONNECTIONS CALLS
 
-is that bare transport: it places so many calls at the sink with plain urllib3 and prints {"calls", "seconds"}; a
-process of its own, so that its memory and its threads are not the benchmark's.
+is that bare transport: it places so many calls at the sink with plain urllib3 and prints {"calls", "seconds"}. It is
+a process of its own, so that its memory and its threads are not the benchmark's.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.report import Failure, Progress, Report, Target
 from benchmarks.sinks import PROJECT, Sink, http_sink
 from benchmarks.world import World, world
 from sandbox.crm import Crm
-from worker.calls import LANES
+from worker.calls import REQUEST_THREADS
 from worker.content.calls import call_form
 
 APPLICATION = "crm-worker calls"
@@ -38,8 +38,8 @@ SLOTS = 5  # calls at once for each tenant
 IDLE_RUNS = 3
 APP_URL = "https://app.crm.example.in"
 
-LEAST_PER_SECOND = 100  # more than 1,000 tenants need whose five calls at once take a minute each
-MOST_IDLE_SECONDS = 0.5  # a tick in which nobody has a slot
+LEAST_PER_SECOND = 100  # 1,000 tenants with five calls at once of a minute each need 83
+MOST_IDLE_SECONDS = 0.5  # a tick without a free slot
 MOST_PLAN_SECONDS = 0.05  # one statement
 
 COLUMNS = ("queue", "placed", "per_second", "bare/s", "ratio", "job us", "db us", "stmts", "idle ms", "peak MB")
@@ -99,8 +99,10 @@ def run(options: argparse.Namespace, progress: Progress) -> Report:
     with world() as servers:
         measured = measure(servers, options.tenants, options.queued, progress)
     cores = len(os.sched_getaffinity(0))
-    title = f"calls: {options.tenants:,} tenants with {SLOTS} slots each, {LANES} connections, {cores} cores"
-    return Report(title, COLUMNS, [line(measured)], [measured], targets(measured))
+    title = (
+        f"calls: {options.tenants:,} tenants with {SLOTS} slots each, {REQUEST_THREADS} connections, {cores} cores"
+    )
+    return Report(title, COLUMNS, [row(measured)], [measured], targets(measured))
 
 
 def measure(servers: World, tenants: int, queued: int, progress: Progress) -> Measurement:
@@ -123,7 +125,7 @@ def measure(servers: World, tenants: int, queued: int, progress: Progress) -> Me
         progress.say("ticks without a free slot ...")
         idle = [idle_tick(argv, environ, servers) for _ in range(IDLE_RUNS)]
         if sink.count() - before != wanted:
-            raise Failure("calls were placed without a slot")
+            raise Failure("calls were placed without a free slot")
     idle_seconds, idle_usage = sorted(idle, key=lambda each: each[0])[IDLE_RUNS // 2]
     progress.say("plans ...")
     return Measurement(
@@ -151,7 +153,7 @@ def execute(url: str, statement: str, **parameters: Any) -> None:
 
 
 def run_bare(sink: Sink, calls: int) -> dict[str, float]:
-    argv = [sys.executable, "-m", "benchmarks.calls", str(sink.port), str(LANES), str(calls)]
+    argv = [sys.executable, "-m", "benchmarks.calls", str(sink.port), str(REQUEST_THREADS), str(calls)]
     done = subprocess.run(argv, stdout=subprocess.PIPE, cwd=PROJECT, check=False)
     if done.returncode != 0:
         raise Failure(f"the bare transport ended with status {done.returncode}")
@@ -160,7 +162,7 @@ def run_bare(sink: Sink, calls: int) -> dict[str, float]:
 
 
 def environment(servers: World, url: str, sink: Sink) -> dict[str, str]:
-    """All that the job reads; of ours it gets nothing but the path."""
+    """All variables that the job gets; only PATH is from our own environment."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "DATABASE_URL": url,
@@ -173,7 +175,7 @@ def environment(servers: World, url: str, sink: Sink) -> dict[str, str]:
 
 
 def idle_tick(argv: list[str], environ: dict[str, str], servers: World) -> tuple[float, Usage]:
-    """How long a tick takes in which everything waits and nothing can be placed."""
+    """The seconds that a tick takes in which all calls wait for a slot, and what it used."""
     usage = run_job(argv, environ | {"LOG_LEVEL": "debug"}, servers, APPLICATION, lambda: None)
     found = _TICK.findall((servers.folder / "job.log").read_text("utf-8"))
     if len(found) != 1:
@@ -199,7 +201,7 @@ def verified(url: str, wanted: int, sink_count: int) -> float:
     for what, right, found in (
         ("rows of CallLog", wanted, rows),
         ("numbers in CallLog", wanted, numbers),
-        ("rows of CallQueue that lead to their call", wanted, linked),
+        ("rows of CallQueue that are linked to their call", wanted, linked),
         ("calls in the sink", wanted, sink_count),
         ("open claims", 0, claims),
         ("most calls of one tenant", SLOTS, most),
@@ -209,7 +211,7 @@ def verified(url: str, wanted: int, sink_count: int) -> float:
     return float(seconds)
 
 
-def line(measured: Measurement) -> tuple[str, ...]:
+def row(measured: Measurement) -> tuple[str, ...]:
     return (
         f"{measured.queued:,} of {measured.tenants:,}",
         f"{measured.placed:,}",
@@ -249,12 +251,12 @@ def plan_target(plan: Plan) -> Target:
 
 
 def bare(port: int, connections: int, calls: int) -> dict[str, float]:
-    """So many calls over so many kept connections of plain urllib3; the forms are made beforehand."""
+    """Places ``calls`` over ``connections`` kept connections of plain urllib3; the forms are made beforehand."""
     waiting = deque(urlencode(form(number)).encode() for number in range(calls))
     pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=connections)
     headers = {"Authorization": "Basic eDp4", "Content-Type": "application/x-www-form-urlencoded"}
 
-    def lane() -> None:
+    def place_calls() -> None:
         while True:
             try:
                 body = waiting.popleft()
@@ -263,12 +265,12 @@ def bare(port: int, connections: int, calls: int) -> dict[str, float]:
             path = f"/2010-04-01/Accounts/AC{0:032x}/Calls.json"
             json.loads(pool.urlopen("POST", path, body, headers, retries=False).data)
 
-    lanes = [threading.Thread(target=lane) for _ in range(connections)]
+    threads = [threading.Thread(target=place_calls) for _ in range(connections)]
     began = time.monotonic()
-    for each in lanes:
-        each.start()
-    for each in lanes:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return {"calls": calls, "seconds": time.monotonic() - began}
 
 

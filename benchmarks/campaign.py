@@ -1,4 +1,4 @@
-"""Benchmark of the campaign job: campaigns of several sizes into a sink, beside what the bare transport carries."""
+"""Benchmark of the campaign job: campaigns of several sizes into a sink, beside what the bare transport can do."""
 
 import argparse
 import json
@@ -93,7 +93,7 @@ def run_bare(url: str, campaign_id: str, sink: Sink, connections: int) -> dict[s
 
 
 def environment(servers: World, url: str, sink: Sink, options: argparse.Namespace) -> dict[str, str]:
-    """All that the job reads; of ours it gets nothing but the path."""
+    """All that the job reads; of this process's environment it gets only the path."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "DATABASE_URL": url,
@@ -111,7 +111,7 @@ def environment(servers: World, url: str, sink: Sink, options: argparse.Namespac
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the database and the sink say when all is done."""
+    """What the database and the sink contain at the end."""
 
     channel: str
     sent: int

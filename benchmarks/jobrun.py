@@ -65,7 +65,7 @@ def run_job(
     output = world.folder / "job.log"
     before = world.statements(application)
     backend = BackendTime(world, application)
-    leash = [str(PROJECT / "bin" / "python"), "-m", "sandbox.leash", "--parent", str(os.getpid()), "--"]
+    leash = [str(PROJECT / "bin" / "python"), "-m", "sandbox.die_with_parent", "--parent", str(os.getpid()), "--"]
     with output.open("wb") as log:
         process = subprocess.Popen(
             [*leash, *argv],

@@ -1,7 +1,7 @@
 """Tenants with lead reminders and their leads, in as many rows as a benchmark wants, by a few statements.
 
-Each tenant has one administrator, who is told by e-mail, and leads in five stages, of which three are included. One
-lead of each tenant is due. What the others are is the mix:
+Each tenant has one administrator, who is reminded by e-mail, and leads in five stages, of which three are included.
+One lead of each tenant is due. The mix says what the others are:
 
     contacted  four fifths were contacted an hour ago; the rest are quiet, in stages that are not included
     reminded   half of them are quiet in included stages, and everybody was reminded of them an hour ago; the other

@@ -1,4 +1,4 @@
-"""Benchmark of the reminders job: a thousand due leads among a million, found, told and settled; and an idle tick."""
+"""Benchmark of the reminders job: a thousand due leads among a million, found, sent and settled; and an idle tick."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ from benchmarks.sinks import PROJECT, Sink, http_sink, smtp_sink
 from benchmarks.world import World, world
 from sandbox.crm import Crm, utc_now
 from worker.reminding.recipients import RecipientReader
+from worker.reminding.tenants import read_tenants
 from worker.runtime.db import Database, Row, queries
 
 APPLICATION = "crm-worker reminders"
@@ -121,10 +122,11 @@ def plan(url: str) -> tuple[list[str], list[str]]:
     sql = queries("reminders")
     db = Database(url, "bench plan")
     with closing(db):
-        recipients = RecipientReader().of(db.all(sql["tenants"]), utc_now())
+        recipients = RecipientReader().recipients_of_all(read_tenants(db), utc_now())
+        as_json = json.dumps([recipient.as_json() for recipient in recipients])
         explained = sql["claim"].partition(";")[2]
         parameters: dict[str, Any] = {"job": "plan", "holder": "x", "now": utc_now(), "listed": 200}
-        found = db.all(f"EXPLAIN (FORMAT JSON) {explained}", recipients=json.dumps(recipients), **parameters)
+        found = db.all(f"EXPLAIN (FORMAT JSON) {explained}", recipients=as_json, **parameters)
     nodes = list(walk(found[0]["QUERY PLAN"][0]["Plan"]))
     indexes = {node["Index Name"] for node in nodes if node.get("Relation Name") == "Lead" and "Index Name" in node}
     return sorted(indexes), sorted({node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.tally import Tally
 from sandbox.ports import free_port
-from sandbox.postgres_places import account
+from sandbox.postgres_paths import server_user
 from sandbox.servers import Child
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def smtp_sink(folder: Path) -> Iterator[Sink]:
         return
     port, output = free_port(), folder / "smtp-sink.txt"
     # as nobody from the start: a program that gives up root's rights itself could outlive us
-    with _running([program, "-c", f"127.0.0.1:{port}", "512"], output, port, account()):
+    with _running([program, "-c", f"127.0.0.1:{port}", "512"], output, port, server_user()):
         yield Sink("smtp-sink", port, lambda: _counted(output))
 
 

@@ -1,1 +1,1 @@
-"""Stand-ins of the outside world for quickstart, tests and benchmarks; production never imports it."""
+"""Servers and stand-ins of the outside world for quickstart, tests and benchmarks; production never imports it."""

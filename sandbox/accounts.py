@@ -1,16 +1,17 @@
-"""The accounts that the stand-ins know, and the tenant settings that lead to them.
+"""The accounts that the stand-ins accept, and the tenant settings that use them.
 
-The rule is short: a stand-in takes every token, secret and password that begins with ``sandbox-`` (and was not
-revoked) and refuses all others. So each tenant can have its own, and a test sees whose was used.
+A stand-in accepts every token, secret and password that begins with ``sandbox-`` and was not revoked, and refuses all
+others. So each tenant can have its own, and a test sees which one was used.
 """
 
 import os
 from typing import Any
 
-from worker.content.secrets import IV_BYTES, encrypt
+from sandbox.stored_secrets import IV_BYTES, encrypt
 
 PREFIX = "sandbox-"
 ENCRYPTION_KEY = "5a" * 32
+FROM_EMAIL = "hello@chaiwala.example"
 WHATSAPP_TOKEN = "sandbox-whatsapp-token"
 WHATSAPP_PHONE_ID = "105550100100100"
 GMAIL_ACCESS_TOKEN = "sandbox-gmail-access-token"
@@ -27,31 +28,22 @@ def whatsapp_settings(token: str = WHATSAPP_TOKEN, phone_id: str = WHATSAPP_PHON
     return {"token": token, "phoneId": phone_id}
 
 
-def mail_settings(
-    from_email: str = "hello@chaiwala.example",
-    from_name: str = "Chaiwala Traders",
-    *,
-    reply_to: str | None = None,
-    client_secret: str | None = None,
-    encryption_key: str = ENCRYPTION_KEY,
-) -> dict[str, Any]:
-    """The ``mail`` part of a tenant's settings; with ``client_secret`` (stored encrypted) Gmail can be used."""
-    smtp = {"fromName": from_name, "fromEmail": from_email, "replyTo": reply_to or from_email}
-    settings: dict[str, Any] = {"provider": "smtp", "enabled": True, "domain": from_email.split("@")[1], "smtp": smtp}
+def mail_settings(from_name: str = "Chaiwala Traders", *, client_secret: str | None = None) -> dict[str, Any]:
+    """The ``mail`` part of a tenant's settings; with ``client_secret`` (stored encrypted) Gmail is configured."""
+    smtp = {"fromName": from_name, "fromEmail": FROM_EMAIL, "replyTo": FROM_EMAIL}
+    settings: dict[str, Any] = {"provider": "smtp", "enabled": True, "domain": FROM_EMAIL.split("@")[1], "smtp": smtp}
     if client_secret is not None:
-        sealed = encrypt(client_secret, encryption_key, os.urandom(IV_BYTES))
+        sealed = encrypt(client_secret, ENCRYPTION_KEY, os.urandom(IV_BYTES))
         settings["oauth"] = {"clientId": GOOGLE_CLIENT_ID, "clientSecret": sealed}
         settings["provider"] = "gmail"
     return settings
 
 
-def gmail_columns(
-    email: str, access_token: str = GMAIL_ACCESS_TOKEN, refresh_token: str = GMAIL_REFRESH_TOKEN
-) -> dict[str, Any]:
-    """The columns of a "User" who connected Gmail; pass on as ``add_user(**gmail_columns(...))``."""
+def gmail_columns(email: str) -> dict[str, Any]:
+    """The columns of a "User" who connected Gmail, for ``add_user(**gmail_columns(...))``."""
     return {
         "googleEmail": email,
-        "gmailAccessToken": access_token,
-        "gmailRefreshToken": refresh_token,
+        "gmailAccessToken": GMAIL_ACCESS_TOKEN,
+        "gmailRefreshToken": GMAIL_REFRESH_TOKEN,
         "gmailScopes": ["https://www.googleapis.com/auth/gmail.send"],
     }

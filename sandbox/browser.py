@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sandbox.debian import apt_to_oneself
+from sandbox.apt_lock import apt_lock
 from sandbox.servers import ServerMissing
 
 ANSWER_SECONDS = 60.0
@@ -38,7 +38,7 @@ class BrowserError(Exception):
 def chromium() -> str:
     """The program's path. Raises ServerMissing."""
     if not _found() and os.geteuid() == 0 and shutil.which("apt-get"):
-        with apt_to_oneself():
+        with apt_lock():
             if not _found():  # another process may have done it
                 _install()
     if path := _found():

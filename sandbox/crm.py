@@ -1,10 +1,10 @@
-"""Fills the CRM's tables with tenants, people and campaigns, as the CRM itself would.
+"""Fills the CRM's tables with tenants, people and campaigns, like the CRM itself.
 
     crm = Crm(connection)
     campaign_id = crm.add_campaign("whatsapp", recipients=200)
 
-Any column can be set by its name: ``crm.add_user(role="ADMIN", isActive=False)``. What is not said comes from
-a small stock of Indian demo data. The same seed and the same calls give the same rows, ids included.
+Any column can be set by its name: ``crm.add_user(role="ADMIN", isActive=False)``. Other columns get Indian demo data.
+The same calls give the same rows, including ids.
 """
 
 import uuid
@@ -17,7 +17,7 @@ import psycopg2.extensions
 from psycopg2 import sql
 from psycopg2.extras import Json
 
-from sandbox import accounts, people
+from sandbox import accounts, fake_people
 
 _JSONB = {
     "settings",
@@ -39,13 +39,13 @@ TEXT = "Namaste {{name}}, our Diwali offers have arrived: https://shop.chaiwala.
 
 
 def utc_now() -> datetime:
-    """Now, as the CRM's columns hold it: UTC, without a zone, in milliseconds."""
+    """The present time in the form of the CRM's columns: UTC, without a zone, in milliseconds."""
     now = datetime.now(UTC).replace(tzinfo=None)
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 def apply_schema(connection: psycopg2.extensions.connection) -> None:
-    """Makes the CRM's tables in an empty database; at once, or not at all."""
+    """Creates the CRM's tables in an empty database, in one transaction."""
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute(
@@ -54,18 +54,17 @@ def apply_schema(connection: psycopg2.extensions.connection) -> None:
 
 
 class Crm:
-    """Writes to one database. Methods return the ids of what they made.
+    """Writes to one database. Methods return the ids of the rows that they insert.
 
-    Where a method takes ``tenant_id`` or ``user_id``, None means the demo tenant and its user, which are made
-    when they are first needed.
+    For ``tenant_id`` and ``user_id`` None means the demo tenant and its user, which are inserted when they are first
+    needed.
     """
 
-    def __init__(self, connection: psycopg2.extensions.connection, seed: str = "demo") -> None:
-        """``connection`` is put into autocommit and UTC, and stays the caller's."""
+    def __init__(self, connection: psycopg2.extensions.connection) -> None:
+        """Sets ``connection``, which stays the caller's, to autocommit and UTC."""
         connection.autocommit = True
         self._connection = connection
-        self._seed = seed
-        self._made = 0
+        self._inserted = 0
         self._tenant_id: str | None = None
         self._users: dict[str, str] = {}
         self._stages: dict[str, str] = {}
@@ -73,7 +72,7 @@ class Crm:
 
     @property
     def tenant_id(self) -> str:
-        """The demo tenant, which has WhatsApp and an SMTP sender configured."""
+        """The demo tenant, which has WhatsApp and SMTP configured."""
         if self._tenant_id is None:
             self._tenant_id = self.add_tenant()
         return self._tenant_id
@@ -84,20 +83,20 @@ class Crm:
         return self._user_of(self.tenant_id)
 
     def add_tenant(self, name: str = "Chaiwala Traders", **columns: Any) -> str:
-        number = self._made
+        number = self._inserted
         settings = {"whatsapp": accounts.whatsapp_settings(), "mail": accounts.mail_settings(from_name=name)}
         row = {
             "name": name,
-            "slug": f"{people.slug(name)}-{number}",
+            "slug": f"{fake_people.slug(name)}-{number}",
             "status": "ACTIVE",
             "plan": "STANDARD",
             "settings": settings,
-            "contactEmail": f"owner-{number}@{people.slug(name)}.example",
+            "contactEmail": f"owner-{number}@{fake_people.slug(name)}.example",
         }
         return self.insert("Tenant", row | columns)
 
     def add_user(self, tenant_id: str | None = None, **columns: Any) -> str:
-        person = people.person(self._made)
+        person = fake_people.fake_person(self._inserted)
         row = {"name": person.name, "email": person.email, "tenantId": tenant_id or self.tenant_id}
         user_id = self.insert("User", row | columns)
         self._users.setdefault(row["tenantId"], user_id)
@@ -134,14 +133,14 @@ class Crm:
         user_id: str | None = None,
         **columns: Any,
     ) -> str:
-        """A campaign that is due at once unless ``scheduled_at`` (UTC) says otherwise.
+        """A campaign that is due now, or at ``scheduled_at`` (UTC).
 
-        ``recipients``: how many, or a row of columns for each.
+        ``recipients``: their number, or the columns of each.
         """
         tenant_id, user_id = self._owner(tenant_id, user_id)
         count = recipients if isinstance(recipients, int) else len(recipients)
         row: dict[str, Any] = {
-            "name": f"Diwali offers {self._made}",
+            "name": f"Diwali offers {self._inserted}",
             "channel": channel,
             "status": status,
             "textContent": TEXT,
@@ -161,26 +160,25 @@ class Crm:
                 self.add_recipient(campaign_id, **recipient)
         return campaign_id
 
-    def add_recipients(self, campaign_id: str, count: int, first: int = 0) -> None:
-        """``count`` pending recipients, each with an e-mail address and a number of its own; fast for millions."""
+    def add_recipients(self, campaign_id: str, count: int) -> None:
+        """``count`` pending recipients with different e-mail addresses and phone numbers; fast for millions."""
         parameters = {
             "campaign": campaign_id,
-            "seed": f"{self._seed}/{campaign_id}/",
-            "first": first,
-            "last": first + count - 1,
+            "seed": f"demo/{campaign_id}/",
+            "last": count - 1,
         }
-        self.execute(people.RECIPIENTS_SQL, parameters | people.STOCK)
+        self.execute(fake_people.RECIPIENTS_SQL, parameters | fake_people.SQL_PARAMETERS)
 
     def add_recipient(self, campaign_id: str, **columns: Any) -> str:
         """One pending recipient; any column may be set."""
-        person = people.person(self._made)
+        person = fake_people.fake_person(self._inserted)
         tenant_id = self.value('SELECT "tenantId" FROM "Campaign" WHERE id = %s', campaign_id)
         row = {"recipientName": person.name, "recipientEmail": person.email, "recipientPhone": person.phone}
         row |= {"tenantId": tenant_id, "campaignId": campaign_id, "recipientType": "lead"}
         return self.insert("CampaignRecipient", row | {"recipientId": self._new_id()} | columns)
 
     def add_call_settings(self, tenant_id: str | None = None, **columns: Any) -> str:
-        """Twilio's account of a tenant, open for calls at any time."""
+        """A tenant's Twilio account, without business hours."""
         row: dict[str, Any] = {
             "twilioAccountSid": accounts.TWILIO_ACCOUNT_SID,
             "twilioAuthToken": accounts.TWILIO_AUTH_TOKEN,
@@ -190,13 +188,17 @@ class Crm:
         return self.insert("CallSettings", row | {"tenantId": tenant_id or self.tenant_id} | columns)
 
     def add_call(self, tenant_id: str | None = None, user_id: str | None = None, **columns: Any) -> str:
-        """A queued call that is due at once."""
+        """A queued call that is due now."""
         tenant_id, user_id = self._owner(tenant_id, user_id)
-        row = {"tenantId": tenant_id, "phoneNumber": people.person(self._made).phone, "triggerType": "manual"}
+        row = {
+            "tenantId": tenant_id,
+            "phoneNumber": fake_people.fake_person(self._inserted).phone,
+            "triggerType": "manual",
+        }
         return self.insert("CallQueue", row | {"createdById": user_id} | columns)
 
     def insert(self, table: str, columns: Mapping[str, Any]) -> str:
-        """One row of any table; id and "updatedAt" are supplied where ``columns`` has none. Returns the id."""
+        """One row of any table; id and "updatedAt" are added if ``columns`` has none. Returns the id."""
         row = {"id": self._new_id()} | ({} if table in _NO_UPDATED_AT else {"updatedAt": utc_now()}) | dict(columns)
         values = [Json(value) if name in _JSONB and value is not None else value for name, value in row.items()]
         statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
@@ -214,18 +216,18 @@ class Crm:
             return cursor.fetchall() if cursor.description else []
 
     def value(self, statement: str, *parameters: Any) -> Any:
-        """The first column of the first row, None when there is no row."""
+        """The first column of the first row; None if there is no row."""
         rows = self.execute(statement, parameters)
         return rows[0][0] if rows else None
 
     def counts(self, campaign_id: str) -> dict[str, int]:
-        """How many recipients of a campaign are in which status."""
+        """The number of a campaign's recipients in each status."""
         statement = 'SELECT status, count(*) FROM "CampaignRecipient" WHERE "campaignId" = %s GROUP BY status'
         return {status: count for status, count in self.execute(statement, (campaign_id,))}
 
     def _new_id(self) -> str:
-        self._made += 1
-        return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{self._seed}.{self._made}.sandbox.example"))
+        self._inserted += 1
+        return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"demo.{self._inserted}.sandbox.example"))
 
     def _owner(self, tenant_id: str | None, user_id: str | None) -> tuple[str, str]:
         tenant_id = tenant_id or self.tenant_id
@@ -235,6 +237,6 @@ class Crm:
         return self._users.get(tenant_id) or self.add_user(tenant_id)
 
     def _person_columns(self) -> dict[str, Any]:
-        person = people.person(self._made)
+        person = fake_people.fake_person(self._inserted)
         row: dict[str, Any] = {"name": person.name, "company": person.company, "email": person.email}
         return row | {"phone": person.phone, "phoneNormalized": person.phone, "tags": ["diwali"]}

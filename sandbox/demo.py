@@ -1,11 +1,11 @@
-"""The demo of quickstart: an e-mail and a WhatsApp campaign that are due now, and work for the other jobs."""
+"""The demo data of quickstart: an e-mail and a WhatsApp campaign that are due now, and work for the other jobs."""
 
 from contextlib import closing
 from dataclasses import dataclass
 
 from sandbox import demo_jobs
 from sandbox.crm import Crm, apply_schema, utc_now
-from sandbox.stage import Stage
+from sandbox.quickstart_environment import QuickstartEnvironment
 from worker.runtime.migrations import migrate
 
 EMAILS, WHATSAPPS = 500, 200
@@ -14,43 +14,43 @@ EMAIL_NAME, WHATSAPP_NAME = "Diwali offers by e-mail", "Diwali offers on WhatsAp
 
 
 @dataclass(frozen=True)
-class Show:
-    """What there is to watch."""
+class DemoCampaigns:
+    """Their ids, and the address that the SMTP inbox refuses."""
 
     email_id: str
     whatsapp_id: str
     refused: str = REFUSED
 
     @property
-    def campaigns(self) -> dict[str, str]:
+    def by_name(self) -> dict[str, str]:
         return {"E-mail": self.email_id, "WhatsApp": self.whatsapp_id}
 
 
-def prepare(stage: Stage) -> Show:
-    """Makes the demo's data, or finds those of an earlier start."""
-    stage.world.clear_script()
-    stage.world.script("smtp", REFUSED, stage="rcpt", status=550, text="5.1.1 No such user here")
-    show = None if stage.make_database() else _of_an_earlier_start(stage)
-    if show is None:
-        stage.make_database_anew()
-        show = _made(stage)
-    return show
+def prepare(environment: QuickstartEnvironment) -> DemoCampaigns:
+    """Inserts the demo data, or finds those of an earlier start."""
+    environment.world.clear_script()
+    environment.world.script("smtp", REFUSED, stage="rcpt", status=550, text="5.1.1 No such user here")
+    campaigns = None if environment.create_database() else _find(environment)
+    if campaigns is None:
+        environment.recreate_database()
+        campaigns = _insert(environment)
+    return campaigns
 
 
-def _of_an_earlier_start(stage: Stage) -> Show | None:
-    """None when the earlier start was ended before its data were complete."""
-    with closing(stage.connect()) as connection, connection.cursor() as cursor:
+def _find(environment: QuickstartEnvironment) -> DemoCampaigns | None:
+    """None if the earlier start ended before its data were complete."""
+    with closing(environment.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("""SELECT to_regclass('"Campaign"') IS NOT NULL""")
         if not (cursor.fetchone() or (False,))[0]:
             return None
         migrate(connection)
         cursor.execute("""SELECT channel, id FROM "Campaign" WHERE status <> 'draft'""")
         ids = dict(cursor.fetchall())
-    return Show(ids["email"], ids["whatsapp"]) if len(ids) == 2 else None
+    return DemoCampaigns(ids["email"], ids["whatsapp"]) if len(ids) == 2 else None
 
 
-def _made(stage: Stage) -> Show:
-    with closing(stage.connect()) as connection:
+def _insert(environment: QuickstartEnvironment) -> DemoCampaigns:
+    with closing(environment.connect()) as connection:
         apply_schema(connection)
         migrate(connection)
         crm = Crm(connection)
@@ -59,9 +59,9 @@ def _made(stage: Stage) -> Show:
         crm.execute("""UPDATE "Campaign" SET "totalRecipients" = %s WHERE id = %s""", (EMAILS, email_id))
         whatsapp_id = crm.add_campaign("whatsapp", recipients=WHATSAPPS, status="draft", name=WHATSAPP_NAME)
         demo_jobs.prepare(crm)
-        # both at once and last: an earlier start that did not come this far is seen to be incomplete
+        # both together and last: so data without them are known to be incomplete
         now = utc_now()
         crm.execute(
             """UPDATE "Campaign" SET status = 'scheduled', "scheduledAt" = %s, "updatedAt" = %s""", (now, now)
         )
-    return Show(email_id, whatsapp_id)
+    return DemoCampaigns(email_id, whatsapp_id)

@@ -1,4 +1,4 @@
-"""What the demo has for reminders, calls, call-cleanup and trial, and what became of it."""
+"""The demo data for reminders, calls, call-cleanup and trial, and what these jobs have done with them."""
 
 import json
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ INDIA = ZoneInfo("Asia/Kolkata")
 
 
 def prepare(crm: Crm) -> None:
-    """Leads to remind of, calls inside and outside business hours, rows to clean up, and an expired trial."""
+    """Inserts quiet leads, calls inside and outside business hours, rows to delete, and an expired trial."""
     _leads(crm)
     _calls(crm)
     trial = crm.add_tenant(TRIAL_TENANT, plan="FREE", status="TRIAL", subscriptionEnd=utc_now() - timedelta(days=1))
@@ -31,7 +31,7 @@ def prepare(crm: Crm) -> None:
 
 def _leads(crm: Crm) -> None:
     user = crm.user_id
-    crm.execute('UPDATE "User" SET email = %s WHERE id = %s', (MANAGER, user))  # nobody of the campaign
+    crm.execute('UPDATE "User" SET email = %s WHERE id = %s', (MANAGER, user))  # not a recipient of the campaign
     reminders = {
         "enabled": True,
         "recipientUserIds": [user],
@@ -64,36 +64,36 @@ def _calls(crm: Crm) -> None:
 
 @dataclass(frozen=True)
 class JobsProgress:
-    """What the database and the stand-ins say of the four jobs."""
+    """What the database and the stand-ins show of the four jobs."""
 
     digests: int
     placed: int
-    undialled: int
+    not_dialled: int
     waiting: int
     opens: str
     old_rows: int
     suspended: int
     deactivated: int
-    told: int
+    notified: int
 
     @property
     def done(self) -> bool:
         return (
             self.digests == 3
-            and self.placed >= CALLS  # a later start may find the other tenant's calls inside its hours
-            and self.undialled == 1
+            and self.placed >= CALLS  # at a later start the other tenant's business hours may have begun
+            and self.not_dialled == 1
             and self.placed + self.waiting == CALLS + WAITING_CALLS
             and not self.old_rows
-            and (self.suspended, self.deactivated, self.told) == (1, 2, 2)
+            and (self.suspended, self.deactivated, self.notified) == (1, 2, 2)
         )
 
     def lines(self) -> list[str]:
         waiting = f"{self.waiting} wait for business hours from {self.opens}, " if self.waiting else ""
         return [
             f"Reminders: {QUIET_LEADS} quiet leads, {self.digests} of 3 digests sent (2 by e-mail, 1 on WhatsApp)",
-            f"Calls: {self.placed} placed, {waiting}{self.undialled} not dialled: {NO_NUMBER!r} is no phone number",
+            f"Calls: {self.placed} placed, {waiting}{self.not_dialled} refused: {NO_NUMBER!r} is not a phone number",
             f"Call clean-up: {OLD_CALLS - self.old_rows} of {OLD_CALLS} old rows deleted",
-            f"Trials: {self.suspended} suspended with {self.deactivated} users, {self.told} of 2 people told",
+            f"Trials: {self.suspended} suspended with {self.deactivated} users, {self.notified} of 2 people notified",
         ]
 
 
@@ -111,8 +111,18 @@ def progress(cursor: Any, world: World) -> JobsProgress:
                   (SELECT array_agg(lower("contactEmail")) FROM "Tenant" WHERE name = %s)""",
         (TRIAL_TENANT,),
     )
-    emails, placed, undialled, waiting, opens, old_rows, suspended, deactivated, contacts = cursor.fetchone()
+    emails, placed, not_dialled, waiting, opens, old_rows, suspended, deactivated, contacts = cursor.fetchone()
     mails, messages = world.counts("smtp"), world.counts("whatsapp")
-    told = sum(mails[address] for address in (OWNER, *contacts))
+    notified = sum(mails[address] for address in (OWNER, *contacts))
     digests = emails + messages[MANAGER_PHONE.removeprefix("+")]
-    return JobsProgress(digests, placed, undialled, waiting, opens, old_rows, suspended, deactivated, told)
+    return JobsProgress(
+        digests=digests,
+        placed=placed,
+        not_dialled=not_dialled,
+        waiting=waiting,
+        opens=opens,
+        old_rows=old_rows,
+        suspended=suspended,
+        deactivated=deactivated,
+        notified=notified,
+    )

@@ -12,10 +12,11 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 
-from sandbox.http import Reply, Request
-from sandbox.records import Received
-from sandbox.script import Rule
-from sandbox.stand import Rate, Stand
+from sandbox.failure_script import FailureRule
+from sandbox.http_server import Reply, Request
+from sandbox.rate_limit import RateLimit
+from sandbox.received_store import Received
+from sandbox.stand_in_state import StandInState
 
 MESSAGES = "/gmail/v1/users/me/messages"
 TOKEN = "/token"
@@ -34,9 +35,9 @@ _ADDRESS = re.compile(r"[^@\s<>,]+@[^@\s<>,]+")
 
 
 class Gmail:
-    def __init__(self, stand: Stand) -> None:
-        self._stand = stand
-        self.rate = Rate(0, lambda: error(429))  # for one access token
+    def __init__(self, state: StandInState) -> None:
+        self._state = state
+        self.rate = RateLimit(0, lambda: error(429))  # for one access token
 
     async def handle(self, request: Request) -> Reply:
         if request.path == f"{MESSAGES}/send" and request.method == "POST":
@@ -64,22 +65,22 @@ class Gmail:
             )
             for address in _recipients(headers) or ["?"]
         ]
-        if not self._stand.knows(token):
-            return self._stand.refuse(error(401), *messages)
+        if not self._state.knows(token):
+            return self._state.refuse(error(401), *messages)
         problem = _problem(raw, headers)
         if problem:
-            return self._stand.refuse(error(400, problem), *messages)
+            return self._state.refuse(error(400, problem), *messages)
         answer = Reply(200, {"id": gmail_id, "threadId": gmail_id, "labelIds": ["SENT"]})
-        return await self._stand.settle(messages, answer, _scripted_error, self.rate)
+        return await self._state.settle(messages, answer, _scripted_error, self.rate)
 
     def _list(self, request: Request) -> Reply:
-        if not self._stand.knows(request.bearer()):
+        if not self._state.knows(request.bearer()):
             return error(401)
         operator, _, wanted = request.query.get("q", "").partition(":")
         if operator != "rfc822msgid":
-            return error(400, "this stand-in searches for rfc822msgid: only")
+            return error(400, "this stand-in only searches for rfc822msgid:")
         bare = wanted.strip("<>")
-        found = self._stand.records.find("gmail", message_id=f"<{bare}>")
+        found = self._state.received.find("gmail", message_id=f"<{bare}>")
         mine = [each for each in found if each.credential == request.bearer()] or found
         ids = list(dict.fromkeys(each.external_id for each in mine))
         if not ids:
@@ -89,8 +90,8 @@ class Gmail:
 
 
 class GoogleToken:
-    def __init__(self, stand: Stand) -> None:
-        self._stand = stand
+    def __init__(self, state: StandInState) -> None:
+        self._state = state
         self._issued = 0
 
     async def handle(self, request: Request) -> Reply:
@@ -106,25 +107,25 @@ class GoogleToken:
         )
         problem = self._problem(request, form)
         if problem:
-            return self._stand.refuse(problem, asked)
+            return self._state.refuse(problem, asked)
         self._issued += 1
         issued = f"sandbox-access-{self._issued}-{secrets.token_hex(8)}"
         answer = {"access_token": issued, "expires_in": TOKEN_SECONDS, "token_type": "Bearer"}
         scope = "https://www.googleapis.com/auth/gmail.send"
-        return await self._stand.settle([asked], Reply(200, answer | {"scope": scope}), _scripted_token_error, None)
+        return await self._state.settle([asked], Reply(200, answer | {"scope": scope}), _scripted_token_error, None)
 
     def _problem(self, request: Request, form: dict[str, str]) -> Reply | None:
         if request.method != "POST" or form.get("grant_type") != "refresh_token":
             return token_error(400, "unsupported_grant_type", "Invalid grant_type")
-        if not form.get("client_id") or not self._stand.knows(form.get("client_secret", "")):
+        if not form.get("client_id") or not self._state.knows(form.get("client_secret", "")):
             return token_error(401, "invalid_client", "Unauthorized")
-        if not self._stand.knows(form.get("refresh_token", "")):
+        if not self._state.knows(form.get("refresh_token", "")):
             return token_error(400, "invalid_grant", "Token has been expired or revoked.")
         return None
 
 
 def error(status: int, message: str = "", reason: str = "") -> Reply:
-    """An error as Google words it; ``reason`` such as rateLimitExceeded."""
+    """An error in Google's form; ``reason`` such as rateLimitExceeded."""
     name, usual_reason, usual_message = _STATUSES.get(status, ("UNKNOWN", "unknown", "Unknown error"))
     message = message or usual_message
     detail = {"message": message, "domain": "global", "reason": reason or usual_reason}
@@ -132,21 +133,21 @@ def error(status: int, message: str = "", reason: str = "") -> Reply:
 
 
 def token_error(status: int, code: str, description: str) -> Reply:
-    """An error as RFC 6749, 5.2 has it."""
+    """An error in the form of RFC 6749, 5.2."""
     return Reply(status, {"error": code, "error_description": description})
 
 
-def _scripted_error(rule: Rule) -> Reply:
+def _scripted_error(rule: FailureRule) -> Reply:
     return error(rule.status or 500, rule.text or "", str(rule.code or ""))
 
 
-def _scripted_token_error(rule: Rule) -> Reply:
+def _scripted_token_error(rule: FailureRule) -> Reply:
     code = str(rule.code or "invalid_grant")
     return token_error(rule.status or 400, code, rule.text or "Token has been expired or revoked.")
 
 
 def _raw(request: Request) -> bytes:
-    """The message, b'' when the body has none that can be decoded."""
+    """The message; b'' if the body has none that can be decoded."""
     body = request.json()
     raw = body.get("raw") if isinstance(body, dict) else None
     if not isinstance(raw, str) or not re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", raw):
@@ -163,7 +164,7 @@ def _recipients(headers: Message) -> list[str]:
 
 
 def _problem(raw: bytes, headers: Message) -> str:
-    """Why Gmail would not take the message, '' when it would."""
+    """Why Gmail would refuse the message; '' if it would not."""
     if not raw:
         return "'raw' RFC822 payload message string or uploading message via /upload/* URL required"
     recipients = _recipients(headers)

@@ -1,7 +1,7 @@
-"""The images that Dockerfile.worker begins with, made here where a registry would have them.
+"""The base images of Dockerfile.worker, made here instead of downloaded from a registry.
 
-docker.io/library/debian:VERSION is debootstrap's minimal Debian without its documentation, which is what the official
-slim image is. docker.io/qdrant/qdrant:VERSION holds a stand-in of Qdrant's program, which answers health checks only.
+docker.io/library/debian:VERSION is debootstrap's minimal Debian without its documentation, like the official slim
+image. docker.io/qdrant/qdrant:VERSION holds a stand-in for Qdrant's program, which only answers health checks.
 """
 
 import os
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sandbox.image import Buildah, run
+from sandbox.buildah import Buildah, run
 
 ARCHIVE = "http://deb.debian.org/debian"
 SECURITY = "http://deb.debian.org/debian-security"
@@ -27,7 +27,7 @@ _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 QDRANT = '''\
 #!/usr/bin/env python3
-"""Stands in for Qdrant's program: answers health checks, and nothing else."""
+"""A stand-in for Qdrant's program: it only answers health checks."""
 import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,7 +53,7 @@ ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def make_bases(buildah: Buildah, dockerfile: str, build_args: Mapping[str, str]) -> None:
-    """Makes those that ``dockerfile`` names and that are not there yet. Raises ServerFailed."""
+    """Makes the images that ``dockerfile`` names and that do not exist yet. Raises ServerFailed."""
     versions = dict(re.findall(r"^ARG (\w+)=(\S+)$", dockerfile, flags=re.MULTILINE)) | dict(build_args)
     debian, qdrant = versions["DEBIAN_VERSION"], versions["QDRANT_VERSION"]
     if not buildah.has(f"docker.io/library/debian:{debian}"):
@@ -81,7 +81,7 @@ def _make_qdrant(buildah: Buildah, version: str) -> None:
         program = Path(scratch, "qdrant", "qdrant")
         program.parent.mkdir()
         program.write_text(QDRANT, "utf-8")
-        os.chmod(program, 0o755)  # noqa: S103 - as every program
+        os.chmod(program, 0o755)  # noqa: S103 - like every program
         os.chmod(scratch, 0o755)  # noqa: S103 - it becomes the image's root
         buildah.commit(f"docker.io/qdrant/qdrant:{version}", Path(scratch))
 

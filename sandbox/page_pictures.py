@@ -20,8 +20,8 @@ from sandbox import demo_jobs
 from sandbox.browser import Browser, BrowserError, opened
 from sandbox.crm import Crm, apply_schema
 from sandbox.demo import EMAIL_NAME, WHATSAPP_NAME
+from sandbox.quickstart_environment import QuickstartEnvironment
 from sandbox.servers import ServerFailed, ServerMissing
-from sandbox.stage import Stage
 from worker.runtime.counters import Counters
 from worker.runtime.migrations import migrate
 from worker.runtime.redis_client import connect
@@ -62,27 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="page-") as temporary:
         place = Path(temporary)
         place.chmod(0o755)  # PostgreSQL runs as another user when this runs as root
-        stage = Stage(PROJECT, place, own_servers)
+        environment = QuickstartEnvironment(PROJECT, place, own_servers)
         try:
-            stage.start()
-            _make_campaigns(stage)
-            _make_history(stage)
-            stage.start_programs()
+            environment.start()
+            _make_campaigns(environment)
+            _make_history(environment)
+            environment.start_programs()
             with opened(place) as browser:
-                for path in _pictures(browser, stage.web_url + "/", folder):
+                for path in _pictures(browser, environment.web_url + "/", folder):
                     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
         except (ServerMissing, ServerFailed, BrowserError) as error:
             print(f"sandbox.page_pictures: {error}", file=sys.stderr)
             return 1
         finally:
-            stage.stop()
+            environment.stop()
     return 0
 
 
-def _make_campaigns(stage: Stage) -> None:
+def _make_campaigns(environment: QuickstartEnvironment) -> None:
     """Campaigns that take a minute, and work for the other jobs."""
-    stage.make_database()
-    with closing(stage.connect()) as connection:
+    environment.create_database()
+    with closing(environment.connect()) as connection:
         apply_schema(connection)
         migrate(connection)
         crm = Crm(connection)
@@ -91,11 +91,11 @@ def _make_campaigns(stage: Stage) -> None:
         demo_jobs.prepare(crm)
 
 
-def _make_history(stage: Stage) -> None:
+def _make_history(environment: QuickstartEnvironment) -> None:
     """Counters and samples as if other campaigns had ended in the last hour."""
-    if stage.redis is None:
+    if environment.redis is None:
         raise ServerFailed("the embedded Redis is needed: the history is written into it")
-    with closing(connect(stage.redis.url)) as client:
+    with closing(connect(environment.redis.url)) as client:
         counters = Counters(client, "campaign")
         now = int(time.time() // MINUTE_SECONDS)
         totals = dict.fromkeys(("messages", "messages_failed", "calls", "calls_failed", "reminders"), 0.0)

@@ -3,20 +3,37 @@
 import secrets
 import socket
 from contextlib import closing
+from dataclasses import dataclass
 
-# Below the range from which the kernel takes the ports of outgoing connections: a server that is
-# stopped and started again finds its port still free.
-_LOWEST, _HIGHEST = 12_000, 32_000
 _TRIES = 200
 
 
+@dataclass
+class PortRange:
+    """The ports from ``lowest`` to ``highest`` - 1."""
+
+    lowest: int
+    highest: int
+
+    def use_share(self, number: int, of: int) -> None:
+        """Narrows the range to one of several equal parts, so that processes do not take each other's ports."""
+        size = (self.highest - self.lowest) // of
+        self.lowest += number * size
+        self.highest = self.lowest + size
+
+
+# Below the range from which the kernel takes the ports of outgoing connections: when a server is
+# stopped and started again, its port is still free.
+RANGE = PortRange(12_000, 32_000)
+
+
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on now. Raises OSError when none can be found."""
+    """A port on 127.0.0.1 that no server listens on now. Raises OSError when none can be found."""
     for _ in range(_TRIES):
-        port = _LOWEST + secrets.randbelow(_HIGHEST - _LOWEST)
+        port = RANGE.lowest + secrets.randbelow(RANGE.highest - RANGE.lowest)
         if is_free(port):
             return port
-    raise OSError(f"no free port found between {_LOWEST} and {_HIGHEST}")
+    raise OSError(f"no free port found between {RANGE.lowest} and {RANGE.highest}")
 
 
 def is_free(port: int) -> bool:

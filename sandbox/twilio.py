@@ -1,7 +1,7 @@
 """Stand-in of Twilio's Calls resource: making, listing and fetching calls.
 
-A call stays queued, without a start_time, until a test says otherwise. StartTime compares whole days in UTC and
-leaves out calls that have none; a list comes in pages, newest call first.
+A call stays queued, without a start_time, until a test gives it another status. StartTime compares whole days in UTC
+and leaves out calls without a start_time; a list is paginated, newest call first.
 
 Shapes: https://www.twilio.com/docs/voice/api/call-resource and https://www.twilio.com/docs/api/errors.
 """
@@ -17,10 +17,11 @@ from email.utils import format_datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from sandbox.http import Cut, Reply, Request
-from sandbox.records import Received
-from sandbox.script import Rule, Stage
-from sandbox.stand import CallState, Rate, Stand, scripted
+from sandbox.failure_script import FailureRule, Stage
+from sandbox.http_server import ConnectionCut, Reply, Request
+from sandbox.rate_limit import RateLimit
+from sandbox.received_store import Received
+from sandbox.stand_in_state import CallState, StandInState, scripted_reply
 
 PREFIX = "/twilio"
 _ACCOUNT = PREFIX + r"/2010-04-01/Accounts/(AC[0-9a-fA-F]{32})"
@@ -49,17 +50,17 @@ _ERRORS = {
 
 
 class Twilio:
-    def __init__(self, stand: Stand, rate: float = 0) -> None:
+    def __init__(self, state: StandInState, rate: float = 0) -> None:
         """``rate``: calls a second for one account; 0: no limit."""
-        self._stand = stand
-        self.rate = Rate(rate, lambda: error(20429))
+        self._state = state
+        self.rate = RateLimit(rate, lambda: error(20429))
 
     async def handle(self, request: Request) -> Reply:
         user, password = _basic(request)
         listing, single = _CALLS.fullmatch(request.path), _CALL.fullmatch(request.path)
         if not (listing or single):
             return error(20404)
-        good = user == (listing or single)[1] and self._stand.knows(password)  # type: ignore[index]
+        good = user == (listing or single)[1] and self._state.knows(password)  # type: ignore[index]
         if listing and request.method == "POST":
             return await self._create(request, user, password, good)
         if not good:
@@ -85,20 +86,20 @@ class Twilio:
         problem = 0 if good else 20003
         problem = problem or _problem(form)
         if problem:
-            return self._stand.refuse(error(problem), call)
+            return self._state.refuse(error(problem), call)
         answer = _call(sid, account, form["To"], form["From"], datetime.now(UTC), None)
-        return await self._stand.settle([call], Reply(201, answer), _scripted_error, self.rate)
+        return await self._state.settle([call], Reply(201, answer), _scripted_error, self.rate)
 
     def _list(self, request: Request, account: str) -> Reply:
         query = request.query
-        calls = self._stand.records.deliveries("twilio", query.get("To"))
+        calls = self._state.received.deliveries("twilio", query.get("To"))
         found = [
             shown
             for call in reversed(calls)
             if call.account == account
             and query.get("From", _form(call)["From"]) == _form(call)["From"]
             and (shown := self._shown(call)) is not None
-            and _started(self._stand.calls.get(call.external_id), query)
+            and _started(self._state.calls.get(call.external_id), query)
         ]
         size = min(max(int(query["PageSize"]), 1), _LONGEST_PAGE) if query.get("PageSize", "").isdigit() else 50
         number = int(query["Page"]) if query.get("Page", "").isdigit() else 0
@@ -114,59 +115,59 @@ class Twilio:
         return Reply(200, {"calls": shown_calls, **page, **links})
 
     def _fetch(self, account: str, sid: str) -> tuple[str, Reply]:
-        """The number that was called, '' when there is no such call, and the reply."""
-        for call in self._stand.records.find("twilio", external_id=sid):
+        """The number that was called ('' if there is no such call) and the reply."""
+        for call in self._state.received.find("twilio", external_id=sid):
             shown = self._shown(call)
             if call.account == account and shown is not None:
                 return call.address, Reply(200, shown)
         return "", error(20404)
 
     async def _answered(self, stage: Stage, address: str, reply: Reply) -> Reply:
-        """The reply to a question about calls, or what the script wants instead."""
-        rule = self._stand.script.take("twilio", [address], stage)
+        """The reply to a request that reads calls, or what a rule asks for instead."""
+        rule = self._state.script.take("twilio", [address], stage)
         if rule is None:
             return reply
         if rule.action == "answer":
-            return scripted(rule, _scripted_error)
+            return scripted_reply(rule, _scripted_error)
         if rule.action != "hang":
-            raise Cut
+            raise ConnectionCut
         await asyncio.sleep(rule.seconds)
         return reply
 
     def _shown(self, call: Received) -> dict[str, Any] | None:
-        """The call as Twilio shows it; None when a test let it be forgotten."""
-        form, state = _form(call), self._stand.calls.get(call.external_id)
+        """The call in Twilio's form; None if a test made Twilio forget it."""
+        form, state = _form(call), self._state.calls.get(call.external_id)
         if state is not None and state.status is None:
             return None
         made_at = datetime.fromisoformat(call.at)
         return _call(call.external_id, call.account, form["To"], form["From"], made_at, state)
 
 
-def set_call(stand: Stand, sid: str, status: str | None) -> None:
-    """Gives a call a status, or lets it be forgotten (None). Raises ValueError: no such call or status."""
+def set_call(state: StandInState, sid: str, status: str | None) -> None:
+    """Gives a call a status, or makes Twilio forget it (None). Raises ValueError: no such call or status."""
     if status is not None and status not in STATUSES:
         raise ValueError(f"status is {status!r}, not one of {', '.join(STATUSES)}")
-    if not stand.records.find("twilio", external_id=str(sid)):
+    if not state.received.find("twilio", external_id=str(sid)):
         raise ValueError(f"no call has the sid {sid!r}")
-    now, before = datetime.now(UTC), stand.calls.get(sid)
+    now, before = datetime.now(UTC), state.calls.get(sid)
     started_at = before.started_at if before else None
-    stand.calls[sid] = CallState(status, now, None if status == "queued" else started_at or now)
+    state.calls[sid] = CallState(status, now, None if status == "queued" else started_at or now)
 
 
 def error(code: int, status: int | None = None, message: str = "") -> Reply:
-    """An error as Twilio words it; the HTTP status is the code's usual one unless given."""
+    """An error in Twilio's form; the HTTP status is the code's usual one unless given."""
     usual_status, usual_message = _ERRORS.get(code, (400, "Unknown error"))
     status = status or usual_status
     body = {"code": code, "message": message or usual_message, "status": status}
     return Reply(status, body | {"more_info": f"https://www.twilio.com/docs/errors/{code}"})
 
 
-def _scripted_error(rule: Rule) -> Reply:
+def _scripted_error(rule: FailureRule) -> Reply:
     return error(int(rule.code or 20500), rule.status, rule.text or "")
 
 
 def _problem(form: dict[str, str]) -> int:
-    """The code of what Twilio would not take, 0 when it would."""
+    """The error code with which Twilio would refuse the call; 0 if it would not."""
     if not form.get("To"):
         return 21201
     if not form.get("From"):
@@ -222,7 +223,7 @@ def _started(state: CallState | None, query: dict[str, str]) -> bool:
 
 
 def _day(text: str) -> date | None:
-    """The day in UTC of a date or a moment; None when it is none."""
+    """The day in UTC of a date or a time; None for any other text."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

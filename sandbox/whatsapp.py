@@ -9,10 +9,11 @@ import re
 import secrets
 from typing import Any
 
-from sandbox.http import Reply, Request
-from sandbox.records import Received
-from sandbox.script import Rule, normal
-from sandbox.stand import Rate, Stand
+from sandbox.failure_script import FailureRule, normal_address
+from sandbox.http_server import Reply, Request
+from sandbox.rate_limit import RateLimit
+from sandbox.received_store import Received
+from sandbox.stand_in_state import StandInState
 
 PREFIX = "/whatsapp"
 USUAL_RATE = 80.0  # messages a second for one phone id
@@ -56,9 +57,9 @@ _ERRORS = {
 
 
 class WhatsApp:
-    def __init__(self, stand: Stand, rate: float = USUAL_RATE) -> None:
-        self._stand = stand
-        self.rate = Rate(rate, lambda: error(130429, "Cloud API message throughput has been reached."))
+    def __init__(self, state: StandInState, rate: float = USUAL_RATE) -> None:
+        self._state = state
+        self.rate = RateLimit(rate, lambda: error(130429, "Cloud API message throughput has been reached."))
 
     async def handle(self, request: Request) -> Reply:
         match = _PATH.fullmatch(request.path)
@@ -69,27 +70,27 @@ class WhatsApp:
         wamid = "wamid." + base64.b64encode(secrets.token_bytes(30)).decode("ascii")
         message = Received(
             "whatsapp",
-            to if isinstance(to, str) and normal(to) else "?",
+            to if isinstance(to, str) and normal_address(to) else "?",
             "accepted",
             account=match[1],
             credential=request.bearer(),
             external_id=wamid,
             content=request.body,
         )
-        if not self._stand.knows(request.bearer()):
-            return self._stand.refuse(error(190), message)
+        if not self._state.knows(request.bearer()):
+            return self._state.refuse(error(190), message)
         if not request.headers.get("content-type", "").startswith("application/json"):
-            return self._stand.refuse(error(100, "The body must be JSON"), message)
+            return self._state.refuse(error(100, "The body must be JSON"), message)
         problem = problem_of(payload)
         if problem:
-            return self._stand.refuse(error(*problem), message)
+            return self._state.refuse(error(*problem), message)
         contact = {"input": to, "wa_id": message.address.lstrip("+")}
         answer = {"messaging_product": "whatsapp", "contacts": [contact], "messages": [{"id": wamid}]}
-        return await self._stand.settle([message], Reply(200, answer), _scripted_error, self.rate)
+        return await self._state.settle([message], Reply(200, answer), _scripted_error, self.rate)
 
 
 def error(code: int, details: str = "", status: int | None = None, text: str = "") -> Reply:
-    """An error as the Graph API words it; the HTTP status is the code's usual one unless given."""
+    """An error in the Graph API's form; the HTTP status is the code's usual one unless given."""
     usual_status, usual_text = _ERRORS.get(code, (400, "Unknown error"))
     text = text or usual_text
     body = {
@@ -102,7 +103,7 @@ def error(code: int, details: str = "", status: int | None = None, text: str = "
     return Reply(status or usual_status, {"error": body})
 
 
-def _scripted_error(rule: Rule) -> Reply:
+def _scripted_error(rule: FailureRule) -> Reply:
     return error(int(rule.code or 131000), status=rule.status, text=rule.text or "")
 
 
@@ -110,7 +111,7 @@ Problem = tuple[int, str]  # an error code and its details
 
 
 def problem_of(payload: Any) -> Problem | None:
-    """What Meta would not take about a payload; None when it would."""
+    """Why Meta would refuse a payload; None if it would not."""
     if not isinstance(payload, dict):
         return 100, "The body must be a JSON object"
     if payload.get("messaging_product") != "whatsapp":
@@ -124,7 +125,9 @@ def problem_of(payload: Any) -> Problem | None:
         return 131009, "Param to is not a valid phone number"
     kind = payload.get("type", "text")
     return (
-        _stranger(payload, _KEYS | {str(kind)}, "") or _callback_problem(payload) or _content_problem(kind, payload)
+        _unexpected_key(payload, _KEYS | {str(kind)}, "")
+        or _callback_problem(payload)
+        or _content_problem(kind, payload)
     )
 
 
@@ -151,7 +154,7 @@ def _content_problem(kind: Any, payload: dict[str, Any]) -> Problem | None:
 def _text_problem(text: dict[str, Any]) -> Problem | None:
     if not isinstance(text.get("preview_url", False), bool):
         return 100, "Param text['preview_url'] must be a boolean"
-    return _stranger(text, {"body", "preview_url"}, "text") or _string(
+    return _unexpected_key(text, {"body", "preview_url"}, "text") or _string(
         "text['body']", text.get("body"), _LONGEST_TEXT
     )
 
@@ -162,9 +165,9 @@ def _media_problem(kind: str, media: dict[str, Any]) -> Problem | None:
         return 131008, f"{kind}: either link or id is required"
     if link and not (isinstance(link, str) and re.match(r"https?://[^\s/]+", link)):
         return 131009, f"Param {kind}['link'] is not a valid URI."
-    strange = _stranger(media, _MEDIA_KEYS[kind], kind)
+    unexpected = _unexpected_key(media, _MEDIA_KEYS[kind], kind)
     caption = _string(f"{kind}['caption']", media["caption"], _LONGEST_CAPTION) if "caption" in media else None
-    return strange or caption
+    return unexpected or caption
 
 
 def _template_problem(template: dict[str, Any]) -> Problem | None:
@@ -178,8 +181,8 @@ def _template_problem(template: dict[str, Any]) -> Problem | None:
     if not isinstance(components, list):
         return 100, "Param template['components'] must be an array."
     problems = (_component_problem(each) for each in components)
-    strange = _stranger(template, {"name", "language", "components", "namespace"}, "template")
-    return strange or next(filter(None, problems), None)
+    unexpected = _unexpected_key(template, {"name", "language", "components", "namespace"}, "template")
+    return unexpected or next(filter(None, problems), None)
 
 
 def _component_problem(component: Any) -> Problem | None:
@@ -197,7 +200,7 @@ def _component_problem(component: Any) -> Problem | None:
 
 def _parameter_problem(parameter: dict[str, Any]) -> Problem | None:
     if parameter.get("type") != "text":
-        return None  # media and the like: not looked at
+        return None  # media and others are not checked
     text = parameter.get("text")
     if isinstance(text, str) and _NOT_IN_PARAMETER.search(text):
         return 100, "Param text cannot have new-line/tab characters or more than 4 consecutive spaces"
@@ -214,6 +217,6 @@ def _string(name: str, value: Any, longest: int) -> Problem | None:
     return None
 
 
-def _stranger(holder: dict[str, Any], known: set[str], name: str) -> Problem | None:
+def _unexpected_key(holder: dict[str, Any], known: set[str], name: str) -> Problem | None:
     unknown = [key for key in holder if key not in known]
     return (100, f'Unexpected key "{unknown[0]}" on param "{name}".') if unknown else None

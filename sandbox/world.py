@@ -9,14 +9,13 @@ runs it until SIGTERM. In Python, and from any process that knows its folder and
     world.script("whatsapp", "+919800000001", status=400, code=131026)
     world.counts("whatsapp")            # {"919800000002": 1, ...}
 
-What was received is read from its file, so it can be counted while the process is down, too.
+What was received is read from a file, so it can also be counted while the process is down.
 """
 
 import argparse
 import asyncio
 import http.client
 import json
-import signal
 import sys
 import time
 from collections import Counter
@@ -30,14 +29,14 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from sandbox.ports import free_port
-from sandbox.records import Received, Records
-from sandbox.servers import Child
-from sandbox.world_server import RECORDS, Options, run
+from sandbox.received_store import Received, ReceivedStore
+from sandbox.servers import Child, ManagedServer
+from sandbox.world_server import RECEIVED, WorldOptions, run
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-class World:
+class World(ManagedServer):
     """The process in ``folder``, and what it received."""
 
     def __init__(
@@ -49,14 +48,14 @@ class World:
         ca_file: Path | None = None,
         **options: Any,
     ) -> None:
-        """Ports None: free ones. ``options``: those of world_server.Options, as smtp_tls, smtp_user, whatsapp_rate.
+        """Ports None: free ones. ``options``: fields of WorldOptions, such as smtp_tls, smtp_user, whatsapp_rate.
 
-        ``ca_file`` is what clients trust when there is TLS. Nothing is touched before ``start``.
+        With TLS clients trust ``ca_file``. Nothing is created before ``start``.
         """
+        super().__init__()
         self.folder = folder.absolute()
-        self.options = Options(self.folder, smtp_port or free_port(), http_port or free_port(), **options)
+        self.options = WorldOptions(self.folder, smtp_port or free_port(), http_port or free_port(), **options)
         self._ca_file = ca_file
-        self._child: Child | None = None
 
     @property
     def smtp_url(self) -> str:
@@ -103,7 +102,7 @@ class World:
         }
 
     def command(self) -> list[str]:
-        """What runs it in the foreground, for supervisord, with the project as working directory."""
+        """Runs it in the foreground, for supervisord, with the project as working directory."""
         values = vars(self.options)
         given = {name: value for name, value in values.items() if value not in ("", None)}
         given["dir"] = given.pop("folder")
@@ -111,25 +110,11 @@ class World:
         return [sys.executable, "-m", "sandbox.world", *arguments]
 
     def start(self) -> None:
-        """Starts the process and waits until it answers. It ends with the thread that calls this."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._child = Child(self.command(), self.folder / "world.log", directory=PROJECT)
         self._child.wait_until(self.answers, "sandbox.world")
 
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        if self._child is not None:
-            self._child.end(signal.SIGKILL)
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
     def answers(self) -> bool:
-        """Whether the stand-ins answer at the port, whoever started them."""
         try:
             self._control("GET", "health")
         except (OSError, http.client.HTTPException):
@@ -137,11 +122,11 @@ class World:
         return True
 
     def script(self, channel: str, address: str | None = None, action: str = "answer", **rule: Any) -> None:
-        """Lets something go wrong from now on. ``rule``: further fields of script.Rule; ValueError: no such rule."""
+        """Makes something fail from now on. ``rule``: further fields of FailureRule; ValueError: no such rule."""
         self._control("POST", "script", {"channel": channel, "address": address, "action": action} | rule)
 
     def clear_script(self, channel: str | None = None) -> None:
-        """Everything goes well again."""
+        """Removes the rules: nothing fails any more."""
         self._control("DELETE", f"script?channel={channel}" if channel else "script")
 
     def set_rates(self, **per_second: float) -> None:
@@ -153,42 +138,42 @@ class World:
         self._control("POST", "revoke", {"credential": credential})
 
     def set_call(self, sid: str, status: str) -> None:
-        """A call has this status of Twilio's from now on; ValueError: no such call or status."""
+        """Gives a call one of Twilio's statuses; ValueError: no such call or status."""
         self._control("POST", "call", {"sid": sid, "status": status})
 
     def forget_call(self, sid: str) -> None:
-        """Twilio does not know the call any more; what was received stays received."""
+        """Twilio no longer knows the call; it still counts as received."""
         self._control("POST", "call", {"sid": sid, "status": None})
 
     def reset(self) -> None:
-        """As new: nothing received, nothing scripted, nothing revoked, the rates of the start."""
+        """Nothing received, no rules, nothing revoked, the rates of the start."""
         self._control("POST", "reset", {})
 
     def deliveries(self, channel: str | None = None, address: str | None = None) -> list[Received]:
-        """What was accepted, answered or not, in its order."""
-        with closing(self._records()) as records:
-            return records.deliveries(channel, address)
+        """What was accepted, answered or not, in order."""
+        with closing(self._open_store()) as store:
+            return store.deliveries(channel, address)
 
     def refusals(self, channel: str | None = None, address: str | None = None) -> list[Received]:
-        """What was refused or cut off unread, in its order."""
-        with closing(self._records()) as records:
-            return records.refusals(channel, address)
+        """What was refused or cut off unread, in order."""
+        with closing(self._open_store()) as store:
+            return store.refusals(channel, address)
 
     def counts(self, channel: str | None = None) -> Counter[str]:
-        """How often each address (lower case, or digits) got something."""
-        with closing(self._records()) as records:
-            return records.counts(channel)
+        """How many deliveries each address (lower case, or digits) got."""
+        with closing(self._open_store()) as store:
+            return store.counts(channel)
 
     def duplicates(self, channel: str | None = None) -> dict[str, int]:
-        """The addresses that got something more than once."""
+        """The addresses that got more than one delivery."""
         return {address: count for address, count in self.counts(channel).items() if count > 1}
 
     def total(self, channel: str | None = None) -> int:
-        with closing(self._records()) as records:
-            return records.total(channel)
+        with closing(self._open_store()) as store:
+            return store.total(channel)
 
     def email(self, address: str) -> EmailMessage:
-        """The newest e-mail to an address, through SMTP or Gmail; KeyError when there is none."""
+        """The newest e-mail to an address, through SMTP or Gmail; KeyError if there is none."""
         found = [*self.deliveries("smtp", address), *self.deliveries("gmail", address)]
         if not found:
             raise KeyError(f"no e-mail to {address}")
@@ -196,16 +181,16 @@ class World:
         return message_from_bytes(newest.content, policy=policy.default)
 
     def wait_for(self, channel: str, count: int, seconds: float = 20.0) -> None:
-        """Waits until ``count`` deliveries came; raises TimeoutError when they do not."""
+        """Waits until there are ``count`` deliveries; raises TimeoutError."""
         deadline = time.monotonic() + seconds
-        with closing(self._records()) as records:
-            while (came := records.total(channel)) < count:
+        with closing(self._open_store()) as store:
+            while (came := store.total(channel)) < count:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{came} of {count} {channel} deliveries within {seconds:g} s")
                 time.sleep(0.005)
 
-    def _records(self) -> Records:
-        return Records(self.folder / RECORDS)
+    def _open_store(self) -> ReceivedStore:
+        return ReceivedStore(self.folder / RECEIVED)
 
     def _control(self, method: str, action: str, body: Any = None) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self.options.http_port, timeout=10)
@@ -222,18 +207,18 @@ class World:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the stand-ins in the foreground until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m sandbox.world", description="Stand-ins of the outside world.")
-    parser.add_argument("--dir", dest="folder", type=Path, required=True, help="what was received is kept here")
+    parser.add_argument("--dir", dest="folder", type=Path, required=True, help="folder for what is received")
     parser.add_argument("--smtp-port", type=int, required=True)
     parser.add_argument("--http-port", type=int, required=True)
-    parser.add_argument("--smtp-tls", choices=("starttls", "implicit"), default="", help="no clear text then")
+    parser.add_argument("--smtp-tls", choices=("starttls", "implicit"), default="", help="then clear text is refused")
     parser.add_argument("--certificate", type=Path, help="PEM file with certificate and key, for TLS")
-    parser.add_argument("--smtp-user", default="", help="ask for AUTH with this user")
+    parser.add_argument("--smtp-user", default="", help="require AUTH with this user")
     parser.add_argument("--smtp-password", default="")
-    rates = [each for each in fields(Options) if each.name.endswith("_rate")]
+    rates = [each for each in fields(WorldOptions) if each.name.endswith("_rate")]
     for each in rates:
         name = each.name.replace("_", "-")
         parser.add_argument(f"--{name}", type=float, default=each.default, help="requests a second, 0: no limit")
-    options = Options(**vars(parser.parse_args(arguments)))
+    options = WorldOptions(**vars(parser.parse_args(arguments)))
     try:
         asyncio.run(run(options, lambda: print(f"listening: {options.smtp_port}, {options.http_port}", flush=True)))
     except OSError as error:

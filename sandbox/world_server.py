@@ -3,23 +3,23 @@
 import asyncio
 import signal
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import control, gmail, twilio, whatsapp
-from sandbox.http import Reply, Request, serve
-from sandbox.mailbox import Mailbox, TwilioAccount
-from sandbox.records import Records
-from sandbox.stand import Stand
+from sandbox import control_api, gmail, twilio, whatsapp
+from sandbox.http_server import Handler, Reply, Request, serve
+from sandbox.received_store import ReceivedStore
+from sandbox.smtp_inbox import SmtpAccess, SmtpInbox
+from sandbox.stand_in_state import StandInState
 
-RECORDS = "received.sqlite3"
+RECEIVED = "received.sqlite3"
 
 
 @dataclass(frozen=True)
-class Options:
-    """Where to listen and how."""
+class WorldOptions:
+    """Where the stand-ins listen and how."""
 
     folder: Path
     smtp_port: int
@@ -33,47 +33,48 @@ class Options:
     gmail_rate: float = 0.0
 
 
-async def run(options: Options, ready: Callable[[], None] = lambda: None) -> None:
+async def run(options: WorldOptions, ready: Callable[[], None] = lambda: None) -> None:
     """Serves until SIGTERM or SIGINT; ``ready`` is called when the ports are open."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with closing(Records(options.folder / RECORDS)) as records:
-        stand = Stand(records)
-        inbox = await Mailbox(stand, _line(options)).serve(options.smtp_port)
-        stands = await serve(_router(stand, options), options.http_port)
+    with closing(ReceivedStore(options.folder / RECEIVED)) as received:
+        state = StandInState(received)
+        smtp_server = await SmtpInbox(state, _smtp_access(options)).serve(options.smtp_port)
+        http_server = await serve(_router(state, options), options.http_port)
         ready()
         await stop.wait()
-        for server in (inbox, stands):
+        for server in (smtp_server, http_server):
             server.close()
 
 
-def _line(options: Options) -> TwilioAccount:
+def _smtp_access(options: WorldOptions) -> SmtpAccess:
     context = None
     if options.smtp_tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(str(options.certificate))
-    return TwilioAccount(context, options.smtp_tls == "implicit", options.smtp_user, options.smtp_password)
+    return SmtpAccess(context, options.smtp_tls == "implicit", options.smtp_user, options.smtp_password)
 
 
-def _router(stand: Stand, options: Options) -> Callable[[Request], Awaitable[Reply]]:
-    mail, calls = gmail.Gmail(stand), twilio.Twilio(stand, options.twilio_rate)
-    mail.rate.change(options.gmail_rate)
-    chat = whatsapp.WhatsApp(stand, options.whatsapp_rate)
-    rates = {"whatsapp_rate": chat.rate, "twilio_rate": calls.rate, "gmail_rate": mail.rate}
-    handlers: list[tuple[str, Callable[[Request], Awaitable[Reply]]]] = [
-        (whatsapp.PREFIX, chat.handle),
-        (gmail.MESSAGES, mail.handle),
-        (gmail.TOKEN, gmail.GoogleToken(stand).handle),
-        (twilio.PREFIX, calls.handle),
-        (control.PREFIX, control.Control(stand, rates).handle),
+def _router(state: StandInState, options: WorldOptions) -> Handler:
+    gmail_api = gmail.Gmail(state)
+    gmail_api.rate.change(options.gmail_rate)
+    whatsapp_api = whatsapp.WhatsApp(state, options.whatsapp_rate)
+    twilio_api = twilio.Twilio(state, options.twilio_rate)
+    rates = {"whatsapp_rate": whatsapp_api.rate, "twilio_rate": twilio_api.rate, "gmail_rate": gmail_api.rate}
+    handlers: list[tuple[str, Handler]] = [
+        (whatsapp.PREFIX, whatsapp_api.handle),
+        (gmail.MESSAGES, gmail_api.handle),
+        (gmail.TOKEN, gmail.GoogleToken(state).handle),
+        (twilio.PREFIX, twilio_api.handle),
+        (control_api.PREFIX, control_api.ControlApi(state, rates).handle),
     ]
 
     async def route(request: Request) -> Reply:
         for prefix, handle in handlers:
             if request.path.startswith(prefix):
                 return await handle(request)
-        return Reply(404, {"error": f"nothing stands at {request.path}"})
+        return Reply(404, {"error": f"no stand-in answers at {request.path}"})
 
     return route

@@ -1,9 +1,9 @@
 """The real servers that tests run against: PostgreSQL, Redis, and the stand-ins of the providers.
 
-Each process of pytest has its own, so several of them (pytest -n 4) do not meet. A server that DATABASE_URL or
-REDIS_URL names is used instead; tests then work in databases of their own in that PostgreSQL, and in the very
-database of that Redis, which they empty: it takes one process. A server that cannot be had skips the tests that need
-it, and fails them where CI=true.
+Each process of pytest has its own servers, so several processes (pytest -n 4) do not disturb each other. Where
+DATABASE_URL or REDIS_URL is set, that server is used instead: tests make databases of their own in that PostgreSQL,
+but they empty the very database of that Redis, so only one process may run. Tests that need a server which is not
+installed are skipped; with CI=true they fail.
 """
 
 import os
@@ -22,8 +22,8 @@ import redis
 from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 
-import sandbox.ports
 from sandbox.crm import Crm, apply_schema
+from sandbox.ports import RANGE
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
 from sandbox.servers import ServerMissing
@@ -31,21 +31,20 @@ from sandbox.world import World
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sees to it that several processes of pytest neither meet nor find each other's load to be an error."""
+    """Keeps several processes of pytest apart, and does not count a busy machine as an error."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # so a shell starts what runs in the background, and the programs that tests send SIGINT would inherit it
+        # A shell starts background commands like this. The programs that tests send SIGINT would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # how long an example takes says more about the machine than about what is tested
+    # How long an example takes says more about the machine than about what is tested.
     settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("any load")
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if getattr(config.option, "numprocesses", None) and any(map(os.environ.get, ("DATABASE_URL", "REDIS_URL"))):
         raise pytest.UsageError("DATABASE_URL and REDIS_URL are for one process: tests empty that Redis (no -n)")
-    # the port of a server that a test stopped must not be taken by the server of another process
-    share = (sandbox.ports._HIGHEST - sandbox.ports._LOWEST) // processes
-    place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    sandbox.ports._LOWEST += place * share
-    sandbox.ports._HIGHEST = sandbox.ports._LOWEST + share
+    # The port of a server that a test has stopped must not be taken by a server of another process.
+    RANGE.use_share(
+        int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")),
+        int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
+    )
 
 
 class Databases:

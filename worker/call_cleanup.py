@@ -1,7 +1,7 @@
 """bin/call-cleanup: deletes old rows of the call queue, at local midnight and at every start.
 
-A tick deletes what ended more than 30 days ago, whenever that was: what was missed while the worker was down is done
-by its first tick.
+A tick deletes all rows that ended more than 30 days ago. So the first tick also deletes what was missed while the
+worker was down.
 """
 
 import logging
@@ -21,7 +21,7 @@ Deletes rows of the call queue that were completed, failed or cancelled and not 
 and at midnight of CLEANUP_TIMEZONE. The log of calls itself stays."""
 
 KEPT = timedelta(days=30)
-BATCH_SIZE = 1_000  # rows deleted in one transaction: milliseconds, in which the CRM waits for none but these rows
+BATCH_SIZE = 1_000  # rows in one transaction, which takes milliseconds and locks only these rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ class CallCleanupJob:
                 deleted += batch
                 ended = batch < BATCH_SIZE
                 self._context.counters.heartbeat(self._context.clock())
-        finally:  # also of nothing, so that an operator sees that it ran, and of what an outage cut short
+        finally:  # also for no rows, so that an operator sees that it ran, and after an outage
             log.info("old rows of the call queue deleted", {"rows": deleted, "all": ended})
         return TickResult({"deleted": deleted}, next_at=None if ended else now, unfinished=not ended)
 

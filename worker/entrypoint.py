@@ -1,7 +1,7 @@
-"""bin/entrypoint: what a container starts.
+"""bin/entrypoint: the first process of a container.
 
-The first process of a container gets no signal that it does not ask for. So it asks first, and then imports what
-takes its time (worker/starting/startup.py).
+The kernel delivers SIGTERM to a container's first process only if that has a handler. So the handlers are installed
+first, and what takes long to import (worker/starting/startup.py) is imported afterwards.
 """
 
 import signal
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status, if it returns at all."""
+    """Returns the exit status, unless the process becomes another program."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     from worker.starting.startup import run

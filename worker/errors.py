@@ -1,30 +1,30 @@
-"""The kinds of errors there are, by what has to happen next.
+"""The kinds of errors, by what has to happen next.
 
     WorkerError
-    ├── SettingsError          stop this process: bad configuration (exit status 2)
+    ├── SettingsError          stop this process: invalid configuration (exit status 2)
     ├── SchemaError            stop this process: bin/migrate has to run first (exit status 2)
-    ├── ServerUnavailable             a server besides PostgreSQL and Redis does not answer: the loop waits for it
-    ├── TickFailed             something of this tick could not be done: try again sooner than at the next interval
-    ├── TransportMissing       stop this campaign: its tenant has no way to send configured
+    ├── ServerUnavailable      another server than PostgreSQL and Redis does not answer: the loop waits for it
+    ├── TickFailed             a part of this tick could not be done: run the next tick earlier than usual
+    ├── TransportMissing       stop this campaign: its tenant has configured nothing to send with
     └── SendError              what became of one message
-        ├── RetryLater         not sent; try again later, whoever the recipient is
-        │   └── RecipientDeferred    ... this recipient; others can be written to now
+        ├── RetryLater         not sent; try again later, with any recipient
+        │   └── RecipientDeferred    ... with this recipient; messages to others can be sent now
         ├── RecipientRefused   not sent; give up on this recipient
-        │   └── RecipientOptedOut   ... and never write to this address again
+        │   └── RecipientOptedOut    ... and never send to this address again
         ├── CampaignRejected   not sent; stop the campaign (template or content refused)
-        ├── AccountRejected    not sent; stop everything that uses this account (credentials, blocked)
-        └── Unconfirmed        it may have been sent: the answer never came
+        ├── AccountRejected    not sent; stop everything that uses this account (bad credentials, blocked)
+        └── Unconfirmed        it may have been sent: no answer came
 
-Providers turn vendors' errors into these at their edge, nowhere else.
+Only the modules of providers/ turn a vendor's errors into these.
 """
 
 
 class WorkerError(Exception):
-    """An error the worker understands; its text is written for an operator."""
+    """An error that the worker expects; its text is written for an operator."""
 
 
 class SettingsError(WorkerError):
-    """A variable of the environment has a value the program cannot run with."""
+    """An environment variable is missing, or has a value that the program cannot use."""
 
 
 class SchemaError(WorkerError):
@@ -32,7 +32,7 @@ class SchemaError(WorkerError):
 
 
 class ServerUnavailable(WorkerError):
-    """A server does not answer, whose name is ``server``; the text is the reason."""
+    """The server named ``server`` does not answer; the text is the reason."""
 
     def __init__(self, server: str, reason: str) -> None:
         super().__init__(reason)
@@ -40,7 +40,7 @@ class ServerUnavailable(WorkerError):
 
 
 class TickFailed(WorkerError):
-    """A tick left something undone; it is to be tried again after ``delay_seconds``."""
+    """A tick could not do everything; the next one is run after ``delay_seconds``."""
 
     def __init__(self, reason: str, delay_seconds: float) -> None:
         super().__init__(reason)
@@ -48,17 +48,17 @@ class TickFailed(WorkerError):
 
 
 class TransportMissing(WorkerError):
-    """Nothing is configured that could carry this campaign; the text says what to configure."""
+    """No account is configured that could send this message; the text says what to configure."""
 
 
 class SendError(WorkerError):
-    """A message was not accepted; the text is the reason in the provider's words."""
+    """A message was not accepted; the text is the reason, in the provider's words."""
 
 
 class RetryLater(SendError):
-    """The message was not sent and may be, later.
+    """The message was not sent and can be tried again later.
 
-    ``delay_seconds`` is the provider's own wish (Retry-After and the like), None when it named none.
+    ``delay_seconds`` is the delay that the provider asks for (in Retry-After, for example), None if it names none.
     """
 
     def __init__(self, reason: str, delay_seconds: float | None = None) -> None:
@@ -67,15 +67,15 @@ class RetryLater(SendError):
 
 
 class RecipientDeferred(RetryLater):
-    """As RetryLater, for a reason that says nothing about other recipients (greylisting, one person's limit)."""
+    """As RetryLater, for a reason that concerns this recipient only (greylisting, a limit for one person)."""
 
 
 class RecipientRefused(SendError):
-    """This recipient cannot be reached; others can."""
+    """This recipient cannot be reached; this says nothing about others."""
 
 
 class RecipientOptedOut(RecipientRefused):
-    """This recipient asked never to be written to again."""
+    """This recipient has asked for no more messages."""
 
 
 class CampaignRejected(SendError):
@@ -87,4 +87,4 @@ class AccountRejected(SendError):
 
 
 class Unconfirmed(SendError):
-    """The message was handed over, or partly, and no answer came: nobody knows whether it was sent."""
+    """The message was handed over, at least in part, and no answer came: it is not known whether it was sent."""

@@ -7,24 +7,24 @@ from http.client import HTTPConnection, HTTPException
 
 from worker.runtime import program
 
-ANSWER_SECONDS = 3.0  # less than HEALTHCHECK's own time-out, so that the reason is said
+TIMEOUT_SECONDS = 3.0  # shorter than HEALTHCHECK's own, so that the reason is written
 
 DESCRIPTION = """\
-Asks bin/web of this machine for /livez. PostgreSQL, Redis and Qdrant do not matter: a new container would not bring
-them back."""
+Requests /livez from bin/web on this machine. PostgreSQL, Redis and Qdrant are not checked: a new container would not
+make them available again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = program.parser("healthcheck", DESCRIPTION, "Exit status: 0 it answers, 1 it does not, 2 bad settings.")
     parser.parse_args(arguments)
-    return program.guarded(check)
+    return program.run_main(check)
 
 
 def check() -> int:
     """Returns 0 or 1; raises SettingsError."""
     port = program.settings_from_environment("healthcheck").port
-    with closing(HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)) as connection:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)) as connection:
         try:
             connection.request("GET", "/livez")
             status = connection.getresponse().status

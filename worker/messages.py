@@ -1,4 +1,4 @@
-"""Messages as providers take them, and what a provider answers when it took one."""
+"""Messages in the form that providers take, and what a provider answers when it has accepted one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,12 +6,22 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Email:
-    """One e-mail, ready for the wire."""
+    """One e-mail, ready to be sent."""
 
     envelope_from: str  # bare address, ASCII
     to: str  # bare address, ASCII
     message_id: str  # with its angle brackets
-    content: bytes  # RFC 5322, CRLF line ends, ends with CRLF, not dot-stuffed
+    content: bytes  # RFC 5322, with CRLF line ends, also at its end; not dot-stuffed
+
+
+@dataclass(frozen=True, slots=True)
+class EmailCopy:
+    """What a person reads in an e-mail, for the CRM's outbox."""
+
+    sender: str  # bare address
+    subject: str
+    body: str  # plain text
+    html: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +34,7 @@ class WhatsAppMessage:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The provider took the message. Ids are the provider's own; for e-mail ``message_id`` is the header's."""
+    """The provider accepted the message. The ids are the provider's; an e-mail's ``message_id`` is its Message-ID."""
 
     message_id: str | None = None
     gmail_message_id: str | None = None

@@ -1,6 +1,5 @@
-"""bin/migrate: makes and updates the worker's own tables and its indexes on the CRM's tables."""
+"""bin/migrate: creates and updates the worker's own tables and its indexes on the CRM's tables."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -15,23 +14,27 @@ from worker.runtime.migrations import migrate
 log = logging.getLogger(__name__)
 
 
+DESCRIPTION = """\
+Creates and updates the worker's own tables (schema worker) and its indexes (worker_*) in the database at
+DATABASE_URL. It changes nothing else. It is safe to run it twice, and while all programs run."""
+
+HOW_IT_ENDS = "Exit status: 0 done, or nothing to do; 1 the migration failed; 2 bad settings."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="bin/migrate",
-        description="Makes and updates the worker's own tables (schema worker) and its indexes (worker_*) in the "
-        "database at DATABASE_URL. Changes nothing else. Safe to run twice and while everything runs.",
-    )
-    parser.parse_args(arguments)
-    return program.guarded(_migrate_configured)
+    """Returns the exit status."""
+    program.parser("migrate", DESCRIPTION, HOW_IT_ENDS).parse_args(arguments)
+    return program.run_main(migrate_database)
 
 
-def _migrate_configured() -> int:
+def migrate_database() -> int:
+    """Returns 0 or 1; raises SettingsError."""
     settings = program.settings_from_environment("migrate")
     try:
         with closing(Database(settings.database_url, "crm-worker migrate").connect()) as connection:
             done = migrate(connection)
     except psycopg2.Error as error:
-        log.error("not migrated", {"reason": str(error).strip()})
+        log.error("migration failed", {"reason": str(error).strip()})
         return 1
     print("\n".join(f"done: {name}" for name in done) or "nothing to do: the database is up to date")  # noqa: T201 - a person reads it
     return 0

@@ -76,7 +76,7 @@ PROGRAMS = (
     ProgramSpec(name="qdrant", database=False, redis=False, priority=SERVER_PRIORITY, worker_only=False),
     ProgramSpec(name="watchdog", priority=WATCHDOG_PRIORITY),
     ProgramSpec(name="web", priority=WEB_PRIORITY, worker_only=False),
-    ProgramSpec(name="migrate"),
+    ProgramSpec(name="migrate", redis=False),
     ProgramSpec(name="entrypoint"),
     ProgramSpec(name="healthcheck", database=False, redis=False),
 )

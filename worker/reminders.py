@@ -1,7 +1,7 @@
-"""bin/reminders: tells people which of their leads nobody has contacted for too long.
+"""bin/reminders: reminds people of their leads that nobody has contacted for too long.
 
 A tick reads what the tenants saved, claims a digest for each recipient who has leads to be reminded of, sends them
-(worker/notifications/) and settles them. What was reminded of is written down by the claim, in the same statement.
+(worker/notifications/) and settles them. The claim writes down in the same statement which leads it reminds of.
 """
 
 import json
@@ -11,38 +11,53 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import psycopg2
 
-from worker.campaigns.batch import Kind
 from worker.errors import RetryLater
 from worker.notifications.claims import NotificationClaims
-from worker.notifications.dispatcher import LANES
+from worker.notifications.dispatcher import THREADS, NotificationDispatcher
 from worker.notifications.notification import Notification, OutgoingMessage
+from worker.reminding.digest import DigestContent
 from worker.reminding.messages import DigestMessages
-from worker.reminding.recipients import RecipientReader
-from worker.reminding.settlement import DigestSettlement, SettledDigest
+from worker.reminding.recipients import DigestRecipient, RecipientReader
+from worker.reminding.settlement import DigestResult, DigestSettlement, SettledDigest
+from worker.reminding.tenants import read_tenants
 from worker.runtime import program
-from worker.runtime.db import Row, is_unavailable, queries
+from worker.runtime.db import is_unavailable, queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.migrations import require_current
-from worker.sending.accounts import Accounts
+from worker.sending.accounts import SendingAccounts
+from worker.sending.outcomes import OutcomeKind
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Sends each recipient of a tenant's lead reminders one digest, by e-mail or WhatsApp, of the leads that nobody has
-contacted for the tenant's checkIntervalHours; no lead again to the same recipient before as many hours."""
+contacted for the tenant's checkIntervalHours. The same recipient is reminded of the same lead only after that many
+hours more."""
 
-CHUNK = 1000  # recipients claimed, or digests taken over, at once
-LISTED = 200  # leads of a digest; the others are counted
-DEFERRALS_BEFORE_BACKOFF = (
-    5  # messages put off in a row, before the others of the same way out wait for the next tick
-)
+CHUNK = 1000  # recipients, or waiting digests, claimed at once
+LISTED = 200  # leads that a digest lists; the others are counted
+DEFERRALS_BEFORE_BACKOFF = 5  # in a row; then the other messages of the same account wait for the next tick
 HEARTBEAT_SECONDS = 10.0
 OLDEST_MEMORY = timedelta(days=366)  # longer than any checkIntervalHours
 
-Way = tuple[str | None, str]
+# what an attempt through an account says about the account; all others say that its provider works
+_ACCOUNT_FAILED = (OutcomeKind.DEFERRED, OutcomeKind.REJECTED, OutcomeKind.UNCONFIRMED)
+
+
+class AccountKey(NamedTuple):
+    """What fails as a whole: a tenant's account, or the SMTP server that all tenants share (no tenant)."""
+
+    tenant_id: str | None
+    channel: str
+
+    @classmethod
+    def of(cls, notification: Notification, outgoing: OutgoingMessage) -> "AccountKey":
+        shared = notification.channel == "email" and outgoing.gmail is None
+        return cls(None if shared else notification.tenant_id, notification.channel)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,63 +74,65 @@ class RemindersJob:
         self._context = context
         self._db = context.database
         self._sql = queries("reminders")
-        self._accounts = Accounts(settings, context.redis, clock, LANES)
-        self._notices = NotificationClaims(
-            self._db, context.name, context.signals, settings.shutdown_grace_seconds, clock
+        self._accounts = SendingAccounts(settings, context.redis, clock, THREADS)
+        self._claims = NotificationClaims(self._db, context.name)
+        self._dispatcher = NotificationDispatcher(
+            self._claims, context.signals, settings.shutdown_grace_seconds, clock
         )
-        self._letters = DigestMessages(self._db, self._accounts, clock)
-        self._endings = DigestSettlement(self._db, self._notices, settings, clock)
+        self._messages = DigestMessages(self._db, self._accounts, clock)
+        self._settlement = DigestSettlement(self._db, self._claims, settings, clock)
         self._recipients = RecipientReader()
         self._counts: dict[str, int] = {}
-        self._put_off: Counter[Way] = Counter()  # in a row
+        self._failures: Counter[AccountKey] = Counter()  # of the account in a row
         self._warned: set[tuple[str | None, str, str | None]] = set()
         self._heartbeat_at = time.monotonic()
 
     def start(self) -> None:
         require_current(self._db)
-        self._db.all(self._sql["drop_memory"], oldest=self._context.clock() - OLDEST_MEMORY)
+        self._db.execute(self._sql["drop_memory"], oldest=self._context.clock() - OLDEST_MEMORY)
 
     def tick(self, now: datetime) -> TickResult:
         self._counts = dict.fromkeys(("digests", "leads", "failed", "unconfirmed"), 0)
-        self._put_off.clear()
+        self._failures.clear()
         self._warned.clear()
-        self._notices.release_orphans(now)
-        tenants = self._db.all(self._sql["tenants"])
-        self._letters.begin(tenants)
-        self._deliver([])  # what came back earlier and could not be settled then
-        for taken_over in self._take_over(now):
-            self._deliver(taken_over)
-        for claimed in self._claim(self._recipients.of(tenants, now), now):
+        self._claims.release_orphans(now, self._dispatcher.in_hand)
+        tenants = read_tenants(self._db)
+        self._messages.begin(tenants)
+        self._deliver([])  # what an earlier tick sent and could not settle
+        for waiting in self._claim_waiting(now):
+            self._deliver(waiting)
+        for claimed in self._claim_new(self._recipients.recipients_of_all(tenants, now), now):
             self._deliver(claimed)
         if any(self._counts.values()):
             log.info("reminded", {key: count for key, count in self._counts.items() if count})
-        next_due = self._notices.next_due()
+        next_due = self._claims.next_due()
         return TickResult(self._counts, next_due, unfinished=bool(next_due and next_due <= self._context.clock()))
 
     def close(self) -> bool:
         self._accounts.close()
-        return self._notices.close()
+        return self._dispatcher.close()
 
-    def _take_over(self, now: datetime) -> Iterator[list[Notification]]:
-        """What waits and is due: digests of dead workers whose provider can be asked by now.
+    def _claim_waiting(self, now: datetime) -> Iterator[list[Notification]]:
+        """Digests that dead workers had handed over, and whose provider can be asked by now.
 
-        Those that never left are given back, and claimed afresh with whatever is true by now.
+        Those that were never sent are forgotten, and claimed anew from what is in the database by now.
         """
-        while self._context.may_continue and (notices := self._notices.claim_waiting(now, CHUNK)):
-            self._endings.forget([notice for notice in notices if not notice.handed_over])
-            yield [notice for notice in notices if notice.handed_over]
+        while self._context.may_continue and (waiting := self._claims.claim_waiting(now, CHUNK)):
+            self._settlement.forget([digest for digest in waiting if not digest.handed_over])
+            yield [digest for digest in waiting if digest.handed_over]
 
-    def _claim(self, recipients: list[Row], now: datetime) -> Iterator[list[Notification]]:
+    def _claim_new(self, recipients: list[DigestRecipient], now: datetime) -> Iterator[list[Notification]]:
         """New digests of all tenants, chunk by chunk."""
         for first in range(0, len(recipients), CHUNK):
             if self._context.may_continue:
                 yield self._claim_chunk(recipients[first : first + CHUNK], now)
 
-    def _claim_chunk(self, recipients: list[Row], now: datetime) -> list[Notification]:
+    def _claim_chunk(self, recipients: list[DigestRecipient], now: datetime) -> list[Notification]:
         """A chunk that the database refuses is claimed in halves, until it is known whose digest it refuses."""
-        claim = {"job": self._context.name, "holder": self._notices.holder, "now": now, "listed": LISTED}
+        claim = {"job": self._context.name, "holder": self._claims.holder, "now": now, "listed": LISTED}
+        as_json = json.dumps([recipient.as_json() for recipient in recipients])
         try:
-            rows = self._db.all(self._sql["claim"], recipients=json.dumps(recipients), **claim)
+            rows = self._db.execute(self._sql["claim"], recipients=as_json, **claim)
         except psycopg2.Error as error:
             if is_unavailable(error):
                 raise
@@ -124,58 +141,56 @@ class RemindersJob:
                 return [*self._claim_chunk(recipients[:middle], now), *self._claim_chunk(recipients[middle:], now)]
             reason = error.diag.message_primary or type(error).__name__  # its details may hold addresses
             log.error(
-                "a digest waits: the database refuses it", {"tenant": recipients[0]["tenant_id"], "reason": reason}
+                "a digest cannot be claimed: the database refuses it",
+                {"tenant": recipients[0].tenant_id, "reason": reason},
             )
             return []
         return [Notification(**row) for row in rows]
 
-    def _deliver(self, notices: list[Notification]) -> None:
-        self._letters.read_templates(notices)
-        for wave in self._notices.deliver(notices, self._letter_of, lambda: self._context.may_continue):
-            for ended in self._endings.settle(wave):
-                self._count(ended)
+    def _deliver(self, digests: list[Notification]) -> None:
+        self._messages.read_templates(digests)
+        for deliveries in self._dispatcher.deliver(digests, self._prepare, lambda: self._context.may_continue):
+            for settled in self._settlement.settle(deliveries):
+                self._count(settled)
             if time.monotonic() - self._heartbeat_at > HEARTBEAT_SECONDS:
                 self._context.counters.heartbeat(self._context.clock())
                 self._heartbeat_at = time.monotonic()
 
-    def _letter_of(self, notice: Notification) -> OutgoingMessage:
+    def _prepare(self, digest: Notification) -> OutgoingMessage:
         """Raises TransportMissing, RetryLater, and ValueError for an address that cannot be written to."""
-        letter = self._letters.letter(notice)
-        if self._put_off[_way(notice, letter)] >= DEFERRALS_BEFORE_BACKOFF and not notice.handed_over:
-            raise RetryLater("other messages were put off there just before")
-        return letter
+        outgoing = self._messages.prepare(digest)
+        failures = self._failures[AccountKey.of(digest, outgoing)]
+        if failures >= DEFERRALS_BEFORE_BACKOFF and not digest.handed_over:
+            raise RetryLater("the messages before it failed through the same account")
+        return outgoing
 
-    def _count(self, ended: SettledDigest) -> None:
-        """Counts a digest that came to an end, and says once for each tenant and channel why it failed."""
-        notice = ended.delivery.notice
-        if (letter := ended.delivery.letter) and not notice.handed_over:  # an earlier one says nothing about now
-            if ended.delivery.outcome.kind in (Kind.DEFERRED, Kind.UNCONFIRMED):
-                self._put_off[_way(notice, letter)] += 1
+    def _count(self, settled: SettledDigest) -> None:
+        """Counts a digest that ended; a failure is logged once for each tenant, channel and reason."""
+        digest, outgoing = settled.delivery.notification, settled.delivery.outgoing
+        if outgoing and not digest.handed_over:  # an earlier attempt says nothing about the account now
+            key = AccountKey.of(digest, outgoing)
+            if settled.delivery.outcome.kind in _ACCOUNT_FAILED:
+                self._failures[key] += 1
             else:
-                self._put_off.pop(_way(notice, letter), None)  # its provider answers
-        if ended.outcome == "sent":
+                self._failures.pop(key, None)
+        if settled.result is DigestResult.SENT:
             self._counts["digests"] += 1
-            self._counts["leads"] += notice.content["leadsCount"]
+            self._counts["leads"] += DigestContent.of(digest).leads_count
         else:
-            self._counts[ended.outcome] += 1
-            self._warn(ended)
-        self._context.counters.add("reminders_total", channel=notice.channel, outcome=ended.outcome)
-        if ended.outcome == "unconfirmed":
-            self._context.counters.add("unconfirmed_total", channel=notice.channel)
+            self._counts[settled.result] += 1
+            self._warn(settled)
+        self._context.counters.add("reminders_total", channel=digest.channel, outcome=settled.result)
+        if settled.result is DigestResult.UNCONFIRMED:
+            self._context.counters.add("unconfirmed_total", channel=digest.channel)
 
-    def _warn(self, ended: SettledDigest) -> None:
-        notice, reason = ended.delivery.notice, ended.delivery.outcome.reason
-        key = (notice.tenant_id, notice.channel, reason)
+    def _warn(self, settled: SettledDigest) -> None:
+        digest, reason = settled.delivery.notification, settled.delivery.outcome.reason
+        key = (digest.tenant_id, digest.channel, reason)
         if key not in self._warned:
-            said = "nobody knows whether a digest arrived" if ended.outcome == "unconfirmed" else "a digest waits"
-            log.warning(said, {"tenant": notice.tenant_id, "channel": notice.channel, "reason": reason})
+            unconfirmed = settled.result is DigestResult.UNCONFIRMED
+            message = "a digest is unconfirmed: it may have arrived" if unconfirmed else "a digest was not sent"
+            log.warning(message, {"tenant": digest.tenant_id, "channel": digest.channel, "reason": reason})
         self._warned.add(key)
-
-
-def _way(notice: Notification, letter: OutgoingMessage) -> Way:
-    """What fails as a whole: a tenant's account, or the SMTP server that all tenants share."""
-    shared = notice.channel == "email" and letter.gmail is None
-    return (None if shared else notice.tenant_id), notice.channel
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help=f"repeat until Ctrl-C, every SECONDS seconds (default {WATCH_SECONDS:g})",
     )
-    return program.guarded(lambda: _run(parser.parse_args(arguments)))
+    return program.run_main(lambda: _run(parser.parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""bin/trial: suspends expired trials and tells whom it concerns.
+"""bin/trial: suspends expired trials, and notifies each tenant's contact and the operator by e-mail.
 
-A tick suspends all of them in one short transaction that also writes down who has to be told, and then sends what
-waits to be told (worker/notifications/claims.py): whatever becomes of an e-mail, the suspensions stand.
+A tick suspends all expired trials in one short transaction, which also writes down who has to be notified; then it
+sends the notifications that wait (worker/notifications/). Whatever becomes of an e-mail, the suspensions stand.
 """
 
 import logging
@@ -9,35 +9,43 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from worker.campaigns.batch import Kind
-from worker.content.trial import LISTED, contact_mail, contact_values, owner_mail, owner_values
-from worker.notifications.claims import NotificationClaims
-from worker.notifications.dispatcher import LANES
-from worker.notifications.notification import Delivery, Notification, OutgoingMessage
-from worker.providers.untrusted import printable
+from worker.content.one_line import printable
+from worker.content.trial import (
+    LISTED,
+    contact_email,
+    contact_values,
+    owner_email,
+    owner_values,
+    read_summary,
+    read_tenant,
+)
+from worker.notifications.claims import Deferral, NotificationClaims
+from worker.notifications.delivery import Delivery
+from worker.notifications.dispatcher import THREADS, NotificationDispatcher
+from worker.notifications.notification import Notification, OutgoingMessage
 from worker.runtime import program
-from worker.runtime.backoff import backoff_seconds
 from worker.runtime.db import queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.migrations import require_current
-from worker.sending.accounts import Accounts
+from worker.sending.accounts import SendingAccounts
+from worker.sending.outbox import OutboxEmail
+from worker.sending.outcomes import NextStep, OutcomeKind, RetryPolicy
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Suspends the tenants whose free trial has expired and deactivates their users, at every start and every hour; tells
-the tenant's contact and OWNER_EMAIL by e-mail, once."""
+Suspends the tenants whose free trial has expired and deactivates their users, at every start and every hour. Each
+tenant's contact and OWNER_EMAIL get one e-mail about it."""
 
-LOCKED_SECONDS = 60.0  # until a tenant that somebody had locked is looked at again
-TELLING_SECONDS = 30.0  # then the tick ends, and the next one looks for expired trials before it goes on telling
-AGAIN_SECONDS = 1.0  # the least pause between two ticks
-CHUNK = 100  # mails claimed at once
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 60.0, 6 * 3600.0
+LOCKED_SECONDS = 60.0  # until a tenant is looked at again that another session had locked
+SENDING_SECONDS = 30.0  # then the tick ends; the next one suspends what has expired before it goes on sending
+NEXT_TICK_SECONDS = 1.0  # the shortest pause between two ticks
+CHUNK = 100  # notifications claimed at once
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 60.0, 6 * 3600.0
 MAX_ATTEMPTS = 12
-KEPT = timedelta(days=7)  # mails that nobody could send for so long are no news any more
+KEPT = timedelta(days=7)  # notifications that could not be sent for so long are dropped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,9 +62,17 @@ class TrialJob:
         self._context = context
         self._db = context.database
         self._sql = queries("trial")
-        self._accounts = Accounts(settings, context.redis, clock, LANES)
-        self._notices = NotificationClaims(
-            self._db, context.name, context.signals, settings.shutdown_grace_seconds, clock
+        self._accounts = SendingAccounts(settings, context.redis, clock, THREADS)
+        self._claims = NotificationClaims(self._db, context.name)
+        self._dispatcher = NotificationDispatcher(
+            self._claims, context.signals, settings.shutdown_grace_seconds, clock
+        )
+        self._policy = RetryPolicy(
+            max_attempts=MAX_ATTEMPTS,
+            first_delay_seconds=FIRST_DELAY_SECONDS,
+            longest_delay_seconds=LONGEST_DELAY_SECONDS,
+            resend_unconfirmed=settings.unconfirmed_sends == "resend",
+            after_rejection=NextStep.RETRY,
         )
         self._missing = [
             name
@@ -64,48 +80,48 @@ class TrialJob:
             if not value
         ]
         sender = settings.owner_email or "nobody@localhost.invalid"  # nothing is sent then
-        self._contact_mail = contact_mail(settings.company_name, sender)
-        self._owner_mail = owner_mail(settings.company_name, sender)
+        self._contact_email = contact_email(settings.company_name, sender)
+        self._owner_email = owner_email(settings.company_name, sender)
         self._counts: dict[str, int] = {}
 
     def start(self) -> None:
         require_current(self._db)
         if self._missing:
             log.warning(
-                "nobody can be told of suspended trials; their mails wait for 7 days",
+                "notifications about suspended trials cannot be sent; they wait for 7 days",
                 {"set": " and ".join(self._missing)},
             )
 
     def tick(self, now: datetime) -> TickResult:
-        # as the tables hold it, which would round it up: what is due now must not look due a moment later
+        # cut to milliseconds as in the tables, which would round it up: what is due now must not be due later
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         self._counts = dict.fromkeys(("suspended", "users", "told", "failed"), 0)
         left = self._suspend(now)
         self._drop_stale(now)
-        self._notices.release_orphans(now)
+        self._claims.release_orphans(now, self._dispatcher.in_hand)
         due = [now + timedelta(seconds=LOCKED_SECONDS)] if left else []
         if self._missing:
             return TickResult(self._counts, min(due, default=None))
-        self._tell(now)
-        next_due = self._notices.next_due()
+        self._notify(now)
+        next_due = self._claims.next_due()
         if next_due:
-            due.append(max(next_due, now + timedelta(seconds=AGAIN_SECONDS)))
+            due.append(max(next_due, now + timedelta(seconds=NEXT_TICK_SECONDS)))
         return TickResult(self._counts, min(due, default=None), unfinished=bool(next_due and next_due <= now))
 
     def close(self) -> bool:
         self._accounts.close()
-        return self._notices.close()
+        return self._dispatcher.close()
 
     def _suspend(self, now: datetime) -> bool:
-        """Suspends what expired; returns whether a tenant was left alone because somebody had it locked."""
+        """Suspends what has expired; returns whether a tenant was left because another session had locked it."""
         done = None
         with self._db.transaction():
-            # in a statement of its own: the next ones see whatever was committed until the locks were had
-            ids = [row["id"] for row in self._db.all(self._sql["lock_expired"], now=now)]
+            # in a statement of its own: the next ones see whatever was committed before the locks were taken
+            ids = [row["id"] for row in self._db.execute(self._sql["lock_expired"], now=now)]
             if ids:
-                self._db.all(self._sql["supersede"], ids=ids)
+                self._db.execute(self._sql["supersede"], ids=ids)
                 owner = self._context.settings.owner_email
-                done = self._db.one(self._sql["suspend"], ids=ids, now=now, owner=owner, listed=LISTED)
+                done = self._db.execute_one(self._sql["suspend"], ids=ids, now=now, owner=owner, listed=LISTED)
         if done:
             self._counts["suspended"], self._counts["users"] = done["tenants"], done["users"]
             self._context.counters.add("trials_suspended_total", done["tenants"])
@@ -114,90 +130,110 @@ class TrialJob:
         return bool(left and left["found"])
 
     def _drop_stale(self, now: datetime) -> None:
-        dropped = self._db.all(self._sql["drop_stale"], oldest=now - KEPT)
+        dropped = self._db.execute(self._sql["drop_stale"], oldest=now - KEPT)
         too_old = sum(row["too_old"] for row in dropped)
         if too_old:
-            log.warning("mails about trials dropped: they waited for 7 days", {"mails": too_old})
+            log.warning("notifications about trials dropped: they waited for 7 days", {"mails": too_old})
         if len(dropped) > too_old:
-            log.info("mails about trials dropped: no longer suspended", {"mails": len(dropped) - too_old})
+            log.info(
+                "notifications about trials dropped: their tenants are no longer suspended",
+                {"mails": len(dropped) - too_old},
+            )
 
-    def _tell(self, now: datetime) -> None:
-        """Sends what waits, for a while."""
-        until = time.monotonic() + TELLING_SECONDS
+    def _notify(self, now: datetime) -> None:
+        """Sends what waits, for a limited time."""
+        until = time.monotonic() + SENDING_SECONDS
 
-        def may_go_on() -> bool:
+        def may_continue() -> bool:
             return self._context.may_continue and time.monotonic() < until
 
         claimed = None
         while claimed is None or claimed:
-            claimed = self._notices.claim_waiting(now, CHUNK) if may_go_on() else []
-            # also of none: what an earlier tick sent and could not settle is settled first of all
-            for wave in self._notices.deliver(claimed, self._letter_of, may_go_on):
-                self._settle(wave)
+            claimed = self._claims.claim_waiting(now, CHUNK) if may_continue() else []
+            # even without any: what an earlier tick sent and could not settle is settled before all others
+            for deliveries in self._dispatcher.deliver(claimed, self._prepare, may_continue):
+                self._settle(deliveries)
             self._context.counters.heartbeat(self._context.clock())
         if self._counts["told"] or self._counts["failed"]:
-            log.info("told of suspended trials", {"mails": self._counts["told"], "failed": self._counts["failed"]})
+            log.info(
+                "notifications about suspended trials sent",
+                {"mails": self._counts["told"], "failed": self._counts["failed"]},
+            )
 
-    def _letter_of(self, notice: Notification) -> OutgoingMessage:
-        facts, at = notice.content, self._context.clock()
-        try:
-            if notice.tenant_id is None:
-                values = owner_values(facts, notice.created_at)
-                message = self._owner_mail.message(notice.id, "", notice.address, values, at)
-                return OutgoingMessage(message, self._accounts.smtp())
-            values = contact_values(facts)
-            message = self._contact_mail.message(notice.id, facts["name"], notice.address, values, at)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"its content cannot be read: {error!r}") from error
-        entry = {"entity_type": "Tenant", "entity_id": notice.tenant_id, "tenant_id": notice.tenant_id}
-        written_by = facts.get("user_id")
-        outbox = {**self._contact_mail.outbox(values), **entry, "user_id": written_by} if written_by else None
-        return OutgoingMessage(message, self._accounts.smtp(), outbox=outbox)
+    def _prepare(self, notification: Notification) -> OutgoingMessage:
+        """Raises TransportMissing, and ValueError for an address or a content that cannot be used."""
+        if notification.tenant_id is None:
+            return self._to_owner(notification)
+        return self._to_contact(notification, notification.tenant_id)
 
-    def _settle(self, wave: Sequence[Delivery]) -> None:
-        ended, back = [], []
-        for each in wave:
-            due_at = self._due_again(each)
-            if due_at is None:
-                ended.append(each)
-            else:
-                tried = each.outcome.kind is not Kind.NOT_SENT
-                # what is sent again although it may have arrived must not be asked after first
-                known = replace(each, may_have_arrived=False) if each.outcome.kind is Kind.UNCONFIRMED else each
-                back.append((known, due_at, each.notice.attempts + tried))
-        if back:
-            self._notices.put_back(back)
-        settled = self._notices.settle(ended) if ended else set()
+    def _to_owner(self, notification: Notification) -> OutgoingMessage:
+        values = owner_values(read_summary(notification.content), notification.created_at)
+        message = self._owner_email.message(notification.id, "", notification.address, values, self._context.clock())
+        return OutgoingMessage(message, self._accounts.smtp())
+
+    def _to_contact(self, notification: Notification, tenant_id: str) -> OutgoingMessage:
+        tenant = read_tenant(notification.content)
+        values = contact_values(tenant)
+        message = self._contact_email.message(
+            notification.id, tenant.name, notification.address, values, self._context.clock()
+        )
+        outbox = tenant.user_id and OutboxEmail(
+            self._contact_email.copy(values),
+            address=notification.address,
+            entity_type="Tenant",
+            entity_id=tenant_id,
+            tenant_id=tenant_id,
+            user_id=tenant.user_id,
+        )
+        return OutgoingMessage(message, self._accounts.smtp(), outbox=outbox or None)
+
+    def _settle(self, deliveries: Sequence[Delivery]) -> None:
+        ended: list[Delivery] = []
+        deferrals: list[Deferral] = []
+        for each in deliveries:
+            match each.next_step(self._policy):
+                case NextStep.SENT | NextStep.FAIL | NextStep.FAIL_UNCONFIRMED:
+                    ended.append(each)
+                case NextStep.RETRY:
+                    deferrals.append(self._retry(each))
+                case NextStep.RELEASE | NextStep.ASK:
+                    deferrals.append(_in_its_place(each))
+        if deferrals:
+            self._claims.defer(deferrals)
+        settled = self._claims.settle(ended) if ended else set()
         for each in ended:
-            if each.notice.id in settled:
+            if each.notification.id in settled:
                 self._count(each)
 
-    def _due_again(self, delivery: Delivery) -> datetime | None:
-        """When the mail is tried again; None: it came to an end."""
-        outcome, attempts = delivery.outcome, delivery.notice.attempts + 1
-        if outcome.kind is Kind.NOT_SENT:
-            return delivery.notice.created_at  # so it keeps its place
-        resend = outcome.kind is Kind.UNCONFIRMED and self._context.settings.unconfirmed_sends == "resend"
-        if not (resend or outcome.kind in (Kind.DEFERRED, Kind.RECIPIENT_DEFERRED)) or attempts >= MAX_ATTEMPTS:
-            return None
-        pause = backoff_seconds(attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-        return outcome.at + timedelta(seconds=max(pause, outcome.delay_seconds or 0.0))
+    def _retry(self, delivery: Delivery) -> Deferral:
+        """It is sent again even if it may have arrived: then the operator has set UNCONFIRMED_SENDS=resend."""
+        attempts = delivery.notification.attempts + 1
+        delay = timedelta(seconds=self._policy.delay_seconds(delivery.outcome, attempts))
+        return Deferral(delivery.notification.id, delivery.outcome.at + delay, attempts, may_have_arrived=False)
 
     def _count(self, delivery: Delivery) -> None:
-        """Counts a mail that came to an end, and says of one that failed why."""
+        """Counts a notification that ended, and logs why it failed."""
         outcome = delivery.outcome
-        sent = outcome.kind is Kind.ACCEPTED
+        sent = outcome.kind is OutcomeKind.ACCEPTED
         self._counts["told" if sent else "failed"] += 1
         self._context.counters.add("messages_total", channel="email", outcome="sent" if sent else "failed")
-        if outcome.kind is Kind.UNCONFIRMED:
+        if outcome.kind is OutcomeKind.UNCONFIRMED:
             self._context.counters.add("unconfirmed_total", channel="email")
         if not sent:
             reason = printable(re.sub(r"\S*@\S*", "***", outcome.reason or ""))  # servers repeat the address
-            about = delivery.notice.tenant_id or "all: the owner's summary"
+            about = delivery.notification.tenant_id or "all: the owner's summary"
             log.warning(
-                "mail about a suspended trial given up",
+                "notification about a suspended trial given up",
                 {"tenant": about, "outcome": str(outcome.kind), "reason": reason},
             )
+
+
+def _in_its_place(delivery: Delivery) -> Deferral:
+    """It was not tried: it is due at once, before those that were written later."""
+    notification = delivery.notification
+    return Deferral(
+        notification.id, notification.created_at, notification.attempts, may_have_arrived=delivery.may_have_arrived
+    )
 
 
 if __name__ == "__main__":

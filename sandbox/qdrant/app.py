@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from falcon import App, Request, Response
 
-from sandbox.qdrant import reads, resources, snapshot_calls, writes
+from sandbox.qdrant import reads, resources, snapshot_resources, writes
 from sandbox.qdrant.errors import Refusal
-from sandbox.qdrant.http import Gate, refused, serialize, unexpected
+from sandbox.qdrant.http import RequestChecks, refused, serialize, unexpected
 from sandbox.qdrant.metrics import Metrics
 from sandbox.qdrant.settings import Settings
 from sandbox.qdrant.storage import Storage
@@ -34,7 +34,7 @@ _WRITES = {
 def app_of(storage: Storage, settings: Settings) -> App[Request, Response]:
     """The WSGI application."""
     metrics = Metrics(storage, resources.VERSION)
-    app = App(middleware=[Gate(settings.api_key, settings.max_request_bytes, metrics)])
+    app = App(middleware=[RequestChecks(settings.api_key, settings.max_request_bytes, metrics)])
     app.req_options.strip_url_path_trailing_slash = True
     app.set_error_serializer(serialize)
     app.add_error_handler(Exception, unexpected)
@@ -62,7 +62,7 @@ def _add_collections(app: App[Request, Response], storage: Storage) -> None:
         app.add_route(f"{one}/points/{path}", resources.Reading(storage, read))
     for path, write in _WRITES.items():
         app.add_route(f"{one}/points/{path}", resources.Writing(storage, write))
-    app.add_route(f"{one}/snapshots", snapshot_calls.SnapshotList(storage))
-    app.add_route(f"{one}/snapshots/recover", snapshot_calls.Recovery(storage))
-    app.add_route(f"{one}/snapshots/upload", snapshot_calls.Upload(storage))
-    app.add_route(f"{one}/snapshots/{{snapshot}}", snapshot_calls.SnapshotFile(storage))
+    app.add_route(f"{one}/snapshots", snapshot_resources.SnapshotList(storage))
+    app.add_route(f"{one}/snapshots/recover", snapshot_resources.Recovery(storage))
+    app.add_route(f"{one}/snapshots/upload", snapshot_resources.Upload(storage))
+    app.add_route(f"{one}/snapshots/{{snapshot}}", snapshot_resources.SnapshotFile(storage))

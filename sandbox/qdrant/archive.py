@@ -1,7 +1,7 @@
 """The tar files that snapshots are: a collection's description and its shard.
 
-The engine's files are long and mostly holes. They are kept in the sparse format 1.0 of GNU tar, which tar and
-Python's tarfile read back with their holes.
+The engine's files are long and mostly holes. They are stored in the sparse format 1.0 of GNU tar, which tar and
+Python's tarfile restore with their holes.
 """
 
 import json
@@ -23,7 +23,7 @@ def pack(description: dict[str, Any], shard: Path, target: Path) -> None:
     with tarfile.open(target, "w:gz", compresslevel=_FASTEST, format=tarfile.PAX_FORMAT) as archive:
         _add_content(archive, tarfile.TarInfo(DESCRIPTION), json.dumps(description).encode())
         archive.add(shard, SHARD, recursive=False)
-        # with the log: the engine counts its operations there, and ignores those with numbers that it knows
+        # with the log, in which the engine numbers its operations: it ignores operations with known numbers
         for path in sorted(shard.rglob("*")):
             member = archive.gettarinfo(path, str(PurePosixPath(SHARD, path.relative_to(shard))))
             if member.isfile():
@@ -33,7 +33,7 @@ def pack(description: dict[str, Any], shard: Path, target: Path) -> None:
 
 
 def unpack(path: Path, folder: Path) -> Any:
-    """Unpacks a snapshot into a new folder and returns the request its collection was made with. Raises Refusal."""
+    """Unpacks a snapshot into a new folder; returns the request that created its collection. Raises Refusal."""
     folder.mkdir()
     try:
         with tarfile.open(path, "r:*") as archive:
@@ -44,17 +44,17 @@ def unpack(path: Path, folder: Path) -> Any:
         request = described(folder)["request"]
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise Refusal(f"Wrong input: this is no snapshot of a development Qdrant: {reason}") from error
+        raise Refusal(f"Wrong input: this is not a snapshot of a development Qdrant: {reason}") from error
     if not (folder / SHARD).is_dir():
-        raise Refusal("Wrong input: this is no snapshot of a development Qdrant: there is no shard in it")
+        raise Refusal("Wrong input: this is not a snapshot of a development Qdrant: there is no shard in it")
     return request
 
 
 def _checked(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Only files and folders, and only below the folder they are unpacked into."""
+    """Only files and folders, and only below the folder into which they are unpacked."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
-        raise ValueError(f"{member.name!r} has no place in a snapshot")
+        raise ValueError(f"{member.name!r} does not belong in a snapshot")
     return member
 
 
@@ -83,7 +83,7 @@ def _add_sparse(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -
 
 
 def _data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Start and length of what is no hole; at the end an empty part, which tells the size."""
+    """Start and length of each part that is not a hole; at the end an empty part, which marks the size."""
     start = end = 0
     while end < size:
         try:

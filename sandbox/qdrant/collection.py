@@ -1,8 +1,8 @@
-"""One collection: a shard of the engine, and the description it was made with.
+"""One collection: a shard of the engine, and the request that created the collection.
 
-Its folder holds collection.json, which names the folder of the shard beside it: so a restored shard takes the place
-of the old one in the moment in which that file is replaced. The engine writes each operation to a log before it
-answers, so that what was acknowledged outlives a kill; ``flush`` makes it outlive a power cut and shortens the log.
+Its folder holds collection.json, which names the folder of the shard beside it: replacing that file replaces the
+shard by a restored one. The engine writes each operation to a log before it answers, so that what was acknowledged
+survives a kill; ``flush`` makes it survive a power cut and shortens the log.
 """
 
 import shutil
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import qdrant_edge as engine
 
-from sandbox.qdrant import schema
+from sandbox.qdrant import payload_index
 from sandbox.qdrant.description import config_of, describe, described, vectors_of
 from sandbox.qdrant.errors import Refusal, engine_errors, no_collection
 
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Collection:
-    """An open collection. Reads run side by side; what changes it runs one after the other."""
+    """An open collection. Reads run in parallel; changes run one after the other."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Opens what ``make`` or ``adopt`` left in ``folder``; raises Refusal, or OSError."""
+        """Opens what ``make`` or ``adopt`` wrote to ``folder``; raises Refusal, or OSError."""
         self.name = name
         self.folder = folder
         self._changing = Lock()
@@ -35,7 +35,7 @@ class Collection:
         self._shard: engine.EdgeShard | None = None
         self._load()
         for path in folder.iterdir():
-            if path.is_dir() and path.name != self._shard_name:  # a kill came before it was removed
+            if path.is_dir() and path.name != self._shard_name:  # left by a kill before it was removed
                 shutil.rmtree(path)
 
     @staticmethod
@@ -49,7 +49,7 @@ class Collection:
         describe(folder, {"shard": shard, "request": request})
 
     def read(self, ask: Callable[[engine.EdgeShard], T]) -> T:
-        """What ``ask`` gets from the shard, which stays open until it returned even if the collection is deleted."""
+        """The result of ``ask`` on the shard, which stays open meanwhile, even if the collection is deleted."""
         with engine_errors():
             return ask(self._open_shard())
 
@@ -64,15 +64,15 @@ class Collection:
             self._open_shard().flush()
 
     @contextmanager
-    def still(self) -> Iterator[Path]:
-        """The folder of the shard, flushed, while nothing changes it."""
+    def frozen(self) -> Iterator[Path]:
+        """The folder of the flushed shard, without changes while it is used."""
         with self._changing:
             with engine_errors():
                 self._open_shard().flush()
             yield self.folder / self._shard_name
 
     def adopt(self, shard: Path, request: dict[str, Any]) -> None:
-        """Goes on with the shard in that folder, which is moved here, instead of its own. Raises Refusal."""
+        """Replaces its own shard by the one in that folder, which is moved here. Raises Refusal."""
         wanted, own = vectors_of(request).described(), self.vectors.described()
         if wanted != own:
             raise Refusal(f"Wrong input: the snapshot's vectors are {wanted}, those of `{self.name}` are {own}")
@@ -91,7 +91,7 @@ class Collection:
             shard.close()
 
     def forget(self) -> None:
-        """Ends the use of a collection that is being deleted; reads that are running go on until they are done."""
+        """Ends the use of a collection that is being deleted; running reads are completed."""
         with self._changing:
             self._shard = None
 
@@ -105,7 +105,7 @@ class Collection:
             "points_count": found.points_count,
             "segments_count": found.segments_count,
             "config": config_of(self._request),
-            "payload_schema": schema.described(found.payload_schema),
+            "payload_schema": payload_index.described(found.payload_schema),
         }
 
     def _load(self) -> None:

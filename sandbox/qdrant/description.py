@@ -1,4 +1,4 @@
-"""What a collection was asked to be: the checked request, what GET shows of it, and the file it is kept in."""
+"""The request that created a collection: its checks, what GET shows of it, and the file that it is kept in."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from sandbox.qdrant.errors import Refusal
 from sandbox.qdrant.vectors import Vectors
 
 DESCRIPTION = "collection.json"
-# Qdrant's defaults. The development server shows them and what was asked for instead, and acts on none.
+# Qdrant's defaults. The development server shows them, or what was requested instead, and ignores both.
 _PARAMS = {"shard_number": 1, "replication_factor": 1, "write_consistency_factor": 1, "on_disk_payload": True}
 _HNSW = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000, "max_indexing_threads": 0, "on_disk": False}
 _OPTIMIZERS = {
@@ -63,7 +63,7 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 def describe(folder: Path, content: dict[str, Any]) -> None:
-    """Writes collection.json in one moment."""
+    """Replaces collection.json atomically."""
     making = folder / f"{DESCRIPTION}.new"
     with making.open("w", encoding="utf-8") as file:
         json.dump(content, file)

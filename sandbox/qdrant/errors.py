@@ -1,11 +1,11 @@
-"""What the development Qdrant refuses, with the HTTP statuses of the real one.
+"""The errors of the development Qdrant, with the HTTP statuses of the real one.
 
 Refusal                  400  the request is wrong
-├── Unauthorized         401  no API key, or another one
+├── Unauthorized         401  no API key, or a wrong one
 ├── NotFound             404  no such collection, point or snapshot
-├── Conflict             409  the collection is there already
+├── Conflict             409  the collection exists already
 ├── TooLarge             413  the body is longer than service.max_request_size_mb
-└── EngineFailed         500  the engine did not do what it was asked for
+└── EngineFailed         500  the engine failed
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 class Refusal(Exception):
-    """The text is the answer's status.error: it says what is wrong in the words of the request."""
+    """The text becomes the answer's status.error; it names what is wrong in the request."""
 
     status = 400
 
@@ -44,14 +44,14 @@ def no_collection(name: str) -> NotFound:
 
 @contextmanager
 def engine_errors() -> Iterator[None]:
-    """Turns what the engine raises into a Refusal with the first line of its text."""
+    """Turns the engine's errors into a Refusal with the first line of their text."""
     try:
         yield
     except Refusal:
         raise
     except BaseException as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if type(error).__name__ == "PanicException":  # of the engine's Rust code: no Exception, and not exported
+        if type(error).__name__ == "PanicException":  # of the engine's Rust code: no Exception, not exported
             raise EngineFailed(f"Service internal error: {text}") from error
         if not isinstance(error, Exception):
             raise

@@ -1,4 +1,4 @@
-"""Reads a request's JSON field by field; what is missing, of a wrong type or not served here is refused by name."""
+"""Reads a request's JSON field by field; refuses fields that are missing, of a wrong type, or not supported here."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ _SMALLEST = -(2**63)
 
 
 def only(value: object, where: str, *known: str) -> dict[str, Any]:
-    """``value`` as an object without its nulls. Raises Refusal when it is none or has fields but ``known``."""
+    """``value`` as an object without its nulls. Raises Refusal for other values and for unknown fields."""
     found = typed(value, dict, where)
     for name in found.keys() - set(known):
         if found[name] is not None:
@@ -23,7 +23,7 @@ def only(value: object, where: str, *known: str) -> dict[str, Any]:
 
 
 def typed(value: object, kind: type[T], where: str) -> T:
-    """``value`` itself; raises Refusal when it is of another type. True is no integer here."""
+    """``value`` itself; raises Refusal if it has another type. True is not an integer here."""
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise Refusal(f"Format error in JSON body: {where} must be {_NAMES[kind]}")
     return value

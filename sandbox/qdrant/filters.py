@@ -1,7 +1,7 @@
 """Filters of the REST API as the engine's objects.
 
-A condition is looked up by the one field that tells its kind: see _CONDITIONS for those of a payload field, and
-_WITHOUT_KEY for the others.
+One field of a condition determines its kind: see _CONDITIONS for conditions on a payload field, and _WITHOUT_KEY for
+the others.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _BOUNDS = ("lt", "gt", "lte", "gte")
 
 
 def filter_of(value: object) -> engine.Filter:
-    """Raises Refusal for what is no filter, with the words that say why."""
-    with engine_errors():  # its own checks: paths of keys, times
+    """Raises Refusal with the reason why it is not a filter."""
+    with engine_errors():  # the engine checks paths of keys, and times
         return _filter(value, 0)
 
 
@@ -37,7 +37,7 @@ def _filter(value: object, depth: int) -> engine.Filter:
 
 
 def _conditions(value: object, where: str, depth: int) -> list[engine.ConditionType]:
-    """One condition may stand without a list around it."""
+    """A single condition need not be in a list."""
     listed = value if isinstance(value, list) else [value]
     return [_condition(item, where, depth) for item in listed]
 

@@ -1,4 +1,4 @@
-"""How the development Qdrant's answers and errors look, and what each call must pass first.
+"""The form of the development Qdrant's answers and errors, and the checks before each call.
 
 {"result": ..., "status": "ok", "time": 0.0012}
 {"status": {"error": "Not found: ..."}, "time": 0.0012}
@@ -23,7 +23,7 @@ _UNLIMITED = "/snapshots/upload"
 log = logging.getLogger("qdrant")
 
 
-class Gate:
+class RequestChecks:
     """Middleware: the API key and the body's length before a call, the count of calls after it."""
 
     def __init__(self, api_key: str, max_request_bytes: int, metrics: Metrics) -> None:
@@ -63,14 +63,14 @@ def body_of(req: Request) -> Any:
     try:
         body = json.loads(raw, parse_constant=_refuse_constant)
         if b"\\u" in raw:
-            json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (ValueError, RecursionError) as error:
         raise Refusal(f"Format error in JSON body: {error}") from error
     return body
 
 
 def serialize(req: Request, resp: Response, error: falcon.HTTPError) -> None:
-    """What the framework itself refuses: unknown paths and methods."""
+    """Errors of the framework: unknown paths and methods."""
     _show_error(req, resp, error.status_code, error.description or error.title or "")
 
 
@@ -96,4 +96,4 @@ def _seconds(req: Request) -> float:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -14,7 +14,7 @@ from sandbox.qdrant.storage import Storage
 
 
 class Metrics:
-    """Counts the answers, and asks the collections when somebody looks."""
+    """Counts the answers; reads the collections when it is requested."""
 
     def __init__(self, storage: Storage, version: str) -> None:
         self._storage = storage
@@ -25,7 +25,7 @@ class Metrics:
         self._registry.register(self)
 
     def count(self, method: str, endpoint: str, status: int) -> None:
-        """``endpoint`` is the path's template: unknown paths must not make series of their own."""
+        """``endpoint`` is the path's template: unknown paths must not create new series."""
         with self._counting:
             self._answers[method, endpoint, status] += 1
 
@@ -54,4 +54,4 @@ class Metrics:
             try:
                 yield collection.name, collection.read(lambda shard: shard.info().points_count)
             except NotFound:
-                continue  # deleted since
+                continue  # deleted in the meantime

@@ -1,4 +1,4 @@
-"""Points: from the REST API's JSON to the engine's objects, and back."""
+"""Points: between the REST API's JSON and the engine's objects."""
 
 import uuid
 from collections.abc import Callable
@@ -22,9 +22,9 @@ def point_id(value: object) -> int | uuid.UUID:
         try:
             return uuid.UUID(value)
         except ValueError:
-            pass  # refused below like everything else that is no id
+            pass  # refused below like any other value
     shown = str(value)[:100]
-    raise Refusal(f"Wrong input: {shown} is no point id: it must be an unsigned 64 bit integer or a UUID")
+    raise Refusal(f"Wrong input: {shown} is not a point id: it must be an unsigned 64 bit integer or a UUID")
 
 
 def point_ids(value: object) -> list[int | uuid.UUID | str]:
@@ -71,7 +71,7 @@ def _rows(columns: dict[str, Any], length: int) -> list[tuple[Any, ...]]:
 
 
 def with_payload(value: object) -> Any:
-    """What of the payload is wanted: all, nothing, or some fields."""
+    """Which part of the payload is requested: all, nothing, or some fields."""
     if isinstance(value, bool):
         return value
     if isinstance(value, list):
@@ -90,10 +90,10 @@ def with_vector(value: object) -> bool | list[str]:
 
 
 def record(found: engine.Record | engine.ScoredPoint) -> dict[str, Any]:
-    """A point as the REST API shows it; payload and vector only where they were asked for."""
+    """A point in the REST API's form; payload and vector only if they were requested."""
     shown: dict[str, Any] = {"id": shown_id(found.id)}
     if isinstance(found, engine.ScoredPoint):
-        # an infinite score is no number in JSON: Qdrant shows it as null, too
+        # JSON has no infinite numbers: Qdrant also shows such a score as null
         shown |= {"version": found.version, "score": found.score if isfinite(found.score) else None}
     if found.payload is not None:
         shown["payload"] = found.payload
@@ -115,7 +115,7 @@ def _shown_vector(vector: Any) -> Any:
 
 
 def named_vector(found: engine.Record, name: str) -> Any:
-    """One vector of a point that was read with its vectors; None when it has none of that name."""
+    """One vector of a point that was read with its vectors; None if it has none with that name."""
     if isinstance(found.vector, dict):
         return found.vector.get(name)
     return found.vector if name == DEFAULT else None

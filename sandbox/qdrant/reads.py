@@ -14,15 +14,15 @@ from sandbox.qdrant.vectors import DEFAULT
 
 _USUAL_LIMIT = 10
 _ID_DIGITS = 20  # of the largest number of 64 bits
-_WANTED = ("with_payload", "with_vector")
-_WINDOW = ("filter", "params", "limit", "offset", "score_threshold", *_WANTED)
+_SELECTORS = ("with_payload", "with_vector")
+_WINDOW = ("filter", "params", "limit", "offset", "score_threshold", *_SELECTORS)
 
 
 def retrieve(collection: Collection, body: object) -> list[dict[str, Any]]:
     """POST points: those that exist of the ids."""
-    found = fields.only(body, "the body", "ids", *_WANTED)
+    found = fields.only(body, "the body", "ids", *_SELECTORS)
     wanted = point_ids(fields.needed(found, "ids", "the body"))
-    shown = _wanted(found, payload=True)
+    shown = _selectors(found, payload=True)
     records = collection.read(lambda shard: shard.retrieve(wanted, shown["with_payload"], shown["with_vector"]))
     return [record(each) for each in records]
 
@@ -78,12 +78,12 @@ def batch_of(call: Callable[[Collection, object], Any]) -> Callable[[Collection,
 
 def scroll(collection: Collection, body: object) -> dict[str, Any]:
     """POST points/scroll: in the order of the ids, from `offset` on."""
-    found = fields.only(body, "the body", "filter", "limit", "offset", *_WANTED)
+    found = fields.only(body, "the body", "filter", "limit", "offset", *_SELECTORS)
     request = engine.ScrollRequest(
         offset=fields.optional(found, "offset", point_id),
         limit=fields.count(found, "limit", _USUAL_LIMIT, 1),
         filter=fields.optional(found, "filter", filter_of),
-        **_wanted(found, payload=True),
+        **_selectors(found, payload=True),
     )
     records, following = collection.read(lambda shard: shard.scroll(request))
     return {"points": [record(each) for each in records], "next_page_offset": shown_id(following)}
@@ -108,13 +108,13 @@ def _nearest(collection: Collection, found: dict[str, Any], vector: Any, using: 
         filter=chosen,
         score_threshold=fields.optional(found, "score_threshold", lambda given: fields.number(given, "a threshold")),
         params=fields.optional(found, "params", _params),
-        **_wanted(found, payload=False),
+        **_selectors(found, payload=False),
     )
     return [record(each) for each in collection.read(lambda shard: shard.query(request))]
 
 
 def _params(value: object) -> engine.SearchParams:
-    """Quantization and Acorn only trade time for exactness: here everything is exact enough without them."""
+    """Quantization and Acorn trade accuracy for speed; they are accepted and ignored."""
     found = fields.only(value, "params", "hnsw_ef", "exact", "indexed_only", "quantization", "acorn")
     return engine.SearchParams(
         hnsw_ef=fields.count(found, "hnsw_ef", 0, 0) or None,
@@ -123,7 +123,7 @@ def _params(value: object) -> engine.SearchParams:
     )
 
 
-def _wanted(found: dict[str, Any], *, payload: bool) -> dict[str, Any]:
+def _selectors(found: dict[str, Any], *, payload: bool) -> dict[str, Any]:
     return {
         "with_payload": with_payload(found.get("with_payload", payload)),
         "with_vector": with_vector(found.get("with_vector", False)),

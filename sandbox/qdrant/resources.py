@@ -1,4 +1,4 @@
-"""The paths of collections and points, and the probes."""
+"""Falcon resources of collections, points and probes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from sandbox.qdrant import reads, writes
 from sandbox.qdrant.collection import Collection
 from sandbox.qdrant.errors import NotFound
 from sandbox.qdrant.http import answer, body_of
-from sandbox.qdrant.names import collection_name
+from sandbox.qdrant.name_checks import collection_name
 from sandbox.qdrant.storage import Storage
 
-VERSION = "1.19.0"  # of the server whose API this is: clients warn when they are two minor versions away
+VERSION = "1.19.0"  # of the server whose API this is: clients warn if theirs differs by two minor versions
 _TITLE = "qdrant - vector search engine"
 
 
@@ -23,7 +23,7 @@ class Root:
 
 
 class Probe:
-    """Whoever gets this text knows that the server answers: it opens its collections before it listens to calls."""
+    """Answers at once: the server opens its collections before it listens."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -33,17 +33,17 @@ class Probe:
         resp.text = self._text
 
 
-class _OfStorage:
+class _StorageResource:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
 
-class CollectionList(_OfStorage):
+class CollectionList(_StorageResource):
     def on_get(self, req: Request, resp: Response) -> None:
         answer(req, resp, {"collections": [{"name": name} for name in self._storage.names()]})
 
 
-class OneCollection(_OfStorage):
+class OneCollection(_StorageResource):
     def on_get(self, req: Request, resp: Response, name: str) -> None:
         answer(req, resp, self._storage.get(name).info())
 
@@ -55,12 +55,12 @@ class OneCollection(_OfStorage):
         answer(req, resp, self._storage.delete(name))
 
 
-class Existence(_OfStorage):
+class Existence(_StorageResource):
     def on_get(self, req: Request, resp: Response, name: str) -> None:
         answer(req, resp, {"exists": name in self._storage.names()})
 
 
-class Points(_OfStorage):
+class Points(_StorageResource):
     def on_put(self, req: Request, resp: Response, name: str) -> None:
         _write(req, resp, self._storage.get(name), writes.upsert)
 
@@ -68,12 +68,12 @@ class Points(_OfStorage):
         answer(req, resp, reads.retrieve(self._storage.get(name), body_of(req)))
 
 
-class OnePoint(_OfStorage):
+class OnePoint(_StorageResource):
     def on_get(self, req: Request, resp: Response, name: str, point: str) -> None:
         answer(req, resp, reads.one(self._storage.get(name), point))
 
 
-class Payload(_OfStorage):
+class Payload(_StorageResource):
     def on_post(self, req: Request, resp: Response, name: str) -> None:
         _write(req, resp, self._storage.get(name), writes.set_payload)
 
@@ -81,18 +81,18 @@ class Payload(_OfStorage):
         _write(req, resp, self._storage.get(name), writes.overwrite_payload)
 
 
-class Index(_OfStorage):
+class Index(_StorageResource):
     def on_put(self, req: Request, resp: Response, name: str) -> None:
         _write(req, resp, self._storage.get(name), writes.create_index)
 
 
-class IndexOf(_OfStorage):
+class IndexOf(_StorageResource):
     def on_delete(self, req: Request, resp: Response, name: str, field: str) -> None:
         _changed(req, resp, writes.delete_index(self._storage.get(name), field))
 
 
 class Reading:
-    """A POST whose body is what to read."""
+    """A POST whose body describes what to read."""
 
     def __init__(self, storage: Storage, read: Callable[[Collection, object], Any]) -> None:
         self._storage = storage
@@ -103,7 +103,7 @@ class Reading:
 
 
 class Writing:
-    """A POST whose body is what to change."""
+    """A POST whose body describes what to change."""
 
     def __init__(self, storage: Storage, write: writes.Call) -> None:
         self._storage = storage

@@ -1,8 +1,8 @@
-"""A Qdrant for development, where there is no binary: Qdrant's REST API over its own engine as a library.
+"""The development Qdrant, for machines without Qdrant's program: its REST API over its own engine as a library.
 
     python -m sandbox.qdrant.server --config-path conf/qdrant.yaml
 
-It reads the same configuration as Qdrant and keeps its data in the same folders, though not in the same files.
+It reads Qdrant's configuration and keeps its data in the same folders, but in files of another format.
 One process, one shard for each collection, no gRPC, no TLS, no cluster.
 """
 
@@ -35,7 +35,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 DESCRIPTION = """\
 Serves Qdrant's REST API over the library qdrant-edge-py until SIGTERM. For development only: the real Qdrant is
-faster, and keeps its data in other files. Snapshots of the one cannot be restored by the other."""
+faster, and its files have another format. Neither of the two can restore the other's snapshots."""
 
 EPILOG = """\
 The configuration is Qdrant's own: service.host, service.http_port, service.api_key, service.max_request_size_mb,
@@ -44,7 +44,7 @@ QDRANT__SERVICE__API_KEY and so on. Exit status: 0 stopped, 1 cannot run, 2 bad 
 
 
 class CannotListen(Exception):
-    """The address is taken or none of this machine."""
+    """The address is in use, or does not belong to this machine."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     logs.configure("INFO", "text")
-    logging.getLogger("waitress").setLevel(logging.CRITICAL)  # calls that wait for a thread are no event
+    logging.getLogger("waitress").setLevel(logging.CRITICAL)  # it warns about every call that waits for a thread
     try:
         settings = read(options.config_path, os.environ)
     except BadSettings as error:
@@ -81,7 +81,7 @@ def _run(settings: Settings) -> None:
         for number in _ENDING:
             signal.signal(number, _stop)
         stopping = Event()
-        Thread(target=_flush_now_and_then, args=(storage, stopping), daemon=True).start()
+        Thread(target=_flush_regularly, args=(storage, stopping), daemon=True).start()
         log.warning("this Qdrant is for development only: its engine is the library qdrant-edge-py")
         address = f"{settings.host}:{settings.http_port}"
         log.info("started", {"listen": address, "storage": settings.storage, "collections": len(storage.names())})
@@ -89,7 +89,7 @@ def _run(settings: Settings) -> None:
         stopping.set()
     finally:
         for number in _ENDING:
-            signal.signal(number, signal.SIG_IGN)  # once is enough: what follows must not be cut short
+            signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt what follows
         storage.close()
     log.info("stopped")
 
@@ -110,7 +110,7 @@ def _listen(storage: Storage, settings: Settings) -> BaseWSGIServer:
         raise CannotListen(f"cannot listen at {settings.host}:{settings.http_port}: {reason}") from error
 
 
-def _flush_now_and_then(storage: Storage, stopping: Event) -> None:
+def _flush_regularly(storage: Storage, stopping: Event) -> None:
     while not stopping.wait(_FLUSH_SECONDS):
         try:
             storage.flush()

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-# what Qdrant does where neither the file nor the environment says anything
+# Qdrant's defaults for what is neither in the file nor in the environment
 _DEFAULTS = {
     ("service", "host"): "0.0.0.0",  # noqa: S104 - Qdrant's default
     ("service", "http_port"): "6333",
@@ -22,28 +22,28 @@ _MB = 1024 * 1024
 
 
 class BadSettings(Exception):
-    """The text names the setting and says what is wrong with it."""
+    """The text names the setting and the problem."""
 
 
 @dataclass(frozen=True)
 class Settings:
     host: str
     http_port: int
-    api_key: str  # '' lets everybody in
+    api_key: str  # '': no key is needed
     max_request_bytes: int
     storage: Path
     snapshots: Path
 
 
 def read(path: Path, environ: Mapping[str, str]) -> Settings:
-    """The settings in a file and an environment; keys that only the real Qdrant knows are its own business.
+    """The settings in a file and an environment; keys that only the real Qdrant uses are ignored.
 
     Raises BadSettings, which never shows the API key.
     """
     sections = _sections(path)
     values = {place: _value(place, sections, environ) for place in _DEFAULTS}
     if values["service", "enable_tls"].lower() == "true":
-        raise BadSettings("service.enable_tls: the development server speaks no TLS")
+        raise BadSettings("service.enable_tls: the development server has no TLS")
     return Settings(
         host=values["service", "host"],
         http_port=_number(values, "http_port", _HIGHEST_PORT),
@@ -60,7 +60,7 @@ def _sections(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadSettings(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadSettings(f"{path} is no YAML: {error}") from error
+        raise BadSettings(f"{path} is not YAML: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -1,7 +1,7 @@
-"""Snapshots of collections, each one file (see archive.py).
+"""Snapshots of collections, each in one file (see archive.py).
 
-They lie where Qdrant has them, <snapshots>/<collection>/<name>.snapshot with <name>.snapshot.checksum beside it, and
-outlive their collection. A file gets its name when it is whole.
+They have the same paths as Qdrant's, <snapshots>/<collection>/<name>.snapshot and <name>.snapshot.checksum beside
+it, and stay when their collection is deleted. A file gets its name when it is complete.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from sandbox.qdrant.archive import pack
 from sandbox.qdrant.collection import Collection
 from sandbox.qdrant.description import described
 from sandbox.qdrant.errors import NotFound, Refusal
-from sandbox.qdrant.names import SNAPSHOT_SUFFIX, snapshot_name
+from sandbox.qdrant.name_checks import SNAPSHOT_SUFFIX, snapshot_name
 
 _CHECKSUM_SUFFIX = ".checksum"
 _PEER = 1  # Qdrant's names have the number of the peer that took the snapshot
@@ -23,18 +23,18 @@ _PEER = 1  # Qdrant's names have the number of the peer that took the snapshot
 
 class Snapshots:
     def __init__(self, folder: Path) -> None:
-        """Removes what a kill left behind half made."""
+        """Removes incomplete files that a kill left behind."""
         self.folder = folder
         for path in folder.glob("*/.*.part"):
             path.unlink()
 
     def take(self, collection: Collection) -> dict[str, Any]:
-        """Makes a snapshot and describes it."""
+        """Takes a snapshot and returns its description."""
         folder = self.folder / collection.name
         folder.mkdir(exist_ok=True)
         making = folder / f".{token_hex(8)}.part"
         try:
-            with collection.still() as shard:
+            with collection.frozen() as shard:
                 pack(described(collection.folder), shard, making)
             return _description(_named(making, collection.name))
         finally:
@@ -43,7 +43,7 @@ class Snapshots:
     def list(self, collection: str) -> list[dict[str, Any]]:
         found = []
         for path in sorted((self.folder / collection).glob(f"*{SNAPSHOT_SUFFIX}")):
-            with suppress(FileNotFoundError):  # deleted since
+            with suppress(FileNotFoundError):  # deleted in the meantime
                 found.append(_description(path))
         return found
 
@@ -66,13 +66,13 @@ class Snapshots:
 
 
 def check(path: Path, checksum: str | None) -> None:
-    """Raises Refusal when the file is not the one that the sender of ``checksum`` (SHA-256, hex) means."""
+    """Raises Refusal if the file does not have ``checksum`` (SHA-256, hex)."""
     if checksum is not None and (found := _sha256(path)) != checksum.lower():
         raise Refusal(f"Wrong input: Snapshot checksum mismatch: expected {checksum[:64]}, got {found}")
 
 
 def _named(making: Path, collection: str) -> Path:
-    """Gives the file its name, which is of the next free second."""
+    """Gives the file its name, with the next free second."""
     checksum = _sha256(making)
     moment = datetime.now(UTC)
     while True:

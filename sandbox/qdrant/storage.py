@@ -1,10 +1,10 @@
 """All collections of the development Qdrant, in the folders that its configuration names.
 
-    <storage>/.lock            held by the server that works here
-    <storage>/collections/     one folder a collection
+    <storage>/.lock            locked by the server that uses the folder
+    <storage>/collections/     one folder for each collection
     <storage>/tmp/             what is being made, restored or deleted; emptied at start
 
-A collection appears and disappears by the renaming of its folder, so that a kill leaves none half made.
+A collection appears and disappears by renaming its folder, so that a kill leaves no incomplete one.
 """
 
 import fcntl
@@ -20,24 +20,24 @@ from sandbox.qdrant.archive import SHARD, unpack
 from sandbox.qdrant.collection import Collection
 from sandbox.qdrant.description import DESCRIPTION, describe, request_of
 from sandbox.qdrant.errors import Conflict, NotFound, Refusal, no_collection
-from sandbox.qdrant.names import collection_name
+from sandbox.qdrant.name_checks import collection_name
 from sandbox.qdrant.snapshots import Snapshots
 
 
 class StorageFailed(Exception):
-    """The folders cannot be used; the text says which and why."""
+    """The folders cannot be used; the text has the folder and the reason."""
 
 
 class Storage:
     def __init__(self, folder: Path, snapshots_folder: Path) -> None:
-        """Takes the folders and opens every collection. Raises StorageFailed."""
+        """Locks the folders and opens every collection. Raises StorageFailed."""
         self._collections_folder = folder / "collections"
         self._tmp = folder / "tmp"
         self._changing = RLock()
         self._collections: dict[str, Collection] = {}
         for each in (self._collections_folder, self._tmp, snapshots_folder):
             _make_writable(each)
-        self._lock = _taken(folder / ".lock")
+        self._lock = _locked(folder / ".lock")
         try:
             shutil.rmtree(self._tmp)
             self._tmp.mkdir()
@@ -76,26 +76,26 @@ class Storage:
                 shutil.rmtree(making, ignore_errors=True)
 
     def delete(self, name: str) -> bool:
-        """Whether there was such a collection. Its snapshots stay."""
+        """Returns whether there was such a collection. Its snapshots stay."""
         with self._changing:
             collection = self._collections.pop(name, None)
             if collection is None:
                 return False
             collection.forget()
-            dying = collection.folder.rename(self.tmp_path())
-        shutil.rmtree(dying)
+            deleted = collection.folder.rename(self.tmp_path())
+        shutil.rmtree(deleted)
         return True
 
     def restore(self, name: str, path: Path) -> None:
-        """Makes the collection ``name`` what a snapshot holds, whichever collection that was taken of.
+        """Replaces the collection ``name`` by a snapshot, which may be of another collection.
 
-        Raises Refusal; then everything is as it was.
+        Raises Refusal, and then changes nothing.
         """
         making = self.tmp_path()
         try:
             request = request_of(unpack(path, making))
             describe(making, {"shard": SHARD, "request": request})
-            Collection(name, making).close()  # what cannot be opened takes no place
+            Collection(name, making).close()  # checks that it can be opened
             with self._changing:
                 if collection_name(name) in self._collections:
                     self._collections[name].adopt(making / SHARD, request)
@@ -111,11 +111,11 @@ class Storage:
     def flush(self) -> None:
         """Raises EngineFailed."""
         for collection in self.all():
-            with suppress(NotFound):  # deleted since
+            with suppress(NotFound):  # deleted in the meantime
                 collection.flush()
 
     def close(self) -> None:
-        """Writes everything to disk and lets others use the folders."""
+        """Writes everything to disk and unlocks the folders."""
         with self._changing:
             for collection in self.all():
                 collection.close()
@@ -136,13 +136,13 @@ def _make_writable(folder: Path) -> None:
         raise StorageFailed(f"cannot write into {folder}: {error.strerror}") from error
 
 
-def _taken(path: Path) -> int:
-    """A descriptor that holds the lock; raises StorageFailed when another server does."""
+def _locked(path: Path) -> int:
+    """A descriptor that holds the lock; raises StorageFailed if another server holds it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise StorageFailed(f"another server is at work in {path.parent}") from error
+        raise StorageFailed(f"another server uses {path.parent}") from error
     except OSError as error:
         raise StorageFailed(f"cannot lock {path}: {error.strerror}") from error
     return descriptor

@@ -1,4 +1,4 @@
-"""How a collection's vectors are: from the REST API's description to the engine's, and whether a vector fits in."""
+"""The parameters of a collection's vectors, in the REST API's and the engine's form, and checks of vectors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _DISTANCES = {
 _LONGEST = 65_536
 _LARGEST = 3.4028234e38  # of a 32 bit float
 _INDICES = 2**32
-# what places or speeds up vectors without changing an exact answer is kept in the description, and not acted on
+# what only changes where vectors are stored or how fast they are found: shown, and otherwise ignored
 _TUNING = ("on_disk", "hnsw_config", "quantization_config", "memory")
 
 
@@ -31,7 +31,7 @@ class Vectors:
         named: dict[str, Any] = fields.typed(sparse, dict, "sparse_vectors")
         self.sparse = {name: _sparse(params, name) for name, params in named.items()}
         if self.dense.keys() & self.sparse.keys():
-            raise Refusal("Wrong input: a name stands in both vectors and sparse_vectors")
+            raise Refusal("Wrong input: a name is in both vectors and sparse_vectors")
 
     def config(self) -> engine.EdgeConfig:
         """For a new shard."""
@@ -43,19 +43,19 @@ class Vectors:
         return engine.EdgeConfig(vectors=dense, sparse_vectors=sparse)
 
     def described(self) -> dict[str, Any]:
-        """As `params` of the collection's info has them."""
+        """In the form of `params` in the collection's info."""
         alone = self.dense.get(DEFAULT) if len(self.dense) == 1 else None
         return {"vectors": alone or self.dense} | ({"sparse_vectors": self.sparse} if self.sparse else {})
 
     def stored(self, value: object) -> Any:
-        """The `vector` of a point, as the engine takes it."""
+        """The `vector` of a point in the engine's form."""
         if isinstance(value, list):
             return self.one(value, DEFAULT)
         named = fields.typed(value, dict, "`vector`")
         return {name: self.one(vector, name) for name, vector in named.items()}
 
     def one(self, value: object, name: str) -> Any:
-        """One vector for the place ``name``; raises Refusal when it does not fit."""
+        """One vector with the name ``name``; raises Refusal if it does not fit."""
         if name in self.sparse:
             return _sparse_vector(value)
         if name not in self.dense:

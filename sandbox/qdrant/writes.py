@@ -1,6 +1,6 @@
 """The calls that change points and payload indexes: each takes a collection and a request's body.
 
-They return the number of the operation, which is done and logged by then, whatever `wait` says.
+They return the number of the operation, which is completed and logged by then, whatever `wait` is.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from sandbox.qdrant import fields
 from sandbox.qdrant.collection import Collection
 from sandbox.qdrant.errors import Refusal, engine_errors
 from sandbox.qdrant.filters import filter_of
+from sandbox.qdrant.payload_index import schema_of
 from sandbox.qdrant.points import point_ids, points_of
-from sandbox.qdrant.schema import schema_of
 
 Call = Callable[[Collection, object], int]
 _Maker = Callable[..., UpdateOperation]

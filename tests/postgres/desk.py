@@ -1,4 +1,4 @@
-"""A worker's calls job against real servers, with a clock passed in, for the tests of its rules."""
+"""A calls job on real servers, with clocks that tests move, for the tests of its rules."""
 
 import json
 import time
@@ -16,12 +16,14 @@ from sandbox.crm import Crm, utc_now
 from sandbox.world import World
 from worker.calls import CallsJob
 from worker.runtime.counters import Counters, read_all
+from worker.runtime.db import Database, Row, queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
 
 APP_URL = "https://app.crm.example.in"
-ASK_SECONDS = 31.0  # after so long a call in doubt may be asked about
+ASK_SECONDS = 31.0  # after so long Twilio may be asked about an unconfirmed call
+NAMES = {statement: name for name, statement in queries("calls").items()}
 
 
 def account(number: int) -> dict[str, str]:
@@ -29,13 +31,53 @@ def account(number: int) -> dict[str, str]:
     return {"twilioAccountSid": f"AC{number:032x}", "twilioAuthToken": f"sandbox-token-{number}"}
 
 
-class Desk:
-    """One worker's calls job, its clock, and what the database says of the queue."""
+class WatchedDatabase(Database):
+    """The job's connection. A test may act before or after one of the job's statements, or replace its text.
 
-    def __init__(self, crm: Crm, database_url: str, redis_url: str, world: World, **environ: str) -> None:
+    Keys are the names in worker/sql/calls.sql. ``after["commit"]`` runs after a transaction.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "crm-worker calls")
+        self.before: dict[str, Callable[[], object]] = {}
+        self.after: dict[str, Callable[[], object]] = {}
+        self.texts: dict[str, str] = {}
+
+    def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
+        name = NAMES.get(statement, "")
+        if name in self.before:
+            self.before[name]()
+        rows = super().execute(self.texts.get(name, statement), **parameters)
+        if name in self.after:
+            self.after[name]()
+        return rows
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with super().transaction():
+            yield
+        if "commit" in self.after:
+            self.after["commit"]()
+
+
+class Desk:
+    """One worker's calls job, its clocks, and what the database says of the queue."""
+
+    def __init__(
+        self,
+        crm: Crm,
+        database_url: str,
+        redis_url: str,
+        world: World,
+        database: Database | None = None,
+        **environ: str,
+    ) -> None:
         self.crm = crm
         self.world = world
         self.now = utc_now()
+        self._skipped_seconds = 0.0
+        self.database_url = database_url
+        self.database: Any = database or WatchedDatabase(database_url)
         environment = {
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
@@ -47,23 +89,33 @@ class Desk:
         self.redis_url = redis_url
         self.redis = connect(redis_url)
         self.counters = Counters(self.redis, "calls")
-        # two desks in one test are two workers that both believe they hold the lock
+        # two desks in one test are two workers that both believe that they hold the lock
         self.lock: Any = SimpleNamespace(held=True)
         self.signals: Any = SimpleNamespace(stopping=False)
         context = JobContext(
-            "calls", settings, connect(redis_url), self.lock, self.counters, self.signals, lambda: self.now
-        )
+            "calls", settings, connect(redis_url), self.lock, self.counters, self.signals, lambda: self.now,
+            self.database,
+        )  # fmt: skip
         self.context = context
-        self.job = CallsJob(context)
+        self.job = CallsJob(context, self.monotonic)
         self.job.start()
 
-    def tick(self, *, seconds: float = 0.0) -> TickResult:
+    def monotonic(self) -> float:
+        """The clock that the job's pauses go by."""
+        return time.monotonic() + self._skipped_seconds
+
+    def advance(self, seconds: float) -> None:
+        """Time goes by."""
         self.now += timedelta(seconds=seconds)
+        self._skipped_seconds += seconds
+
+    def tick(self, *, seconds: float = 0.0) -> TickResult:
+        self.advance(seconds)
         return self.job.tick(self.now)
 
     def work(self, ticks: int = 100, *, seconds: float = 0.0) -> dict[str, int]:
-        """Ticks until nothing is left that only its pace holds back; returns what was counted."""
-        self.now += timedelta(seconds=seconds)
+        """Ticks until nothing is left that only waits for its pace; returns what was counted."""
+        self.advance(seconds)
         total: dict[str, int] = {}
         for _ in range(ticks):
             result = self.tick()
@@ -71,11 +123,11 @@ class Desk:
                 total[key] = total.get(key, 0) + count
             if not result.unfinished:
                 return {key: count for key, count in total.items() if count}
-            self._sleep_until(result.next_at)
+            self.sleep_until(result.next_at)
         pytest.fail(f"still unfinished after {ticks} ticks: {total}")
 
-    def _sleep_until(self, wake_at: datetime | None) -> None:
-        """As the loop does: the pace in Redis goes by the real clock."""
+    def sleep_until(self, wake_at: datetime | None) -> None:
+        """Really sleeps, as the loop does: the pace in Redis goes by Redis's clock."""
         assert wake_at is not None
         time.sleep(max(0.0, (wake_at - self.now).total_seconds()))
         self.now = max(self.now, wake_at)
@@ -95,7 +147,7 @@ class Desk:
         return [row for (row,) in self.crm.execute('SELECT to_jsonb(l) FROM "CallLog" l ORDER BY "createdAt", id')]
 
     def log_of(self, queue_id: str) -> dict[str, Any]:
-        """The CallLog row that a row of the queue leads to."""
+        """The CallLog row that a row of the queue is linked to."""
         (log,) = [log for log in self.logs() if log["id"] == self.row(queue_id)["callLogId"]]
         return log
 
@@ -103,11 +155,11 @@ class Desk:
         return int(self.crm.value("SELECT count(*) FROM worker.call_claim"))
 
     def placed(self) -> list[str]:
-        """The numbers that Twilio was told to call, in their order."""
+        """The numbers that Twilio was asked to call, in their order."""
         return [f"+{call.address}" for call in self.world.deliveries("twilio")]
 
     def hang_up(self) -> None:
-        """All calls on their way are over."""
+        """All calls on their way end."""
         self.crm.execute("""UPDATE "CallLog" SET "twilioStatus" = 'completed'""")
 
     def counter(self, metric: str, **labels: str) -> float:
@@ -124,7 +176,7 @@ OpenDesk = Callable[..., Desk]
 
 
 def empty(crm: Crm) -> None:
-    """Takes everything out of the tables that these tests fill."""
+    """Empties the tables that these tests fill."""
     crm.execute(
         """DELETE FROM worker.call_claim; DELETE FROM worker.suppression; DELETE FROM "CallQueue";
            DELETE FROM "CallLog"; DELETE FROM "CallScript"; DELETE FROM "CallSettings"; DELETE FROM "Lead";
@@ -138,8 +190,8 @@ def desks(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator
     world.set_rates(twilio_rate=0)
     opened: list[Desk] = []
 
-    def make(**environ: str) -> Desk:
-        opened.append(Desk(crm, database_url, redis_url, world, **environ))
+    def make(database: Database | None = None, **environ: str) -> Desk:
+        opened.append(Desk(crm, database_url, redis_url, world, database, **environ))
         return opened[-1]
 
     yield make
@@ -151,7 +203,7 @@ def desks(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator
 
 
 class Listener:
-    """What the CRM's Socket.IO servers hear."""
+    """Receives the live events as the CRM's Socket.IO servers do."""
 
     def __init__(self, desk: Desk) -> None:
         self._client = redis.Redis.from_url(desk.redis_url)
@@ -164,7 +216,7 @@ class Listener:
         self._client.close()
 
     def heard(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """The room, the name and the payload of each event that has come."""
+        """The room, the name and the payload of each event that was received."""
         events = []
         while message := self._subscription.get_message(timeout=0.2):
             _, packet, whom = msgpack.unpackb(message["data"])
@@ -175,18 +227,18 @@ class Listener:
 
 
 def form_of(world: World, number: str) -> dict[str, str]:
-    """The fields that Twilio got for the one call to a number."""
+    """The fields of the one call to a number, as Twilio received them."""
     (call,) = world.deliveries("twilio", number)
     return dict(json.loads(call.content))
 
 
 def another_tenant(crm: Crm, **settings: Any) -> str:
-    """A tenant with call settings; the same account as the demo tenant's unless told otherwise."""
+    """A tenant with call settings; its account is the demo tenant's unless ``settings`` names another."""
     tenant_id = crm.add_tenant("Dosa Point")
     crm.add_call_settings(tenant_id, **settings)
     return tenant_id
 
 
 def number(place: int) -> str:
-    """A number of its own for each place."""
+    """A different phone number for each ``place``."""
     return f"+9198{place:08d}"

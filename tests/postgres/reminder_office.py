@@ -1,4 +1,4 @@
-"""Tenants with lead reminders, workers whose ticks the test makes, and a clock that it moves."""
+"""Tenants with lead reminders, workers that tick when the test says so, and a clock that the test moves."""
 
 import json
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from sandbox.crm import Crm
 from sandbox.world import World
 from worker.reminders import RemindersJob
 from worker.runtime.counters import Counters, read_all
+from worker.runtime.db import Database
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lock import Lock
 from worker.runtime.redis_client import connect
@@ -26,7 +27,7 @@ BOSS, OTHER, PHONE = "boss@x.example", "other@x.example", "919812345678"
 
 
 class Clock:
-    """The test's own time: it stands still."""
+    """The test's own time: it moves only when the test moves it."""
 
     def __init__(self) -> None:
         self.now = NOON
@@ -41,14 +42,28 @@ class Clock:
 class Worker:
     """One reminders job in this process."""
 
-    def __init__(self, environ: dict[str, str], client: redis.Redis, clock: Clock, name: str) -> None:
+    def __init__(
+        self,
+        environ: dict[str, str],
+        client: redis.Redis,
+        clock: Clock,
+        name: str,
+        database: Database | None,
+    ) -> None:
         settings = load(environ, "reminders")
         self.clock = clock
         self.signals = Signals()
         self.counters = Counters(client, "reminders")
-        self.lock = Lock([client], f"reminders-of-{name}")  # its own: it believes to be alone
+        self.lock = Lock([client], f"reminders-of-{name}")  # a lock of its own: only the database keeps workers apart
         self.context = JobContext(
-            "reminders", settings, connect(settings.redis_url), self.lock, self.counters, self.signals, clock
+            "reminders",
+            settings,
+            connect(settings.redis_url),
+            self.lock,
+            self.counters,
+            self.signals,
+            clock,
+            database,
         )
         self.job = RemindersJob(self.context)
         self.job.start()
@@ -58,7 +73,7 @@ class Worker:
         return self.job.tick(self.clock())
 
     def ended(self) -> tuple[int, int, int]:
-        """Makes a tick; how many digests were sent, failed and are unconfirmed."""
+        """Runs a tick; returns how many digests were sent, failed and are unconfirmed."""
         found = self.tick().counts
         return found["digests"], found["failed"], found["unconfirmed"]
 
@@ -84,9 +99,9 @@ class ReminderOffice:
         self._stack = stack
         self._workers = 0
 
-    def worker(self, **environ: str) -> Worker:
+    def worker(self, database: Database | None = None, **environ: str) -> Worker:
         self._workers += 1
-        made = Worker(self.environ | environ, self.client, self.clock, str(self._workers))
+        made = Worker(self.environ | environ, self.client, self.clock, str(self._workers), database)
         self._stack.callback(made.close)
         return made
 
@@ -108,7 +123,7 @@ class ReminderOffice:
         return tenant
 
     def lead(self, tenant: str, *, quiet_hours: float = 48.0, stage: str = "new", **columns: Any) -> str:
-        """A lead that nobody contacted since it was made, so many hours ago."""
+        """A lead that was created so many hours ago, and never contacted."""
         at = self.clock() - timedelta(hours=quiet_hours)
         return self.crm.add_lead(tenant, stageId=self.stage(tenant, stage), **{"createdAt": at} | columns)
 
@@ -128,14 +143,14 @@ class ReminderOffice:
         return self.crm.value(statement, *parameters)
 
     def arrived(self, channel: str = "smtp") -> dict[str, int]:
-        """How often each address got something."""
+        """How many messages each address got."""
         return dict(self.world.counts(channel))
 
     def texts(self) -> list[str]:
         """The bodies of all WhatsApp messages."""
         return [json.loads(each.content)["text"]["body"] for each in self.world.deliveries("whatsapp")]
 
-    def notices(self) -> int:
+    def notifications(self) -> int:
         return int(self.one("SELECT count(*) FROM worker.notice"))
 
     def remembered(self) -> int:

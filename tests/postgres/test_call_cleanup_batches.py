@@ -1,4 +1,4 @@
-"""bin/call-cleanup: what is deleted, to the millisecond; in batches that wait for nobody."""
+"""bin/call-cleanup: what is deleted, to the millisecond, and in batches that do not wait for locks."""
 
 import logging
 import threading
@@ -32,7 +32,7 @@ Connection = psycopg2.extensions.connection
 
 
 class Sleeper(Signals):
-    """Signals whose sleep takes no time, which moves the clock, and which stop at some time."""
+    """Signals whose ``wait`` takes no time but moves the clock, and which stop the loop at ``stop_at``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Sleeper(Signals):
 
 
 class Bench:
-    """One job on the test's database, which has the lock."""
+    """A call-cleanup job on the test's database; it has the lock."""
 
     def __init__(self, environ: dict[str, str], client: redis.Redis, lock_name: str) -> None:
         self.client = client
@@ -100,7 +100,7 @@ def other(database_url: str) -> Iterator[Connection]:
 
 
 def add_old(crm: Crm, count: int, days: float = 31.0) -> None:
-    """That many ended rows, each a millisecond older than the one before."""
+    """Adds ended rows, each a millisecond older than the one before."""
     crm.execute(
         """INSERT INTO "CallQueue" (id, "tenantId", "phoneNumber", status, "triggerType", "createdById", "updatedAt")
            SELECT 'old-' || n, %s, '+919800000000', (ARRAY['completed', 'failed', 'cancelled'])[n %% 3 + 1], 'manual',
@@ -119,7 +119,7 @@ def ids(crm: Crm) -> set[str]:
 
 
 def test_thirty_days_to_the_millisecond(crm: Crm, bench: Bench) -> None:
-    """Rows that ended are deleted when their last change is more than 30 days ago: not at 30 days exactly."""
+    """Ended rows are deleted when their last change is more than 30 days ago, not at exactly 30 days."""
     kept = {crm.add_call(status=each, updatedAt=NOW - DAYS_30) for each in ("completed", "failed", "cancelled")}
     for each in ("completed", "failed", "cancelled"):
         crm.add_call(status=each, updatedAt=NOW - DAYS_30 - MILLISECOND)
@@ -136,7 +136,7 @@ def test_microseconds_of_the_clock(crm: Crm, bench: Bench) -> None:
 
 
 def test_what_stays(crm: Crm, bench: Bench) -> None:
-    """What is not ended stays however old it is, so does the log of calls, and whatever a claim holds."""
+    """Rows that have not ended stay, however old they are; so do the log of calls and rows that a claim holds."""
     ancient = NOW - timedelta(days=3650)
     kept = {crm.add_call(status=each, updatedAt=ancient) for each in ("pending", "processing", "odd")}
     log = crm.insert(
@@ -159,7 +159,7 @@ def test_what_stays(crm: Crm, bench: Bench) -> None:
 
 
 def test_batches_beside_the_crm(crm: Crm, bench: Bench, other: Connection, caplog: pytest.LogCaptureFixture) -> None:
-    """5,000 rows go although the CRM reads all of them and has some locked, which wait for the next run."""
+    """5,000 rows are deleted although the CRM reads all of them; those that it has locked wait for the next run."""
     caplog.set_level(logging.INFO)
     add_old(crm, 5_000)
     with other.cursor() as cursor:
@@ -183,7 +183,7 @@ def test_batches_beside_the_crm(crm: Crm, bench: Bench, other: Connection, caplo
 
 
 def test_a_batch_is_a_transaction(crm: Crm, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each batch its rows are gone for everybody, and nothing is locked."""
+    """After each batch its rows are deleted for all sessions, and nothing is locked."""
     add_old(crm, 2 * BATCH_SIZE + 1)
     seen: list[int] = []
     monkeypatch.setattr(bench.counters, "heartbeat", lambda at: seen.append(left(crm)))
@@ -191,8 +191,8 @@ def test_a_batch_is_a_transaction(crm: Crm, bench: Bench, monkeypatch: pytest.Mo
     assert seen == [BATCH_SIZE + 1, 1, 0]
 
 
-def test_a_row_that_the_crm_takes_up_again(crm: Crm, bench: Bench, other: Connection) -> None:
-    """A row that a user sets back to pending in the same moment stays, whoever commits first."""
+def test_a_row_that_the_crm_makes_pending_again(crm: Crm, bench: Bench, other: Connection) -> None:
+    """A row that a user sets to pending again at the same moment stays, whichever transaction commits first."""
     add_old(crm, 1)
     with other.cursor() as cursor:
         cursor.execute("""UPDATE "CallQueue" SET status = 'pending', "updatedAt" = %s""", (NOW,))
@@ -204,7 +204,7 @@ def test_a_row_that_the_crm_takes_up_again(crm: Crm, bench: Bench, other: Connec
 
 @pytest.mark.parametrize("how", ["signal", "lock"])
 def test_stopped_between_batches(crm: Crm, bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a signal, or when its lock is gone, the batch at hand is the last; the rest is due at once."""
+    """After a signal, or when its lock is lost, the present batch is the last one; the rest is due at once."""
     add_old(crm, 3 * BATCH_SIZE)
 
     def stop(at: datetime) -> None:
@@ -221,7 +221,7 @@ def test_stopped_between_batches(crm: Crm, bench: Bench, how: str, monkeypatch: 
 def test_an_outage_in_the_middle(
     crm: Crm, bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the connection breaks after a batch, what was deleted is said, and a new tick does the rest."""
+    """When the connection breaks after a batch, the log says how many rows went, and the next tick goes on."""
     caplog.set_level(logging.INFO)
     add_old(crm, 2 * BATCH_SIZE)
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'crm-worker call-cleanup'"
@@ -234,7 +234,7 @@ def test_an_outage_in_the_middle(
 
 
 def test_two_workers_at_once(crm: Crm, new_bench: Callable[..., Bench]) -> None:
-    """Without a lock to keep them apart, two divide the rows between them, wait for nobody and miss none."""
+    """Without a lock to exclude each other, two jobs share the rows, do not wait, and miss none."""
     add_old(crm, 5_500)
     benches = [new_bench("one"), new_bench("two")]
     results: list[int] = []
@@ -250,7 +250,7 @@ def test_two_workers_at_once(crm: Crm, new_bench: Callable[..., Bench]) -> None:
 
 
 def test_at_start_and_at_local_midnight(crm: Crm, new_bench: Callable[..., Bench]) -> None:
-    """The real loop: at its start what was missed, then what is old at each midnight of India, 18:30 in UTC."""
+    """The real loop deletes what was missed at its start, and goes on at each midnight of India, 18:30 in UTC."""
     bench = new_bench()
     add_old(crm, 10)
     first_midnight = datetime(2026, 1, 31, 18, 30)  # noqa: DTZ001
@@ -282,7 +282,7 @@ def test_the_zone_and_the_interval_are_settings(new_bench: Callable[..., Bench])
 
 
 def test_by_index(crm: Crm) -> None:
-    """A batch is found by the index of ended rows: no more of the table is read, whatever it holds."""
+    """A batch is found by the index of ended rows, and no other rows are read."""
     add_old(crm, 100_000)
     crm.execute("""UPDATE "CallQueue" SET "updatedAt" = %s WHERE right(id, 1) <> '7'""", (NOW,))
     crm.execute("VACUUM ANALYZE")

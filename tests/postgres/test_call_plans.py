@@ -1,25 +1,23 @@
-"""The query plans of the calls job: by index, also in a long queue, behind much that is over, with old statistics."""
+"""The query plans of the calls job use indexes: in a long queue, among many ended calls, with old statistics."""
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import psycopg2
-import psycopg2.extensions
 import pytest
-from desk import ASK_SECONDS, Desk, OpenDesk, desks, number
+from desk import ASK_SECONDS, NAMES, Desk, OpenDesk, desks, number
 
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.runtime.db import Database, Row, queries
+from worker.runtime.db import Database, Row
 
 TENANTS = 100
 PENDING = 20_000
 ENDED = 60_000
 TABLES = {"CallQueue", "CallLog"}
-NAMES = {statement: name for name, statement in queries("calls").items()}
 
 FILL = """
 INSERT INTO "Tenant" (id, name, slug, "contactEmail", "updatedAt")
@@ -46,18 +44,27 @@ FROM (SELECT *, row_number() OVER () AS n FROM "CallQueue" WHERE status = 'compl
 
 
 class Explaining(Database):
-    """A database that keeps the plan of each statement, as it was really run, before it runs it for good."""
+    """A connection that keeps the plan of each statement: it runs it once to explain it, and then for good."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, "test")
         self.plans: dict[str, list[Row]] = defaultdict(list)  # name -> the nodes of all its plans
+        self._in_transaction = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with super().transaction():
+            self._in_transaction = True
+            try:
+                yield
+            finally:
+                self._in_transaction = False
 
     def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
         if name := NAMES.get(statement):
-            idle = self._connected().info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
-            super().execute("BEGIN" if idle else "SAVEPOINT explained")
+            super().execute("SAVEPOINT explained" if self._in_transaction else "BEGIN")
             (found,) = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
-            super().execute("ROLLBACK" if idle else "ROLLBACK TO explained")
+            super().execute("ROLLBACK TO explained" if self._in_transaction else "ROLLBACK")
             self.plans[name] += self._nodes(found["QUERY PLAN"][0]["Plan"])
         return super().execute(statement, **parameters)
 
@@ -65,7 +72,7 @@ class Explaining(Database):
         return [node, *(each for child in node.get("Plans", []) for each in self._nodes(child))]
 
     def sequential(self) -> set[tuple[str, str]]:
-        """The statements that read one of the CRM's large tables from end to end."""
+        """The statements, and which of the CRM's large tables each of them read from end to end."""
         return {
             (name, node["Relation Name"])
             for name, nodes in self.plans.items()
@@ -74,7 +81,7 @@ class Explaining(Database):
         }
 
     def looked_at(self, name: str) -> int:
-        """Rows of those tables that a statement looked at, used or not."""
+        """How many rows of those tables a statement read, used or not."""
         return sum(
             node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
             for node in self.plans[name]
@@ -115,29 +122,24 @@ def open_desk(large_crm: Crm, url: str, redis_url: str, world: World) -> Iterato
 
 @pytest.fixture
 def desk(open_desk: OpenDesk, url: str) -> Desk:
-    """A worker whose statements are all explained."""
-    made = open_desk()
-    explaining = Explaining(url)
-    made.job._db.close()
-    for each in (made.job, made.job._claims, made.job._doubts):
-        each._db = explaining
-    return made
+    """A worker that explains all its statements."""
+    return open_desk(Explaining(url))
 
 
 def explained(desk: Desk) -> Explaining:
-    found = desk.job._db
+    found = desk.database
     assert isinstance(found, Explaining)
     return found
 
 
 def nearly_done(crm: Crm) -> None:
-    """All but a few are over, and the server's statistics do not know it yet."""
+    """All but a few calls have ended, which the server's statistics do not show yet."""
     crm.execute("""UPDATE "CallQueue" SET status = 'completed' WHERE status = 'pending' AND "tenantId" <> 't2'""")
 
 
 @pytest.mark.parametrize("situation", ["a long queue", "old statistics"])
 def test_every_statement_finds_its_rows_by_index(situation: str, desk: Desk) -> None:
-    """Placing, refusing, asking about doubts, stuck rows and lost webhooks: none reads a table of the CRM through."""
+    """To place, fail and release calls and to ask about them, the job never reads a whole table of the CRM."""
     crm = desk.crm
     if situation == "old statistics":
         nearly_done(crm)
@@ -163,34 +165,34 @@ def test_every_statement_finds_its_rows_by_index(situation: str, desk: Desk) -> 
 
 @pytest.mark.parametrize("situation", ["a long queue", "old statistics"])
 def test_a_look_reads_no_more_than_it_takes(situation: str, desk: Desk) -> None:
-    """However many are queued or over: the survey looks at a few rows, and so does whoever chooses and claims."""
+    """However many calls are queued or ended, survey, choice and claim read only a few rows."""
     if situation == "old statistics":
         nearly_done(desk.crm)
     desk.hang_up()
     desk.tick()
     plans, placed = explained(desk), len(desk.placed())
     assert placed > 0
-    # two surveys; index entries of rows that ended since the last vacuum are passed over
+    # of two surveys; index entries of rows that ended since the last vacuum are skipped
     assert plans.looked_at("survey") <= 20
     assert plans.looked_at("claim") <= 20 * placed
     assert plans.looked_at("book") <= 5 * placed
     assert plans.looked_at("candidates") <= 30 * TENANTS
 
 
-def test_a_tick_in_which_nobody_has_a_slot(desk: Desk) -> None:
-    """All slots are used and 20,000 calls wait: one of each tenant is looked at, and all once to count them."""
+def test_a_tick_without_a_free_slot(desk: Desk) -> None:
+    """20,000 calls wait for a slot: one of each tenant is read, and all of them once to count them."""
     crm = desk.crm
     crm.execute('UPDATE "CallSettings" SET "maxConcurrentCalls" = 0')
     desk.tick()
     plans = explained(desk)
     assert "candidates" not in plans.plans
     live = crm.value("""SELECT count(*) FROM "CallLog" WHERE "twilioStatus" = 'ringing'""")
-    assert plans.looked_at("tenants") <= TENANTS + live
+    assert plans.looked_at("due_tenants") <= TENANTS + live
     assert plans.looked_at("backlog") == PENDING
 
 
 def test_a_call_due_tomorrow_is_found_by_index(desk: Desk) -> None:
-    """When the next one is due is read from the end of an index, not from all that wait for tomorrow."""
+    """The time of the next call is read from the end of an index, not from all calls that wait for tomorrow."""
     crm = desk.crm
     tomorrow = desk.now + timedelta(days=1)
     crm.execute("""UPDATE "CallQueue" SET "scheduledFor" = %s WHERE status = 'pending'""", (tomorrow,))

@@ -1,42 +1,20 @@
-"""The calls job: what is placed, when, in which order, and what is booked, told and counted."""
+"""The calls job: what is placed, when, in which order, and what is booked, published and counted."""
 
 import json
 import re
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from desk import APP_URL, Desk, Listener, OpenDesk, account, another_tenant, desks, empty, form_of, number
+from desk import APP_URL, Desk, Listener, OpenDesk, account, another_tenant, form_of, number
 
 from sandbox import accounts
 from sandbox.crm import Crm
-from sandbox.world import World
 
 MONDAY_NOON = datetime(2026, 11, 23, 6, 30)  # 12:00 in India  # noqa: DTZ001
 HOURS = {"enableBusinessHours": True, "businessHoursStart": "09:00", "businessHoursEnd": "18:00"}
-
-
-@pytest.fixture(scope="module")
-def database_url(databases: Any, template: str) -> Iterator[str]:
-    """One database for all tests of this file, each of which finds it empty."""
-    name = databases.create(template)
-    yield databases.url_of(name)
-    databases.drop(name)
-
-
-@pytest.fixture
-def open_desk(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator[OpenDesk]:
-    empty(crm)
-    with desks(crm, database_url, redis_url, world) as opened:
-        yield opened
-
-
-@pytest.fixture
-def desk(open_desk: OpenDesk) -> Desk:
-    return open_desk()
 
 
 def add_script(crm: Crm, tenant_id: str | None = None, **columns: Any) -> str:
@@ -45,7 +23,7 @@ def add_script(crm: Crm, tenant_id: str | None = None, **columns: Any) -> str:
 
 
 def test_a_call_is_placed_and_booked(desk: Desk) -> None:
-    """A due call of a lead: to Twilio as the contract says, and everything about it in the CRM's tables."""
+    """A due call of a lead: Twilio gets what the contract says, and the CRM's tables all about the call."""
     crm = desk.crm
     crm.add_call_settings(callTimeout=45)
     lead = crm.add_lead()
@@ -90,8 +68,8 @@ def test_a_call_is_placed_and_booked(desk: Desk) -> None:
     assert desk.tick().counts["placed"] == 0
 
 
-def test_a_contact_is_called_without_a_trace_on_leads(desk: Desk) -> None:
-    """The webhook gets the contact's id, the CallLog row too, and nobody's callCount changes."""
+def test_a_call_of_a_contact_changes_no_lead(desk: Desk) -> None:
+    """The webhook and the CallLog row get the contact's id, and no lead's callCount changes."""
     crm = desk.crm
     crm.add_call_settings()
     crm.add_lead()
@@ -105,7 +83,7 @@ def test_a_contact_is_called_without_a_trace_on_leads(desk: Desk) -> None:
 
 
 def test_a_script_of_another_tenant_is_neither_used_nor_counted(desk: Desk) -> None:
-    """Its recording setting says nothing, its usage stays; a lead of another tenant keeps its counts, too."""
+    """Its recording setting is ignored, its usage stays; a lead of another tenant keeps its counts, too."""
     crm = desk.crm
     crm.add_call_settings(enableRecording=False)
     other = another_tenant(crm, **account(1))
@@ -133,7 +111,7 @@ def test_the_scripts_recording_setting_wins(tenant: bool, script: bool | None, r
 
 @pytest.mark.parametrize("meanwhile", ["cancelled", "deleted", "pending again"])
 def test_what_the_crm_does_to_a_row_while_it_is_placed_stays(meanwhile: str, desk: Desk) -> None:
-    """A call that was placed gets its CallLog row whatever became of its queue row, linked to it if there is one."""
+    """A call that was placed gets its CallLog row whatever the CRM did; a queue's row that still exists is linked."""
     crm = desk.crm
     crm.add_call_settings()
     queued = crm.add_call(phoneNumber=number(1))
@@ -158,8 +136,8 @@ def test_what_the_crm_does_to_a_row_while_it_is_placed_stays(meanwhile: str, des
         assert (row["status"], row["callLogId"]) == (meanwhile.split()[0], log["id"])
 
 
-def test_a_call_whose_user_and_row_are_gone_does_not_keep_its_slot(desk: Desk) -> None:
-    """There is nobody left to book it for: its claim ends all the same."""
+def test_a_call_whose_user_and_row_were_deleted_does_not_keep_its_slot(desk: Desk) -> None:
+    """It cannot be booked for anybody: its claim ends all the same."""
     crm = desk.crm
     crm.add_call_settings()
     user = crm.add_user()
@@ -175,7 +153,7 @@ def test_a_call_whose_user_and_row_are_gone_does_not_keep_its_slot(desk: Desk) -
 
 
 def test_a_call_log_that_was_written_before_us_is_linked(desk: Desk) -> None:
-    """A webhook was quicker and wrote the call down: the queue's row leads there, and nobody is called again."""
+    """A webhook was faster and wrote the CallLog row: the queue's row is linked to it, and nobody is called again."""
     crm = desk.crm
     crm.add_call_settings()
     queued = crm.add_call(phoneNumber=number(1))
@@ -193,7 +171,7 @@ def test_a_call_log_that_was_written_before_us_is_linked(desk: Desk) -> None:
 
 
 def test_a_call_cancelled_before_its_claim_is_not_placed(desk: Desk) -> None:
-    """Nor one that failed or was completed by somebody else."""
+    """The same goes for one that failed or was completed by another program."""
     desk.crm.add_call_settings()
     for status in ("cancelled", "failed", "completed"):
         desk.crm.add_call(status=status)
@@ -201,20 +179,13 @@ def test_a_call_cancelled_before_its_claim_is_not_placed(desk: Desk) -> None:
     assert desk.placed() == []
 
 
-def test_a_call_cancelled_between_the_look_and_the_claim_is_not_placed(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The claim itself sees what the row's status is, not what it was when the row was looked at."""
+def test_a_call_cancelled_between_the_look_and_the_claim_is_not_placed(desk: Desk) -> None:
+    """The claim goes by the row's status at that moment, not by the one that was read before."""
     crm = desk.crm
     crm.add_call_settings()
     queued = crm.add_call()
-    claim = desk.job._claims.claim
-
-    def cancelled_first(*arguments: Any) -> Any:
-        crm.execute("""UPDATE "CallQueue" SET status = 'cancelled' WHERE id = %s""", (queued,))
-        return claim(*arguments)
-
-    monkeypatch.setattr(desk.job._claims, "claim", cancelled_first)
+    cancel = """UPDATE "CallQueue" SET status = 'cancelled' WHERE id = %s"""
+    desk.database.before["lock_claiming"] = lambda: crm.execute(cancel, (queued,))
     desk.work()
     assert (desk.placed(), desk.status(queued), desk.claims()) == ([], "cancelled", 0)
 
@@ -227,7 +198,7 @@ def test_a_call_cancelled_between_the_look_and_the_claim_is_not_placed(
 def test_a_call_is_due_when_both_its_times_are_past(
     scheduled: int | None, retry: int | None, due: bool, desk: Desk
 ) -> None:
-    """Seconds from now, or never set."""
+    """The times are seconds from now; None: never set."""
     at = [None if each is None else desk.now + timedelta(seconds=each) for each in (scheduled, retry)]
     desk.crm.add_call_settings()
     queued = desk.crm.add_call(scheduledFor=at[0], nextRetryAt=at[1])
@@ -236,7 +207,7 @@ def test_a_call_is_due_when_both_its_times_are_past(
 
 
 def test_a_call_that_is_due_soon_is_placed_then(desk: Desk) -> None:
-    """The tick says when the next call is due, so that nobody waits for the next interval."""
+    """The tick says when the next call is due, so that the call does not wait for the next interval."""
     desk.crm.add_call_settings()
     due_at = desk.now + timedelta(seconds=5)
     queued = desk.crm.add_call(scheduledFor=due_at)
@@ -250,8 +221,8 @@ def test_a_call_that_is_due_soon_is_placed_then(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("far", ["20261-11-23", "infinity", "9999-12-31"])
-def test_a_call_due_in_a_year_that_nobody_will_see_stops_nobody(far: str, desk: Desk) -> None:
-    """A date field takes a year of five digits, PostgreSQL too: the call waits, the others are placed."""
+def test_a_call_due_in_an_absurd_year_stops_no_others(far: str, desk: Desk) -> None:
+    """A page's date field and PostgreSQL take a year of five digits: that call waits, the others are placed."""
     desk.crm.add_call_settings()
     desk.crm.add_call(scheduledFor=far)
     queued = desk.crm.add_call()
@@ -260,7 +231,7 @@ def test_a_call_due_in_a_year_that_nobody_will_see_stops_nobody(far: str, desk: 
 
 
 def test_an_idle_tick_wants_nothing(desk: Desk) -> None:
-    """Without calls there is no next time but the interval."""
+    """Without calls the next tick is at the next interval."""
     result = desk.tick()
     assert (result.next_at, result.unfinished, any(result.counts.values())) == (None, False, False)
 
@@ -283,7 +254,7 @@ def test_priority_comes_first_then_age(desk: Desk) -> None:
     ("minutes", "open_"), [(-181, False), (-180, True), (0, True), (360, True), (360.99, True), (361, False)]
 )
 def test_calls_start_inside_business_hours_only(minutes: float, open_: bool, desk: Desk) -> None:
-    """Both ends belong to them; the clock is the tenant's."""
+    """Both ends belong to them, in the tenant's time zone."""
     desk.now = MONDAY_NOON + timedelta(minutes=minutes)
     desk.crm.add_call_settings(**HOURS, businessDays={"value": ["mon"]})
     queued = desk.crm.add_call(createdAt=desk.now)
@@ -292,12 +263,12 @@ def test_calls_start_inside_business_hours_only(minutes: float, open_: bool, des
     assert not result.unfinished
 
 
-def test_a_long_tick_looks_at_the_hours_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many tenants and a slow Twilio: who closed meanwhile is not called."""
-    monkeypatch.setattr("worker.calls.LINES_AT_ONCE", 1)
-    monkeypatch.setattr("worker.calls.LANES", 1)
+def test_a_long_tick_looks_at_the_hours_again(open_desk: OpenDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tenants and a slow Twilio: a tenant that closed meanwhile places no more calls."""
+    monkeypatch.setattr("worker.calls.ACCOUNTS_AT_ONCE", 1)
+    monkeypatch.setattr("worker.calls.REQUEST_THREADS", 1)
     monkeypatch.setattr("worker.calls.TICK_SECONDS", 0.2)
-    desk.job._lanes.size = 1
+    desk = open_desk()
     desk.now = MONDAY_NOON + timedelta(hours=6, seconds=59)  # the last second of the last minute
     desk.crm.add_call_settings(**HOURS)
     tenants = [another_tenant(desk.crm, **HOURS, **account(place)) for place in range(3)]
@@ -338,7 +309,7 @@ def test_live_events(desk: Desk) -> None:
 
 
 def test_counters_and_gauges(desk: Desk) -> None:
-    """What was placed, retried and failed, what still waits, and for how long; zero when nothing is left."""
+    """How many calls were placed, retried and failed, how many wait, and for how long; zero when none is left."""
     crm = desk.crm
     crm.add_call_settings(maxConcurrentCalls=2)
     desk.world.script("twilio", number(1), status=500, code=20500)
@@ -360,7 +331,7 @@ def test_counters_and_gauges(desk: Desk) -> None:
 
 
 def test_logs_hold_no_numbers(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """A refusal that quotes the number is told to the tenant; the worker's log has its code only."""
+    """A refusal that quotes the number: the tenant sees all of it, the worker's log only its code."""
     desk.crm.add_call_settings()
     text = "The phone number you are calling, +91 98 00000 001, is not valid."
     desk.world.script("twilio", number(1), status=400, code=21211, text=text)

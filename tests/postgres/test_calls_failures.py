@@ -1,55 +1,25 @@
 """Calls that are not placed: what Twilio refuses, what is tried again and when, and settings that cannot work."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 import redis
-from desk import Desk, Listener, OpenDesk, account, another_tenant, desks, empty, number
+from desk import Desk, Listener, OpenDesk, account, another_tenant, number
 
 from sandbox import accounts
-from sandbox.crm import Crm
 from sandbox.ports import free_port
-from sandbox.world import World
-
-LIMIT = 3  # tries, as the CRM's default
-
-
-@pytest.fixture(scope="module")
-def database_url(databases: Any, template: str) -> Iterator[str]:
-    """One database for all tests of this file, each of which finds it empty."""
-    name = databases.create(template)
-    yield databases.url_of(name)
-    databases.drop(name)
-
-
-@pytest.fixture
-def open_desk(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator[OpenDesk]:
-    empty(crm)
-    with desks(crm, database_url, redis_url, world) as opened:
-        yield opened
-
-
-@pytest.fixture
-def desk(open_desk: OpenDesk) -> Desk:
-    return open_desk()
-
-
-def rest(desk: Desk) -> None:
-    """Accounts that were put off or refused may call again; their rests go by the machine's clock."""
-    desk.job._lines._resting.clear()
 
 
 def waits(row: dict[str, Any]) -> timedelta:
-    """From the try that failed to the next one."""
+    """From the attempt that failed to the next one."""
     return datetime.fromisoformat(row["nextRetryAt"]) - datetime.fromisoformat(row["lastAttemptAt"])
 
 
 @pytest.mark.parametrize(("status", "code"), [(500, 20500), (503, 20503), (429, 20429), (400, 21299), (409, None)])
 def test_a_failed_call_is_tried_again_after_2_4_8_minutes(status: int, code: int | None, desk: Desk) -> None:
-    """Each try is counted and its reason kept; after the last one the call is failed."""
+    """Each attempt is counted and its reason kept; after the last one the call is failed."""
     crm = desk.crm
     crm.add_call_settings()
     desk.world.script("twilio", status=status, code=code, text="no lines free")
@@ -61,9 +31,8 @@ def test_a_failed_call_is_tried_again_after_2_4_8_minutes(status: int, code: int
         assert "no lines free" in row["errorMessage"]
         assert waits(row) == timedelta(minutes=minutes)
         assert row["lastAttemptAt"] == row["updatedAt"]
-        rest(desk)
         assert desk.tick(seconds=60 * minutes - 1).counts["retried"] == 0
-        desk.now += timedelta(seconds=1)
+        desk.advance(1)
     assert desk.work() == {"failed": 1}
     row = desk.row(queued)
     assert (row["status"], row["attempts"], row["nextRetryAt"]) == ("failed", 4, None)
@@ -72,19 +41,18 @@ def test_a_failed_call_is_tried_again_after_2_4_8_minutes(status: int, code: int
 
 
 def test_a_call_that_succeeds_at_last_keeps_no_error(desk: Desk) -> None:
-    """Its tries stay counted, reason and next time go."""
+    """Its attempts stay counted; reason and next time are cleared."""
     desk.crm.add_call_settings()
     desk.world.script("twilio", status=500, times=1)
     queued = desk.crm.add_call()
     desk.work()
-    rest(desk)
     assert desk.work(seconds=120) == {"placed": 1}
     row = desk.row(queued)
     assert (row["status"], row["attempts"], row["errorMessage"], row["nextRetryAt"]) == ("completed", 1, None, None)
 
 
-def test_a_twilio_that_nobody_can_connect_to(open_desk: OpenDesk) -> None:
-    """Certainly not placed: tried again in two minutes, without asking."""
+def test_a_twilio_that_cannot_be_connected_to(open_desk: OpenDesk) -> None:
+    """The call was certainly not placed: it is tried again in two minutes, without asking."""
     desk = open_desk(TWILIO_API_URL=f"http://127.0.0.1:{free_port()}")
     desk.crm.add_call_settings()
     queued = desk.crm.add_call()
@@ -95,7 +63,7 @@ def test_a_twilio_that_nobody_can_connect_to(open_desk: OpenDesk) -> None:
 
 
 def test_the_providers_own_delay_is_obeyed(desk: Desk) -> None:
-    """A Retry-After longer than ours, for the call and for its account."""
+    """A Retry-After that is longer than our pause counts, for the call and for its account."""
     desk.crm.add_call_settings()
     desk.world.script("twilio", status=429, code=20429, retry_after="600", times=1)
     queued = desk.crm.add_call()
@@ -103,8 +71,8 @@ def test_the_providers_own_delay_is_obeyed(desk: Desk) -> None:
     assert waits(desk.row(queued)) == timedelta(seconds=600)
 
 
-def test_an_account_that_is_put_off_rests_and_the_others_go_on(desk: Desk) -> None:
-    """Its other calls lose no try while it rests."""
+def test_an_account_that_is_deferred_is_in_backoff_and_the_others_go_on(desk: Desk) -> None:
+    """Its other calls lose no attempt meanwhile."""
     crm = desk.crm
     tenants = [another_tenant(crm, **account(place), maxConcurrentCalls=1) for place in range(2)]
     for place in range(3):
@@ -123,7 +91,7 @@ def test_an_account_that_is_put_off_rests_and_the_others_go_on(desk: Desk) -> No
 
 @pytest.mark.parametrize("code", [21211, 21214, 21216, 21217])
 def test_a_number_that_twilio_refuses_is_given_up(code: int, desk: Desk) -> None:
-    """At the first try, with Twilio's words; nobody is asked and nobody else waits."""
+    """At the first attempt, with Twilio's words; Twilio is not asked again, and no other call waits."""
     desk.crm.add_call_settings(maxConcurrentCalls=1)
     desk.world.script("twilio", number(1), status=400, code=code, text="cannot be reached")
     queued = desk.crm.add_call(phoneNumber=number(1), priority=9)
@@ -136,7 +104,7 @@ def test_a_number_that_twilio_refuses_is_given_up(code: int, desk: Desk) -> None
 
 
 def test_a_number_that_opted_out_is_never_called_again(desk: Desk) -> None:
-    """However it is written, in any later call of that tenant; another tenant may call it."""
+    """Not by a later call of that tenant, however the number is written there; another tenant may call it."""
     crm = desk.crm
     crm.add_call_settings()
     other = another_tenant(crm, **account(1))
@@ -154,8 +122,8 @@ def test_a_number_that_opted_out_is_never_called_again(desk: Desk) -> None:
         assert "21610" in row["errorMessage"]
 
 
-def test_an_account_that_is_refused_rests_until_it_is_corrected(desk: Desk) -> None:
-    """One try for what was on its way; the others wait and lose none. A new token is tried at once."""
+def test_an_account_that_is_refused_is_in_backoff_until_it_is_corrected(desk: Desk) -> None:
+    """The call on its way loses an attempt; the others wait and lose none. A new token is tried at once."""
     crm = desk.crm
     tenants = [another_tenant(crm, **account(place), maxConcurrentCalls=1) for place in range(2)]
     for place, tenant_id in enumerate(tenants):
@@ -174,8 +142,8 @@ def test_an_account_that_is_refused_rests_until_it_is_corrected(desk: Desk) -> N
     assert desk.work(seconds=30) == {"placed": 1}
 
 
-def test_a_wrong_token_of_one_tenant_does_not_rest_another_with_the_same_account(desk: Desk) -> None:
-    """Refused are the credentials, not the account."""
+def test_a_wrong_token_of_one_tenant_does_not_stop_another_with_the_same_account(desk: Desk) -> None:
+    """Twilio refused the credentials, not the account."""
     crm = desk.crm
     wrong = another_tenant(crm, **account(1) | {"twilioAuthToken": "wrong"})
     right = another_tenant(crm, **account(1))
@@ -197,7 +165,7 @@ UNCONFIGURED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("columns", UNCONFIGURED, ids=lambda each: str(each)[:40])
 def test_settings_that_name_no_account(columns: dict[str, Any], desk: Desk) -> None:
-    """The calls say what to configure and are tried again, as often as the row allows; others are called."""
+    """The calls' rows say what to configure and are tried again as often as they allow; other tenants are served."""
     crm = desk.crm
     crm.add_call_settings(**columns)
     queued = crm.add_call(maxAttempts=2)
@@ -213,8 +181,19 @@ def test_settings_that_name_no_account(columns: dict[str, Any], desk: Desk) -> N
     assert (desk.status(queued), desk.row(queued)["attempts"]) == ("failed", 2)
 
 
+def test_a_call_cancelled_before_it_fails_stays_cancelled(desk: Desk) -> None:
+    """The CRM cancels an undialable call after the worker has read it: its row stays as the CRM left it."""
+    desk.crm.add_call_settings()
+    queued = desk.crm.add_call(phoneNumber="nonsense")
+    cancel = """UPDATE "CallQueue" SET status = 'cancelled'"""
+    desk.database.before["fail_unclaimed"] = lambda: desk.crm.execute(cancel)
+    assert desk.work() == {}
+    row = desk.row(queued)
+    assert (row["status"], row["attempts"], row["errorMessage"]) == ("cancelled", 0, None)
+
+
 def test_a_tenant_without_settings(desk: Desk) -> None:
-    """As one whose settings name no account."""
+    """It is treated as one whose settings name no account."""
     queued = desk.crm.add_call()
     assert desk.work() == {"retried": 1}
     assert "not configured" in desk.row(queued)["errorMessage"]
@@ -229,7 +208,7 @@ MALFORMED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("columns", MALFORMED, ids=lambda each: str(each)[:40])
 def test_hours_that_cannot_be_read(columns: dict[str, Any], desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody's phone rings on a guess: the calls wait, the log says why, once. The other tenants are called."""
+    """No phone rings on a guess: the calls wait, the log says why, once. The other tenants are served."""
     crm = desk.crm
     hours = {"enableBusinessHours": True, "businessHoursStart": "00:00", "businessHoursEnd": "24:00"}
     crm.add_call_settings(**hours | columns)
@@ -249,7 +228,7 @@ def test_hours_that_cannot_be_read(columns: dict[str, Any], desk: Desk, caplog: 
     ids=str,
 )  # fmt: skip
 def test_settings_that_can_be_understood(columns: dict[str, Any], desk: Desk) -> None:
-    """Extremes are brought into Twilio's limits, blanks are no part of a number or a token."""
+    """Extremes are brought into Twilio's limits, and blanks around a number or a token are dropped."""
     desk.crm.add_call_settings(**columns)
     desk.crm.add_call()
     assert desk.work() == {"placed": 1}
@@ -257,8 +236,9 @@ def test_settings_that_can_be_understood(columns: dict[str, Any], desk: Desk) ->
     assert [log["twilioStatus"] for log in desk.logs()] == ["queued"]
 
 
-def test_columns_that_may_be_null(desk: Desk, crm: Crm) -> None:
-    """In a CRM whose columns allow it: the usual values take their place."""
+def test_columns_that_may_be_null(desk: Desk) -> None:
+    """In a CRM whose columns allow it, the defaults take the place of null."""
+    crm = desk.crm
     for column in ("maxConcurrentCalls", "callTimeout", "enableRecording", "enableBusinessHours", "timezone"):
         crm.execute(f'ALTER TABLE "CallSettings" ALTER COLUMN "{column}" DROP NOT NULL')
     crm.add_call_settings(
@@ -269,8 +249,8 @@ def test_columns_that_may_be_null(desk: Desk, crm: Crm) -> None:
     assert desk.work() == {"placed": 5}
 
 
-def test_a_redis_that_is_away_costs_no_call(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tick fails before anything is claimed, since nobody knows the pace; the next one goes on."""
+def test_an_unavailable_redis_costs_no_call(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tick fails before anything is claimed, since the pace cannot be read; the next one goes on."""
     desk.crm.add_call_settings()
     queued = desk.crm.add_call()
     with monkeypatch.context() as patched:
@@ -282,4 +262,4 @@ def test_a_redis_that_is_away_costs_no_call(desk: Desk, monkeypatch: pytest.Monk
 
 
 def out_of_reach(*_: object) -> None:
-    raise redis.ConnectionError("away")
+    raise redis.ConnectionError("unavailable")

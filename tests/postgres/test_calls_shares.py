@@ -1,41 +1,19 @@
-"""How the calls job shares out: slots of a tenant, turns of tenants, the pace of an account, between any workers."""
+"""What the calls jobs of all workers share: a tenant's slots, turns between tenants, an account's pace."""
 
+import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 import psycopg2
 import pytest
-from desk import Desk, OpenDesk, account, another_tenant, desks, empty, number
+from desk import Desk, OpenDesk, account, another_tenant, number
 
 from sandbox.crm import Crm
-from sandbox.world import World
 from worker.runtime.db import Database, queries
 
 SHARED = account(7)
-
-
-@pytest.fixture(scope="module")
-def database_url(databases: Any, template: str) -> Iterator[str]:
-    """One database for all tests of this file, each of which finds it empty."""
-    name = databases.create(template)
-    yield databases.url_of(name)
-    databases.drop(name)
-
-
-@pytest.fixture
-def open_desk(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator[OpenDesk]:
-    empty(crm)
-    with desks(crm, database_url, redis_url, world) as opened:
-        yield opened
-
-
-@pytest.fixture
-def desk(open_desk: OpenDesk) -> Desk:
-    return open_desk()
 
 
 def add_calls(crm: Crm, count: int, tenant_id: str | None = None, first: int = 0) -> None:
@@ -44,7 +22,7 @@ def add_calls(crm: Crm, count: int, tenant_id: str | None = None, first: int = 0
 
 
 def add_many(crm: Crm, tenant_id: str, count: int, phone: str = "'+9170' || (10000000 + n)") -> None:
-    """Many queued calls in one statement."""
+    """Adds many queued calls in one statement."""
     crm.add_call(tenant_id, status="cancelled")  # makes the tenant's user
     crm.execute(
         f"""INSERT INTO "CallQueue" (id, "tenantId", "phoneNumber", "triggerType", "createdById", "updatedAt")
@@ -56,12 +34,12 @@ def add_many(crm: Crm, tenant_id: str, count: int, phone: str = "'+9170' || (100
 
 def add_log(crm: Crm, status: str, **columns: object) -> str:
     row = {"phoneNumber": number(999), "direction": "outbound", "twilioStatus": status, "triggerType": "manual"}
-    row |= {"tenantId": crm.tenant_id, "twilioCallSid": f"CA{crm._made:032x}", "createdById": crm.user_id}
+    row |= {"tenantId": crm.tenant_id, "twilioCallSid": f"CA{secrets.token_hex(16)}", "createdById": crm.user_id}
     return crm.insert("CallLog", row | columns)
 
 
 def test_calls_on_their_way_use_slots(desk: Desk) -> None:
-    """Queued, ringing and in-progress count, also those that the worker did not place; ended ones do not."""
+    """Queued, ringing and in-progress calls count, also those that the worker did not place; ended ones do not."""
     crm = desk.crm
     crm.add_call_settings(maxConcurrentCalls=5)
     for status in ("queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"):
@@ -74,7 +52,7 @@ def test_calls_on_their_way_use_slots(desk: Desk) -> None:
 
 @pytest.mark.parametrize(("limit", "placed"), [(0, 0), (-3, 0), (2_147_483_647, 30), (-2_147_483_648, 0)])
 def test_any_limit_that_a_column_can_hold(limit: int, placed: int, desk: Desk) -> None:
-    """None, less than none, or more than anybody has: the other tenants are called all the same."""
+    """Zero, below zero, or more than anybody needs: the other tenants are served all the same."""
     crm = desk.crm
     crm.add_call_settings(maxConcurrentCalls=limit)
     add_calls(crm, 30)
@@ -83,7 +61,7 @@ def test_any_limit_that_a_column_can_hold(limit: int, placed: int, desk: Desk) -
     assert desk.work() == {"placed": placed + 1}
 
 
-def test_a_call_in_doubt_uses_a_slot(desk: Desk) -> None:
+def test_an_unconfirmed_call_uses_a_slot(desk: Desk) -> None:
     """It may be ringing."""
     crm = desk.crm
     crm.add_call_settings(maxConcurrentCalls=2)
@@ -94,28 +72,22 @@ def test_a_call_in_doubt_uses_a_slot(desk: Desk) -> None:
 
 
 def meet_before_claiming(desk: Desk, barrier: threading.Barrier) -> None:
-    """The worker chooses its calls, and claims them when the other one has chosen, too."""
-    choose = desk.job._choose
-
-    def choose_together(*arguments: object) -> object:
-        chosen = choose(*arguments)  # type: ignore[arg-type]
-        barrier.wait()
-        return chosen
-
-    desk.job._choose = choose_together  # type: ignore[method-assign, assignment]
+    """The worker chooses its calls, and claims them only when the other one has chosen, too."""
+    desk.database.before["lock_claiming"] = barrier.wait
 
 
-def look_from_the_other_end(desk: Desk) -> None:
-    """So that no row of the queue keeps two workers apart."""
+def choose_from_the_other_end(desk: Desk) -> None:
+    """The two workers want different rows, so no row lock keeps them apart."""
     order = 'ORDER BY q.priority DESC, q."createdAt", q.id'
-    candidates = desk.job._sql["candidates"]
+    candidates = queries("calls")["candidates"]
     assert order in candidates
-    reverse = candidates.replace(order, 'ORDER BY q.priority, q."createdAt" DESC, q.id DESC')
-    desk.job._sql = {**desk.job._sql, "candidates": reverse}
+    desk.database.texts["candidates"] = candidates.replace(
+        order, 'ORDER BY q.priority, q."createdAt" DESC, q.id DESC'
+    )
 
 
 def test_two_workers_that_claim_at_the_same_instant_keep_to_the_limit(open_desk: OpenDesk) -> None:
-    """Both choose calls, then both claim theirs at once, again and again: never more than slots, none twice."""
+    """Both choose calls, then both claim at once, again and again: never more than the slots, none twice."""
     pair = [open_desk(), open_desk()]
     crm, rounds = pair[0].crm, 20
     tenants = [another_tenant(crm, **account(place), maxConcurrentCalls=3) for place in range(3)]
@@ -124,7 +96,7 @@ def test_two_workers_that_claim_at_the_same_instant_keep_to_the_limit(open_desk:
     barrier = threading.Barrier(2, timeout=20)
     for desk in pair:
         meet_before_claiming(desk, barrier)
-    look_from_the_other_end(pair[1])
+    choose_from_the_other_end(pair[1])
     live = """SELECT "tenantId", count(*) FROM "CallLog" WHERE "twilioStatus" = 'queued' GROUP BY 1"""
     for _ in range(rounds):
         threads = [threading.Thread(target=desk.tick) for desk in pair]
@@ -137,46 +109,40 @@ def test_two_workers_that_claim_at_the_same_instant_keep_to_the_limit(open_desk:
         pair[0].hang_up()
     assert not barrier.broken
     assert pair[0].world.duplicates("twilio") == {}
-    assert len(pair[0].placed()) == len(pair[0].logs()) >= 3 * rounds, "somebody had the turn each time"
+    assert len(pair[0].placed()) == len(pair[0].logs()) >= 3 * rounds, "one of them could claim each time"
 
 
-def test_a_worker_that_freezes_while_it_claims_does_not_keep_the_turn(open_desk: OpenDesk) -> None:
-    """Its session ends by itself, the others claim, and it has claimed nothing when it wakes up."""
+def test_a_worker_that_freezes_while_it_claims_does_not_keep_the_lock(open_desk: OpenDesk) -> None:
+    """The server ends its session, the others claim, and it has claimed nothing when it wakes up."""
     frozen, other = open_desk(), open_desk()
     other.crm.add_call_settings()
     add_calls(other.crm, 1)
     with pytest.raises(psycopg2.OperationalError, match=r"idle-in-transaction|closed the connection"):
-        freeze_while_claiming(frozen.job._db, other)
+        freeze_while_claiming(frozen.database, other)
     assert frozen.work() == {}
 
 
 def freeze_while_claiming(db: Database, other: Desk) -> None:
     with db.transaction():
-        assert db.all(queries("calls")["take_turn"], turn_seconds=1)
-        assert other.tick().counts["placed"] == 0, "it is not its turn"
+        assert db.execute(queries("calls")["lock_claiming"], claim_seconds=1)
+        assert other.tick().counts["placed"] == 0, "the frozen one has the lock"
         assert other.work() == {"placed": 1}
         db.all("SELECT 1")
 
 
 def test_a_lock_lost_in_mid_tick_stops_the_claiming(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was claimed is placed and booked; the rest is for whoever has the lock now."""
-    monkeypatch.setattr("worker.calls.LINES_AT_ONCE", 2)
+    """What was claimed is placed and booked; the rest is left to the new holder of the lock."""
+    monkeypatch.setattr("worker.calls.ACCOUNTS_AT_ONCE", 2)
     for place in range(6):
         add_calls(desk.crm, 1, another_tenant(desk.crm, **account(place)), first=place)
-    claim = desk.job._claims.claim
-
-    def claim_and_lose(*arguments: object) -> object:
-        desk.lock.held = False
-        return claim(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(desk.job._claims, "claim", claim_and_lose)
+    desk.database.before["lock_claiming"] = lambda: setattr(desk.lock, "held", False)
     desk.tick()
     assert desk.statuses() == {"completed": 2, "pending": 4}
     assert desk.claims() == 0
 
 
 def test_a_short_queue_is_not_kept_waiting_by_a_long_one(open_desk: OpenDesk) -> None:
-    """One tenant has 5,000 calls waiting; another's single call, queued later, goes out in the next round."""
+    """One tenant has 5,000 calls waiting; another's single call, queued later, is placed in the next round."""
     desk = open_desk(TWILIO_RATE="1")
     crm = desk.crm
     crm.add_call_settings(maxConcurrentCalls=10_000)
@@ -189,7 +155,7 @@ def test_a_short_queue_is_not_kept_waiting_by_a_long_one(open_desk: OpenDesk) ->
 
 
 def test_two_tenants_of_one_slow_account_take_turns(open_desk: OpenDesk) -> None:
-    """5,000 calls of one and two of the other share an account: nobody gets two turns while the other waits."""
+    """One has 5,000 calls, the other two: neither gets two turns in a row while the other waits."""
     desk = open_desk(TWILIO_RATE="4")
     crm = desk.crm
     crm.add_call_settings(**SHARED, maxConcurrentCalls=10_000)
@@ -200,12 +166,12 @@ def test_two_tenants_of_one_slow_account_take_turns(open_desk: OpenDesk) -> None
     before = len(desk.placed())
     deadline = time.monotonic() + 10
     while len(desk.placed()) < before + 4 and time.monotonic() < deadline:
-        desk._sleep_until(desk.tick().next_at)
+        desk.sleep_until(desk.tick().next_at)
     assert {number(0), number(1)} <= set(desk.placed()[before : before + 4])
 
 
 def test_many_calls_of_one_tenant_do_not_fill_a_round(open_desk: OpenDesk) -> None:
-    """However fast its account may be: a tenant gets a few calls, then it is the others' turn."""
+    """However fast its account is, a tenant places a few calls, and then it is the others' turn."""
     desk = open_desk(TWILIO_RATE="100000")
     crm = desk.crm
     crm.add_call_settings(maxConcurrentCalls=1000)
@@ -215,13 +181,13 @@ def test_many_calls_of_one_tenant_do_not_fill_a_round(open_desk: OpenDesk) -> No
     desk.world.script("twilio", action="hang", seconds=0.02)
     desk.tick()
     by_account = Counter(call.account for call in desk.world.deliveries("twilio"))
-    assert len(by_account) == 41, "everybody had a turn"
+    assert len(by_account) == 41, "each tenant had a turn"
     assert max(by_account.values()) == 5
     assert desk.work() == {"placed": 55}
 
 
 def test_the_pace_of_an_account_holds_over_workers_and_tenants(open_desk: OpenDesk) -> None:
-    """Two workers, two tenants, one account: Twilio, which refuses what comes faster, refuses nothing."""
+    """Two workers, two tenants, one account: Twilio refuses what comes too fast, and it refuses nothing."""
     rate, calls = 20, 50
     pair = [open_desk(TWILIO_RATE=str(rate)) for _ in range(2)]
     crm, world = pair[0].crm, pair[0].world
@@ -233,7 +199,7 @@ def test_the_pace_of_an_account_holds_over_workers_and_tenants(open_desk: OpenDe
 
     def work(desk: Desk) -> None:
         while world.total("twilio") < calls and time.monotonic() < deadline:
-            desk._sleep_until(desk.tick().next_at or desk.now)
+            desk.sleep_until(desk.tick().next_at or desk.now)
 
     threads = [threading.Thread(target=work, args=(desk,)) for desk in pair]
     for thread in threads:
@@ -251,7 +217,7 @@ HOSTILE = ["", " ", "12", "abc", "+", "+91", "999999999999999999999", "\u202e987
 
 
 def test_a_number_that_cannot_be_dialled_fails_at_once_and_uses_no_slot(desk: Desk) -> None:
-    """With the reason; whatever stands in the column."""
+    """The row gets the reason, whatever the column holds."""
     crm = desk.crm
     crm.add_call_settings(maxConcurrentCalls=1)
     bad = [crm.add_call(phoneNumber=each, priority=9) for each in HOSTILE]
@@ -268,7 +234,7 @@ def test_a_number_that_cannot_be_dialled_fails_at_once_and_uses_no_slot(desk: De
 
 
 def test_500_undialable_numbers_do_not_keep_the_next_one_waiting(desk: Desk) -> None:
-    """All of them fail in one go, round after round, and the good one behind them is called."""
+    """All of them fail in one run, round after round, and the good one behind them is called."""
     crm = desk.crm
     crm.add_call_settings(maxConcurrentCalls=1)
     add_many(crm, crm.tenant_id, 500, phone="'12'")
@@ -278,7 +244,7 @@ def test_500_undialable_numbers_do_not_keep_the_next_one_waiting(desk: Desk) -> 
 
 
 def test_two_calls_to_one_number_go_out_one_after_the_other(desk: Desk) -> None:
-    """Twilio is asked by number, so the second one is claimed when the first one is booked; --once does both."""
+    """Twilio is asked by number, so the second one is claimed after the first one is booked; --once does both."""
     desk.crm.add_call_settings()
     both = [desk.crm.add_call(phoneNumber=each) for each in (number(1), "098000 00001")]
     assert desk.work() == {"placed": 2}

@@ -1,4 +1,4 @@
-"""Claims and settlements: who may send what, and that each recipient's outcome is written once, by who holds it."""
+"""Claims and settlements: who may send what, and that each outcome is written once, by the holder of its batch."""
 
 import os
 import signal
@@ -20,19 +20,25 @@ import redis
 
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
-from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, Kind, Outcome
-from worker.campaigns.claims import BACKOFF_SECONDS, LEASE_SECONDS, BatchClaims, SettlementResult
+from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, BatchState
+from worker.campaigns.campaign import Campaign
+from worker.campaigns.claims import BatchClaims
+from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.run import CampaignRuns
+from worker.campaigns.settlement import BACKOFF_SECONDS, BatchSettlements, SettlementResult
 from worker.campaigns.targets import prepare
 from worker.campaigns.transport import TransportRouter
+from worker.errors import AccountRejected, CampaignRejected
 from worker.messages import Accepted
 from worker.runtime.counters import Counters
-from worker.runtime.db import Database, Row, queries
+from worker.runtime.db import Database
 from worker.runtime.events import LiveEvents
+from worker.runtime.lease import LEASE_SECONDS, Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
+from worker.sending.outcomes import Outcome, OutcomeKind
 
-SQL = queries("campaign")
 DEADLINE_SECONDS = 60.0
 
 
@@ -54,16 +60,25 @@ class Clock:
         return utc_now() + self.ahead
 
 
+class Impatient(Lease):
+    """A lease that is renewed whenever the worker looks at it."""
+
+    def take_renewal(self) -> bool:
+        return True
+
+
 class Worker:
-    """One worker process's hands: its connection, its claims, its runs; sends are the test's."""
+    """What one worker process works with: its connection, claims, settlements and runs; the test is the provider."""
 
     def __init__(self, name: str, environ: dict[str, str], client: redis.Redis, clock: Clock) -> None:
-        self.holder = f"{name}:1:x"
         self.clock = clock
         self.settings = load(environ, "campaign")
         self.db = Database(self.settings.database_url, name)
         self.transports = TransportRouter(self.settings, client, clock)
-        self.batches = BatchClaims(self.db, self.settings, Counters(client, "campaign"), clock)
+        journals = JournalDirectory(self.settings.state_dir)
+        self.claims = BatchClaims(self.db, self.settings, journals, Impatient(), clock)
+        self.settlements = BatchSettlements(self.db, self.settings, Counters(client, "campaign"), clock)
+        self.orphans = OrphanedBatches(self.db, journals, clock)
         self.runs = CampaignRuns(self.db, LiveEvents(client), clock)
         self.open: list[Batch] = []
 
@@ -73,29 +88,35 @@ class Worker:
         self.db.close()
         self.transports.close()
 
-    def row(self, campaign_id: str) -> Row:
-        row = self.db.one(SQL["campaign"], campaign_id=campaign_id)
-        assert row
-        return row
+    def find(self, campaign_id: str) -> Campaign:
+        found = self.runs.find(campaign_id)
+        assert found
+        return found
 
     def start(self, campaign_id: str) -> None:
         assert self.runs.start_due(self.clock())
         self.prepare(campaign_id)
 
     def prepare(self, campaign_id: str) -> None:
-        row = self.row(campaign_id)
-        prepare(self.db, SQL, row, self.clock())
+        prepare(self.db, self.find(campaign_id), self.clock())
 
     def claim(self, campaign_id: str) -> Batch | None:
-        row = self.row(campaign_id)
-        batch = self.batches.claim(row, self.transports.route_or_settle_only(row), self.holder)
+        campaign = self.find(campaign_id)
+        batch = self.claims.claim(campaign, self.transports.route_or_settle_only(campaign))
         self.open += [batch] if batch else []
         return batch
 
-    def settle(self, batch: Batch, **outcomes: Outcome) -> SettlementResult:
-        return self.batches.settle(self.row(batch.campaign["id"]), batch)
+    def settle(self, batch: Batch) -> SettlementResult:
+        return self.settlements.settle(batch)
 
-    def send(self, campaign_id: str, *kinds: Kind) -> SettlementResult | None:
+    def recover(self, campaign_id: str) -> list[SettlementResult]:
+        """Settles the orphaned batches, all of this campaign."""
+        campaign = self.find(campaign_id)
+        transport = self.transports.route(campaign)
+        orphans = list(self.orphans.find())
+        return [self.settle(self.orphans.recover(orphan, campaign, transport)) for orphan in orphans]
+
+    def send(self, campaign_id: str, *kinds: OutcomeKind) -> SettlementResult | None:
         """Claims a batch and settles it with these outcomes, one for each recipient, the last one for the rest."""
         batch = self.claim(campaign_id)
         if batch is None:
@@ -104,7 +125,7 @@ class Worker:
         return self.settle(batch)
 
     def end(self, campaign_id: str) -> bool:
-        return self.runs.end_or_wait(self.row(campaign_id))
+        return self.runs.end_or_wait(self.find(campaign_id))
 
 
 def journals(worker: Worker) -> list[str]:
@@ -112,12 +133,12 @@ def journals(worker: Worker) -> list[str]:
     return [path.stem for path in worker.settings.state_dir.rglob("*.journal")]
 
 
-def outcome(worker: Worker, batch: Batch, *kinds: Kind) -> None:
+def outcome(worker: Worker, batch: Batch, *kinds: OutcomeKind) -> None:
     for number, recipient in enumerate(batch.recipients):
-        kind = (kinds or (Kind.ACCEPTED,))[min(number, len(kinds) - 1) if kinds else 0]
-        accepted = Accepted(f"<{recipient.id}@x>") if kind is Kind.ACCEPTED else None
+        kind = (kinds or (OutcomeKind.ACCEPTED,))[min(number, len(kinds) - 1) if kinds else 0]
+        accepted = Accepted(f"<{recipient.id}@x>") if kind is OutcomeKind.ACCEPTED else None
         reason = None if accepted else f"550 {kind}"
-        batch.outcomes[recipient.id] = Outcome(kind, worker.clock(), reason, accepted=accepted)
+        batch.set_outcome(recipient.id, Outcome(kind, worker.clock(), reason, accepted=accepted))
 
 
 class Office:
@@ -145,7 +166,7 @@ class Office:
         return str(self.one('SELECT status FROM "Campaign" WHERE id = %s', campaign_id))
 
     def time_passes(self, seconds: float) -> None:
-        """Makes all claims look so much older."""
+        """Makes all claims look older by so much."""
         self.crm.execute(
             "UPDATE worker.campaign_batch SET renewed_at = renewed_at - make_interval(secs => %s)", (seconds,)
         )
@@ -199,7 +220,7 @@ def waits_for_a_lock(office: Office, name: str) -> bool:
 
 
 class InBackground:
-    """Something that another worker does meanwhile; ``result()`` waits for it."""
+    """What another worker does meanwhile; ``result()`` waits for it."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._results: list[Any] = []
@@ -252,7 +273,7 @@ def test_a_settlement(office: Office) -> None:
     office.clock.ahead = timedelta(minutes=7)
     batch = worker.claim(campaign)
     assert batch
-    outcome(worker, batch, Kind.ACCEPTED, Kind.REFUSED, Kind.UNCONFIRMED)
+    outcome(worker, batch, OutcomeKind.ACCEPTED, OutcomeKind.REFUSED, OutcomeKind.UNCONFIRMED)
     kinds = {recipient_id: each.kind for recipient_id, each in batch.outcomes.items()}
     settled = worker.settle(batch)
     assert (settled.sent, settled.failed) == (1, 2)
@@ -261,7 +282,7 @@ def test_a_settlement(office: Office) -> None:
     by_kind = {kind: recipient_id for recipient_id, kind in kinds.items()}
     sent, refused, unconfirmed = (
         next(row for row in rows if row[6] == by_kind[kind])
-        for kind in (Kind.ACCEPTED, Kind.REFUSED, Kind.UNCONFIRMED)
+        for kind in (OutcomeKind.ACCEPTED, OutcomeKind.REFUSED, OutcomeKind.UNCONFIRMED)
     )
     late = utc_now() + timedelta(minutes=6)
     assert sent[0] == "sent"
@@ -292,9 +313,9 @@ def test_the_outbox(office: Office) -> None:
     batch = worker.claim(campaign)
     assert batch
     by_name = {recipient.name: recipient for recipient in batch.recipients}
-    outcome(worker, batch, Kind.REFUSED)
+    outcome(worker, batch, OutcomeKind.REFUSED)
     ids = Accepted("<m-1@x>", "gmail-1", "thread-1")
-    batch.outcomes[by_name["Asha"].id] = Outcome(Kind.ACCEPTED, utc_now(), accepted=ids)
+    batch.set_outcome(by_name["Asha"].id, Outcome(OutcomeKind.ACCEPTED, utc_now(), accepted=ids))
     worker.settle(batch)
     columns = '"to", subject, body, "htmlBody", status, "messageId", "gmailMessageId", "gmailThreadId"'
     assert office.rows(f'SELECT {columns} FROM "EmailLog"') == [
@@ -307,7 +328,7 @@ def test_the_outbox(office: Office) -> None:
 
 
 def test_paused_in_mid_run(office: Office) -> None:
-    """A campaign that is paused between two batches stops there, and all others of it stay pending."""
+    """A campaign that is paused between two batches stops there, and the rest of its recipients stay pending."""
     campaign = office.crm.add_campaign(recipients=30)
     worker = office.worker()
     worker.start(campaign)
@@ -355,7 +376,7 @@ def test_paused_and_resumed_between_two_claims(office: Office) -> None:
 
 
 def test_a_pause_while_a_claim_waits(office: Office, database_url: str) -> None:
-    """A claim that meets a pause which is just being written waits for it, and then takes nobody."""
+    """A claim that meets a pause which is just being written waits for it, and then claims no recipient."""
     campaign = office.crm.add_campaign(recipients=30)
     worker = office.worker("claimer")
     worker.start(campaign)
@@ -392,7 +413,7 @@ def quiet(office: Office, seconds: float, recipients: int = 3) -> str:
 
 
 def test_the_app_servers_campaign(office: Office) -> None:
-    """A campaign that an app server sends is left alone: nobody of it is claimed, and no run is made of it."""
+    """A campaign that an app server sends is left alone: none of its recipients is claimed, and it gets no run."""
     campaign = quiet(office, 599.0)
     worker = office.worker()
     worker.runs.start_due(utc_now())
@@ -496,6 +517,7 @@ def test_rows_that_the_crm_holds(office: Office, database_url: str) -> None:
         worker.settle(batch)
         assert worker.claim(campaign) is None
         assert worker.end(campaign) is False
+        page.rollback()  # closing alone would leave the locks until the server notices
     worker.prepare(campaign)
     late = worker.claim(campaign)
     assert late
@@ -503,15 +525,15 @@ def test_rows_that_the_crm_holds(office: Office, database_url: str) -> None:
 
 
 def test_a_lost_claim(office: Office) -> None:
-    """A worker whose claim is gone writes nothing at all: no status, no count, no outbox row, no retry."""
+    """A worker whose claim is gone writes nothing: no status, no count, no outbox row, no retry."""
     campaign = office.crm.add_campaign(recipients=10)
     worker = office.worker()
     worker.start(campaign)
     batch = worker.claim(campaign)
     assert batch
     office.crm.execute("DELETE FROM worker.campaign_batch")
-    outcome(worker, batch, Kind.ACCEPTED, Kind.REFUSED, Kind.DEFERRED, Kind.OPTED_OUT)
-    assert worker.settle(batch) == SettlementResult(0, 0, None)
+    outcome(worker, batch, OutcomeKind.ACCEPTED, OutcomeKind.REFUSED, OutcomeKind.DEFERRED, OutcomeKind.OPTED_OUT)
+    assert worker.settle(batch) == SettlementResult()
     assert office.counts(campaign) == {"sending": 10}
     assert office.counted(campaign) == (0, 0)
     for table in ('"EmailLog"', "worker.campaign_retry", "worker.suppression"):
@@ -519,7 +541,7 @@ def test_a_lost_claim(office: Office) -> None:
 
 
 def test_a_former_holder(office: Office) -> None:
-    """Once another worker has settled a batch, the one who held it changes nothing, whatever it believes."""
+    """Once another worker has settled a batch, its former holder changes nothing."""
     campaign = office.crm.add_campaign(recipients=10)
     first, second = office.worker("first"), office.worker("second")
     first.start(campaign)
@@ -527,33 +549,36 @@ def test_a_former_holder(office: Office) -> None:
     assert batch
     batch.journal.started(batch.recipients[0].id)
     batch.journal.close()  # as a process does that dies
-    (orphan,) = second.batches.orphans()
-    row = second.row(campaign)
-    recovered = second.batches.recover(orphan, row, second.transports.route(row))
-    settled = second.batches.settle(row, recovered)
+    [settled] = second.recover(campaign)
     assert (settled.sent, settled.failed) == (0, 1)
     assert office.counts(campaign) == {"failed": 1, "pending": 9}
     outcome(first, batch)
-    assert first.settle(batch).campaign is None
+    assert first.settle(batch).counts is None
     assert office.counts(campaign) == {"failed": 1, "pending": 9}
     assert office.one('SELECT count(*) FROM "EmailLog"') == 0
 
 
 def test_another_name(office: Office) -> None:
-    """A batch is settled and renewed by the holder that its row names, and by nobody else."""
+    """A batch is settled and renewed by the holder that its row names, and by no other process."""
     campaign = office.crm.add_campaign(recipients=10)
     worker = office.worker()
     worker.start(campaign)
     batch = worker.claim(campaign)
     assert batch
+    lease_until = batch.lease_until
+    worker.claims.renew([batch])
+    assert batch.sending
+    assert batch.lease_until > lease_until
     office.crm.execute("UPDATE worker.campaign_batch SET holder = 'somebody:2:y'")
+    worker.claims.renew([batch])
+    assert batch.state is BatchState.LEASE_LOST
     outcome(worker, batch)
-    assert worker.settle(batch) == SettlementResult(0, 0, None)
+    assert worker.settle(batch) == SettlementResult()
     assert office.counts(campaign) == {"sending": 10}
 
 
 def test_a_dead_workers_batch(office: Office) -> None:
-    """From the journal: accepted is sent, refused failed, begun without an answer unconfirmed, untouched pending."""
+    """From the journal: accepted is sent, refused failed, started without answer unconfirmed, not started pending."""
     campaign = office.crm.add_campaign(recipients=10)
     first, second = office.worker("first"), office.worker("second")
     first.start(campaign)
@@ -563,15 +588,13 @@ def test_a_dead_workers_batch(office: Office) -> None:
     then = utc_now() - timedelta(seconds=30)
     for recipient_id in ids[:4]:
         batch.journal.started(recipient_id)
-    accepted = Outcome(Kind.ACCEPTED, then, accepted=Accepted("<m@x>"))
-    batch.journal.ended(ids[0], accepted.as_entry())
-    batch.journal.ended(ids[1], accepted.as_entry())
-    batch.journal.ended(ids[2], Outcome(Kind.REFUSED, then, "550 no such user").as_entry())
-    assert list(second.batches.orphans()) == []  # it lives
+    accepted = Outcome(OutcomeKind.ACCEPTED, then, accepted=Accepted("<m@x>"))
+    batch.journal.ended(ids[0], accepted)
+    batch.journal.ended(ids[1], accepted)
+    batch.journal.ended(ids[2], Outcome(OutcomeKind.REFUSED, then, "550 no such user"))
+    assert list(second.orphans.find()) == []  # it lives
     batch.journal.close()
-    (orphan,) = second.batches.orphans()
-    row = second.row(campaign)
-    second.batches.settle(row, second.batches.recover(orphan, row, second.transports.route(row)))
+    assert len(second.recover(campaign)) == 1
     assert office.counts(campaign) == {"sent": 2, "failed": 2, "pending": 6}
     statement = 'SELECT "errorMessage" FROM "CampaignRecipient" WHERE id = %s'
     assert office.one(statement, ids[3]).startswith("Unconfirmed, it may have arrived: the worker was stopped")
@@ -581,48 +604,71 @@ def test_a_dead_workers_batch(office: Office) -> None:
 
 
 def test_another_machines_batch(office: Office, tmp_path: Path) -> None:
-    """A batch of another machine is left alone until it was not renewed for the time of a lease; then unconfirmed."""
+    """A batch of another machine is left alone until its lease has expired; then its messages are unconfirmed."""
     campaign = office.crm.add_campaign(recipients=10)
     here, there = office.worker("here"), office.worker("there", STATE_DIR=str(tmp_path / "elsewhere"))
     there.start(campaign)
     batch = there.claim(campaign)
     assert batch
     batch.journal.close()
-    assert list(here.batches.orphans()) == []
+    assert list(here.orphans.find()) == []
     office.clock.ahead = timedelta(seconds=10 * LEASE_SECONDS)  # this machine's clock says nothing about the other
-    assert list(here.batches.orphans()) == []
+    assert list(here.orphans.find()) == []
     office.time_passes(LEASE_SECONDS - 30)
-    there.batches._renewed_at = -1000.0
-    there.batches.renew([batch])
+    there.claims.renew([batch])
     office.time_passes(LEASE_SECONDS - 30)
-    assert list(here.batches.orphans()) == []
+    assert list(here.orphans.find()) == []
     office.time_passes(60)
-    (orphan,) = here.batches.orphans()
-    row = here.row(campaign)
-    here.batches.settle(row, here.batches.recover(orphan, row, here.transports.route(row)))
+    assert len(here.recover(campaign)) == 1
     assert office.counts(campaign) == {"failed": 10}
+
+
+class Interrupted(Database):
+    """A connection that breaks after a claim was committed and before its answer comes."""
+
+    def execute(self, statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
+        super().execute(statement, **parameters)
+        raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+
+def test_a_claim_whose_answer_is_lost(office: Office) -> None:
+    """The claim may have been committed: it is recovered from its empty journal, so every recipient is released."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    found = worker.find(campaign)
+    with closing(Interrupted(worker.settings.database_url, "interrupted")) as db:
+        journals = JournalDirectory(worker.settings.state_dir)
+        claims = BatchClaims(db, worker.settings, journals, Lease(), office.clock)
+        with pytest.raises(psycopg2.OperationalError):
+            claims.claim(found, worker.transports.route(found))
+    assert office.counts(campaign) == {"sending": 10}
+    assert len(worker.recover(campaign)) == 1
+    assert office.counts(campaign) == {"pending": 10}
 
 
 CLAIM_AND_DIE = """
 import os, sys
 from sandbox.crm import utc_now
+from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import BatchClaims
-from worker.runtime.counters import Counters
+from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.transport import TransportRouter
 from worker.runtime.db import Database, queries
+from worker.runtime.lease import Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
-from worker.campaigns.transport import TransportRouter
 settings = load(os.environ, "campaign")
 client = connect(settings.redis_url)
 db = Database(settings.database_url, "doomed")
-row = db.one(queries("campaign")["campaign"], campaign_id=sys.argv[1])
-transport = TransportRouter(settings, client, utc_now).route(row)
-BatchClaims(db, settings, Counters(client, "campaign"), utc_now).claim(row, transport, "doomed:1:x")
+campaign = Campaign.from_row(db.one(queries("campaign")["campaign"], campaign_id=sys.argv[1]))
+transport = TransportRouter(settings, client, utc_now).route(campaign)
+BatchClaims(db, settings, JournalDirectory(settings.state_dir), Lease(), utc_now).claim(campaign, transport)
 """
 
 
 def test_killed_while_its_claim_waits(office: Office, database_url: str) -> None:
-    """A process killed while PostgreSQL still works on its claim has sent nothing: nobody ends as unconfirmed."""
+    """A process killed while PostgreSQL still works on its claim has sent nothing: no recipient is unconfirmed."""
     campaign = office.crm.add_campaign(recipients=10)
     worker = office.worker("next")
     worker.start(campaign)
@@ -633,12 +679,10 @@ def test_killed_while_its_claim_waits(office: Office, database_url: str) -> None
             wait_until(lambda: waits_for_a_lock(office, "doomed") or doomed.poll() is not None, "a claim that waits")
             doomed.send_signal(signal.SIGKILL)
             doomed.wait(DEADLINE_SECONDS)
-        worker.batches.sweep_journals()  # what its successor does first
+        worker.orphans.sweep_journals()  # what its successor does first
         page.commit()
-    wait_until(lambda: office.one("SELECT count(*) FROM worker.campaign_batch"), "the claim of the dead")
-    (orphan,) = worker.batches.orphans()
-    row = worker.row(campaign)
-    worker.batches.settle(row, worker.batches.recover(orphan, row, worker.transports.route(row)))
+    wait_until(lambda: office.one("SELECT count(*) FROM worker.campaign_batch"), "the claim of the killed process")
+    assert len(worker.recover(campaign)) == 1
     assert office.counts(campaign) == {"pending": 10}
 
 
@@ -652,11 +696,11 @@ def test_journals_of_settled_batches(office: Office) -> None:
     assert alive
     dead.journal.close()
     office.crm.execute("DELETE FROM worker.campaign_batch")
-    worker.batches.sweep_journals()
+    worker.orphans.sweep_journals()
     assert set(journals(worker)) == {dead.id, alive.id}  # a claim of theirs may be under way
     for path in worker.settings.state_dir.rglob("*.journal"):
         os.utime(path, (0.0, 0.0))
-    worker.batches.sweep_journals()
+    worker.orphans.sweep_journals()
     assert journals(worker) == [alive.id]
 
 
@@ -665,22 +709,22 @@ def test_retries(office: Office) -> None:
     campaign = office.crm.add_campaign(recipients=60)
     worker = office.worker()
     worker.start(campaign)
-    put_off = []
+    deferred = []
     for _ in range(2):
         batch = worker.claim(campaign)
         assert batch
-        put_off += [recipient.id for recipient in batch.recipients]
-        outcome(worker, batch, Kind.DEFERRED)
+        deferred += [recipient.id for recipient in batch.recipients]
+        outcome(worker, batch, OutcomeKind.DEFERRED)
         worker.settle(batch)
     batch = worker.claim(campaign)
     assert batch
-    assert not {recipient.id for recipient in batch.recipients} & set(put_off)  # not due, so nobody is held up
+    assert not {recipient.id for recipient in batch.recipients} & set(deferred)  # not due, so they delay no other
     outcome(worker, batch)
     worker.settle(batch)
     office.clock.ahead = timedelta(seconds=61)
     batch = worker.claim(campaign)
     assert batch
-    retried = [recipient for recipient in batch.recipients if recipient.id in put_off]
+    retried = [recipient for recipient in batch.recipients if recipient.id in deferred]
     assert len(retried) == 5
     assert len(batch.recipients) == 10
     assert {recipient.attempts for recipient in retried} == {1}
@@ -688,13 +732,13 @@ def test_retries(office: Office) -> None:
 
 
 def test_waits_that_grow(office: Office) -> None:
-    """A recipient that is put off again and again waits longer each time, and fails after the last try."""
+    """A recipient that is deferred again and again waits longer each time, and fails after the last try."""
     campaign = office.crm.add_campaign(recipients=1)
     worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="3")
     worker.start(campaign)
     waits = []
     for _ in range(2):
-        assert worker.send(campaign, Kind.DEFERRED)
+        assert worker.send(campaign, OutcomeKind.DEFERRED)
         due, attempts = office.rows("SELECT due_at, attempts FROM worker.campaign_retry")[0]
         waits.append(round((due - office.clock()).total_seconds()))
         assert worker.claim(campaign) is None
@@ -702,11 +746,11 @@ def test_waits_that_grow(office: Office) -> None:
         office.clock.ahead += timedelta(seconds=waits[-1] + 1)
     assert waits == [60, 120]
     assert attempts == 2
-    settled = worker.send(campaign, Kind.DEFERRED)
+    settled = worker.send(campaign, OutcomeKind.DEFERRED)
     assert settled
     assert settled.failed == 1
     reason = office.one('SELECT "errorMessage" FROM "CampaignRecipient"')
-    assert reason == "given up after 3 tries: 550 put off"
+    assert reason == "given up after 3 tries: 550 deferred"
     assert office.one("SELECT count(*) FROM worker.campaign_retry") == 0
 
 
@@ -718,14 +762,14 @@ def test_the_providers_own_delay(office: Office) -> None:
     batch = worker.claim(campaign)
     assert batch
     now = office.clock()
-    batch.outcomes[batch.recipients[0].id] = Outcome(Kind.DEFERRED, now, "131049", delay_seconds=86_400.0)
+    batch.set_outcome(batch.recipients[0].id, Outcome(OutcomeKind.DEFERRED, now, "131049", delay_seconds=86_400.0))
     worker.settle(batch)
     due = office.one("SELECT due_at FROM worker.campaign_retry")
     assert abs((due - now).total_seconds() - 86_400) < 60
 
 
-def test_a_held_campaign(office: Office) -> None:
-    """When the provider puts off the campaign as a whole no try is counted, and its pauses double."""
+def test_a_backoff(office: Office) -> None:
+    """When the provider defers everything no try is counted, and the pauses of the campaign double."""
     campaign = office.crm.add_campaign(recipients=30)
     worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="1")
     worker.start(campaign)
@@ -733,8 +777,8 @@ def test_a_held_campaign(office: Office) -> None:
         batch = worker.claim(campaign)
         assert batch
         for recipient in batch.recipients[:DEFERRALS_BEFORE_BACKOFF]:
-            batch.record(recipient, Outcome(Kind.DEFERRED, office.clock(), "421 busy"))
-        assert batch.held
+            batch.record(recipient, Outcome(OutcomeKind.DEFERRED, office.clock(), "421 busy"))
+        assert batch.state is BatchState.BACKING_OFF
         settled = worker.settle(batch)
         assert (settled.sent, settled.failed) == (0, 0)
         assert office.counts(campaign) == {"pending": 30}
@@ -744,6 +788,38 @@ def test_a_held_campaign(office: Office) -> None:
         office.clock.ahead += timedelta(seconds=pause + 1)
     assert worker.send(campaign)
     assert office.one("SELECT holds FROM worker.campaign_run") == 0
+
+
+@pytest.mark.parametrize("delay_seconds", [5.0, 120.0])
+def test_a_backoff_as_long_as_the_provider_wants(office: Office, delay_seconds: float) -> None:
+    """The campaign waits for the provider's own delay, but never less than its backoff."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.back_off(delay_seconds, "the account's pace")
+    worker.settle(batch)
+    next_batch = office.one("SELECT next_batch_at FROM worker.campaign_run")
+    expected = max(delay_seconds, BACKOFF_SECONDS)
+    assert abs((next_batch - office.clock()).total_seconds() - expected) < 5
+    assert office.counts(campaign) == {"pending": 10}
+
+
+def test_deferred_and_then_rejected(office: Office) -> None:
+    """When the provider refuses the campaign, a message that it deferred before that counts no try either."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="1")
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.record(batch.recipients[0], Outcome(OutcomeKind.DEFERRED, office.clock(), "421 busy"))
+    batch.record(batch.recipients[1], Outcome(OutcomeKind.REJECTED, office.clock(), "550 content refused"))
+    batch.reject(CampaignRejected("550 content refused"))
+    settled = worker.settle(batch)
+    worker.runs.follow_up(batch, settled)
+    assert (settled.sent, settled.failed) == (0, 0)
+    assert (office.status(campaign), office.counts(campaign)) == ("failed", {"pending": 10})
 
 
 def add_recipient_before_all(office: Office, campaign: str) -> str:
@@ -776,7 +852,7 @@ def test_rows_set_back(office: Office) -> None:
     campaign = office.crm.add_campaign(recipients=10)
     worker = office.worker()
     worker.start(campaign)
-    assert worker.send(campaign, Kind.REFUSED, Kind.ACCEPTED)
+    assert worker.send(campaign, OutcomeKind.REFUSED, OutcomeKind.ACCEPTED)
     office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'pending' WHERE status = 'failed'""")
     assert worker.claim(campaign) is None
     assert worker.end(campaign) is False
@@ -791,11 +867,11 @@ def test_rows_set_back(office: Office) -> None:
 
 
 def test_scheduled_again(office: Office) -> None:
-    """A campaign that ended and is scheduled anew sends to those set back, and to nobody else."""
+    """A campaign that ended and is scheduled anew sends to those set back, and to no others."""
     campaign = office.crm.add_campaign(recipients=10)
     worker = office.worker()
     worker.start(campaign)
-    worker.send(campaign, Kind.REFUSED, Kind.ACCEPTED)
+    worker.send(campaign, OutcomeKind.REFUSED, OutcomeKind.ACCEPTED)
     assert worker.end(campaign)
     office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'pending' WHERE status = 'failed'""")
     office.crm.execute("""UPDATE "Campaign" SET status = 'scheduled'""")
@@ -810,13 +886,13 @@ def test_scheduled_again(office: Office) -> None:
 @pytest.mark.parametrize(
     ("kinds", "status", "counts"),
     [
-        ([Kind.ACCEPTED], "completed", (10, 0)),
-        ([Kind.ACCEPTED, Kind.REFUSED], "completed", (1, 9)),
-        ([Kind.REFUSED], "failed", (0, 10)),
-        ([Kind.UNCONFIRMED, Kind.OPTED_OUT], "failed", (0, 10)),
+        ([OutcomeKind.ACCEPTED], "completed", (10, 0)),
+        ([OutcomeKind.ACCEPTED, OutcomeKind.REFUSED], "completed", (1, 9)),
+        ([OutcomeKind.REFUSED], "failed", (0, 10)),
+        ([OutcomeKind.UNCONFIRMED, OutcomeKind.OPTED_OUT], "failed", (0, 10)),
     ],
 )
-def test_how_it_ends(office: Office, kinds: list[Kind], status: str, counts: tuple[int, int]) -> None:
+def test_how_it_ends(office: Office, kinds: list[OutcomeKind], status: str, counts: tuple[int, int]) -> None:
     """A campaign ends 'completed' with exact counts, and 'failed' when every send failed."""
     campaign = office.crm.add_campaign(recipients=10, totalRecipients=10)
     worker = office.worker()
@@ -833,7 +909,7 @@ def test_how_it_ends(office: Office, kinds: list[Kind], status: str, counts: tup
 
 
 def test_nobody(office: Office) -> None:
-    """A campaign whose target matches nobody is 'completed'."""
+    """A campaign whose target matches no one is 'completed'."""
     campaign = office.crm.add_campaign()
     worker = office.worker()
     worker.start(campaign)
@@ -847,14 +923,14 @@ def test_counts_are_counted(office: Office) -> None:
     campaign = office.crm.add_campaign(recipients=10, sentCount=77, failedCount=5)
     worker = office.worker()
     worker.start(campaign)
-    worker.send(campaign, Kind.REFUSED, Kind.ACCEPTED)
+    worker.send(campaign, OutcomeKind.REFUSED, OutcomeKind.ACCEPTED)
     statement = 'UPDATE "CampaignRecipient" SET status = %s WHERE id = (SELECT max(id) FROM "CampaignRecipient")'
     office.crm.execute(statement, ("opened",))
     assert worker.end(campaign)
     assert office.counted(campaign) == (9, 1)
 
 
-def test_no_end_while_somebody_holds_a_batch(office: Office) -> None:
+def test_no_end_while_another_process_has_a_batch(office: Office) -> None:
     """A campaign does not end while another process still sends its last batch."""
     campaign = office.crm.add_campaign(recipients=10)
     one, other = office.worker("one"), office.worker("other")
@@ -894,11 +970,12 @@ def test_a_pause_wins_over_a_failure(office: Office) -> None:
     assert office.status(campaign) == "paused"
 
 
-def failed_account(worker: Worker, campaign_id: str, reason: str) -> None:
+def reject_account(worker: Worker, campaign_id: str, reason: str) -> None:
     """The provider refuses the account of this campaign's batch."""
     batch = worker.claim(campaign_id)
     assert batch
-    worker.runs.fail_account(batch, reason)
+    batch.reject(AccountRejected(reason))
+    worker.runs.follow_up(batch, worker.settle(batch))
 
 
 def test_a_refused_account(office: Office) -> None:
@@ -909,7 +986,7 @@ def test_a_refused_account(office: Office) -> None:
     mail, foreign = crm.add_campaign(recipients=1), crm.add_campaign("whatsapp", recipients=1, tenant_id=other)
     worker = office.worker()
     worker.start(mine[0])
-    failed_account(worker, mine[0], "190: token expired")
+    reject_account(worker, mine[0], "190: token expired")
     assert [office.status(each) for each in (*mine, mail, foreign)] == ["failed", "failed", "running", "running"]
 
 
@@ -923,20 +1000,20 @@ def test_a_revoked_grant(office: Office) -> None:
     worker = office.worker()
     worker.start(first)
     worker.prepare(by_smtp[0])
-    failed_account(worker, first, "invalid_grant")
+    reject_account(worker, first, "invalid_grant")
     assert [office.status(each) for each in (first, second, colleague)] == ["failed", "failed", "running"]
-    failed_account(worker, by_smtp[0], "535 refused")
+    reject_account(worker, by_smtp[0], "535 refused")
     assert [office.status(each) for each in (*by_smtp, colleague)] == ["failed", "running", "running"]
 
 
 def test_opted_out(office: Office) -> None:
-    """Who opted out is known in later campaigns of the tenant, however the number is written; not in another's."""
+    """An opt-out counts in later campaigns of the tenant, however the number is written; not in another tenant's."""
     crm = office.crm
     numbers = [{"recipientPhone": "+91 98123 45678"}]
     first = crm.add_campaign("whatsapp", recipients=numbers)
     worker = office.worker()
     worker.start(first)
-    worker.send(first, Kind.OPTED_OUT)
+    worker.send(first, OutcomeKind.OPTED_OUT)
     assert office.counts(first) == {"failed": 1}
     same = crm.add_campaign("whatsapp", recipients=[{"recipientPhone": "09812345678"}])
     foreign = crm.add_campaign("whatsapp", recipients=numbers, tenant_id=crm.add_tenant("Other Traders"))
@@ -956,21 +1033,20 @@ def gmail_campaign(office: Office, recipients: int) -> str:
     return office.crm.add_campaign(recipients=recipients, tenant_id=tenant, user_id=user)
 
 
-def ask(worker: Worker, campaign: str) -> Batch | None:
-    row = worker.row(campaign)
-    batch = worker.batches.claim_unconfirmed(
-        row, worker.transports.route(row), worker.transports.route(row).sender, worker.holder
-    )
+def ask(worker: Worker, campaign_id: str) -> Batch | None:
+    campaign = worker.find(campaign_id)
+    transport = worker.transports.route(campaign)
+    batch = worker.claims.claim_unconfirmed(campaign, transport, transport.account_key)
     worker.open += [batch] if batch else []
     return batch
 
 
-def test_unconfirmed_is_asked_for(office: Office) -> None:
-    """Where the provider can be asked, an unconfirmed send stays 'sending' until it was; then it is sent, or due."""
+def test_unconfirmed_is_asked_about(office: Office) -> None:
+    """An unconfirmed message stays 'sending' until the provider was asked, if it can be; then it is sent, or due."""
     campaign = gmail_campaign(office, 2)
     worker = office.worker()
     worker.start(campaign)
-    assert worker.send(campaign, Kind.UNCONFIRMED)
+    assert worker.send(campaign, OutcomeKind.UNCONFIRMED)
     assert office.counts(campaign) == {"sending": 2}
     assert worker.claim(campaign) is None
     assert worker.end(campaign) is False
@@ -979,7 +1055,7 @@ def test_unconfirmed_is_asked_for(office: Office) -> None:
     batch = ask(worker, campaign)
     assert batch
     assert {recipient.attempts for recipient in batch.recipients} == {1}
-    outcome(worker, batch, Kind.ACCEPTED, Kind.NOT_SENT)
+    outcome(worker, batch, OutcomeKind.ACCEPTED, OutcomeKind.NOT_SENT)
     worker.settle(batch)
     assert office.counts(campaign) == {"sent": 1, "pending": 1}
     settled = worker.send(campaign)
@@ -989,29 +1065,66 @@ def test_unconfirmed_is_asked_for(office: Office) -> None:
 
 
 def test_unconfirmed_and_set_back(office: Office) -> None:
-    """An unconfirmed send that is settled otherwise before it is asked for does not keep its campaign from ending."""
+    """An unconfirmed message that the CRM settles before it is asked about does not keep its campaign from ending."""
     campaign = gmail_campaign(office, 1)
     worker = office.worker()
     worker.start(campaign)
-    worker.send(campaign, Kind.UNCONFIRMED)
+    worker.send(campaign, OutcomeKind.UNCONFIRMED)
     office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'delivered'""")
     for _ in range(3):
         office.clock.ahead += timedelta(seconds=60)
         office.time_passes(2 * LEASE_SECONDS)
         ask(worker, campaign)
-        for orphan in worker.batches.orphans():
-            row = worker.row(campaign)
-            worker.batches.settle(row, worker.batches.recover(orphan, row, worker.transports.route(row)))
+        worker.recover(campaign)
     assert worker.end(campaign)
     assert office.status(campaign) == "completed"
 
 
+def test_killed_while_it_asks(office: Office) -> None:
+    """A process that dies while it asks about messages sends nothing: they stay unconfirmed and are asked again."""
+    campaign = gmail_campaign(office, 2)
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.send(campaign, OutcomeKind.UNCONFIRMED)
+    office.clock.ahead = timedelta(seconds=40)
+    asked = ask(worker, campaign)
+    assert asked
+    asked.journal.close()  # as a process does that dies
+    assert len(office.worker("next").recover(campaign)) == 1
+    assert office.counts(campaign) == {"sending": 2}
+    assert office.one("SELECT count(*) FROM worker.unconfirmed_send") == 2
+
+
+def test_another_account_is_not_asked(office: Office) -> None:
+    """When the user has connected another Gmail account, the provider cannot be asked about earlier messages."""
+    campaign = gmail_campaign(office, 3)
+    first, second = office.worker("first"), office.worker("second")
+    first.start(campaign)
+    assert first.send(campaign, OutcomeKind.UNCONFIRMED, OutcomeKind.NOT_SENT)
+    dead = first.claim(campaign)
+    assert dead
+    dead.journal.started(dead.recipients[0].id)
+    dead.journal.close()
+    account_key = dead.transport.account_key
+    office.crm.execute('UPDATE "User" SET "googleEmail" = %s', ("other@gmail.example",))
+    office.clock.ahead = timedelta(seconds=40)
+    found = second.find(campaign)
+    asked = second.claims.claim_unconfirmed(found, second.transports.route(found), account_key)
+    assert asked
+    assert not asked.can_ask
+    outcome(second, asked, OutcomeKind.UNCONFIRMED)
+    assert second.settle(asked).failed == 1
+    [settled] = second.recover(campaign)
+    assert settled.failed == 1
+    assert office.counts(campaign) == {"failed": 2, "pending": 1}
+
+
 def test_resend(office: Office) -> None:
-    """With UNCONFIRMED_SENDS=resend an unconfirmed send is tried again at once instead of failing."""
+    """With UNCONFIRMED_SENDS=resend an unconfirmed message is tried again at once instead of failing."""
     campaign = office.crm.add_campaign(recipients=1)
     worker = office.worker(UNCONFIRMED_SENDS="resend")
     worker.start(campaign)
-    worker.send(campaign, Kind.UNCONFIRMED)
+    worker.send(campaign, OutcomeKind.UNCONFIRMED)
     assert office.counts(campaign) == {"pending": 1}
     settled = worker.send(campaign)
     assert settled
@@ -1027,15 +1140,25 @@ def test_one_batch_delay(office: Office) -> None:
     worker.send(first)
 
     def ready() -> set[str]:
-        return {row["id"] for row in worker.db.all(SQL["ready"], now=office.clock(), busy=[])}
+        return set(worker.runs.ready(busy=[]))
 
     assert ready() == {second}
     office.clock.ahead = timedelta(seconds=61)
     assert ready() == {first, second}
 
 
+def test_the_delay_after_a_small_batch(office: Office) -> None:
+    """After a batch of half the size the campaign waits for half of CAMPAIGN_BATCH_DELAY."""
+    campaign = office.crm.add_campaign(recipients=5)
+    worker = office.worker(CAMPAIGN_BATCH_DELAY="60s")
+    worker.start(campaign)
+    assert worker.send(campaign)
+    next_batch = office.one("SELECT next_batch_at FROM worker.campaign_run")
+    assert abs((next_batch - office.clock()).total_seconds() - 30) < 5
+
+
 def test_a_deleted_campaign(office: Office) -> None:
-    """A campaign that the CRM deletes while a batch of it is out leaves nothing behind once that is dropped."""
+    """A campaign that the CRM deletes while a batch of it is sent leaves nothing behind once that is dropped."""
     campaign = office.crm.add_campaign(recipients=10)
     worker = office.worker()
     worker.start(campaign)
@@ -1044,15 +1167,15 @@ def test_a_deleted_campaign(office: Office) -> None:
     batch.journal.close()
     office.crm.execute('DELETE FROM "Campaign"')
     worker.runs.disown()
-    (orphan,) = worker.batches.orphans()
-    worker.batches.drop(orphan)
+    (orphan,) = worker.orphans.find()
+    worker.orphans.drop(orphan)
     for table in ("campaign_run", "campaign_batch", "campaign_retry", "unconfirmed_send"):
         assert office.one(f"SELECT count(*) FROM worker.{table}") == 0
     assert journals(worker) == []
 
 
 def test_refusals_of_one_campaign(office: Office) -> None:
-    """What the database refuses for one campaign makes that one wait; only a server that is gone stops all."""
+    """What the database refuses for one campaign makes that one wait; only an unavailable server stops all."""
     campaign = office.crm.add_campaign(recipients=1)
     worker = office.worker()
     worker.start(campaign)
@@ -1065,7 +1188,7 @@ def test_refusals_of_one_campaign(office: Office) -> None:
 
 
 def test_a_list_in_one_line(office: Office) -> None:
-    """Four hundred addresses pasted as one are one recipient that fails with the reason, and no error of ours."""
+    """Four hundred addresses pasted as one are one recipient that fails with the reason; the worker goes on."""
     pasted = ", ".join(f"person.{number}@example.in" for number in range(400))
     filters = {"customList": {"emails": [pasted, "asha@example.in"]}}
     campaign = office.crm.add_campaign(targetType="custom", targetFilters=filters)

@@ -1,4 +1,4 @@
-"""bin/migrate: makes the worker's own objects once, beside a living CRM, and touches nothing else."""
+"""bin/migrate makes the worker's own objects once, while the CRM is running, and changes nothing else."""
 
 import os
 import subprocess
@@ -76,7 +76,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def shape(connection: Connection) -> dict[str, list[tuple]]:
-    """All of the CRM's schema but its indexes: columns, constraints, triggers, types and functions."""
+    """The CRM's schema without its indexes: columns, constraints, triggers, types and functions."""
     public = "'public'::regnamespace"
     return {
         "columns": rows(
@@ -105,7 +105,7 @@ def shape(connection: Connection) -> dict[str, list[tuple]]:
 
 
 def test_once_and_again(fresh: Connection) -> None:
-    """The first run makes everything and says what; the second finds nothing to do."""
+    """The first run makes everything and returns the names; the second has nothing to do."""
     assert migrate.migrate(fresh) == NAMES
     assert migrate.migrate(fresh) == []
     assert indexes(fresh) == dict.fromkeys(INDEXES, True)
@@ -118,7 +118,7 @@ def test_once_and_again(fresh: Connection) -> None:
 
 
 def test_the_crms_tables(fresh: Connection) -> None:
-    """The CRM's tables get no column, trigger or constraint, and its schema nothing but indexes named worker_."""
+    """The CRM's tables get no column, trigger or constraint, and its schema only indexes named worker_*."""
     before = shape(fresh)
     assert before["columns"]
     migrate.migrate(fresh)
@@ -127,7 +127,7 @@ def test_the_crms_tables(fresh: Connection) -> None:
 
 
 def test_a_database_without_an_encoding(postgres_url: str) -> None:
-    """SQL_ASCII takes any bytes: ours are UTF-8 all the same."""
+    """A database with SQL_ASCII accepts any bytes; the worker writes UTF-8 there, too."""
     url = urlsplit(postgres_url)._replace(path="/crm_test_ascii").geturl()
     with closing(connect(postgres_url)) as server:
         rows(server, "CREATE DATABASE crm_test_ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
@@ -143,7 +143,7 @@ def test_a_database_without_an_encoding(postgres_url: str) -> None:
 
 
 def test_two_at_once(crm_only_url: str) -> None:
-    """Of several that start at the same time each ends well, and everything is done once."""
+    """When several start at the same time, each one succeeds, and everything is done once."""
     barrier = threading.Barrier(3)
     done: list[list[str]] = []
 
@@ -163,7 +163,7 @@ def test_two_at_once(crm_only_url: str) -> None:
 
 
 def test_the_second_waits(crm_only_url: str, fresh: Connection) -> None:
-    """The second one waits for its turn without a snapshot, which building an index would wait for in turn."""
+    """The second one waits without holding a snapshot, because building an index would wait for that snapshot."""
     rows(fresh, "SELECT pg_advisory_lock(%s)", migrate.ADVISORY_LOCK)
     done: list[list[str]] = []
 
@@ -184,7 +184,7 @@ def test_the_second_waits(crm_only_url: str, fresh: Connection) -> None:
 
 
 def test_the_turn_is_given_back(fresh: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that fails leaves nothing half done and does not keep others out."""
+    """A run that fails leaves nothing half done, and releases the lock for others."""
     broken = migrate.Migration(1, "broken", "CREATE TABLE worker.half (id text); SELECT 1 / 0")
     with monkeypatch.context() as patched:
         patched.setattr(migrate, "migrations", lambda: [broken])
@@ -196,7 +196,7 @@ def test_the_turn_is_given_back(fresh: Connection, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_index_left_behind(crm_only_url: str, fresh: Connection) -> None:
-    """An index whose building was cut short is INVALID and of no use: it is built anew."""
+    """An index whose building was interrupted is INVALID, so it is built again."""
     one = "CREATE UNIQUE INDEX CONCURRENTLY {} ON {} ({})"
     insert = 'INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message) VALUES (%s, %s, %s, %s, %s)'
     for number in range(2):
@@ -212,7 +212,7 @@ def test_an_index_left_behind(crm_only_url: str, fresh: Connection) -> None:
 
 
 def test_a_terminated_build(crm_only_url: str, fresh: Connection) -> None:
-    """A migration that is killed while it builds an index can be run again and ends what it began."""
+    """After a migration was killed while it built an index, the next run completes it."""
     with closing(psycopg2.connect(crm_only_url)) as busy:
         busy.cursor().execute('LOCK TABLE "CampaignRecipient" IN ROW EXCLUSIVE MODE')
         failure: list[BaseException] = []
@@ -239,7 +239,7 @@ def test_a_terminated_build(crm_only_url: str, fresh: Connection) -> None:
 
 
 def test_a_long_transaction_of_the_crm(crm_only_url: str, fresh: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An index is built however long the CRM's transactions take: it waits for them and nobody waits for it."""
+    """An index is built also during a long transaction of the CRM: it waits, and the CRM does not wait for it."""
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "200ms")
     with closing(psycopg2.connect(crm_only_url)) as busy:
         busy.cursor().execute('LOCK TABLE "CampaignRecipient" IN ROW EXCLUSIVE MODE')
@@ -252,14 +252,14 @@ def test_a_long_transaction_of_the_crm(crm_only_url: str, fresh: Connection, mon
 
 
 def test_a_large_table(crm_only_url: str) -> None:
-    """Building an index of a large table may take as long as it takes: no statement of bin/migrate runs out."""
+    """Building an index of a large table may take long: the statements of bin/migrate have no timeout."""
     with closing(Database(crm_only_url, "crm-worker migrate").connect()) as connection:
         migrate.migrate(connection)
         assert rows(connection, "SHOW statement_timeout") == [("0",)]
 
 
 def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None:
-    """While an index waits to be built, the CRM reads and writes the same table without waiting."""
+    """While an index waits to be built, the CRM can read and write the same table without waiting."""
     with closing(psycopg2.connect(crm_only_url)) as busy, closing(connect(crm_only_url)) as crm:
         busy.cursor().execute('LOCK TABLE "CampaignLog" IN ROW EXCLUSIVE MODE')
         failure: list[BaseException] = []
@@ -293,7 +293,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
     ],
 )
 def test_missing_or_old(database_url: str, connection: Connection, damage: str, state: str) -> None:
-    """A program that finds the tables missing or old says so, and what to run."""
+    """A program that finds the tables missing or old names the problem, and the command to run."""
     with closing(Database(database_url, "test")) as db:
         migrate.require_current(db)
         rows(connection, damage)
@@ -330,7 +330,7 @@ def run_program(module: str, url: str, tmp_path: Path, **more: str) -> subproces
 
 
 def test_the_programs(crm_only_url: str, redis_url: str, tmp_path: Path) -> None:
-    """bin/campaign ends with status 2 and names bin/migrate, which then brings the tables it wants."""
+    """bin/campaign ends with status 2 and names bin/migrate; after bin/migrate it works."""
     refused = run_program("worker.campaign", crm_only_url, tmp_path, REDIS_URL=redis_url)
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
@@ -344,7 +344,7 @@ def test_the_programs(crm_only_url: str, redis_url: str, tmp_path: Path) -> None
 
 
 def test_no_database(tmp_path: Path) -> None:
-    """bin/migrate without a database to talk to says so in a line, not in a traceback."""
+    """bin/migrate without a database reports that in one line, not in a traceback."""
     done = run_program("worker.migrate", "postgresql://crm:hunter2@127.0.0.1:1/crm", tmp_path)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr

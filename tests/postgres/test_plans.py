@@ -1,4 +1,4 @@
-"""The query plans of claims and settlements: by index, whatever the table holds, as quick at the end as at first."""
+"""The query plans of claims and settlements: by index, whatever is in the table, as quick at the end as at first."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,15 +11,19 @@ import psycopg2.extras
 import pytest
 
 from sandbox.crm import Crm, utc_now
-from worker.campaigns.batch import Batch, Kind, Outcome, Recipient
+from worker.campaigns.batch import Batch, Recipient
+from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import BatchClaims
 from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.settlement import BatchSettlements
 from worker.campaigns.transport import TransportRouter
 from worker.messages import Accepted
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, queries
+from worker.runtime.lease import Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
+from worker.sending.outcomes import Outcome, OutcomeKind
 
 SQL = queries("campaign")
 RECIPIENTS = 200_000
@@ -168,8 +172,12 @@ class Work:
         settings = load(environ, "campaign")
         self.client = connect("redis://127.0.0.1:1")  # never asked: e-mail has no pace, and nothing is flushed
         self.explaining = Explaining(url)
-        self.batches = BatchClaims(self.explaining, settings, Counters(self.client, "campaign"), utc_now)
-        self.campaign = rows(db, SQL["campaign"], campaign_id=campaign_of(db)["id"])[0]
+        self.lease, self.journals = Lease(), JournalDirectory(folder)
+        self.claims = BatchClaims(self.explaining, settings, self.journals, self.lease, utc_now)
+        counters = Counters(self.client, "campaign")
+        self.settlements = BatchSettlements(self.explaining, settings, counters, utc_now)
+        [row] = rows(db, SQL["campaign"], campaign_id=campaign_of(db)["id"])
+        self.campaign = Campaign.from_row(row)
         self.transports = TransportRouter(settings, self.client, utc_now)
         self.transport = self.transports.route(self.campaign)
 
@@ -179,20 +187,21 @@ class Work:
         self.client.close()
 
     def claim(self) -> Plan:
-        self.batches.claim(self.campaign, self.transport, "host:1:x")
+        self.claims.claim(self.campaign, self.transport)
         return self.explaining.plans[-1]
 
     def settle(self) -> Plan:
-        """The batch that was claimed last: all are sent but one that is refused and one that is put off."""
-        held = rows(self.db, "SELECT id::text, recipient_ids FROM worker.campaign_batch")[0]
-        people = [Recipient(each, "Asha", "asha@a.example", None, 0) for each in held["recipient_ids"]]
-        journal = JournalDirectory(self.batches._settings.state_dir).create(held["id"], len(people))
-        batch = Batch(held["id"], "host:1:x", self.transport, people, journal, lease_until=0.0)
+        """The batch that was claimed last: all are sent except one that is refused and one that is deferred."""
+        [claimed] = rows(self.db, "SELECT id::text, recipient_ids FROM worker.campaign_batch")
+        people = [Recipient(each, "Asha", "asha@a.example", None, 0) for each in claimed["recipient_ids"]]
+        journal = self.journals.create(claimed["id"], len(people))
+        batch = Batch(claimed["id"], self.lease.holder, self.campaign, self.transport, people, journal)
         for person in people:
-            batch.outcomes[person.id] = Outcome(Kind.ACCEPTED, utc_now(), accepted=Accepted(f"<{person.id}@x>"))
-        batch.outcomes[people[0].id] = Outcome(Kind.REFUSED, utc_now(), "550 no such user")
-        batch.outcomes[people[1].id] = Outcome(Kind.DEFERRED, utc_now(), "450 busy")
-        self.batches.settle(self.campaign, batch)
+            accepted = Accepted(f"<{person.id}@x>")
+            batch.record(person, Outcome(OutcomeKind.ACCEPTED, utc_now(), accepted=accepted))
+        batch.record(people[0], Outcome(OutcomeKind.REFUSED, utc_now(), "550 no such user"))
+        batch.record(people[1], Outcome(OutcomeKind.DEFERRED, utc_now(), "450 busy"))
+        self.settlements.settle(batch)
         return self.explaining.plans[-1]
 
     def plan(self, name: str, **parameters: Any) -> Plan:
@@ -236,7 +245,7 @@ def send_most(db: Connection) -> None:
 
 
 def defer_many(db: Connection) -> None:
-    """50,000 were put off and wait for their next try in an hour."""
+    """50,000 were deferred and wait for their next try in an hour."""
     rows(
         db,
         "INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason) "
@@ -297,7 +306,7 @@ def test_many_deferred(db: Connection, work: Work, due: bool) -> None:
 def test_idle_looks(db: Connection, work: Work) -> None:
     """What a worker asks between its batches reads a few recipients only, however many there are."""
     rows(db, "ANALYZE")
-    campaign_id = work.campaign["id"]
+    campaign_id = work.campaign.id
     recovered = work.plan("batch_recipients", campaign_id=campaign_id, ids=[f"r-{number}" for number in range(SIZE)])
     for plan in (work.plan("survey"), recovered):
         assert plan.looked_at() <= 5 * SIZE
@@ -305,8 +314,8 @@ def test_idle_looks(db: Connection, work: Work) -> None:
 
 @pytest.mark.parametrize("db", ["190,000 sent"], indirect=True)
 def test_near_the_end(db: Connection, work: Work) -> None:
-    """Whether anybody is left is found among those who are pending, without reading who was sent to."""
+    """What keeps a run from its end is found among the pending recipients, without reading those that were sent."""
     rows(db, "ANALYZE")
-    plan = work.plan("remaining", campaign_id=work.campaign["id"])
+    plan = work.plan("remaining", campaign_id=work.campaign.id)
     assert plan.looked_at() <= RECIPIENTS - SENT + 5 * SIZE
     assert TABLE not in plan.sequential()

@@ -1,4 +1,4 @@
-"""Digests through Gmail: from whom, what became of those without an answer, and grants that end."""
+"""Digests through Gmail: from which account, what became of those without an answer, and revoked grants."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,7 +10,7 @@ from reminder_office import BOSS, NOON, ReminderOffice, offices
 from sandbox import accounts
 from sandbox.crm import Crm
 from sandbox.world import World
-from worker.notifications.claims import ASK_AFTER_SECONDS
+from worker.sending.outcomes import ASK_AFTER_SECONDS
 
 
 @pytest.fixture
@@ -61,12 +61,12 @@ def test_gmail_is_asked(office: ReminderOffice, arrived: bool) -> None:
     assert worker.ended() == (1, 0, 0)
     (sent,) = office.world.deliveries("gmail")
     assert office.one('SELECT "gmailMessageId" FROM "EmailLog"') == sent.external_id
-    assert (office.notices(), office.remembered()) == (0, 2)
+    assert (office.notifications(), office.remembered()) == (0, 2)
 
 
 @pytest.mark.parametrize("change", ["another account", "disconnected", "switched off", "revoked"])
 def test_gmail_cannot_be_asked_any_more(office: ReminderOffice, change: str) -> None:
-    """The account it left through is gone: nobody knows, nothing is sent again, nothing waits on."""
+    """The account it was sent through is gone: it is unconfirmed, is not sent again, and no longer waits."""
     tenant = gmail_office(office)
     office.world.script("gmail", BOSS, action="cut-after", times=1)
     worker = office.worker()
@@ -82,31 +82,31 @@ def test_gmail_cannot_be_asked_any_more(office: ReminderOffice, change: str) -> 
         office.world.revoke(accounts.GMAIL_REFRESH_TOKEN)
     office.clock.forward(seconds=ASK_AFTER_SECONDS)
     assert worker.ended() == (0, 0, 1)
-    assert (office.notices(), office.remembered()) == (0, 2)
+    assert (office.notifications(), office.remembered()) == (0, 2)
     assert office.world.total("gmail") == 1
     connected = office.one('SELECT "googleEmail" IS NOT NULL AND "gmailRefreshToken" IS NOT NULL FROM "User"')
     assert connected == (change not in ("disconnected", "revoked"))
     assert office.counted("unconfirmed_total") == {("email",): 1}
 
 
-def test_gmail_puts_off_the_question(office: ReminderOffice) -> None:
-    """It is asked again, ever more rarely, and given up after hours; the recipient is not shut out for ever."""
+def test_gmail_defers_the_question(office: ReminderOffice) -> None:
+    """It is asked again, ever more rarely, and given up after hours; then the recipient gets digests again."""
     gmail_office(office)
     office.world.script("gmail", BOSS, action="cut-after", times=1)
     worker = office.worker(GMAIL_API_URL="http://127.0.0.1:1")
-    sender = office.worker()
-    sender.tick()
+    result = office.worker().tick()
     asked = []
-    while office.notices():
-        office.clock.now = worker.job._notices.next_due()
-        worker.ended()
+    while office.notifications():
+        assert result.next_at
+        office.clock.now = result.next_at
+        result = worker.tick()
         asked.append(office.clock())
     assert len(asked) == 12
     assert timedelta(hours=4) < office.clock() - NOON < timedelta(hours=12)
     assert office.remembered() == 2
 
 
-def test_a_grant_withdrawn(office: ReminderOffice) -> None:
+def test_a_revoked_grant(office: ReminderOffice) -> None:
     """The five columns are cleared; at the next tick the digest leaves through SMTP."""
     gmail_office(office)
     office.world.revoke(accounts.GMAIL_ACCESS_TOKEN)

@@ -1,4 +1,4 @@
-"""What becomes of digests that do not go through: tried again, given up, or nobody knows."""
+"""What becomes of digests that fail: tried again, given up, or unconfirmed."""
 
 import logging
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def test_one_that_fails_is_tried_again(
     with caplog.at_level(logging.WARNING):
         assert worker.ended() == (2, 1, 0)
     assert len(caplog.records) == 1, "one line, however many leads"
-    assert (office.notices(), office.remembered()) == (0, 4)
+    assert (office.notifications(), office.remembered()) == (0, 4)
     assert worker.ended() == (0, 1, 0)
     office.world.clear_script()
     assert worker.ended() == (1, 0, 0)
@@ -64,7 +64,7 @@ def test_nothing_configured(office: ReminderOffice) -> None:
 
 
 def test_opted_out(office: ReminderOffice) -> None:
-    """Who opted out is remembered for the tenant and left out from then on; another tenant's list is its own."""
+    """Who opted out gets no more messages of that tenant; another tenant has a list of its own."""
     for _ in range(2):
         office.tenant({"recipientPhones": [PHONE]}, leads=1)
     office.world.script("whatsapp", PHONE, times=1, status=400, code=131050)
@@ -75,16 +75,17 @@ def test_opted_out(office: ReminderOffice) -> None:
     )
     office.clock.forward(hours=25)
     assert worker.ended() == (1, 0, 0)
-    assert office.notices() == 0
+    assert office.notifications() == 0
 
 
-def test_a_dead_provider_of_one_tenant(office: ReminderOffice) -> None:
-    """A tenant whose provider puts everything off is asked a handful of times, and the others are served."""
+@pytest.mark.parametrize("answer", [{"status": 500, "code": 131000}, {"status": 403, "code": 131031}])
+def test_a_dead_provider_of_one_tenant(office: ReminderOffice, answer: dict[str, int]) -> None:
+    """A tenant whose provider defers or rejects everything is tried a handful of times; the others are served."""
     many = [f"98{number:08}" for number in range(40)]
     bad = office.tenant({"recipientPhones": many}, leads=1)
     good = [office.tenant({"recipientPhones": [f"97{number:08}"]}, leads=1) for number in range(20)]
     for number in many:
-        office.world.script("whatsapp", f"+91{number}", status=500, code=131000)
+        office.world.script("whatsapp", f"+91{number}", **answer)
     assert office.worker().ended() == (20, 40, 0)
     assert 5 <= len(office.world.refusals("whatsapp")) <= 5 + 8
     assert office.one("SELECT count(DISTINCT tenant_id) FROM worker.lead_reminder") == len(good)
@@ -92,7 +93,7 @@ def test_a_dead_provider_of_one_tenant(office: ReminderOffice) -> None:
 
 
 def test_a_slow_provider_of_one_tenant(office: ReminderOffice) -> None:
-    """While one tenant's provider takes its time for each message, all others get theirs."""
+    """While one tenant's provider is slow, the messages of all others are sent."""
     slow = [f"98{number:08}" for number in range(6)]
     office.tenant({"recipientPhones": slow}, leads=1)
     for number in range(30):
@@ -113,7 +114,7 @@ def test_unconfirmed(office: ReminderOffice, channel: str, address: str, policy:
     office.world.script(channel, address, action="cut-after", times=1)
     worker = office.worker(UNCONFIRMED_SENDS=policy)
     assert worker.ended() == (0, 0, 1)
-    assert office.notices() == 0
+    assert office.notifications() == 0
     assert worker.ended() == (again, 0, 0)
     assert office.arrived(channel) == {address: 1 + again}
     if not again:

@@ -1,5 +1,5 @@
-"""The query plans of reminders: leads are found by the worker's index, and told from those reminded of without a loop
-over both."""
+"""The query plans of reminders: leads are found by the worker's index, and those already reminded of are left out
+without a loop over both."""
 
 import json
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ import pytest
 from benchmarks.reminder_rows import MIXES, fill
 from sandbox.crm import Crm, utc_now
 from worker.reminding.recipients import RecipientReader
+from worker.reminding.tenants import read_tenants
 from worker.runtime.db import Database, queries
 
 SQL = queries("reminders")
@@ -45,8 +46,11 @@ def url(request: pytest.FixtureRequest, databases: Any, template: str) -> Iterat
 def db(url: str, request: pytest.FixtureRequest) -> Iterator[Database]:
     with closing(Database(url, "test")) as made:
         if request.param == "no statistics":
-            made.all("""DELETE FROM pg_statistic WHERE starelid IN ('"Lead"'::regclass, 'worker_lead_quiet'::regclass,
-                        'worker.lead_reminder'::regclass, '"User"'::regclass, '"PipelineStage"'::regclass)""")
+            made.execute(
+                """DELETE FROM pg_statistic
+                   WHERE starelid IN ('"Lead"'::regclass, 'worker_lead_quiet'::regclass,
+                        'worker.lead_reminder'::regclass, '"User"'::regclass, '"PipelineStage"'::regclass)"""
+            )
         yield made
 
 
@@ -54,7 +58,7 @@ def explained(db: Database, statement: str, **parameters: Any) -> list[Node]:
     """The nodes of the plan as it was really run, without its effect."""
     with db.transaction():
         found = db.all(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)
-        db.all("ROLLBACK; BEGIN")
+        db.execute("ROLLBACK; BEGIN")
     nodes: list[Node] = []
     todo = [found[0]["QUERY PLAN"][0]["Plan"]]
     while todo:
@@ -77,11 +81,12 @@ def sequential(nodes: list[Node]) -> set[str]:
 
 
 def claim(db: Database) -> list[Node]:
-    recipients = RecipientReader().of(db.all(SQL["tenants"]), utc_now())
+    recipients = RecipientReader().recipients_of_all(read_tenants(db), utc_now())
     assert len(recipients) == 2 * TENANTS
     statement = SQL["claim"].partition(";")[2]
     parameters = {"job": "reminders", "holder": "x", "now": utc_now(), "listed": 200}
-    return explained(db, statement, recipients=json.dumps(recipients), **parameters)
+    as_json = json.dumps([recipient.as_json() for recipient in recipients])
+    return explained(db, statement, recipients=as_json, **parameters)
 
 
 def test_a_claim(db: Database) -> None:

@@ -1,4 +1,4 @@
-"""Workers side by side, stopped and cut off, rows that the database refuses: nobody is told twice, or left out."""
+"""Workers side by side, stopped and cut off, refused rows: nobody gets a digest twice, and nobody is left out."""
 
 import threading
 import time
@@ -11,6 +11,7 @@ from reminder_office import BOSS, OTHER, PHONE, ReminderOffice, Worker, offices
 
 from sandbox.crm import Crm
 from sandbox.world import World
+from worker.runtime.db import Database
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_a_new_process(office: ReminderOffice) -> None:
     assert office.world.total() == 2
 
 
-def test_stopping_gives_back(office: ReminderOffice) -> None:
+def test_stopping_releases(office: ReminderOffice) -> None:
     """On a signal what was claimed and not sent is due again, and what is on the wire is settled."""
     office.tenant({"recipientEmails": [f"a{number}@x.example" for number in range(40)]}, leads=1)
     office.world.script("smtp", action="hang", seconds=0.5)
@@ -37,7 +38,7 @@ def test_stopping_gives_back(office: ReminderOffice) -> None:
     watch.join()
     assert (failed, unconfirmed) == (0, 0)
     assert 3 <= sent <= 24
-    assert (office.notices(), office.remembered()) == (0, sent)
+    assert (office.notifications(), office.remembered()) == (0, sent)
     office.world.clear_script()
     assert office.worker().ended() == (40 - sent, 0, 0)
     assert office.world.duplicates("smtp") == {}
@@ -60,11 +61,11 @@ def test_without_the_lock(office: ReminderOffice) -> None:
     office.tenant({"recipientEmails": [BOSS]}, leads=1)
     worker = office.worker()
     assert worker.job.tick(office.clock()).counts["digests"] == 0
-    assert (office.notices(), office.remembered()) == (0, 0)
+    assert (office.notifications(), office.remembered()) == (0, 0)
 
 
 def test_two_workers(office: ReminderOffice) -> None:
-    """Both believe to be alone, all the time: each lead is told to each recipient once."""
+    """No lock keeps them apart: each recipient is reminded of each lead once."""
     emails = [f"a{number}@x.example" for number in range(5)]
     tenants = [office.tenant({"recipientEmails": emails}, leads=2, openai={"companyName": f"T{n}"}) for n in range(8)]
     workers = [office.worker() for _ in range(4)]
@@ -89,18 +90,18 @@ def test_two_workers(office: ReminderOffice) -> None:
 HELD_UP = """
 CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.holder = '{holder}' THEN PERFORM pg_advisory_xact_lock(42); END IF;
+    IF current_setting('application_name') = 'slow' THEN PERFORM pg_advisory_xact_lock(42); END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER hold_up BEFORE INSERT ON worker.notice FOR EACH ROW EXECUTE FUNCTION hold_up()
 """
 
 
-def test_a_claim_that_takes_long(office: ReminderOffice) -> None:
-    """What another worker claims, sends and settles while a claim is under way is not claimed once more by it."""
+def test_a_claim_that_takes_long(office: ReminderOffice, database_url: str) -> None:
+    """A claim that takes long does not claim again what another worker claims, sends and settles in the meantime."""
     office.tenant({"recipientEmails": [BOSS, OTHER]}, leads=1)
-    slow, quick = office.worker(), office.worker()
-    office.crm.execute(HELD_UP.format(holder=slow.job._notices.holder))
+    slow, quick = office.worker(database=Database(database_url, "slow")), office.worker()
+    office.crm.execute(HELD_UP)
     ticks = [threading.Thread(target=each.tick) for each in (slow, quick)]
     office.crm.execute("SELECT pg_advisory_lock(42)")
     ticks[0].start()
@@ -111,7 +112,7 @@ def test_a_claim_that_takes_long(office: ReminderOffice) -> None:
     for tick in ticks:
         tick.join(30)
     assert office.arrived() == {BOSS: 1, OTHER: 1}
-    assert (office.notices(), office.remembered()) == (0, 2)
+    assert (office.notifications(), office.remembered()) == (0, 2)
 
 
 def waiting(office: ReminderOffice) -> int:
@@ -141,7 +142,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION ref
 
 
 def test_a_claim_that_is_refused(office: ReminderOffice) -> None:
-    """The database refuses one recipient's digest: all others are claimed, and told."""
+    """The database refuses one recipient's digest: all others are claimed and sent."""
     for number in range(7):
         office.tenant({"recipientEmails": [f"a{number}@x.example"]}, leads=1)
     office.crm.execute(REFUSING.format(table="worker.notice", condition="NEW.address = 'a3@x.example'"))
@@ -181,7 +182,7 @@ def test_an_outage_before_the_settlement(office: ReminderOffice) -> None:
     assert office.one('SELECT count(*) FROM "EmailLog"') == 12
     assert office.world.duplicates("smtp") == {}
     assert len(office.arrived()) == 12
-    assert office.notices() == 0
+    assert office.notifications() == 0
 
 
 def cut_off(office: ReminderOffice) -> None:
@@ -193,15 +194,15 @@ def cut_off(office: ReminderOffice) -> None:
     )
 
 
-def test_redis_away(office: ReminderOffice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Redis a pace cannot be asked: the tick fails, and what it had claimed goes out when Redis is back."""
+def test_redis_unavailable(office: ReminderOffice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Redis a pace cannot be read: the tick fails, and what it had claimed is sent when Redis is back."""
     office.tenant({"recipientPhones": [PHONE], "recipientEmails": [BOSS]}, leads=1)
     worker = office.worker()
-    with redis.Redis(port=1) as nobody, monkeypatch.context() as away:
-        away.setattr(worker.job._accounts, "_redis", nobody)
+    with monkeypatch.context() as unavailable:
+        unavailable.setattr(worker.context.redis, "connection_pool", redis.ConnectionPool(port=1))
         with pytest.raises(redis.RedisError):
             worker.tick()
     assert office.arrived("whatsapp") == {}
     assert worker.ended()[1:] == (0, 0)
     assert [office.arrived(), office.arrived("whatsapp")] == [{BOSS: 1}, {PHONE: 1}]
-    assert office.notices() == 0
+    assert office.notifications() == 0

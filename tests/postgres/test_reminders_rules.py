@@ -15,7 +15,7 @@ def office(crm: Crm, world: World, database_url: str, redis_url: str) -> Iterato
 
 
 def test_a_digest(office: ReminderOffice) -> None:
-    """One message for each recipient, filed for e-mail, counted, and nothing left in the worker's hands."""
+    """One message for each recipient, filed for e-mail, counted, and no claim left."""
     tenant = office.tenant({"recipientEmails": [BOSS], "recipientPhones": ["98123 45678"]}, leads=3)
     result = office.worker().tick()
     assert result.counts == {"digests": 2, "leads": 6, "failed": 0, "unconfirmed": 0}
@@ -28,7 +28,7 @@ def test_a_digest(office: ReminderOffice) -> None:
         ([BOSS], "hello@chaiwala.example", "sent", "LeadReminder", tenant, tenant, office.admin(tenant),
          message["Message-ID"], "3 leads waiting for a follow-up", NOON, NOON, True)
     ]  # fmt: skip
-    assert (office.notices(), office.remembered()) == (0, 6)
+    assert (office.notifications(), office.remembered()) == (0, 6)
     assert office.counted() == {("email", "sent"): 1, ("whatsapp", "sent"): 1}
 
 
@@ -53,7 +53,7 @@ def test_once_and_again(office: ReminderOffice) -> None:
 
 
 def test_a_tick_a_little_early(office: ReminderOffice) -> None:
-    """A tick that begins some milliseconds earlier in its hour than yesterday's puts no digest off by an hour."""
+    """A tick that begins some milliseconds earlier in its hour than yesterday's delays no digest by an hour."""
     office.tenant({"recipientEmails": [BOSS]}, leads=1)
     worker = office.worker()
     office.clock.forward(milliseconds=90)

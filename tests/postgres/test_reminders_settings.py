@@ -1,4 +1,4 @@
-"""What tenants saved: who is told of which stages, and settings that are broken."""
+"""What tenants saved: who is reminded of which stages, and broken settings."""
 
 import logging
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ BROKEN: list[Any] = [
 
 
 def test_broken_settings(office: ReminderOffice, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever others saved, a tenant with good settings is served; what is wrong is said once for each change."""
+    """Whatever others saved, a tenant with good settings is served; errors are logged once for each change."""
     broken = [office.tenant(each, leads=1) for each in BROKEN]
     for settings in (None, [], "text", 7, {"leadReminders": None}, {"leadReminders": {"enabled": None}}):
         office.crm.add_tenant("Odd Traders", settings=settings)
@@ -45,7 +45,7 @@ def test_broken_settings(office: ReminderOffice, caplog: pytest.LogCaptureFixtur
     worker = office.worker()
     with caplog.at_level(logging.WARNING):
         assert worker.tick().counts["digests"] == 1
-        said = [record for record in caplog.records if "not as they should be" in record.message]
+        said = [record for record in caplog.records if "reminder settings have errors" in record.message]
         assert {record.args["tenant"] for record in said} == {
             tenant
             for tenant, saved in zip(broken, BROKEN, strict=True)
@@ -99,21 +99,21 @@ def test_recipients(office: ReminderOffice) -> None:
 
 
 @pytest.mark.parametrize(
-    ("included", "told"),
+    ("included", "listed"),
     [(None, ["new", "won", "lost"]), ([], ["new", "won", "lost"]), (["won"], ["won"]), (["won", "x"], ["won"]),
      (["x"], []), ("won", ["new", "won", "lost"])],
 )  # fmt: skip
-def test_stages(office: ReminderOffice, included: Any, told: list[str]) -> None:
+def test_stages(office: ReminderOffice, included: Any, listed: list[str]) -> None:
     """Leads of the included stages; of all when none is chosen; of none when only unknown ones are."""
     tenant = office.tenant({"recipientEmails": [BOSS], "includedStages": included})
     foreign = office.tenant({})
     for slug in ("new", "won", "lost"):
         office.lead(tenant, stage=slug, name=slug)
         office.lead(foreign, stage=slug, name="foreign")
-    assert office.worker().tick().counts["leads"] == len(told)
-    if told:
+    assert office.worker().tick().counts["leads"] == len(listed)
+    if listed:
         text = parts(office.world.email(BOSS))[0]
-        assert [slug for slug in ("new", "won", "lost", "foreign") if f". {slug}," in text] == told
+        assert [slug for slug in ("new", "won", "lost", "foreign") if f". {slug}," in text] == listed
 
 
 def test_a_suspended_tenant(office: ReminderOffice) -> None:

@@ -1,4 +1,4 @@
-"""In whose words, and in whose name: templates, names, and the list's end."""
+"""The texts of digests and who they are from: templates, names, and long lists."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -108,7 +108,7 @@ def test_two_hundred_and_one(office: ReminderOffice) -> None:
 
 
 def test_who_it_is_from(office: ReminderOffice) -> None:
-    """From the tenant's own name and address, with its reply address; filed for the user who is told."""
+    """From the tenant's own name and address, with its reply address; filed for the user who is reminded."""
     tenant = office.tenant({}, leads=1)
     user = office.crm.add_user(tenant, name="Ravi Rao", email="Ravi@tenant.example")
     office.save(tenant, recipientUserIds=[user])

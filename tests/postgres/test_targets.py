@@ -1,4 +1,4 @@
-"""Whom a campaign is for: recipients built from its target, nobody twice, and nobody of somebody else's."""
+"""Whom a campaign is for: recipients built from its target, no address twice, and no other user's people."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,11 +10,15 @@ import pytest
 
 from sandbox.crm import Crm, utc_now
 from worker.campaign import CampaignJob
-from worker.campaigns.targets import prepare, target_parameters, write_links
+from worker.campaigns.campaign import Campaign, CampaignTarget
+from worker.campaigns.link_writer import LinkWriter
+from worker.campaigns.run import CampaignRuns
+from worker.campaigns.targets import prepare, target_parameters
 from worker.campaigns.transport import TransportRouter
 from worker.errors import CampaignRejected
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, queries
+from worker.runtime.events import LiveEvents
 from worker.runtime.job import JobContext
 from worker.runtime.lock import Lock
 from worker.runtime.loop import Loop
@@ -41,6 +45,8 @@ class Targets:
         self.db = Database(database_url, "test")
         self.client = connect(redis_url)
         self.transports = TransportRouter(self.settings, self.client, utc_now)
+        self.runs = CampaignRuns(self.db, LiveEvents(self.client), utc_now)
+        self.links = LinkWriter(self.db, utc_now)
 
     def close(self) -> None:
         self.db.close()
@@ -52,12 +58,16 @@ class Targets:
 
     def prepared(self, campaign_id: str) -> str:
         """The campaign, started and with its recipients ready."""
-        self.db.all(SQL["start_due"], now=utc_now())
-        row = self.db.one(SQL["campaign"], campaign_id=campaign_id)
-        assert row
-        prepare(self.db, SQL, row, utc_now())
-        write_links(self.db, SQL, row, self.transports.route(row), utc_now())
+        self.runs.start_due(utc_now())
+        campaign = self.find(campaign_id)
+        prepare(self.db, campaign, utc_now())
+        self.links.write(campaign, self.transports.route(campaign).content)
         return campaign_id
+
+    def find(self, campaign_id: str) -> Campaign:
+        found = self.runs.find(campaign_id)
+        assert found
+        return found
 
     def chosen(self, *arguments: Any, **columns: Any) -> set[str]:
         """Ids of the leads and contacts that a campaign is for."""
@@ -109,7 +119,7 @@ def test_each_target(crm: Crm, targets: Targets) -> None:
 
 
 def test_tags_without_tags(crm: Crm, targets: Targets) -> None:
-    """A campaign for tags that names none is for nobody, not for everybody."""
+    """A campaign for tags that names none is for no one, not for everybody."""
     crm.add_lead()
     assert targets.chosen("tags") == set()
     assert targets.chosen("tags", filters={"tags": []}) == set()
@@ -287,28 +297,28 @@ def test_a_custom_list(crm: Crm, targets: Targets) -> None:
 
 @pytest.mark.parametrize("filters", [None, {}, {"customList": None}, {"customList": {"phones": ["9812345678"]}}])
 def test_an_empty_custom_list(crm: Crm, targets: Targets, filters: Any) -> None:
-    """A custom e-mail campaign without addresses is for nobody."""
+    """A custom e-mail campaign without addresses is for no one."""
     crm.add_lead()
     assert targets.chosen("custom", filters=filters) == set()
 
 
 def test_rows_of_the_crm(crm: Crm, targets: Targets) -> None:
-    """A campaign that has recipients keeps them: nobody is added from its target."""
+    """A campaign that has recipients keeps them: no one is added from its target."""
     crm.add_lead()
     campaign_id = targets.prepared(crm.add_campaign(recipients=3, totalRecipients=99))
     assert len(targets.recipients(campaign_id)) == 3
     assert targets.status(campaign_id) == ("running", 99)
 
 
-def test_double_rows_of_the_crm(crm: Crm, targets: Targets) -> None:
-    """Of the CRM's own rows with one address, one stays and the others fail with a reason; who was sent to stays."""
-    doubles = [{"recipientEmail": email} for email in ("x@a.example", "X@A.example ", "y@a.example", None, None)]
+def test_duplicates_of_the_crm(crm: Crm, targets: Targets) -> None:
+    """Of the CRM's rows with one address, one stays and the others fail with a reason; one that was sent stays."""
+    people = [{"recipientEmail": email} for email in ("x@a.example", "X@A.example ", "y@a.example", None, None)]
     sent = {"recipientEmail": "z@a.example", "status": "sent"}
-    campaign_id = crm.add_campaign(recipients=[*doubles, sent, {"recipientEmail": "Z@a.example"}])
+    campaign_id = crm.add_campaign(recipients=[*people, sent, {"recipientEmail": "Z@a.example"}])
     targets.prepared(campaign_id)
     assert crm.counts(campaign_id) == {"pending": 4, "failed": 2, "sent": 1}
     failed = [row for row in targets.recipients(campaign_id) if row["status"] == "failed"]
-    assert all(row["errorMessage"] == "The same address is another recipient of this campaign" for row in failed)
+    assert all(row["errorMessage"] == "Another recipient of this campaign has the same address" for row in failed)
     assert all(row["failedAt"] == row["updatedAt"] for row in failed)
     assert "z@a.example" in {row["recipientEmail"].lower() for row in failed}
 
@@ -318,56 +328,55 @@ def test_built_once(crm: Crm, targets: Targets) -> None:
     for _ in range(5):
         crm.add_lead()
     campaign_id = targets.campaign("leads")
-    targets.db.all(SQL["start_due"], now=utc_now())
-    row = targets.db.one(SQL["campaign"], campaign_id=campaign_id)
-    assert row
+    targets.runs.start_due(utc_now())
+    campaign = targets.find(campaign_id)
     with closing(Database(targets.settings.database_url, "other")) as other, other.transaction():
         assert other.one(SQL["lock_unprepared"], campaign_id=campaign_id)
-        prepare(targets.db, SQL, row, utc_now())
+        assert not prepare(targets.db, campaign, utc_now())
         assert targets.recipients(campaign_id) == []
-    prepare(targets.db, SQL, row, utc_now())
-    prepare(targets.db, SQL, row, utc_now())
+    assert prepare(targets.db, campaign, utc_now())
+    assert not prepare(targets.db, campaign, utc_now())
     assert len(targets.recipients(campaign_id)) == 5
 
 
 BAD = [
     ("everybody", None, "its target 'everybody' is unknown; known are all, leads, contacts, tags, custom"),
     ("leads", [], None),
-    ("leads", ["new"], "its targetFilters are no object"),
-    ("leads", "status=new", "its targetFilters are no object"),
-    ("leads", {"status": {"not": "won"}}, "its targetFilters.status is no list of texts"),
-    ("leads", {"tags": [1, 2]}, "its targetFilters.tags is no list of texts"),
-    ("contacts", {"industry": 5}, "its targetFilters.industry is no list of texts"),
-    ("leads", {"assignedTo": ["a"]}, "its targetFilters.assignedTo is no text"),
-    ("leads", {"searchQuery": 7}, "its targetFilters.searchQuery is no text"),
-    ("leads", {"createdAfter": "yesterday"}, "its targetFilters.createdAfter is no date: 'yesterday'"),
-    ("leads", {"createdAfter": 1767225600}, "its targetFilters.createdAfter is no text"),
-    ("custom", {"customList": ["a@a.example"]}, "its targetFilters.customList is no object"),
-    ("custom", {"customList": {"emails": [["a"]]}}, "its targetFilters.customList is no list of texts"),
+    ("leads", ["new"], "its targetFilters are not an object"),
+    ("leads", "status=new", "its targetFilters are not an object"),
+    ("leads", {"status": {"not": "won"}}, "its targetFilters.status is not a list of strings"),
+    ("leads", {"tags": [1, 2]}, "its targetFilters.tags is not a list of strings"),
+    ("contacts", {"industry": 5}, "its targetFilters.industry is not a list of strings"),
+    ("leads", {"assignedTo": ["a"]}, "its targetFilters.assignedTo is not a string"),
+    ("leads", {"searchQuery": 7}, "its targetFilters.searchQuery is not a string"),
+    ("leads", {"createdAfter": "yesterday"}, "its targetFilters.createdAfter is not a date: 'yesterday'"),
+    ("leads", {"createdAfter": 1767225600}, "its targetFilters.createdAfter is not a string"),
+    ("custom", {"customList": ["a@a.example"]}, "its targetFilters.customList is not an object"),
+    ("custom", {"customList": {"emails": [["a"]]}}, "its targetFilters.customList is not a list of strings"),
 ]
 
 
 @pytest.mark.parametrize(("target", "filters", "reason"), BAD)
 def test_what_cannot_be_understood(target: str, filters: Any, reason: str | None) -> None:
-    """A filter that cannot be understood is refused with a reason: to narrow less would write to the wrong people."""
-    row = {"targetType": target, "targetFilters": filters, "channel": "email"}
+    """A filter that cannot be understood is refused with a reason: without it the wrong people would get messages."""
+    wanted = CampaignTarget(target, filters)
     if reason is None:
-        assert target_parameters(row)["status"] == []
+        assert target_parameters(wanted, "email")["status"] == []
         return
     with pytest.raises(CampaignRejected) as caught:
-        target_parameters(row)
+        target_parameters(wanted, "email")
     assert str(caught.value) == reason
 
 
 def test_the_job_fails_such_a_campaign(crm: Crm, targets: Targets) -> None:
-    """The campaign ends 'failed' with the reason in its log, nobody is written to, and others are not held up."""
+    """The campaign ends 'failed' with the reason in its log, no message leaves, and other campaigns go on."""
     crm.add_lead()
     bad = targets.campaign("leads", filters={"status": {"not": "won"}})
     nobody = targets.campaign("contacts")
     assert targets.run_job() == 0
     assert targets.status(bad) == ("failed", 0)
     assert targets.recipients(bad) == []
-    assert ("failed", "its targetFilters.status is no list of texts") in targets.logged(bad)
+    assert ("failed", "its targetFilters.status is not a list of strings") in targets.logged(bad)
     assert targets.status(nobody) == ("completed", 0)
     assert ("completed", "Completed: its target matched nobody") in targets.logged(nobody)
 
@@ -378,16 +387,26 @@ def test_the_job_fails_such_a_campaign(crm: Crm, targets: Targets) -> None:
 def test_dates_at_the_end_of_the_calendar(moment: str) -> None:
     """A date that cannot be brought to UTC fails its campaign only, not the whole job's tick."""
     with pytest.raises(CampaignRejected):
-        target_parameters({"targetType": "leads", "targetFilters": {"createdAfter": moment}, "channel": "email"})
+        target_parameters(CampaignTarget("leads", {"createdAfter": moment}), "email")
 
 
 def test_links_are_kept_once(crm: Crm, targets: Targets) -> None:
     """A campaign's links are written when it is prepared, one row for each, and not again the next time."""
     campaign_id = targets.prepared(crm.add_campaign(recipients=3, useShortLinks=True))
-    statement = 'SELECT id, "tenantId", "shortCode" FROM campaign_links WHERE "campaignId" = %(id)s'
+    statement = 'SELECT id, "tenantId", "shortCode", "updatedAt" FROM campaign_links WHERE "campaignId" = %(id)s'
     links = targets.db.all(statement, id=campaign_id)
     assert len(links) == 1
     assert links[0]["tenantId"] == crm.tenant_id
-    targets.db.all(SQL["unprepare"], campaign_id=campaign_id, next_batch_at=utc_now())
+    targets.db.execute(SQL["unprepare"], campaign_id=campaign_id, next_batch_at=utc_now())
     targets.prepared(campaign_id)
     assert targets.db.all(statement, id=campaign_id) == links
+
+
+def test_links_of_a_changed_text(crm: Crm, targets: Targets) -> None:
+    """When the user changes the text, its new links are written before a message with them leaves."""
+    campaign_id = targets.prepared(crm.add_campaign(recipients=3, useShortLinks=True))
+    html = '<a href="https://shop.example/new">new</a>'
+    crm.execute('UPDATE "Campaign" SET "htmlContent" = %s WHERE id = %s', (html, campaign_id))
+    targets.prepared(campaign_id)
+    statement = 'SELECT "originalUrl" FROM campaign_links WHERE "campaignId" = %(id)s'
+    assert {"originalUrl": "https://shop.example/new"} in targets.db.all(statement, id=campaign_id)

@@ -1,4 +1,4 @@
-"""The mails of bin/trial: each once, by whom and about what, and never in the way of a suspension."""
+"""The e-mails of bin/trial: each sent once, from whom and about what; no suspension depends on them."""
 
 import logging
 import secrets
@@ -14,6 +14,7 @@ from trial_office import NOW, OWNER, TrialOffice, TrialWorker, opened
 
 from sandbox.crm import Crm
 from sandbox.world import World
+from worker.notifications.claims import NotificationClaims
 from worker.runtime.process_token import new_token
 
 DEADLINE_SECONDS = 60.0
@@ -40,8 +41,8 @@ def body(office: TrialOffice, address: str, kind: str = "plain") -> str:
     return str(part.get_content())
 
 
-def test_who_is_told(office: TrialOffice) -> None:
-    """The contact gets a mail in the operator's name, which is filed; the owner one about all, which is not."""
+def test_who_is_notified(office: TrialOffice) -> None:
+    """The contact gets an e-mail from the operator, which is filed; the owner one about all, which is not."""
     tenant = office.tenant(name="Chaiwala & Sons", users=2)
     users = office.crm.execute('SELECT id FROM "User" WHERE "tenantId" = %s ORDER BY "createdAt", id', (tenant,))
     worker = office.worker()
@@ -86,7 +87,7 @@ def test_in_whose_outbox(office: TrialOffice, users: list[tuple[str, int]], writ
 
 
 def test_one_summary_a_tick(office: TrialOffice) -> None:
-    """The owner gets one mail about all tenants of a tick, and none when there was nothing."""
+    """The owner gets one e-mail about all tenants of a tick, and none when there was nothing."""
     office.many(250, users=0)
     worker = office.worker(COMPANY_NAME="Chai ☕ CRM")
     assert worker.tick().counts["told"] == 251
@@ -97,9 +98,9 @@ def test_one_summary_a_tick(office: TrialOffice) -> None:
     assert office.mails()[OWNER] == 1
 
 
-def test_more_than_a_tick_can_tell(office: TrialOffice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When telling takes long the tick ends, so that others are suspended, and goes on at once, nobody twice."""
-    monkeypatch.setattr("worker.trial.TELLING_SECONDS", 0.05)
+def test_more_than_a_tick_can_send(office: TrialOffice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When sending takes long the tick ends, so that others are suspended; the next tick goes on, nothing twice."""
+    monkeypatch.setattr("worker.trial.SENDING_SECONDS", 0.05)
     office.many(300, users=0)
     worker = office.worker()
     result, ticks = worker.tick(), 1
@@ -113,16 +114,16 @@ def test_more_than_a_tick_can_tell(office: TrialOffice, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("missing", ["OWNER_EMAIL", "SMTP_URL"])
-def test_nobody_can_be_told(office: TrialOffice, missing: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Trials are suspended all the same; that is said once, and the mails go out when there is a way."""
+def test_nothing_can_be_sent(office: TrialOffice, missing: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Trials are suspended all the same; that is logged once, and the e-mails are sent when they can be."""
     tenant = office.tenant()
     worker = office.worker(**{missing: None})
     for _ in range(3):
         result = worker.tick()
         assert result.next_at is None
         office.clock.pass_by(hours=1)
-    said = [each for each in warnings(caplog) if each[0].startswith("nobody can be told")]
-    assert [args for _, args in said] == [{"set": missing}]
+    logged = [each for each in warnings(caplog) if "cannot be sent" in each[0]]
+    assert [args for _, args in logged] == [{"set": missing}]
     assert office.status(tenant) == "SUSPENDED"
     assert office.mails() == {}
     assert office.worker().tick().counts["told"] == (2 if missing == "SMTP_URL" else 1)
@@ -130,7 +131,7 @@ def test_nobody_can_be_told(office: TrialOffice, missing: str, caplog: pytest.Lo
 
 
 def test_old_news(office: TrialOffice, caplog: pytest.LogCaptureFixture) -> None:
-    """What could not be told for 7 days is dropped, which is said; what is a little younger is still told."""
+    """What could not be sent for 7 days is dropped, which is logged; what is a little younger is still sent."""
     old = office.tenant()
     without = office.worker(SMTP_URL=None)
     without.tick()
@@ -141,11 +142,11 @@ def test_old_news(office: TrialOffice, caplog: pytest.LogCaptureFixture) -> None
     assert office.worker().tick().counts["told"] == 2
     assert set(office.mails()) == {office.contact(young), OWNER}
     assert office.contact(old) not in office.mails()
-    assert ("mails about trials dropped: they waited for 7 days", {"mails": 2}) in warnings(caplog)
+    assert ("notifications about trials dropped: they waited for 7 days", {"mails": 2}) in warnings(caplog)
 
 
-def test_news_that_are_not_true_any_more(office: TrialOffice) -> None:
-    """A tenant that was reactivated before it could be told is told nothing."""
+def test_news_that_is_no_longer_true(office: TrialOffice) -> None:
+    """A tenant that was reactivated before it could be notified gets no e-mail."""
     tenant = office.tenant()
     office.worker(SMTP_URL=None).tick()
     office.crm.execute("""UPDATE "Tenant" SET status = 'ACTIVE', "subscriptionEnd" = NULL""")
@@ -156,7 +157,7 @@ def test_news_that_are_not_true_any_more(office: TrialOffice) -> None:
 
 @pytest.mark.parametrize("held", [False, True])
 def test_suspended_again_while_the_mail_waits(office: TrialOffice, held: bool) -> None:
-    """The contact is told once, of the newer end; a mail that is just leaving stays as it is. Nothing fails."""
+    """The contact gets one e-mail, about the newer end; one that is just being sent stays as it is. Nothing fails."""
     tenant = office.tenant()
     without = office.worker(SMTP_URL=None)
     without.tick()
@@ -184,7 +185,7 @@ def test_suspended_again_while_the_mail_waits(office: TrialOffice, held: bool) -
     ],
 )
 def test_a_contact_that_is_no_address(office: TrialOffice, address: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The suspension stands, the mail is given up with a line that shows no address, and all others go out."""
+    """The suspension stands, the e-mail is given up with a line that shows no address, and all others are sent."""
     caplog.set_level(logging.INFO)
     odd, plain = office.tenant(contactEmail=address), office.tenant()
     worker = office.worker()
@@ -211,7 +212,7 @@ def test_refused(office: TrialOffice, caplog: pytest.LogCaptureFixture) -> None:
     assert outbox(office) == []
 
 
-def test_put_off(office: TrialOffice) -> None:
+def test_deferred(office: TrialOffice) -> None:
     """A server that is busy is tried again after 1, 2, 4 ... minutes, at most 6 hours, and given up at the 12th."""
     tenant = office.tenant()
     office.world.script("smtp", office.contact(tenant), status=450)
@@ -229,7 +230,7 @@ def test_put_off(office: TrialOffice) -> None:
 
 
 def test_nothing_is_sent_early(office: TrialOffice) -> None:
-    """A mail that was put off is not tried by a tick that comes before its time."""
+    """An e-mail that was deferred is not tried by a tick before it is due."""
     tenant = office.tenant()
     office.world.script("smtp", office.contact(tenant), status=450, times=1)
     worker = office.worker()
@@ -243,7 +244,7 @@ def test_nothing_is_sent_early(office: TrialOffice) -> None:
 
 
 def test_the_mail_server_is_down(office: TrialOffice) -> None:
-    """Trials are suspended, and everybody is told once when it is back."""
+    """Trials are suspended, and everybody gets one e-mail when it is back."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     tenants = [office.tenant() for _ in range(20)]
@@ -265,7 +266,7 @@ def test_the_mail_server_is_down(office: TrialOffice) -> None:
 def test_without_an_answer(
     office: TrialOffice, sends: str, mails: int, counts: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A mail whose answer never came is given up with a warning; UNCONFIRMED_SENDS=resend sends it again later."""
+    """An e-mail whose answer never came is given up with a warning; UNCONFIRMED_SENDS=resend sends it again later."""
     tenant = office.tenant()
     office.world.script("smtp", office.contact(tenant), "cut-after", times=1)
     worker = office.worker(UNCONFIRMED_SENDS=sends)
@@ -281,7 +282,7 @@ def test_without_an_answer(
 
 
 def left_by_a_dead_worker(office: TrialOffice, handed_over: bool) -> str:
-    """The tenant whose mail a process of this machine held when it was killed."""
+    """The tenant whose e-mail a process of this machine had claimed when it was killed."""
     tenant = office.tenant()
     office.worker(SMTP_URL=None).tick()
     host, _, random = new_token().split(":")
@@ -292,16 +293,16 @@ def left_by_a_dead_worker(office: TrialOffice, handed_over: bool) -> str:
     return tenant
 
 
-def test_a_dead_workers_mail(office: TrialOffice) -> None:
-    """What it held and had not handed over is sent at once."""
+def test_a_dead_workers_claim(office: TrialOffice) -> None:
+    """What it had claimed and not handed over is sent at once."""
     tenant = left_by_a_dead_worker(office, handed_over=False)
     assert office.worker().tick().counts["told"] == 2
     assert office.mails() == {office.contact(tenant): 1, OWNER: 1}
 
 
 @pytest.mark.parametrize(("sends", "told", "failed"), [("fail", 0, 1), ("resend", 1, 0)])
-def test_a_dead_workers_mail_on_the_wire(office: TrialOffice, sends: str, told: int, failed: int) -> None:
-    """What it had handed over may have arrived: it is given up, or sent again where that is wanted."""
+def test_a_dead_workers_unconfirmed_email(office: TrialOffice, sends: str, told: int, failed: int) -> None:
+    """What it had handed over may have arrived: it is given up, or sent again with UNCONFIRMED_SENDS=resend."""
     tenant = left_by_a_dead_worker(office, handed_over=True)
     worker = office.worker(UNCONFIRMED_SENDS=sends)
     assert worker.tick().counts == {"suspended": 0, "users": 0, "told": 1, "failed": 0}
@@ -316,7 +317,7 @@ def test_a_dead_workers_mail_on_the_wire(office: TrialOffice, sends: str, told: 
 
 
 def test_a_mail_that_cannot_be_filed(office: TrialOffice, caplog: pytest.LogCaptureFixture) -> None:
-    """The outbox refuses one row, because its user was deleted: all mails count as sent, the others are filed."""
+    """The outbox refuses one row, because its user was deleted: all e-mails count as sent, the others are filed."""
     tenants = [office.tenant() for _ in range(5)]
     office.worker(SMTP_URL=None).tick()
     office.crm.execute('DELETE FROM "User" WHERE "tenantId" = %s', (tenants[2],))
@@ -331,18 +332,18 @@ def test_a_mail_that_cannot_be_filed(office: TrialOffice, caplog: pytest.LogCapt
 
 
 def test_the_database_goes_away_after_the_answer(office: TrialOffice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A settlement that did not get through is made up for by the next tick, also when nothing else is due."""
+    """A settlement that failed is repeated by the next tick, also when nothing else is due."""
     tenant = office.tenant()
     worker = office.worker()
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'crm-worker trial'"
-    settle = worker.job._notices.settle
+    settle = NotificationClaims.settle
 
-    def broken(deliveries: Any) -> set[str]:
+    def broken(claims: NotificationClaims, deliveries: Any) -> set[str]:
         office.crm.execute(end)
-        return settle(deliveries)
+        return settle(claims, deliveries)
 
     with monkeypatch.context() as patched:
-        patched.setattr(worker.job._notices, "settle", broken)
+        patched.setattr(NotificationClaims, "settle", broken)
         with pytest.raises(psycopg2.OperationalError):
             worker.tick()
     assert office.status(tenant) == "SUSPENDED"
@@ -354,7 +355,7 @@ def test_the_database_goes_away_after_the_answer(office: TrialOffice, monkeypatc
 
 
 def test_content_that_cannot_be_read(office: TrialOffice) -> None:
-    """A row that some other version wrote is given up; it holds up nobody."""
+    """A row that another version wrote is given up; it delays no other."""
     tenants = [office.tenant() for _ in range(3)]
     office.worker(SMTP_URL=None).tick()
     office.crm.execute("UPDATE worker.notice SET content = '[]' WHERE tenant_id = %s", (tenants[0],))
@@ -369,8 +370,8 @@ def test_trials_without_a_calendar_date(office: TrialOffice) -> None:
     assert "ended on -infinity" in body(office, office.contact(tenant))
 
 
-def test_stopped_while_telling(office: TrialOffice) -> None:
-    """After a signal nothing more leaves; what was not sent waits, and a later tick sends it once."""
+def test_stopped_while_sending(office: TrialOffice) -> None:
+    """After a signal nothing more is sent; what was not sent waits, and a later tick sends it once."""
     office.many(40, users=0)
     office.world.script("smtp", None, "hang", seconds=0.2)
     worker = office.worker()
@@ -380,7 +381,8 @@ def test_stopped_while_telling(office: TrialOffice) -> None:
     stop.join(DEADLINE_SECONDS)
     assert 1 <= told < 41
     assert office.waiting() == 41 - told
-    assert office.crm.value("SELECT count(*) FROM worker.notice WHERE holder IS NOT NULL OR handed_over") == 0
+    touched = "holder IS NOT NULL OR handed_over OR attempts > 0"
+    assert office.crm.value(f"SELECT count(*) FROM worker.notice WHERE {touched}") == 0
     office.world.clear_script()
     assert office.worker().tick().counts["told"] == 41 - told
     assert office.world.duplicates("smtp") == {}

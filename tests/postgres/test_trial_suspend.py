@@ -78,7 +78,7 @@ def test_an_expired_trial(office: TrialOffice, status: str, caplog: pytest.LogCa
     ids=str,
 )
 def test_what_stays(office: TrialOffice, columns: dict[str, Any]) -> None:
-    """Paid plans, cancelled tenants, trials that go on or have no end: nothing of them is touched, nobody is told."""
+    """Paid plans, cancelled tenants, trials that go on or have no end: nothing is changed, nobody is notified."""
     tenant = office.tenant(**columns)
     assert office.worker().tick().counts == {"suspended": 0, "users": 0, "told": 0, "failed": 0}
     assert (office.status(tenant), office.active(tenant)) == (columns.get("status", "TRIAL"), 1)
@@ -101,7 +101,7 @@ def test_others_users_stay(office: TrialOffice) -> None:
 
 
 def test_reactivated(office: TrialOffice) -> None:
-    """A tenant that the CRM gives more time keeps it; when that ends it is suspended, and told, again."""
+    """A tenant that the CRM gives more time keeps it; when that ends it is suspended, and notified, again."""
     tenant = office.tenant()
     worker = office.worker()
     worker.tick()
@@ -172,7 +172,7 @@ def test_a_user_that_somebody_has_locked(office: TrialOffice, other: Connection)
     run(other, 'SELECT FROM "User" WHERE "tenantId" = %s LIMIT 1 FOR UPDATE', locked)
     worker = office.worker()
     waits = "SELECT set_config('lock_timeout', '1ms', false)"  # a wait for any lock would be an error
-    worker.job._db.all(waits)
+    worker.context.database.execute(waits)
     result = worker.tick()
     assert (result.counts["suspended"], result.next_at) == (1, NOW + timedelta(seconds=60))
     assert [(office.status(each), office.active(each)) for each in (locked, free)] == [("TRIAL", 2), ("SUSPENDED", 0)]
@@ -213,21 +213,21 @@ class Counting(Database):
 
 
 def test_twenty_thousand(office: TrialOffice, database_url: str) -> None:
-    """20,000 expired tenants with 40,000 users are suspended by a handful of statements, and each is to be told."""
+    """20,000 expired tenants with 40,000 users are suspended by a handful of statements; each will be notified."""
     office.many(20_000)
-    worker = office.worker(SMTP_URL=None)
-    db = worker.job._db = worker.job._notices._db = Counting(database_url, "test")
+    db = Counting(database_url, "test")
+    worker = office.worker(db, SMTP_URL=None)
+    db.statements = 0
     assert worker.tick().counts == {"suspended": 20_000, "users": 40_000, "told": 0, "failed": 0}
     assert db.statements <= 8
     assert office.crm.value("SELECT count(*) FROM worker.notice WHERE tenant_id IS NOT NULL") == 20_000
     assert office.crm.value("SELECT count(*) FROM worker.notice WHERE tenant_id IS NULL") == 1
     summary = office.crm.value("SELECT content FROM worker.notice WHERE tenant_id IS NULL")
     assert (summary["count"], len(summary["tenants"])) == (20_000, 200)
-    db.close()
 
 
 def test_two_workers_at_once(office: TrialOffice) -> None:
-    """Without a lock to keep them apart, each tenant is suspended, and told, by one of them."""
+    """Without a lock to keep them apart, each tenant is suspended, and notified, by one of them."""
     office.many(300)
     workers = [office.worker(), office.worker()]
     counts: list[dict[str, int]] = []

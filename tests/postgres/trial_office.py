@@ -10,6 +10,7 @@ import redis
 from sandbox.crm import Crm
 from sandbox.world import World
 from worker.runtime.counters import Counters, read_all
+from worker.runtime.db import Database
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lock import Lock
 from worker.runtime.redis_client import connect
@@ -22,7 +23,7 @@ OWNER = "owner@crm.example.in"
 
 
 class Clock:
-    """Noon, and the part of a millisecond that a column would round up, until a test moves it."""
+    """A time with a part of a millisecond, which a column would round up; it moves only when the test moves it."""
 
     def __init__(self) -> None:
         self.now = NOW + timedelta(microseconds=600)
@@ -35,16 +36,23 @@ class Clock:
 
 
 class TrialWorker:
-    """One process's job; its lock is its own, so that only the database keeps two apart."""
+    """One process's job, with a lock of its own: only the database keeps two of them apart."""
 
-    def __init__(self, environ: dict[str, str], client: redis.Redis, clock: Clock, name: str) -> None:
+    def __init__(
+        self,
+        environ: dict[str, str],
+        client: redis.Redis,
+        clock: Clock,
+        name: str,
+        database: Database | None,
+    ) -> None:
         self.signals = Signals()
         self.clock = clock
         self.counters = Counters(client, "trial")
         self.lock = Lock([client], name)
         settings = load(environ, "trial")
         self.context = JobContext(
-            "trial", settings, connect(settings.redis_url), self.lock, self.counters, self.signals, clock
+            "trial", settings, connect(settings.redis_url), self.lock, self.counters, self.signals, clock, database
         )
         self.job = TrialJob(self.context)
         self.job.start()
@@ -74,9 +82,9 @@ class TrialOffice:
         self._stack = stack
         self._workers: list[TrialWorker] = []
 
-    def worker(self, **environ: str | None) -> TrialWorker:
+    def worker(self, database: Database | None = None, **environ: str | None) -> TrialWorker:
         merged = {name: value for name, value in (self.environ | environ).items() if value is not None}
-        made = TrialWorker(merged, self._client, self.clock, f"trial-{len(self._workers)}")
+        made = TrialWorker(merged, self._client, self.clock, f"trial-{len(self._workers)}", database)
         self._workers.append(made)
         self._stack.callback(made.close)
         return made

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from sandbox.debian import CACHE, apt_to_oneself
+from sandbox.apt_lock import CACHE, apt_lock
 from sandbox.ports import free_port
 from sandbox.servers import Child, ServerMissing
 
@@ -30,9 +30,9 @@ def program(name: str) -> Path:
     if path := _found(name):
         return path
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise ServerMissing(f"{name} is missing, and only root on Debian can download it: apt install prometheus")
-    with apt_to_oneself():
-        if not _found(name):  # another process may have done it
+        raise ServerMissing(f"there is no {name}, and only root on Debian gets it by itself: apt install prometheus")
+    with apt_lock():
+        if not _found(name):  # another process may have been quicker
             _unpack()
     return UNPACKED / "usr" / "bin" / name
 

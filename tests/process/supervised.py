@@ -1,4 +1,4 @@
-"""A real supervisord with the production watchdog, and small made-up programs for it to look after."""
+"""A real supervisord with the production watchdog and small programs that tests make up."""
 
 import os
 import signal
@@ -19,27 +19,22 @@ from workers import PROJECT, wait_for
 from sandbox.servers import Child
 from worker.runtime.counter_readings import CounterReadings, read_all
 
-# bin/watchdog with limits that a test can wait for
+# bin/watchdog with limits short enough for a test
 DRIVER = """
 import sys
 from worker import watchdog
 from worker.runtime import program
-from worker.supervision.hang_detector import Limits
-limits = Limits(least_hang_seconds=1, watched_seconds=1, restart_pause_seconds=60,
-                fatal_pause_seconds=1, fatal_pause_limit_seconds=5)
-sys.exit(program.guarded(lambda: watchdog.listen(limits)))
+from worker.supervision.limits import WatchdogLimits
+limits = WatchdogLimits(min_silence_seconds=1, min_observed_seconds=1, restart_pause_seconds=60,
+                        fatal_pause_seconds=1, fatal_pause_limit_seconds=5)
+sys.exit(program.run_main(lambda: watchdog.listen(limits)))
 """
 
 
-class _Supervisord(Child):
-    def wait(self, seconds: float) -> int:
-        return self._process.wait(seconds)
+def process_info(folder: Path, program: str) -> dict[str, Any]:
+    """What the supervisord with its socket in ``folder`` reports about a program; empty while it does not answer.
 
-
-def look(folder: Path, program: str) -> dict[str, Any]:
-    """What the supervisord with its socket in ``folder`` says of a program; empty while it does not answer.
-
-    A supervisorctl for each look would take the machine's time from those who are waited for.
+    Starting supervisorctl each time would slow down the programs that the test waits for.
     """
     with closing(SupervisorTransport(serverurl=f"unix://{folder}/supervisor.sock")) as transport:
         try:
@@ -49,7 +44,7 @@ def look(folder: Path, program: str) -> dict[str, Any]:
 
 
 class Supervised:
-    """supervisord, its programs, and what the watchdog told Redis of them."""
+    """supervisord, its programs and their logs."""
 
     def __init__(
         self,
@@ -78,7 +73,7 @@ class Supervised:
         with self._conf.open("w", encoding="utf-8") as file:
             conf.write(file)
         argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._conf)]
-        self.child = _Supervisord(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
+        self.child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
         self.child.wait_until(lambda: self.state("watchdog") != "", "supervisord")
 
     def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,32 +82,32 @@ class Supervised:
 
     def state(self, program: str) -> str:
         """The state's name; empty while supervisord does not answer."""
-        return str(look(self.folder, program).get("statename", ""))
+        return str(process_info(self.folder, program).get("statename", ""))
 
     def wait_for_state(self, program: str, state: str) -> None:
         wait_for(lambda: self.state(program) == state, f"{program} is {state}\n{self.log('watchdog-error.log')}")
 
     def pid(self, program: str) -> int:
         """0: it has no process."""
-        return int(look(self.folder, program).get("pid", 0))
+        return int(process_info(self.folder, program).get("pid", 0))
 
     def signal(self, program: str, number: signal.Signals) -> int:
         """Sends a signal to a program that runs; returns its pid."""
         pid = self.pid(program)
-        assert pid, f"{program} has no process"  # and 0 would be all of ours
+        assert pid, f"{program} has no process"  # and 0 would be all processes of this group
         os.kill(pid, number)
         return pid
 
     def kill(self, program: str) -> None:
-        """kill -9, of which supervisord knows when this returns: until then it says that the program runs."""
+        """kill -9; waits until supervisord has noticed: until then it reports that the program runs."""
         killed = self.signal(program, signal.SIGKILL)
-        wait_for(lambda: self.pid(program) != killed, f"supervisord sees that {program} is dead")
+        wait_for(lambda: self.pid(program) != killed, f"supervisord notices that {program} is dead")
 
     def log(self, name: str) -> str:
         path = self.folder / name
         return path.read_text("utf-8") if path.exists() else ""
 
-    def said(self, text: str, name: str = "watchdog-error.log") -> int:
+    def logged(self, text: str, name: str = "watchdog-error.log") -> int:
         """How many lines of a log hold ``text``."""
         return sum(text in line for line in self.log(name).splitlines())
 
@@ -150,8 +145,8 @@ class Supervised:
         return f'"{PROJECT}/bin/python" "{path}"'
 
 
-class Told:
-    """What the watchdog told Redis."""
+class ReportedStates:
+    """What the watchdog reported to Redis."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -166,14 +161,14 @@ class Told:
         return self._value("program_bad_settings", program)
 
     def wait_for_ticks(self, number: int) -> None:
-        """Waits until the watchdog has looked after the programs so often."""
+        """Waits until the watchdog has handled that many ticks."""
         for _ in range(number):
             self.wait_for_heartbeat("watchdog")
 
     def wait_for_heartbeat(self, job: str) -> None:
-        """Waits for the job's next one."""
+        """Waits for the job's next heartbeat."""
         before = self._heartbeat(job)
-        wait_for(lambda: self._heartbeat(job) > before, f"{job} says that it is alive")
+        wait_for(lambda: self._heartbeat(job) > before, f"{job} writes a heartbeat")
 
     def _heartbeat(self, job: str) -> float:
         state = self._read().jobs.get(job)

@@ -36,7 +36,7 @@ def waiting(crm: Crm) -> int:
 
 
 def test_once(crm: Crm, start: Start, redis_client: redis.Redis) -> None:
-    """Deletes what is old and nothing else, says how much, and ends with status 0."""
+    """Deletes the old rows and nothing else, says how many, and ends with status 0."""
     add_old(crm, 2_500)
     young = crm.add_call(status="completed")
     worker = start("--once", program=PROGRAM)
@@ -48,7 +48,7 @@ def test_once(crm: Crm, start: Start, redis_client: redis.Redis) -> None:
 
 
 def test_at_start_and_on_request(crm: Crm, start: Start) -> None:
-    """What was missed is done at the start, the next run is at midnight; SIGUSR1 makes one run now."""
+    """What was missed is deleted at the start, the next run is at midnight; SIGUSR1 makes it run now."""
     add_old(crm, 10)
     worker = start(program=PROGRAM)
     wait_for(lambda: worker.said("deleted rows=10"), "the first run")
@@ -63,7 +63,7 @@ def test_at_start_and_on_request(crm: Crm, start: Start) -> None:
 def test_ended_in_the_middle(
     number: signal.Signals, crm: Crm, start: Start, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """A stop ends it after the batch at hand, a kill at once; what is left is whole, and done by the next start."""
+    """A stop ends it after the present batch, a kill at once; batches are whole, and the next start goes on."""
     add_old(crm, MANY)
     with second_connection.cursor() as cursor:  # the third batch waits until the signal has come
         cursor.execute(
@@ -83,7 +83,7 @@ def test_ended_in_the_middle(
         worker.wait()
     second_connection.rollback()
     assert worker.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-    wait_for(lambda: waiting(crm) == 0, "the dead one's statement ends")
+    wait_for(lambda: waiting(crm) == 0, "the statement of the dead process ends")
     assert left(crm) % 1_000 == 0
     assert left(crm) >= MANY - 3_000
     assert worker.said("rows=3000 all=False") == (number == signal.SIGTERM)
@@ -92,11 +92,11 @@ def test_ended_in_the_middle(
 
 
 def test_two_at_once(crm: Crm, start: Start, redis_client: redis.Redis) -> None:
-    """While one is at it the other waits, and says for whom."""
+    """While another worker has the lock it waits, and its log says so."""
     redis_client.set(LOCK, "elsewhere:1:x", px=60_000)
     add_old(crm, 10)
     worker = start(program=PROGRAM)
-    wait_for(lambda: worker.said("another worker holds the lock"), "it notices the other one")
+    wait_for(lambda: worker.said("another worker holds the lock"), "it sees the other one's lock")
     assert left(crm) == 10
     redis_client.delete(LOCK)
     worker.send(signal.SIGUSR1)

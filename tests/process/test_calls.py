@@ -1,4 +1,4 @@
-"""The real bin/calls, killed, frozen, signalled and cut off: each number is called once, and each call is booked."""
+"""The real bin/calls, killed, frozen, stopped and without its servers: each number is called and booked once."""
 
 import json
 import random
@@ -27,16 +27,22 @@ from sandbox.world import World
 from worker.runtime.migrations import migrate
 
 LOCK = "lock:call-scheduler"
-LANES = 8
+REQUEST_THREADS = 8
 UNAVAILABLE = "a server is unavailable, the job waits for it"
 BACK = "the server is available again, the job continues"
-# as bin/calls, but a call that was in line for a second is not placed any more
-IMPATIENT = "import sys, worker.calls as calls; calls.PLACE_SECONDS = 1.0; sys.exit(calls.main([]))"
+# as bin/calls, but a call that waited a second for a thread is not placed any more
+IMPATIENT = """\
+import sys
+from worker import calls
+from worker.calling import placement
+placement.PLACE_SECONDS = 1.0
+sys.exit(calls.main([]))
+"""
 
 
 @dataclass(frozen=True)
 class Queue:
-    """The calls of one test: what the database says, held against what Twilio was told."""
+    """The calls of one test, in the database and at Twilio."""
 
     crm: Crm
     world: World
@@ -57,11 +63,12 @@ class Queue:
     def claims(self) -> int:
         return int(self.crm.value("SELECT count(*) FROM worker.call_claim"))
 
-    def in_doubt(self) -> int:
+    def unconfirmed(self) -> int:
+        """How many calls Twilio will be asked about."""
         return int(self.crm.value("SELECT count(*) FROM worker.call_claim WHERE ask_at IS NOT NULL"))
 
     def ask_now(self) -> None:
-        """The half minute is over after which Twilio is asked; retries are due, too."""
+        """Twilio may be asked about unconfirmed calls at once, and retries are due."""
         now = "now() AT TIME ZONE 'UTC'"
         self.crm.execute(f"UPDATE worker.call_claim SET ask_at = {now} WHERE ask_at > {now}")
         self.crm.execute(f"""UPDATE "CallQueue" SET "nextRetryAt" = {now} WHERE "nextRetryAt" > {now}""")
@@ -70,12 +77,12 @@ class Queue:
         return set(self.statuses()) == {"completed"} and self.claims() == 0
 
     def ended_early(self) -> bool:
-        """As ``ended``; nobody waits half a minute for it."""
+        """As ``ended``, without the half minute before Twilio is asked."""
         self.ask_now()
         return self.ended()
 
     def balance(self, count: int) -> None:
-        """Each number was called once, and each row leads to the CallLog row of that call."""
+        """Each number was called once, and each row is linked to the CallLog row of that call."""
         assert self.world.duplicates("twilio") == {}
         assert (self.statuses(), self.claims()) == ({"completed": count}, 0)
         booked = self.crm.execute(
@@ -108,7 +115,7 @@ def queue(crm: Crm, world: World) -> Queue:
 
 @contextmanager
 def unreachable() -> Iterator[str]:
-    """The URL of a server at which no connection gets through: it takes none, and its line is full."""
+    """The URL of a server that no connection reaches: it accepts none, and its backlog is full."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
         for _ in range(2):
             waiting = stack.enter_context(socket.socket())
@@ -135,11 +142,11 @@ def booking_waits(crm: Crm) -> bool:
 def test_a_kill_before_twilio_has_the_calls(
     twilio: Callable[[], "ExitStack"], queue: Queue, start_calls: Start
 ) -> None:
-    """Claimed, or on their way out of the machine: Twilio knows of none, so they are placed, and cost no try."""
+    """Claimed, or sent and never read: Twilio knows none of them, so they are placed, and no attempt is counted."""
     queue.add(12)
     with twilio() as url:
         worker = start_calls(TWILIO_API_URL=url)
-        wait_for(lambda: queue.claims() >= LANES, "calls are claimed")
+        wait_for(lambda: queue.claims() >= REQUEST_THREADS, "calls are claimed")
         worker.kill()
     start_calls()
     wait_for(queue.ended_early, "all calls are placed")
@@ -148,16 +155,16 @@ def test_a_kill_before_twilio_has_the_calls(
 
 
 def test_a_kill_while_twilio_has_the_calls_and_does_not_answer(queue: Queue, start_calls: Start) -> None:
-    """Twilio knows those that it took: they are booked as they are, the others are placed."""
+    """Those that Twilio knows are booked as they are, the others are placed."""
     queue.world.script("twilio", action="hang", seconds=60)
     queue.add(20)
     worker = start_calls()
-    queue.world.wait_for("twilio", LANES)
+    queue.world.wait_for("twilio", REQUEST_THREADS)
     worker.kill()
     queue.world.clear_script()
     start_calls()
-    wait_for(lambda: queue.in_doubt() >= LANES, "the successor knows of the calls in doubt")
-    assert queue.world.total("twilio") == LANES
+    wait_for(lambda: queue.unconfirmed() >= REQUEST_THREADS, "the successor has found the unconfirmed calls")
+    assert queue.world.total("twilio") == REQUEST_THREADS
     wait_for(queue.ended_early, "all calls are booked")
     queue.balance(20)
 
@@ -166,7 +173,7 @@ def test_a_kill_while_twilio_has_the_calls_and_does_not_answer(queue: Queue, sta
 def test_a_kill_between_the_answer_and_the_booking(
     committed: bool, queue: Queue, start_calls: Start, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """The worker waits for the row of its claim when it is killed: the booking is undone, or commits all the same."""
+    """The worker waits for a lock on its claim when it is killed: the booking is undone, or commits all the same."""
     queue.world.script("twilio", action="hang", seconds=0.5)
     queue.add(6)
     worker = start_calls()
@@ -209,7 +216,7 @@ def test_kills_at_random_instants(queue: Queue, start_calls: Start) -> None:
 
 @contextmanager
 def lock_deleted_all_the_time(url: str) -> Iterator[None]:
-    """An operator who does not stop typing redis-cli DEL."""
+    """Somebody runs redis-cli DEL on the lock again and again."""
     over = threading.Event()
 
     def delete() -> None:
@@ -226,8 +233,8 @@ def lock_deleted_all_the_time(url: str) -> Iterator[None]:
         operator.join()
 
 
-def test_two_that_both_believe_to_have_the_lock(queue: Queue, start_calls: Start, redis_url: str) -> None:
-    """Both place calls at the same time, of the same tenants: never more than slots, each number once."""
+def test_two_that_both_believe_that_they_have_the_lock(queue: Queue, start_calls: Start, redis_url: str) -> None:
+    """Both place calls of the same tenants at the same time: never more than their slots, each number once."""
     queue.world.script("twilio", action="hang", seconds=0.3)
     live = """SELECT max(calls) FROM (SELECT count(*) AS calls FROM (
                   SELECT "tenantId" AS tenant FROM "CallLog" WHERE "twilioStatus" = 'queued'
@@ -240,15 +247,15 @@ def test_two_that_both_believe_to_have_the_lock(queue: Queue, start_calls: Start
         queue.crm.execute("""UPDATE "CallLog" SET "twilioStatus" = 'completed'""")
         return queue.ended()
 
-    def both_at_it() -> bool:
-        over()  # or the first one's calls would take all slots for good
+    def both_place_calls() -> bool:
+        over()  # otherwise the first one's calls would use all slots for good
         return bool(queue.crm.value(holders) == 2)
 
     with lock_deleted_all_the_time(redis_url):
         pair = [start_calls() for _ in range(2)]
         wait_for(lambda: all(worker.said("started") for worker in pair), "both run")
         queue.add(160, slots=10)
-        wait_for(both_at_it, "both have calls in hand at the same time")
+        wait_for(both_place_calls, "both have claims at the same time")
         wait_for(over, "all calls are booked")
     queue.balance(160)
     assert max(seen) <= 10
@@ -260,37 +267,39 @@ def test_two_that_both_believe_to_have_the_lock(queue: Queue, start_calls: Start
 def test_the_other_one_goes_on_when_one_of_two_is_killed(
     queue: Queue, start_calls: Start, redis_client: redis.Redis
 ) -> None:
-    """The second one waits for the lock, takes it over when it runs out, and settles what the first one left."""
-    queue.world.script("twilio", action="hang", seconds=60, times=LANES)
+    """The second one waits until the lock expires, and settles what the first one left."""
+    queue.world.script("twilio", action="hang", seconds=60, times=REQUEST_THREADS)
     queue.add(30)
     first = start_calls(LOCK_TTL_MS="1000")
-    queue.world.wait_for("twilio", LANES)
+    queue.world.wait_for("twilio", REQUEST_THREADS)
     second = start_calls(LOCK_TTL_MS="1000")
     wait_for(lambda: second.said("another worker holds the lock"), "the second one waits")
     first.kill()
     wait_for(queue.ended_early, "all calls are booked")
     queue.balance(30)
-    assert second.said("calls of a dead worker") >= 1
+    wait_for(lambda: second.said("calls left by a dead process"), "the second one says what it found")
 
 
 def test_a_worker_that_was_frozen_for_longer_than_its_lease_places_nothing(
     queue: Queue, start: Start, start_calls: Start, redis_client: redis.Redis
 ) -> None:
-    """Others settled its calls meanwhile: thawed, it books nothing, and what was still in line stays unplaced."""
-    queue.world.script("twilio", action="hang", seconds=2, times=LANES)
+    """Others settled its calls meanwhile: thawed, it books nothing, and places none that waited for a thread."""
+    queue.world.script("twilio", action="hang", seconds=2, times=REQUEST_THREADS)
     queue.add(20)
     frozen = start("-c", IMPATIENT, program="python", LOCK_TTL_MS="1000")
-    queue.world.wait_for("twilio", LANES)
+    queue.world.wait_for("twilio", REQUEST_THREADS)
     frozen.freeze()
     frozen_at = time.monotonic()
-    assert queue.claims() > LANES, "some are in line"
+    assert queue.claims() > REQUEST_THREADS, "some wait for a thread"
     queue.crm.execute("UPDATE worker.call_claim SET claimed_at = claimed_at - interval '301 s'")
     queue.world.clear_script()
     other = start_calls(LOCK_TTL_MS="1000")
     wait_for(queue.ended_early, "the other one has settled all")
     wait_for(lambda: time.monotonic() > frozen_at + 1.0, "the frozen one's calls are too old")
     frozen.thaw()
-    wait_for(lambda: frozen.said("settled by somebody else") >= LANES, "it sees that its calls are settled")
+    wait_for(
+        lambda: frozen.said("settled by another worker") >= REQUEST_THREADS, "it sees that its calls are settled"
+    )
     assert [frozen.stop(), other.stop()] == [0, 0]
     queue.balance(20)
 
@@ -299,15 +308,15 @@ def test_a_worker_that_was_frozen_for_longer_than_its_lease_places_nothing(
 def test_a_stop_while_calls_hang(
     number: signal.Signals, queue: Queue, start_calls: Start, redis_client: redis.Redis
 ) -> None:
-    """Status 0 within the grace time, the lock is free; what was in line is pending, the rest is asked about."""
+    """Status 0 within the grace time, the lock is free; calls without a thread are pending, the rest unconfirmed."""
     queue.world.script("twilio", action="hang", seconds=60)
     queue.add(20)
     worker = start_calls(SHUTDOWN_GRACE_SECONDS="4")
-    queue.world.wait_for("twilio", LANES)
+    queue.world.wait_for("twilio", REQUEST_THREADS)
     began = time.monotonic()
     assert worker.stop(number) == 0
-    assert 3.9 < time.monotonic() - began < 8, "the grace time is waited out once"
-    assert queue.statuses() == {"processing": LANES, "pending": 20 - LANES}
+    assert 3.9 < time.monotonic() - began < 8, "it waits for the grace time once"
+    assert queue.statuses() == {"processing": REQUEST_THREADS, "pending": 20 - REQUEST_THREADS}
     assert not redis_client.exists(LOCK)
     queue.world.clear_script()
     start_calls()
@@ -316,7 +325,7 @@ def test_a_stop_while_calls_hang(
 
 
 def test_a_stop_while_calls_are_answered_books_them(queue: Queue, start_calls: Start) -> None:
-    """What is on the wire is awaited and booked; nothing is left in doubt."""
+    """It waits for the answers of what is on the wire and books them; nothing is left unconfirmed."""
     queue.world.script("twilio", action="hang", seconds=0.4)
     queue.add(20)
     worker = start_calls()
@@ -329,10 +338,10 @@ def test_a_stop_while_calls_are_answered_books_them(queue: Queue, start_calls: S
 
 
 @pytest.mark.parametrize("outage", ["stop", "kill"])
-def test_postgresql_away_while_calls_are_placed(
+def test_postgresql_unavailable_while_calls_are_placed(
     outage: str, world: World, start_calls: Start, new_postgres: Callable[[], Postgres]
 ) -> None:
-    """What Twilio answered meanwhile is booked when the database is back, and nobody needs to be asked."""
+    """What Twilio answered meanwhile is booked when the database is back, without asking Twilio."""
     server = new_postgres()
     with closing(psycopg2.connect(server.url)) as connection:
         apply_schema(connection)
@@ -341,17 +350,18 @@ def test_postgresql_away_while_calls_are_placed(
         Crm(connection).execute("CHECKPOINT")
     world.script("twilio", action="hang", seconds=0.3)
     worker = start_calls(DATABASE_URL=server.url)
-    world.wait_for("twilio", LANES + 1)
+    world.wait_for("twilio", REQUEST_THREADS + 1)
     getattr(server, outage)()
-    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is unavailable")
     placed = world.total("twilio")
     server.start()
     with closing(psycopg2.connect(server.url)) as connection:
         queue = Queue(Crm(connection), world)
-        wait_for(lambda: len(queue.statuses()) == 1 or queue.in_doubt(), "the worker goes on")
+        wait_for(lambda: len(queue.statuses()) == 1 or queue.unconfirmed(), "the worker goes on")
         assert placed < 40
         wait_for(queue.ended_early, "all calls are booked")
         queue.balance(40)
+    wait_for(lambda: worker.said(BACK), "the worker says that the server is back")
     assert [worker.said(UNAVAILABLE), worker.said(BACK), worker.said("Traceback")] == [1, 1, 0]
     assert worker.said("Twilio knows of no call") == 0
     assert worker.stop() == 0
@@ -375,7 +385,7 @@ def test_a_booking_that_postgresql_cuts_off_is_made_up_for_without_asking(
             cursor.execute("SELECT FROM worker.call_claim FOR UPDATE")
             wait_for(lambda: booking_waits(queue.crm), "a booking waits")
             server.kill()
-    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is unavailable")
     server.start()
     with closing(psycopg2.connect(server.url)) as connection:
         queue = Queue(Crm(connection), world)
@@ -383,7 +393,9 @@ def test_a_booking_that_postgresql_cuts_off_is_made_up_for_without_asking(
         queue.balance(4)
 
 
-def test_redis_away_while_calls_are_placed(queue: Queue, start_calls: Start, new_redis: Callable[..., Redis]) -> None:
+def test_redis_unavailable_while_calls_are_placed(
+    queue: Queue, start_calls: Start, new_redis: Callable[..., Redis]
+) -> None:
     """Nothing new is placed without the lock and the pace; what was placed is booked, and then it goes on."""
     server = new_redis()
     queue.world.script("twilio", action="hang", seconds=0.2)
@@ -391,7 +403,7 @@ def test_redis_away_while_calls_are_placed(queue: Queue, start_calls: Start, new
     worker = start_calls(REDIS_URL=server.url, LOCK_TTL_MS="1000")
     queue.world.wait_for("twilio", 10)
     server.kill()
-    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that Redis is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that Redis is unavailable")
     server.start()
     wait_for(queue.ended, "all calls are booked")
     queue.balance(60)
@@ -400,7 +412,7 @@ def test_redis_away_while_calls_are_placed(queue: Queue, start_calls: Start, new
 
 
 def test_a_call_due_soon_does_not_wait_for_the_interval(queue: Queue, start_calls: Start) -> None:
-    """With an hour between ticks a call that is due in a second is placed in a second."""
+    """With an hour between ticks a call is placed in the second in which it is due."""
     queue.crm.add_call_settings()
     queue.crm.add_call(phoneNumber="+919800000000", scheduledFor=utc_now() + timedelta(seconds=1.5))
     start_calls(CALL_SCHEDULER_INTERVAL="1h")
@@ -409,7 +421,7 @@ def test_a_call_due_soon_does_not_wait_for_the_interval(queue: Queue, start_call
 
 
 def test_sigusr1_places_what_came_meanwhile(queue: Queue, start_calls: Start) -> None:
-    """A call that was queued behind the worker's back goes out at the signal, not at the next interval."""
+    """Calls that were queued after the tick are placed at the signal, not at the next interval."""
     worker = start_calls(CALL_SCHEDULER_INTERVAL="1h", LOG_LEVEL="debug")
     wait_for(lambda: worker.said("DEBUG tick"), "the first tick is over")
     queue.add(3)
@@ -419,7 +431,7 @@ def test_sigusr1_places_what_came_meanwhile(queue: Queue, start_calls: Start) ->
 
 
 def test_once_places_all_that_is_due(queue: Queue, start_calls: Start) -> None:
-    """However many rounds the pace makes of it; what is due tomorrow stays. Status 0."""
+    """However many rounds its pace needs; what is due tomorrow stays. Status 0."""
     queue.add(24)
     tomorrow = queue.crm.add_call(scheduledFor=utc_now() + timedelta(days=1), phoneNumber="+919811111111")
     assert start_calls("--once", TWILIO_RATE="10").wait() == 0
@@ -444,7 +456,7 @@ def test_no_secret_and_no_number_gets_into_the_log(queue: Queue, start_calls: St
 
 
 def test_the_benchmark_measures_the_real_program() -> None:
-    """bin/bench calls: what it reports was counted, and no plan reads a large table from end to end."""
+    """bin/bench calls: what it reports was counted, and each plan uses an index."""
     argv = [sys.executable, "-m", "benchmarks", "calls", "--tenants", "20", "--queued", "2000", "--json"]
     done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -453,7 +465,7 @@ def test_the_benchmark_measures_the_real_program() -> None:
     assert [result[name] for name in ("tenants", "queued", "placed", "sink_count")] == [20, 2000, 100, 100]
     measured = ("seconds", "per_second", "bare_per_second", "ratio", "job_cpu_us_per_call", "idle_tick_seconds")
     assert all(result[name] > 0 for name in measured)
-    names = ["survey", "backlog", "tenants", "candidates", "claim", "book", "stale"]
+    names = ["survey", "backlog", "due_tenants", "candidates", "claim", "book", "stale_calls"]
     assert [plan["statement"] for plan in result["plans"]] == names
     assert all(plan["indexes"] for plan in result["plans"])
 

@@ -1,4 +1,4 @@
-"""bin/entrypoint without a container: what it checks, what it waits for, and how it is stopped meanwhile."""
+"""bin/entrypoint without a container: its checks, what it waits for, and stopping it meanwhile."""
 
 import os
 import signal
@@ -31,14 +31,14 @@ command = /bin/sleep 600
 stdout_logfile = NONE
 stderr_logfile = NONE
 """
-PASSWORD = "a-password-that-nobody-may-see"
+PASSWORD = "a-password-that-must-not-be-logged"
 
 Enter = Callable[..., Worker]
 
 
 @pytest.fixture
 def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """supervisord's, with two programs, in a folder of its own."""
+    """supervisord's configuration with two programs, in a new folder."""
     folder = tmp_path_factory.mktemp("ep")
     path = folder / "supervisord.conf"
     path.write_text(CONF.format(folder=folder), "utf-8")
@@ -47,7 +47,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def enter(start: Start, conf: Path) -> Enter:
-    """Starts bin/entrypoint with these settings besides the usual ones."""
+    """Starts bin/entrypoint with these settings in addition to the usual ones."""
     return lambda **settings: start("--conf", str(conf), program="entrypoint", **settings)
 
 
@@ -56,13 +56,13 @@ def becomes_supervisord(entrypoint: Worker) -> None:
     assert entrypoint.stop() == 0
 
 
-def nowhere(database_url: str) -> str:
-    """A PostgreSQL that does not answer."""
+def unreachable(database_url: str) -> str:
+    """The URL of a PostgreSQL that does not answer."""
     return f"postgresql://crm:{PASSWORD}@127.0.0.1:{free_port()}/crm"
 
 
-def test_all_that_is_wrong_is_said_at_once(enter: Enter, conf: Path) -> None:
-    """Settings of two programs and of all, and a folder: a line each, status 2, and nobody is asked anything."""
+def test_all_problems_are_logged_at_once(enter: Enter, conf: Path) -> None:
+    """Wrong settings of several programs, and a folder: one line each, status 2, and no server is contacted."""
     conf.write_text(conf.read_text("utf-8").replace(f"{conf.parent}/log", "/dev/null/log"), "utf-8")
     entrypoint = enter(LOG_LEVEL="loud", PORT="http", CAMPAIGN_BATCH_SIZE="many", DATABASE_URL="", SMTP_URL=PASSWORD)
     assert entrypoint.wait() == 2
@@ -74,8 +74,8 @@ def test_all_that_is_wrong_is_said_at_once(enter: Enter, conf: Path) -> None:
     assert PASSWORD not in entrypoint.log
 
 
-def test_what_programs_find_out_at_their_start_is_found_before(enter: Enter) -> None:
-    """Values that are right as a text, and useless."""
+def test_problems_that_a_program_finds_at_its_start_are_found_before(enter: Enter) -> None:
+    """Values whose form is right and that still cannot be used."""
     entrypoint = enter(REDIS_URL="redis://h:port", STATE_DIR="/dev/null/state", DATABASE_URL="postgresql://a:b@c:d/e")
     assert entrypoint.wait() == 2
     for text in ("REDIS_URL: ", "/dev/null/state cannot be written", "DATABASE_URL cannot be read"):
@@ -83,20 +83,20 @@ def test_what_programs_find_out_at_their_start_is_found_before(enter: Enter) -> 
 
 
 def test_it_waits_for_a_server_that_comes_later(enter: Enter, new_postgres: Callable[[], Postgres]) -> None:
-    """It says for which, and goes on when it is there."""
+    """It logs which server it waits for, and continues when that answers."""
     server = new_postgres()
     server.stop()
     entrypoint = enter(DATABASE_URL=server.url, MIGRATE="true", IS_WORKER="false")
     wait_for(lambda: entrypoint.said("waiting for a server server=PostgreSQL"), "it waits")
     assert entrypoint.said("server=Redis") == 0
     server.start()
-    wait_for(lambda: entrypoint.said("all servers answer"), "it goes on")
+    wait_for(lambda: entrypoint.said("all servers answer"), "it continues")
 
 
-def test_it_waits_no_longer_than_it_is_told(enter: Enter, database_url: str, redis_url: str) -> None:
-    """Status 1, so that it is started again; both servers are named, and no password is."""
+def test_it_waits_no_longer_than_entrypoint_wait(enter: Enter, database_url: str, redis_url: str) -> None:
+    """Status 1, so that it is started again; the log names both servers and no password."""
     redis = f"redis://:{PASSWORD}@{redis_url.rpartition('@')[2]}"
-    entrypoint = enter(DATABASE_URL=nowhere(database_url), REDIS_URL=redis, ENTRYPOINT_WAIT="2s")
+    entrypoint = enter(DATABASE_URL=unreachable(database_url), REDIS_URL=redis, ENTRYPOINT_WAIT="2s")
     assert entrypoint.wait() == 1
     assert entrypoint.said("did not answer within ENTRYPOINT_WAIT server=PostgreSQL") == 1
     assert entrypoint.said("did not answer within ENTRYPOINT_WAIT server=Redis") == 1
@@ -106,14 +106,14 @@ def test_it_waits_no_longer_than_it_is_told(enter: Enter, database_url: str, red
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_is_stopped_while_it_waits(enter: Enter, database_url: str, number: signal.Signals) -> None:
-    entrypoint = enter(DATABASE_URL=nowhere(database_url))
+    entrypoint = enter(DATABASE_URL=unreachable(database_url))
     wait_for(lambda: entrypoint.said("waiting for a server"), "it waits")
     assert entrypoint.stop(number) == 0
     assert entrypoint.said("Traceback") == 0
 
 
 def test_it_is_stopped_while_it_migrates(enter: Enter, crm_only_url: str) -> None:
-    """Another one is at it, so it would wait: both processes end, and the next start does what is left to do."""
+    """It waits for another migration: both processes end, and the next start migrates."""
     with closing(psycopg2.connect(crm_only_url)) as other:
         other.autocommit = True
         cursor = other.cursor()
@@ -135,21 +135,21 @@ def migrating(cursor: psycopg2.extensions.cursor) -> bool:
     return bool(row and row[0])
 
 
-def test_missing_tables_are_said_before_anything_starts(enter: Enter, crm_only_url: str) -> None:
-    """Status 2, and both ways to make them."""
+def test_missing_tables_are_reported_before_programs_start(enter: Enter, crm_only_url: str) -> None:
+    """Status 2, and both ways to create them."""
     entrypoint = enter(DATABASE_URL=crm_only_url)
     assert entrypoint.wait() == 2
     assert entrypoint.said("missing: run bin/migrate, or start the container with MIGRATE=true") == 1
 
 
-def test_no_worker_waits_for_nobody(enter: Enter, database_url: str) -> None:
-    """IS_WORKER=false: web runs and says itself what is away; no setting of a job is needed."""
-    entrypoint = enter(DATABASE_URL=nowhere(database_url), IS_WORKER="false", CAMPAIGN_BATCH_SIZE="many")
+def test_it_does_not_wait_with_is_worker_false(enter: Enter, database_url: str) -> None:
+    """IS_WORKER=false: web runs and shows itself which server is unavailable; no setting of a job is checked."""
+    entrypoint = enter(DATABASE_URL=unreachable(database_url), IS_WORKER="false", CAMPAIGN_BATCH_SIZE="many")
     becomes_supervisord(entrypoint)
 
 
-def test_a_command_runs_instead(start: Start) -> None:
-    """With its arguments and its exit status, whatever the settings are; one that is not there is named."""
+def test_a_command_replaces_supervisord(start: Start) -> None:
+    """With its arguments and its exit status, whatever the settings are; a missing command is named."""
     assert start("sh", "-c", 'echo "$0"; exit 7', "--once", program="entrypoint", LOG_LEVEL="loud").wait() == 7
     missing = start("bin/mirgate", program="entrypoint")
     assert missing.wait() == 127

@@ -1,4 +1,4 @@
-"""The image of Dockerfile.worker: built, looked at, and run as a container, against real servers."""
+"""The image of Dockerfile.worker: built, inspected, and run as a container with real servers."""
 
 import os
 import re
@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from configparser import RawConfigParser
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,20 @@ import urllib3
 from books import Books
 from workers import PROJECT, wait_for
 
+from sandbox.buildah import Buildah
 from sandbox.crm import Crm
-from sandbox.image import Buildah, Image, build
+from sandbox.image import Image, build
 from sandbox.image_container import Container
 from sandbox.ports import free_port
 from sandbox.qdrant import Qdrant
 from sandbox.servers import ServerMissing
 from sandbox.world import World
 from worker.registry import JOBS
-from worker.runtime.settings import Settings
+from worker.runtime.settings import variables
 
 STOP_SECONDS = 10.0  # after which `docker stop` kills
 USER = 10001
-SLOW_SECONDS = 90.0  # for what takes a few seconds on a machine with nothing else to do
+SLOW_SECONDS = 90.0  # for what takes a few seconds on an idle machine
 
 IMPORT_ALL = """
 import importlib, pkgutil, worker
@@ -59,7 +59,7 @@ def database_url(crm_only_url: str) -> str:
 @pytest.fixture
 def run(image: Image, environment: dict[str, str], tmp_path: Path) -> Iterator[Run]:
     """Starts a container with these settings: ``run(MIGRATE="true")``; it ends with the test."""
-    known = {each.metadata["name"] for each in fields(Settings)} - {"STATE_DIR", "QDRANT_EMBEDDED"}
+    known = {each.name for each in variables()} - {"STATE_DIR", "QDRANT_EMBEDDED"}
     usual = {name: value for name, value in environment.items() if name in known}
     qdrant = free_port()
     usual |= {"PORT": str(free_port()), "QDRANT__SERVICE__HTTP_PORT": str(qdrant)}
@@ -91,34 +91,34 @@ def qdrant(tmp_path: Path) -> Iterator[Qdrant]:
 
 
 class Users:
-    """Looks again and again at who the processes of a container belong to."""
+    """Observes the users of a container's processes, again and again."""
 
     def __init__(self, container: Container) -> None:
-        self.seen: set[int] = set()
+        self.ids: set[int] = set()
         self.names: set[str] = set()
         self._container = container
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._observe)
 
     def __enter__(self) -> "Users":
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
 
-    def _look(self) -> None:
-        while not self._over.wait(0.02):
-            for _, name, users in self._container.processes():
-                # those that enter from outside give up root's rights as their first act
-                if name not in ("nsenter", "chroot", "setpriv"):
-                    self.seen |= users
-                    self.names.add(name)
+    def _observe(self) -> None:
+        while not self._ended.wait(0.02):
+            for process in self._container.processes():
+                # processes that enter from outside first drop root's rights
+                if process.name not in ("nsenter", "chroot", "setpriv"):
+                    self.ids |= process.user_ids
+                    self.names.add(process.name)
 
 
 def programs() -> set[str]:
-    """Those of the production configuration."""
+    """The programs of the production configuration."""
     conf = RawConfigParser(inline_comment_prefixes=(";",))
     conf.read(PROJECT / "conf" / "supervisord.worker.conf")
     return {name.partition(":")[2] for name in conf.sections() if name.startswith(("program:", "eventlistener:"))}
@@ -131,7 +131,7 @@ def states(container: Container, *names: str) -> Mapping[str, str]:
 
 
 def healthy(container: Container, image: Image) -> bool:
-    """What the image's own health check says."""
+    """The result of the image's own health check."""
     kind, *command = image.config["Healthcheck"]["Test"]
     assert kind == "CMD"
     return container.execute(*command).returncode == 0
@@ -142,7 +142,7 @@ def log_of(container: Container, name: str) -> str:
 
 
 def listing(root: Path) -> dict[str, tuple[float, ...]]:
-    """Every file below ``root`` but those of volumes mounted there, with what a write would change."""
+    """Every file of the image below ``root``, without the volumes, with what a write would change."""
     found = {}
     for folder, folders, files in os.walk(root):
         for name in (*folders, *files):
@@ -158,8 +158,8 @@ def everything_runs(container: Container, image: Image) -> None:
     wait_for(lambda: healthy(container, image), "it is healthy", SLOW_SECONDS)
 
 
-def test_a_campaign_goes_out_and_nothing_is_written_elsewhere(run: Run, image: Image, crm: Crm, world: World) -> None:
-    """Tables are made, a program is restarted in the middle, `docker stop` has messages in flight, nobody is root."""
+def test_a_campaign_is_sent_and_only_volumes_are_written(run: Run, image: Image, crm: Crm, world: World) -> None:
+    """It migrates, a program is restarted, `docker stop` comes with messages in flight, no process runs as root."""
     before: dict[str, tuple[float, ...]] = {}
     container = run(
         lambda made: before.update(listing(made.root)),
@@ -177,8 +177,8 @@ def test_a_campaign_goes_out_and_nothing_is_written_elsewhere(run: Run, image: I
         wait_for(lambda: books.ended(campaign), "the campaign ends", SLOW_SECONDS)
         assert books.balance(campaign) == 0
         wait_for(lambda: "campaign ended" in log_of(container, "campaign.log"), "the end is logged")
-        told = container.execute("tail", "-n", "100", "/var/log/supervisor/campaign.log").stdout
-        assert told.count("INFO started") == 2
+        log = container.execute("tail", "-n", "100", "/var/log/supervisor/campaign.log").stdout
+        assert log.count("INFO started") == 2
         assert container.execute("bin/status", "--json").stdout.startswith("{")
 
         world.script("smtp", action="hang", seconds=60)
@@ -186,16 +186,16 @@ def test_a_campaign_goes_out_and_nothing_is_written_elsewhere(run: Run, image: I
         held = world.total("smtp")
         wait_for(lambda: world.total("smtp") >= held + 8, "messages hang on the wire", SLOW_SECONDS)
         assert container.stop(STOP_SECONDS) == 0
-    assert users.seen == {USER}
+    assert users.ids == {USER}
     assert {"python", "gunicorn"} & users.names
     assert listing(container.root) == before
     assert "killing" not in log_of(container, "supervisord.log")
 
 
-def test_it_works_with_a_root_that_nobody_can_write_and_secrets_in_files(
+def test_it_works_with_a_read_only_root_and_secrets_in_files(
     run: Run, image: Image, crm: Crm, world: World, database_url: str, redis_url: str, qdrant: Qdrant
 ) -> None:
-    """As the compose file starts it; and bin/knowledge makes its collection in a Qdrant elsewhere."""
+    """As the compose file starts it; and bin/knowledge creates its collection in a Qdrant elsewhere."""
 
     def give_secrets(container: Container) -> None:
         folder = container.volumes["/run"] / "secrets"
@@ -213,13 +213,13 @@ def test_it_works_with_a_root_that_nobody_can_write_and_secrets_in_files(
     wait_for(lambda: books.ended(campaign), "the campaign ends", SLOW_SECONDS)
     assert books.balance(campaign) == 0
     collection = f"{qdrant.url}/collections/bharat_crm_knowledge"
-    wait_for(lambda: urllib3.request("GET", collection).status == 200, "the collection is made", SLOW_SECONDS)
+    wait_for(lambda: urllib3.request("GET", collection).status == 200, "the collection is created", SLOW_SECONDS)
     assert container.execute("touch", "/opt/crm-worker/x", "/var/x").stderr.count("Read-only file system") == 2
     assert container.stop(STOP_SECONDS) == 0
 
 
 def test_qdrant_and_its_client_understand_each_other() -> None:
-    """The server's minor version is one that setup.cfg allows the client, or next to it."""
+    """The server's minor version differs by at most one from the client's that setup.cfg allows."""
     dockerfile = (PROJECT / "Dockerfile.worker").read_text("utf-8")
     server = re.search(r"^ARG QDRANT_VERSION=v1\.(\d+)\.\d+$", dockerfile, flags=re.MULTILINE)
     client = re.search(r"^ +qdrant-client >= 1\.(\d+), < 1\.(\d+)$", (PROJECT / "setup.cfg").read_text("utf-8"), re.M)
@@ -229,8 +229,8 @@ def test_qdrant_and_its_client_understand_each_other() -> None:
     assert newest - 1 <= int(server[1]) <= oldest + 1
 
 
-def test_it_says_what_it_cannot_start_with(run: Run) -> None:
-    """A folder of root's is mounted, and bin/migrate never ran: status 2, and what to do about it."""
+def test_it_reports_why_it_cannot_start(run: Run) -> None:
+    """A mounted folder belongs to root, or bin/migrate never ran: status 2, and what to do."""
     container = run(lambda made: os.chown(made.volumes["/var/log/supervisor"], 0, 0))
     assert container.wait(SLOW_SECONDS) == 2
     assert "/var/log/supervisor cannot be written by user 10001:10001" in container.log
@@ -240,8 +240,8 @@ def test_it_says_what_it_cannot_start_with(run: Run) -> None:
     assert "run bin/migrate, or start the container with MIGRATE=true" in container.log
 
 
-def test_it_holds_what_production_needs_and_no_more(image: Image, tmp_path: Path) -> None:
-    """No compiler, no pip, no tests; every module finds what it imports; only volumes belong to its user."""
+def test_its_content(image: Image, tmp_path: Path) -> None:
+    """No compiler, no pip, no tests; every module can be imported; only volumes belong to its user."""
     config = image.config
     assert config["User"] == f"{USER}:{USER}"
     assert set(config["Volumes"]) == {"/qdrant", "/var/log/supervisor", "/run"}
@@ -272,4 +272,4 @@ def test_it_holds_what_production_needs_and_no_more(image: Image, tmp_path: Path
         )
         places = {*config["Volumes"], "/qdrant/storage", "/qdrant/snapshots", "/qdrant/crm-worker"} - {"/run"}
         assert set(of_user.stdout.split()) <= places
-    print(f"{sum(layer.size for layer in image.layers) / 1e6:.0f} MB")  # noqa: T201 - for whoever reads the log
+    print(f"{sum(layer.size for layer in image.layers) / 1e6:.0f} MB")  # noqa: T201 - shown in the log

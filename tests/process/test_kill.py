@@ -1,4 +1,4 @@
-"""kill -9 at any instant, then a new start: nobody gets two copies, nobody is left out."""
+"""kill -9 at any instant, then a new start: no recipient gets two copies, none is left out."""
 
 import os
 import random
@@ -27,10 +27,10 @@ CONCURRENCY = 8
     ("channel", "recipients", "kills"),
     [("smtp", 2000, 14), ("whatsapp", 800, 6)],
 )
-def test_kills_at_random_instants_lose_nobody_and_repeat_nobody(
+def test_kills_at_random_instants_lose_no_message_and_repeat_none(
     channel: str, recipients: int, kills: int, crm: Crm, world: World, books: Books, start: Start
 ) -> None:
-    """However often the worker is killed, each recipient gets one message or is said to be unconfirmed."""
+    """However often the worker is killed, each recipient gets one message or is marked as unconfirmed."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # noqa: T201 - pytest shows it when the test fails
     chance = random.Random(seed)  # noqa: S311 - instants, no secrets
@@ -55,13 +55,13 @@ def test_kills_at_random_instants_lose_nobody_and_repeat_nobody(
 
 @pytest.fixture
 def silent_smtp() -> Iterator[str]:
-    """The URL of a server that takes connections and never says a word."""
+    """The URL of a server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         yield f"smtp://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def hold_batches(connection: psycopg2.extensions.connection) -> None:
-    """Locks the claimed batches until the transaction ends: no settlement gets through."""
+def lock_batches(connection: psycopg2.extensions.connection) -> None:
+    """Locks the claimed batches until the transaction ends: every settlement waits."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT id FROM worker.campaign_batch FOR UPDATE")
 
@@ -76,7 +76,7 @@ def statements_waiting(crm: Crm) -> int:
 def test_messages_on_the_wire_at_a_kill_are_unconfirmed_and_all_others_are_sent_once(
     channel: str, crm: Crm, world: World, books: Books, start: Start
 ) -> None:
-    """Those whose answer was awaited fail as unconfirmed; nobody writes to them again, since they may have it."""
+    """Those whose answer was awaited fail as unconfirmed and are not sent again, since they may have arrived."""
     world.script(channel, action="hang", seconds=60)
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=60)
     worker = start()
@@ -98,12 +98,12 @@ def test_a_kill_between_the_last_answer_and_the_settlement_loses_no_result(
     start: Start,
     second_connection: psycopg2.extensions.connection,
 ) -> None:
-    """What was accepted is settled as sent from the journal, although the worker that sent it could not say so."""
+    """What was accepted is settled as sent from the journal, although the worker that sent it could not write it."""
     world.script(channel, action="hang", seconds=0.5, times=1)
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=30)
     worker = start()
     world.wait_for(channel, 1)
-    hold_batches(second_connection)
+    lock_batches(second_connection)
     world.wait_for(channel, 30)
     wait_for(lambda: statements_waiting(crm) == 1, "the settlement waits for the lock")
     worker.kill()
@@ -114,7 +114,7 @@ def test_a_kill_between_the_last_answer_and_the_settlement_loses_no_result(
 
 
 def test_journals_of_settled_batches_are_removed_in_the_end(books: Books, start: Start) -> None:
-    """What a kill between a settlement and the end of its journal left is cleared away by a later start."""
+    """A kill between a settlement and the removal of its journal leaves the file; a later start removes it."""
     assert start("--once").wait() == 0
     journal = books.state_dir / "journals" / f"{uuid.uuid4()}.journal"
     journal.write_bytes(b'["somebody"]\n'.ljust(4096, b"\0"))
@@ -124,7 +124,7 @@ def test_journals_of_settled_batches_are_removed_in_the_end(books: Books, start:
     assert not journal.exists()
 
 
-def test_a_kill_before_anything_left_puts_the_whole_batch_back(
+def test_a_kill_before_any_message_left_releases_the_whole_batch(
     crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
 ) -> None:
     """A batch that was claimed and waits for its pace is pending again after a kill, and then sent."""
@@ -156,10 +156,10 @@ def test_a_kill_while_the_server_does_not_greet_costs_at_most_the_open_connectio
     assert world.total("smtp") >= 50 - CONCURRENCY
 
 
-def test_a_claim_that_commits_after_its_worker_was_killed_is_put_back(
+def test_a_claim_that_commits_after_its_worker_was_killed_is_released(
     crm: Crm, world: World, books: Books, start: Start, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """The server may finish a dead worker's claim long after its successor looked around: nobody is lost by it."""
+    """The server may finish a dead worker's claim long after its successor has started: no recipient is lost."""
     campaign = crm.add_campaign("email", recipients=20, status="running")
     crm.execute(
         """INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, prepared, next_batch_at)
@@ -199,11 +199,11 @@ def waiting_to_ask(crm: Crm) -> int:
 
 
 def ask_now(crm: Crm) -> None:
-    """The half minute is over after which Gmail knows what it sent."""
+    """The half minute is over after which Gmail has filed what it sent."""
     crm.execute("UPDATE worker.unconfirmed_send SET ask_at = now() AT TIME ZONE 'UTC'")
 
 
-def test_gmail_is_asked_what_became_of_messages_on_the_wire_and_knows_them(
+def test_gmail_is_asked_about_messages_on_the_wire_and_has_them(
     crm: Crm, world: World, books: Books, start: Start, gmail_user: str
 ) -> None:
     """Those that Gmail sent are settled as sent, with Gmail's ids, and not sent again."""
@@ -224,10 +224,10 @@ def test_gmail_is_asked_what_became_of_messages_on_the_wire_and_knows_them(
     assert crm.value('SELECT count(DISTINCT "gmailMessageId") FROM "EmailLog"') == 30
 
 
-def test_messages_that_gmail_does_not_know_are_sent_again_once(
+def test_messages_that_gmail_does_not_have_are_sent_again_once(
     crm: Crm, world: World, books: Books, start: Start, gmail_user: str
 ) -> None:
-    """The connection died before Gmail had the message: asked about it, it knows nothing, and gets it again."""
+    """The connection broke before Gmail had the message: it is asked, does not have it, and gets it again."""
     campaign = gmail_campaign(crm, gmail_user, 30)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         worker = start(GMAIL_API_URL=f"http://127.0.0.1:{listener.getsockname()[1]}")
@@ -269,7 +269,7 @@ def send_only_gmail() -> Iterator[str]:
 def test_a_gmail_that_cannot_be_asked_ends_the_waiting(
     revoked: bool, crm: Crm, world: World, books: Books, start: Start, gmail_user: str, send_only_gmail: str
 ) -> None:
-    """The grant was withdrawn, or is good for sending only: the recipients are unconfirmed, nothing waits on."""
+    """The grant was withdrawn, or allows sending only: the recipients are unconfirmed, nothing waits any longer."""
     world.script("gmail", action="hang", seconds=60)
     campaign = gmail_campaign(crm, gmail_user, 4)
     worker = start()
@@ -282,7 +282,7 @@ def test_a_gmail_that_cannot_be_asked_ends_the_waiting(
     start(**({} if revoked else {"GMAIL_API_URL": send_only_gmail}))
     wait_for(lambda: waiting_to_ask(crm) == 4, "the dead worker's batch is settled")
     ask_now(crm)
-    wait_for(lambda: crm.counts(campaign) == {"failed": 4}, "the recipients are given up", 20)
+    wait_for(lambda: crm.counts(campaign) == {"failed": 4}, "the recipients fail", 20)
     assert books.unconfirmed(campaign) == 4
     assert waiting_to_ask(crm) == 0
     wait_for(lambda: books.ended(campaign) or not revoked, "the campaign fails")

@@ -1,4 +1,4 @@
-"""bin/knowledge against a real engine: the collection, its snapshots, and putting one back."""
+"""bin/knowledge against a real engine: the collection, its snapshots, and restoring one."""
 
 import io
 import logging
@@ -31,7 +31,7 @@ from worker.runtime.counter_readings import read_all
 from worker.vectors.client import VectorStore, VectorStoreError
 
 SIZE = 4
-KEY = "a-key-nobody-sees"
+KEY = "a-key-that-must-not-be-logged"
 LOCK = "lock:knowledge"
 
 
@@ -90,7 +90,7 @@ def settings(redis_url: str, qdrant: Qdrant, name: str, copies: Path) -> dict[st
 
 @dataclass
 class Done:
-    """What a run of bin/knowledge came to."""
+    """The result of a run of bin/knowledge."""
 
     returncode: int
     stdout: str
@@ -104,12 +104,12 @@ Run = Callable[..., Done]
 def knowledge(settings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs bin/knowledge to its end: ``knowledge("verify", KNOWLEDGE_SNAPSHOT_KEEP="2")``.
 
-    In this process: a start of Python with qdrant-client takes a second, and there are forty of them.
+    In this process: starting Python with qdrant-client takes a second, and the tests run it forty times.
     """
 
     def run(*arguments: str, **changed: str) -> Done:
         capsys.readouterr()
-        with pytest.MonkeyPatch.context() as patch, as_it_was():
+        with pytest.MonkeyPatch.context() as patch, signals_and_logs_restored():
             patch.setattr(os, "environ", settings | changed)
             patch.setattr(sys, "stdin", io.StringIO())
             status = main(arguments)
@@ -122,8 +122,8 @@ def knowledge(settings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> R
 
 
 @contextmanager
-def as_it_was() -> Iterator[None]:
-    """Puts back the signals and log handlers that a program makes its own."""
+def signals_and_logs_restored() -> Iterator[None]:
+    """Restores the signal and log handlers that a program replaces."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     handlers = [signal.getsignal(number) for number in numbers]
     root = logging.getLogger()
@@ -160,7 +160,7 @@ def of_tenant(client: QdrantClient, name: str, tenant: str) -> int:
 
 
 def snapshots(client: QdrantClient, name: str) -> list[str]:
-    """The newest first."""
+    """Newest first."""
     return sorted((each.name for each in client.list_snapshots(name)), reverse=True)
 
 
@@ -169,15 +169,15 @@ def scratch(client: QdrantClient, name: str) -> list[str]:
 
 
 def next_second() -> None:
-    """Qdrant names a snapshot by the second in which it is taken."""
+    """Waits, because Qdrant names a snapshot by the second in which it is taken."""
     begun = int(time.time())
     wait_for(lambda: int(time.time()) > begun, "the next second")
 
 
-def test_it_makes_the_collection_and_takes_a_snapshot(
+def test_it_creates_the_collection_and_takes_a_snapshot(
     knowledge: Run, client: QdrantClient, name: str, copies: Path, redis_client: redis.Redis
 ) -> None:
-    """Once; a second run does nothing. What it says of it in the metrics is what Qdrant has."""
+    """Once; a second run does nothing. The metrics agree with what Qdrant has."""
     done = knowledge("--once")
     assert (done.returncode, done.stderr) == (0, "")
     made = client.get_collection(name)
@@ -203,22 +203,22 @@ def test_it_makes_the_collection_and_takes_a_snapshot(
 
 
 @pytest.mark.parametrize(
-    ("vectors", "said"),
+    ("vectors", "problem"),
     [
         (models.VectorParams(size=9, distance=models.Distance.COSINE), "has vectors of 9, Cosine"),
         (models.VectorParams(size=SIZE, distance=models.Distance.DOT), "has vectors of 4, Dot"),
     ],
 )
-def test_a_collection_that_is_there_is_never_altered(
-    knowledge: Run, client: QdrantClient, name: str, vectors: models.VectorParams, said: str
+def test_an_existing_collection_is_never_changed(
+    knowledge: Run, client: QdrantClient, name: str, vectors: models.VectorParams, problem: str
 ) -> None:
-    """A wrong size or distance: both values and what to do, status 1; it is backed up all the same."""
+    """A wrong size or distance: both values and what to do, status 1; snapshots are still taken."""
     client.create_collection(name, vectors_config=vectors)
     client.upsert(name, [models.PointStruct(id=1, vector=[1.0] * vectors.size)], wait=True)
     before = client.get_collection(name).config
     done = knowledge("--once")
     assert done.returncode == 1
-    for words in (said, f"want vectors of {SIZE}, Cosine", "set KNOWLEDGE_VECTOR_SIZE", "has no payload index"):
+    for words in (problem, f"need vectors of {SIZE}, Cosine", "set KNOWLEDGE_VECTOR_SIZE", "has no payload index"):
         assert words in done.stderr, words
     found = client.get_collection(name)
     assert found.config == before
@@ -226,17 +226,17 @@ def test_a_collection_that_is_there_is_never_altered(
     assert len(snapshots(client, name)) == 1
 
 
-def test_a_maker_that_died_before_the_index(knowledge: Run, client: QdrantClient, name: str) -> None:
-    """The next run finishes an empty collection."""
+def test_a_collection_without_its_index(knowledge: Run, client: QdrantClient, name: str) -> None:
+    """If the program died after it created the collection, the next run creates the index."""
     client.create_collection(name, models.VectorParams(size=SIZE, distance=models.Distance.COSINE))
     assert knowledge("--once").returncode == 0
     assert list(client.get_collection(name).payload_schema) == ["metadata.tenantId"]
 
 
-def test_only_the_newest_stay(
+def test_only_the_newest_snapshots_are_kept(
     knowledge: Run, client: QdrantClient, name: str, copies: Path, redis_client: redis.Redis
 ) -> None:
-    """KNOWLEDGE_SNAPSHOT_KEEP of them, in Qdrant and in the folder; other files there are not touched."""
+    """KNOWLEDGE_SNAPSHOT_KEEP of them, in Qdrant and in the folder; other files in the folder are not touched."""
     knowledge("--once")
     (copies / "notes.txt").write_text("mine", "utf-8")
     fill(client, name, 1)
@@ -254,30 +254,30 @@ def test_only_the_newest_stay(
     assert snapshots(client, name) == kept
     assert sorted(path.name for path in copies.iterdir()) == sorted([*kept, "notes.txt"])
     recorded = set(redis_client.hkeys(f"worker:knowledge:{name}")) - {"accepted"}
-    assert recorded == {kept[0]}, "of the other nobody counted the points"
+    assert recorded == {kept[0]}, "the points of the other one are unknown"
 
 
 def test_verify(knowledge: Run, client: QdrantClient, name: str, redis_client: redis.Redis) -> None:
-    """Puts the newest into a collection of its own, counts, and leaves nothing; a difference is status 1."""
+    """It restores the newest into a scratch collection, counts, and deletes that; a difference is status 1."""
     knowledge("--once")
     fill(client, name, 120)
     next_second()
     knowledge("snapshot")
     fill(client, name, 5, first=1000)
     done = knowledge("verify")
-    assert (done.returncode, "Good: 120 points put back, 120 when it was taken." in done.stdout) == (0, True)
+    assert (done.returncode, "Good: 120 points restored, 120 when it was taken." in done.stdout) == (0, True)
     assert scratch(client, name) == []
     assert client.count(name).count == 125
     redis_client.hset(f"worker:knowledge:{name}", snapshots(client, name)[0], f"{time.time():.0f} 119 119")
     done = knowledge("verify")
-    assert (done.returncode, "NOT GOOD: 120 points put back, 119 when" in done.stdout) == (1, True)
+    assert (done.returncode, "NOT GOOD: 120 points restored, 119 when" in done.stdout) == (1, True)
     redis_client.delete(f"worker:knowledge:{name}")
     done = knowledge("verify")
-    assert (done.returncode, "Unclear: 120 points put back, 125 in the collection" in done.stdout) == (1, True)
+    assert (done.returncode, "Unclear: 120 points restored, 125 in the collection" in done.stdout) == (1, True)
     assert scratch(client, name) == []
 
 
-def test_what_a_killed_verification_leaves(knowledge: Run, client: QdrantClient, name: str) -> None:
+def test_the_scratch_collection_of_a_killed_verification(knowledge: Run, client: QdrantClient, name: str) -> None:
     """The job deletes it, and no other collection."""
     vectors = models.VectorParams(size=SIZE, distance=models.Distance.COSINE)
     for each in (f"{name}-verify-0a1b2c3d", f"{name}-verify-of-mine"):
@@ -287,8 +287,8 @@ def test_what_a_killed_verification_leaves(knowledge: Run, client: QdrantClient,
     assert scratch(client, name) == [f"{name}-verify-of-mine"]
 
 
-def test_a_collection_that_was_deleted_is_put_back(knowledge: Run, client: QdrantClient, name: str) -> None:
-    """All points with what they carry. Before that the snapshot is kept, however many come after it."""
+def test_a_deleted_collection_is_restored(knowledge: Run, client: QdrantClient, name: str) -> None:
+    """All points with vectors and payloads. Until then the snapshot is kept, however many come after it."""
     knowledge("--once")
     fill(client, name, 300)
     next_second()
@@ -298,8 +298,9 @@ def test_a_collection_that_was_deleted_is_put_back(knowledge: Run, client: Qdran
     for _ in range(2):
         next_second()
         done = knowledge("--once", KNOWLEDGE_SNAPSHOT_INTERVAL="1s", KNOWLEDGE_SNAPSHOT_KEEP="1")
-        assert (done.returncode, f"has 0 points, and snapshot {newest} has 300 points" in done.stderr) == (1, True)
-    fill(client, name, 1)  # the CRM may be quicker than the operator
+        assert done.returncode == 1, done.stderr
+        assert f"has 0 points, and snapshot {newest} has 300 points" in done.stderr
+    fill(client, name, 1)  # the CRM may write before the operator restores
     done = knowledge("--once", KNOWLEDGE_SNAPSHOT_KEEP="1")
     assert (done.returncode, f"bin/knowledge restore {newest}" in done.stderr) == (1, True)
     assert snapshots(client, name)[-1] == newest
@@ -316,7 +317,7 @@ def test_a_collection_that_was_deleted_is_put_back(knowledge: Run, client: Qdran
 
 
 def test_restoring_can_be_undone(knowledge: Run, client: QdrantClient, name: str) -> None:
-    """What is there is snapshotted first, under a name that is said."""
+    """A snapshot of the present collection is taken first, and its name is written."""
     knowledge("--once")
     fill(client, name, 10)
     next_second()
@@ -331,16 +332,16 @@ def test_restoring_can_be_undone(knowledge: Run, client: QdrantClient, name: str
     assert client.count(name).count == 15
 
 
-def test_what_is_put_back_is_not_pruned(
+def test_a_snapshot_that_is_being_restored_is_not_deleted(
     knowledge: Run, client: QdrantClient, name: str, redis_client: redis.Redis, copies: Path
 ) -> None:
-    """The snapshot that is taken first would be one too many; where it fails, the good one is still there."""
+    """The snapshot that is taken first may be one too many; if the restore fails, the good one still exists."""
     knowledge("--once")
     fill(client, name, 10)
     next_second()
     knowledge("snapshot", KNOWLEDGE_SNAPSHOT_KEEP="1")
     (good, *_) = snapshots(client, name)
-    redis_client.sadd(f"worker:knowledge:{name}:pinned", good)  # as a restore does that is killed then
+    redis_client.sadd(f"worker:knowledge:{name}:pinned", good)  # as by a restore that was killed afterwards
     next_second()
     knowledge("--once", KNOWLEDGE_SNAPSHOT_INTERVAL="1s", KNOWLEDGE_SNAPSHOT_KEEP="1")
     assert good in snapshots(client, name)
@@ -353,13 +354,13 @@ def test_what_is_put_back_is_not_pruned(
     assert knowledge("restore", broken.name, "--yes").returncode == 1
     assert redis_client.smembers(f"worker:knowledge:{name}:pinned") == {broken.name}
     assert client.count(name).count == 60
-    assert all(each.startswith(name) for each in snapshots(client, name)), "what was sent does not stay in Qdrant"
+    assert all(each.startswith(name) for each in snapshots(client, name)), "the uploaded file does not stay in Qdrant"
 
 
-def test_a_snapshot_that_fails_costs_no_other(
+def test_a_failed_snapshot_does_not_let_a_good_one_be_deleted(
     knowledge: Run, client: QdrantClient, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk while the collection has lost its points: the one that has them stays, whatever else is pruned."""
+    """A full disk after the collection has lost its points: the snapshot that has them is kept."""
     knowledge("--once")
     fill(client, name, 50)
     settings = {"KNOWLEDGE_SNAPSHOT_INTERVAL": "1s", "KNOWLEDGE_SNAPSHOT_KEEP": "1"}
@@ -382,7 +383,7 @@ def test_a_snapshot_that_fails_costs_no_other(
 
 
 def test_without_redis(knowledge: Run, client: QdrantClient, name: str) -> None:
-    """Whoever restores may have lost more than Qdrant: it works, and says what is not known."""
+    """An operator may have lost Redis together with Qdrant: the commands work, and warn."""
     knowledge("--once")
     fill(client, name, 10)
     next_second()
@@ -392,15 +393,17 @@ def test_without_redis(knowledge: Run, client: QdrantClient, name: str) -> None:
     assert (done.returncode, client.count(name).count) == (0, 0)
     assert "keep the job knowledge stopped" in done.stderr
     next_second()
-    assert knowledge("verify", REDIS_URL=nowhere).returncode == 1, "10 points in the one that was taken first, 0 now"
+    assert knowledge("verify", REDIS_URL=nowhere).returncode == 1, (
+        "10 points in the snapshot that was taken first, 0 now"
+    )
     next_second()
     done = knowledge("snapshot", REDIS_URL=nowhere)
     assert (done.returncode, f"Snapshot {snapshots(client, name)[0]}: " in done.stdout) == (0, True)
 
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"{}", b'{"result": null, "status": "ok", "time": 0}'])
-def test_something_else_answers(knowledge: Run, body: bytes) -> None:
-    """A web server in Qdrant's place: said in a line, with what was asked."""
+def test_another_server_answers(knowledge: Run, body: bytes) -> None:
+    """A web server at Qdrant's address: one line with the request that failed."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -423,7 +426,7 @@ def test_something_else_answers(knowledge: Run, body: bytes) -> None:
 def test_a_new_machine_from_a_copy(
     knowledge: Run, client: QdrantClient, name: str, copies: Path, tmp_path: Path
 ) -> None:
-    """Qdrant's disk is lost with all snapshots; the copy brings everything back, into an empty Qdrant."""
+    """Qdrant's disk is lost with all snapshots; the copy restores everything into an empty Qdrant."""
     knowledge("--once")
     fill(client, name, 40)
     next_second()
@@ -442,13 +445,15 @@ def test_a_new_machine_from_a_copy(
         other.kill()
 
 
-def test_restore_asks_first(settings: dict[str, str], knowledge: Run, client: QdrantClient, name: str) -> None:
-    """Where nobody can be asked, and for any answer but the collection's name, nothing is done."""
+def test_restore_asks_for_confirmation(
+    settings: dict[str, str], knowledge: Run, client: QdrantClient, name: str
+) -> None:
+    """Without a terminal, and for any answer except the collection's name, nothing is done."""
     knowledge("--once")
     fill(client, name, 3)
     (empty,) = snapshots(client, name)
     done = knowledge("restore", empty)
-    assert (done.returncode, "Add --yes if you mean it" in done.stdout) == (1, True)
+    assert (done.returncode, "Add --yes to confirm" in done.stdout) == (1, True)
     for answer, points in (("yes", 3), (name, 0)):
         next_second()
         assert answered(settings, answer, "restore", empty) == (0 if points == 0 else 1)
@@ -456,7 +461,7 @@ def test_restore_asks_first(settings: dict[str, str], knowledge: Run, client: Qd
 
 
 def answered(settings: dict[str, str], answer: str, *arguments: str) -> int:
-    """Runs bin/knowledge in a terminal where somebody types ``answer``. Returns the exit status."""
+    """Runs bin/knowledge in a terminal in which ``answer`` is typed. Returns the exit status."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen([PROJECT / "bin" / "knowledge", *arguments], env=settings, stdin=theirs, stdout=theirs)
     os.close(theirs)
@@ -464,7 +469,7 @@ def answered(settings: dict[str, str], answer: str, *arguments: str) -> int:
     with suppress(OSError):  # the other end is closed
         while select.select([ours], [], [], 60)[0] and (chunk := os.read(ours, 4096)):
             screen += chunk
-            if screen.endswith(b" to go on: "):
+            if screen.endswith(b" to continue: "):
                 os.write(ours, f"{answer}\n".encode())
     os.close(ours)
     try:
@@ -473,76 +478,76 @@ def answered(settings: dict[str, str], answer: str, *arguments: str) -> int:
         process.kill()
 
 
-def test_a_snapshot_that_is_not_there(knowledge: Run, client: QdrantClient, name: str, tmp_path: Path) -> None:
-    """Its name, and the names of those that are."""
+def test_a_snapshot_that_does_not_exist(knowledge: Run, client: QdrantClient, name: str, tmp_path: Path) -> None:
+    """The refusal has its name, and the names of those that exist."""
     knowledge("--once")
     (known,) = snapshots(client, name)
-    done = knowledge("restore", "../../etc/passwd-of-nobody", "--yes")
-    assert (done.returncode, "There is no snapshot ../../etc/passwd-of-nobody" in done.stdout) == (1, True)
+    done = knowledge("restore", "../../etc/no-such-file", "--yes")
+    assert (done.returncode, "There is no snapshot ../../etc/no-such-file" in done.stdout) == (1, True)
     assert known in done.stdout
     broken = tmp_path / "broken.snapshot"
     broken.write_bytes(b"no snapshot at all")
     fill(client, name, 3)
     done = knowledge("restore", str(broken), "--yes")
-    assert (done.returncode, "putting back" in done.stdout) == (1, True)
+    assert (done.returncode, "restoring" in done.stdout) == (1, True)
     assert client.count(name).count == 3
 
 
 def test_commands_wait_for_the_jobs_lock(
     start: Start, settings: dict[str, str], redis_client: redis.Redis, client: QdrantClient, name: str
 ) -> None:
-    """Who holds it is said; when it is free the command goes on."""
+    """The command names the holder and continues when the lock is free."""
     redis_client.set(LOCK, "elsewhere:77:0a1b")
     worker = start("--once", program="knowledge", **settings)
     wait_for(lambda: worker.said("another worker holds the lock"), "the job stands by")
     worker.kill()
     client.create_collection(name, models.VectorParams(size=SIZE, distance=models.Distance.COSINE))
     command = start("snapshot", program="knowledge", **settings)
-    wait_for(lambda: command.said("is held by elsewhere:77:0a1b: waiting"), "the command says whom it waits for")
+    wait_for(lambda: command.said("is held by elsewhere:77:0a1b: waiting"), "the command names the holder")
     redis_client.delete(LOCK)
     assert command.wait() == 0
     assert redis_client.get(LOCK) is None
 
 
-def test_qdrant_comes_and_goes(
+def test_outages_of_qdrant(
     start: Start, settings: dict[str, str], tmp_path: Path, name: str, redis_client: redis.Redis
 ) -> None:
-    """Away at the start: said once, made when it comes. Away later: said once more, and on again."""
+    """Each outage is logged once; afterwards the job continues by itself, also if Qdrant was down at its start."""
     server = started(tmp_path / "own")
     server.stop()
     worker = start(
         program="knowledge", **(settings | {"QDRANT_URL": server.url, "KNOWLEDGE_SNAPSHOT_INTERVAL": "1s"})
     )
-    wait_for(lambda: worker.said("server=Qdrant"), "it says that Qdrant is away")
+    wait_for(lambda: worker.said("server=Qdrant"), "it reports that Qdrant is unavailable")
     server.start()
-    wait_for(lambda: worker.said("the server is available again"), "it goes on")
+    wait_for(lambda: worker.said("the server is available again"), "it continues")
     assert worker.said("snapshot taken") >= 1
     server.kill()
-    wait_for(lambda: worker.said("server=Qdrant") == 2, "it says so again")
+    wait_for(lambda: worker.said("server=Qdrant") == 2, "it reports that again")
     server.start()
-    wait_for(lambda: worker.said("the server is available again") == 2, "it goes on")
+    wait_for(lambda: worker.said("the server is available again") == 2, "it continues")
     assert worker.stop() == 0
     assert redis_client.get(LOCK) is None
     server.kill()
 
 
 class SlowAnswers:
-    """In front of Qdrant: passes everything on, and holds back the answer to one kind of request."""
+    """A proxy in front of Qdrant that delays the answers to one kind of request."""
 
     def __init__(self, url: str, command: str) -> None:
-        """``command``: POST, so a snapshot, or PUT, so the making of the collection."""
+        """``command``: POST for taking a snapshot, or PUT for creating the collection."""
         relay = self
-        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.received, self.release = threading.Event(), threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def pass_on(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if self.command == command and (command != "POST" or "/snapshots" in self.path):
-                    relay.asked.set()
-                    relay.go_on.wait(60)
+                    relay.received.set()
+                    relay.release.wait(60)
                 headers = {name: self.headers[name] for name in ("api-key", "Content-Type") if name in self.headers}
                 answer = urllib3.request(self.command, url + self.path, body=body, headers=headers, retries=False)
-                with suppress(OSError):  # nobody waits any more
+                with suppress(OSError):  # the client does not wait any more
                     self.send_response(answer.status)
                     self.send_header("Content-Type", answer.headers["Content-Type"])
                     self.send_header("Content-Length", str(len(answer.data)))
@@ -559,7 +564,7 @@ class SlowAnswers:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        self.go_on.set()
+        self.release.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -567,11 +572,11 @@ class SlowAnswers:
 def test_stopped_while_qdrant_hangs(
     start: Start, settings: dict[str, str], qdrant: Qdrant, redis_client: redis.Redis
 ) -> None:
-    """Whatever Qdrant is busy with: the program ends, and gives its lock back."""
+    """The program ends and releases its lock, whatever Qdrant is doing."""
     relay = SlowAnswers(qdrant.url, "PUT")
     try:
         worker: Worker = start(program="knowledge", **(settings | {"QDRANT_URL": relay.url}))
-        assert relay.asked.wait(30)
+        assert relay.received.wait(30)
         assert worker.stop(seconds=10) == 0
         assert redis_client.get(LOCK) is None
     finally:
@@ -581,18 +586,18 @@ def test_stopped_while_qdrant_hangs(
 def test_stopped_while_a_snapshot_is_taken(
     start: Start, settings: dict[str, str], qdrant: Qdrant, client: QdrantClient, name: str, redis_client: redis.Redis
 ) -> None:
-    """It does not wait for Qdrant, gives the lock back, and the next start finds the snapshot and takes no other."""
+    """It does not wait for Qdrant and releases the lock; the next start finds the snapshot and takes no other."""
     relay = SlowAnswers(qdrant.url, "POST")
     try:
         worker: Worker = start(program="knowledge", **(settings | {"QDRANT_URL": relay.url}))
-        assert relay.asked.wait(30)
+        assert relay.received.wait(30)
         began = time.monotonic()
         assert worker.stop() == 0
-        assert time.monotonic() - began < 10, "docker stop waits no longer"
+        assert time.monotonic() - began < 10, "docker stop does not wait longer"
         assert redis_client.get(LOCK) is None
     finally:
         relay.close()
-    wait_for(lambda: len(snapshots(client, name)) == 1, "Qdrant ends the snapshot by itself")
+    wait_for(lambda: len(snapshots(client, name)) == 1, "Qdrant completes the snapshot by itself")
     again = start("--once", program="knowledge", **settings)
     assert again.wait() == 0
     assert again.said("snapshot taken") == 0
@@ -600,14 +605,14 @@ def test_stopped_while_a_snapshot_is_taken(
 
 
 def test_a_key_that_is_refused(knowledge: Run) -> None:
-    """Status 1 and which variable; the key itself is in no line."""
-    done = knowledge("--once", QDRANT_API_KEY="wrong-key-nobody-sees")
+    """Status 1 and the name of the variable; the key itself is not in the log."""
+    done = knowledge("--once", QDRANT_API_KEY="wrong-key-that-must-not-be-logged")
     assert (done.returncode, "Qdrant refuses the key in QDRANT_API_KEY (HTTP 401)" in done.stderr) == (1, True)
     assert "wrong-key" not in done.stderr + done.stdout
 
 
 def test_a_copy_that_cannot_be_written(knowledge: Run, client: QdrantClient, name: str, tmp_path: Path) -> None:
-    """The snapshot is taken all the same, and the reason is said."""
+    """The snapshot is still taken, and the reason is logged."""
     (tmp_path / "file").touch()
     done = knowledge("--once", KNOWLEDGE_SNAPSHOT_DIR=str(tmp_path / "file" / "x"))
     assert (done.returncode, "Not a directory" in done.stderr) == (1, True)

@@ -20,7 +20,7 @@ REMINDED = "sales-head@chaiwala.example"
 
 @pytest.fixture
 def role(crm: Crm) -> Iterator[tuple[str, str]]:
-    """Name and password of a role that has what the page grants, and nothing else."""
+    """Name and password of a role that has the rights on the page, and no others."""
     name, password = f"crm_worker_{secrets.token_hex(4)}", secrets.token_hex(8)
     (grants,) = re.findall(r"```sql\n(.*?GRANT.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
     crm.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
@@ -29,8 +29,7 @@ def role(crm: Crm) -> Iterator[tuple[str, str]]:
     crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-def seed(crm: Crm) -> None:
-    """Something to do for each job."""
+def add_work_for_each_job(crm: Crm) -> None:
     crm.add_lead(createdAt=utc_now() - timedelta(days=3))
     crm.add_campaign("email", recipients=2, useShortLinks=True)
     crm.add_campaign("whatsapp", targetType="leads")
@@ -53,8 +52,8 @@ def seed(crm: Crm) -> None:
 def test_the_granted_rights_are_enough(
     crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str
 ) -> None:
-    """As a role of its own, without more rights than the page says, every job does all of its work."""
-    seed(crm)
+    """As a role with only the rights on the page, every job does all of its work."""
+    add_work_for_each_job(crm)
     parts = urlsplit(database_url)
     place = parts.netloc.rpartition("@")[2]
     url = parts._replace(netloc=f"{role[0]}:{role[1]}@{place}").geturl()

@@ -1,4 +1,4 @@
-"""PostgreSQL, Redis or the mail server away in mid-run: the job goes on by itself, and nobody gets two copies."""
+"""PostgreSQL, Redis or the mail server is unavailable during a run: the job goes on, no recipient gets two copies."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -60,7 +60,7 @@ def kill(server: Postgres) -> None:
 
 
 @pytest.mark.parametrize("outage", [stop, kill])
-def test_the_job_outlives_an_outage_of_postgresql_in_mid_run(
+def test_the_job_survives_an_outage_of_postgresql_during_a_run(
     outage: Callable[[Postgres], None],
     postgres: Postgres,
     fragile_url: str,
@@ -68,7 +68,7 @@ def test_the_job_outlives_an_outage_of_postgresql_in_mid_run(
     state_dir: Path,
     start: Start,
 ) -> None:
-    """What was accepted before and during the outage is settled as sent after it; the outage is told once."""
+    """What was accepted before and during the outage is settled as sent after it; the outage is logged once."""
     with opened(fragile_url, world, state_dir) as books:
         campaigns = [books.crm.add_campaign("email", recipients=300, textContent=f"Text {n}") for n in range(2)]
         campaigns.append(books.crm.add_campaign("whatsapp", recipients=150))
@@ -76,7 +76,7 @@ def test_the_job_outlives_an_outage_of_postgresql_in_mid_run(
     worker = start(DATABASE_URL=fragile_url, CAMPAIGN_BATCH_SIZE="50")
     world.wait_for("smtp", 150)
     outage(postgres)
-    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that a server is unavailable")
     postgres.start()
     with opened(fragile_url, world, state_dir) as books:
         wait_for(lambda: books.ended(*campaigns), "the campaigns end")
@@ -85,14 +85,14 @@ def test_the_job_outlives_an_outage_of_postgresql_in_mid_run(
         assert set(world.counts("smtp").values()) == {2}, "one message of each campaign"
         assert set(world.counts("whatsapp").values()) == {1}
         assert books.crm.value('SELECT count(*) FROM "EmailLog"') == 600
-    wait_for(lambda: worker.said(BACK), "the worker says that the server is back")
+    wait_for(lambda: worker.said(BACK), "the worker says that the server is available")
     assert [worker.said(UNAVAILABLE), worker.said(BACK)] == [1, 1]
     assert worker.stop() == 0
     assert books.journals() == []
 
 
 @pytest.mark.parametrize("outage", [stop, kill])
-def test_settlements_that_the_outage_cut_off_are_made_up_for(
+def test_settlements_that_the_outage_cut_off_are_made_after_it(
     outage: Callable[[Postgres], None],
     postgres: Postgres,
     fragile_url: str,
@@ -100,12 +100,12 @@ def test_settlements_that_the_outage_cut_off_are_made_up_for(
     state_dir: Path,
     start: Start,
 ) -> None:
-    """Several batches had all their answers when the server went: each is settled as sent when it is back."""
+    """Several batches had all their answers when the server stopped: each is settled as sent when it is back."""
     with opened(fragile_url, world, state_dir) as books, ExitStack() as stack:
         campaigns = [books.crm.add_campaign("email", recipients=2) for _ in range(4)]
         world.script("smtp", action="hang", seconds=0.3)
         worker = start(DATABASE_URL=fragile_url, CAMPAIGN_BATCH_DELAY="1ms")
-        wait_for(lambda: books.held() == 4, "each campaign has a batch on its way")
+        wait_for(lambda: books.held() == 4, "each campaign has a batch in progress")
         locks = dict(stack.enter_context(batch_lock(fragile_url, each)) for each in campaigns)
         answered = "SELECT pg_blocking_pids(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         wait_for(lambda: books.crm.value(answered), "the first settlement waits")
@@ -123,7 +123,7 @@ def test_settlements_that_the_outage_cut_off_are_made_up_for(
 
 @contextmanager
 def batch_lock(url: str, campaign_id: str) -> Iterator[tuple[int, psycopg2.extensions.connection]]:
-    """Holds up the settlement of a campaign's batch: the process id of the lock's session, and its connection."""
+    """Blocks the settlement of a campaign's batch: the process id of the lock's session, and its connection."""
     with closing(psycopg2.connect(url)) as connection:
         with connection.cursor() as cursor:
             cursor.execute("SELECT FROM worker.campaign_batch WHERE campaign_id = %s FOR UPDATE", (campaign_id,))
@@ -131,11 +131,11 @@ def batch_lock(url: str, campaign_id: str) -> Iterator[tuple[int, psycopg2.exten
 
 
 def answers(state_dir: Path) -> int:
-    """How many accepted messages the journals know of."""
+    """How many accepted messages are in the journals."""
     return sum(path.read_bytes().count(b'"accepted"') for path in state_dir.rglob("*.journal"))
 
 
-def test_redis_restarted_in_mid_run_stops_nobody(
+def test_redis_restarted_during_a_run_stops_no_campaign(
     crm: Crm, world: World, books: Books, start: Start, new_redis: Callable[..., Redis]
 ) -> None:
     """The lock, the pace and the counters are gone with Redis's memory; the campaigns are sent all the same."""
@@ -145,22 +145,22 @@ def test_redis_restarted_in_mid_run_stops_nobody(
     worker = start(REDIS_URL=server.url, CAMPAIGN_BATCH_SIZE="50", LOCK_TTL_MS="1000", WHATSAPP_RATE="100")
     world.wait_for("smtp", 60)
     server.kill()
-    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that Redis is away")
+    wait_for(lambda: worker.said(UNAVAILABLE), "the worker says that Redis is unavailable")
     arrived = world.total()
     assert books.sent(email) + books.sent(whatsapp) <= arrived
     server.start()
     wait_for(lambda: books.ended(email, whatsapp), "the campaigns end")
     assert [crm.counts(email), crm.counts(whatsapp)] == [{"sent": 400}, {"sent": 150}]
     books.nobody_twice("smtp", "whatsapp")
-    wait_for(lambda: worker.said(BACK), "the worker says that the server is back")
+    wait_for(lambda: worker.said(BACK), "the worker says that the server is available")
     assert [worker.said(UNAVAILABLE), worker.said(BACK)] == [1, 1]
     assert worker.stop() == 0
 
 
-def test_redis_flushed_again_and_again_repeats_nobody(
+def test_redis_flushed_again_and_again_repeats_no_message(
     crm: Crm, world: World, books: Books, start: Start, new_redis: Callable[..., Redis]
 ) -> None:
-    """FLUSHALL takes the lock from its holder each time; two workers, and still nobody gets two copies."""
+    """FLUSHALL takes the lock from its holder each time; two workers, and still no recipient gets two copies."""
     server = new_redis()
     campaign = crm.add_campaign("email", recipients=800)
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_redis_flushed_again_and_again_repeats_nobody(
     assert books.balance(campaign) == 0
 
 
-def test_a_mail_server_that_is_away_costs_no_recipient_a_try(
+def test_an_unavailable_mail_server_costs_no_recipient_a_try(
     crm: Crm, books: Books, start: Start, tmp_path: Path
 ) -> None:
     """The campaign waits as a whole, says so, and goes on when the server is back."""
@@ -183,7 +183,7 @@ def test_a_mail_server_that_is_away_costs_no_recipient_a_try(
     campaign = crm.add_campaign("email", recipients=120)
     worker = start(SMTP_URL=late.smtp_url, CAMPAIGN_MAX_ATTEMPTS="1")
     wait_for(lambda: worker.said("campaign waits"), "the worker says that the campaign waits")
-    wait_for(lambda: crm.counts(campaign) == {"pending": 120}, "everybody is pending again")
+    wait_for(lambda: crm.counts(campaign) == {"pending": 120}, "all recipients are pending again")
     assert crm.value("SELECT coalesce(max(attempts), 0) FROM worker.campaign_retry") == 0
     assert crm.value("SELECT next_batch_at > now() AT TIME ZONE 'UTC' + interval '5 s' FROM worker.campaign_run")
     late.start()

@@ -1,4 +1,4 @@
-"""Campaigns on all ways out, and what the worker does when providers refuse, put off or know nobody."""
+"""Campaigns through all providers, and what the worker does when a provider refuses or defers."""
 
 import json
 from collections.abc import Iterator
@@ -113,10 +113,10 @@ def test_a_refused_recipient_fails_with_the_reason_and_others_go_on(
 
 
 @pytest.mark.parametrize("channel", ["smtp", "whatsapp"])
-def test_one_number_that_is_put_off_holds_up_nobody_and_is_tried_again(
+def test_one_recipient_that_is_deferred_delays_no_other_and_is_tried_again(
     channel: str, crm: Crm, world: World, books: Books, start: Start
 ) -> None:
-    """The others are through before the delay that the provider asked for is over."""
+    """The others are sent before the delay that the provider asked for is over."""
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=40)
     crm.add_recipient(campaign, recipientEmail="later@busy.example", recipientPhone="+919822222222")
     address = "later@busy.example" if channel == "smtp" else "+919822222222"
@@ -143,10 +143,10 @@ def login(tmp_path: Path) -> Iterator[World]:
 
 @pytest.mark.parametrize("batch_delay", ["0", "5s"])
 @pytest.mark.parametrize("what", ["template", "token", "login", "grant"])
-def test_what_no_recipient_can_pass_stops_the_campaign_after_a_handful_of_tries(
+def test_what_is_refused_for_every_recipient_stops_the_campaign_after_a_handful_of_tries(
     what: str, batch_delay: str, crm: Crm, world: World, books: Books, start: Start, login: World
 ) -> None:
-    """A dead template or account: CampaignLog says why, and the recipients wait for the day it is mended."""
+    """A dead template or account: CampaignLog says why, and the recipients stay pending until it is repaired."""
     if what == "template":
         world.script("whatsapp", code=132001)
         columns: dict[str, Any] = {"whatsappMessageType": "template", "whatsappTemplateName": "gone"}
@@ -180,7 +180,7 @@ def test_what_no_recipient_can_pass_stops_the_campaign_after_a_handful_of_tries(
         assert crm.value(cleared, user) is None
 
 
-def test_who_opted_out_is_never_written_to_again(crm: Crm, world: World, books: Books, start: Start) -> None:
+def test_a_recipient_who_opted_out_gets_no_message_again(crm: Crm, world: World, books: Books, start: Start) -> None:
     """131050 counts for all later campaigns of the tenant, and not for another tenant's."""
     number = "+919833333333"
     world.script("whatsapp", number, code=131050, times=1)
@@ -216,14 +216,14 @@ def test_the_pace_of_a_phone_id_holds_over_two_processes(
     wait_for(ended_without_a_lock, "the campaigns end")
     times = [datetime.fromisoformat(each.at) for each in world.deliveries("whatsapp")]
     assert len(times) == 90
-    second, late_ones = timedelta(seconds=1), 4  # held up for a moment on their way, they come with the next
+    second, late_ones = timedelta(seconds=1), 4  # delayed on their way, they arrive with the next
     most = max(sum(at <= other < at + second for other in times) for at in times)
     assert most <= 30 + 3 + late_ones
     assert (times[-1] - times[0]).total_seconds() >= (90 - 33) / 30 - 0.5
 
 
 def test_two_rows_with_one_address_get_one_message(crm: Crm, world: World, books: Books, start: Start) -> None:
-    """In whatever way it is written."""
+    """However it is written."""
     mails = [{"recipientEmail": each} for each in ("Asha@shop.example", " asha@SHOP.example", "ravi@shop.example")]
     phones = [{"recipientPhone": each} for each in ("+91 98000 00001", "9800000001", "+919800000002")]
     email, whatsapp = crm.add_campaign("email", recipients=mails), crm.add_campaign("whatsapp", recipients=phones)
@@ -259,7 +259,7 @@ def test_links_are_tagged_and_shortened_with_one_row_each(crm: Crm, world: World
     assert 'href="mailto:a@b.example"' in body.get_content()
 
 
-def test_the_pages_of_the_crm_hear_of_it(
+def test_the_pages_of_the_crm_get_events(
     crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis, redis_url: str
 ) -> None:
     """Progress, completion and failure go to the room of the campaign's user, as the Socket.IO adapter wants them."""
@@ -282,7 +282,7 @@ def test_the_pages_of_the_crm_hear_of_it(
             wanted = {("campaign:completed", email), ("campaign:failed", whatsapp), ("campaign:progress", email)}
             return wanted <= heard.keys()
 
-        wait_for(all_heard, "the events are heard")
+        wait_for(all_heard, "the events arrive")
     assert heard["campaign:completed", email]["stats"] == {"sentCount": 50, "failedCount": 0, "totalRecipients": 50}
     assert "132001" in heard["campaign:failed", whatsapp]["error"]
     assert heard["campaign:progress", email]["totalRecipients"] == 50

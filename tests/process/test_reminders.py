@@ -15,7 +15,7 @@ from sandbox.crm import Crm, utc_now
 from sandbox.world import World
 
 LOCK = "lock:lead-reminder-scheduler"
-LANES = 8
+THREADS = 8
 
 
 class Tenants:
@@ -43,7 +43,7 @@ class Tenants:
             return self.add(recipientEmails=[f"a{number}@x.example" for number in range(recipients)])
         return self.add(recipientPhones=[f"98{number:08}" for number in range(recipients)])
 
-    def notices(self) -> int:
+    def notifications(self) -> int:
         return int(self.crm.value("SELECT count(*) FROM worker.notice"))
 
     def remembered(self) -> int:
@@ -51,7 +51,7 @@ class Tenants:
         return int(self.crm.value("SELECT count(DISTINCT (tenant_id, address)) FROM worker.lead_reminder"))
 
     def ask_now(self) -> None:
-        """The half minute is over after which a provider knows what it sent."""
+        """As if the half minute were over after which a provider knows what it sent."""
         self.crm.execute("UPDATE worker.notice SET due_at = now() AT TIME ZONE 'UTC' WHERE holder IS NULL")
 
 
@@ -75,7 +75,7 @@ def waiting_sessions(crm: Crm) -> int:
 
 
 def test_once_and_a_restart(tenants: Tenants, world: World, remind: Remind, redis_client: redis.Redis) -> None:
-    """--once tells everybody and ends; a second run repeats nothing, an emptied Redis changes nothing about that."""
+    """--once sends everything and ends; a second run repeats nothing, not even with an emptied Redis."""
     tenants.add(recipientEmails=["a@x.example"], recipientPhones=["9812345678"])
     assert remind("--once").wait() == 0
     assert (world.total("smtp"), world.total("whatsapp")) == (1, 1)
@@ -89,46 +89,46 @@ def test_once_and_a_restart(tenants: Tenants, world: World, remind: Remind, redi
 def test_a_kill_between_claim_and_send(
     tenants: Tenants, world: World, remind: Remind, redis_client: redis.Redis
 ) -> None:
-    """Nothing left yet: the next process sends all that the dead one had claimed, each once."""
+    """Nothing was sent yet: the next process sends all that the dead one had claimed, each once."""
     tenants.of_channel("whatsapp", 20)
     seconds, microseconds = redis_client.time()
     in_some_seconds = seconds * 1_000_000 + microseconds + 30_000_000
     redis_client.set("pace:whatsapp:105550000000001", in_some_seconds, px=30_000)
     worker = remind()
-    wait_for(lambda: tenants.notices() == 20, "the digests are claimed")
+    wait_for(lambda: tenants.notifications() == 20, "the digests are claimed")
     worker.kill()
     assert world.total() == 0
     redis_client.delete("pace:whatsapp:105550000000001")
     assert remind("--once").wait() == 0
     assert (world.total("whatsapp"), world.duplicates("whatsapp")) == (20, {})
-    assert (tenants.notices(), tenants.remembered()) == (0, 20)
+    assert (tenants.notifications(), tenants.remembered()) == (0, 20)
 
 
 @pytest.mark.parametrize("policy", ["fail", "resend"])
 @pytest.mark.parametrize("channel", ["smtp", "whatsapp"])
-def test_a_kill_on_the_wire(channel: str, policy: str, tenants: Tenants, world: World, remind: Remind) -> None:
-    """What was on the wire is unconfirmed: not repeated, or sent again with UNCONFIRMED_SENDS=resend."""
+def test_a_kill_while_sending(channel: str, policy: str, tenants: Tenants, world: World, remind: Remind) -> None:
+    """What was being sent is unconfirmed: not repeated, or sent again with UNCONFIRMED_SENDS=resend."""
     tenants.of_channel(channel, 20)
     world.script(channel, action="hang", seconds=60)
     worker = remind()
-    world.wait_for(channel, LANES)
+    world.wait_for(channel, THREADS)
     worker.kill()
     world.clear_script()
     second = remind("--once", UNCONFIRMED_SENDS=policy)
     assert second.wait() == 0
     assert world.total(channel) == 20
-    assert tenants.notices() == LANES, "they wait until somebody could be asked"
+    assert tenants.notifications() == THREADS, "they wait until a provider could be asked"
     tenants.ask_now()
     assert remind("--once", UNCONFIRMED_SENDS=policy).wait() == 0
     assert remind("--once", UNCONFIRMED_SENDS=policy).wait() == 0
-    assert world.total(channel) == 20 + (LANES if policy == "resend" else 0)
-    assert (tenants.notices(), tenants.remembered()) == (0, 20)
+    assert world.total(channel) == 20 + (THREADS if policy == "resend" else 0)
+    assert (tenants.notifications(), tenants.remembered()) == (0, 20)
 
 
 def test_a_kill_before_the_settlement(
     tenants: Tenants, world: World, remind: Remind, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """Accepted, but nobody wrote it down: never sent again."""
+    """Accepted, but not settled: never sent again."""
     tenants.of_channel("smtp", 5)
     world.script("smtp", action="hang", seconds=1.0)
     worker = remind()
@@ -144,11 +144,11 @@ def test_a_kill_before_the_settlement(
     tenants.ask_now()
     assert remind("--once").wait() == 0
     assert (world.total("smtp"), world.duplicates("smtp")) == (5, {})
-    assert (tenants.notices(), tenants.remembered()) == (0, 5)
+    assert (tenants.notifications(), tenants.remembered()) == (0, 5)
 
 
 @pytest.mark.parametrize("arrived", [True, False])
-def test_a_kill_on_the_wire_to_gmail(arrived: bool, tenants: Tenants, world: World, remind: Remind) -> None:
+def test_a_kill_while_sending_to_gmail(arrived: bool, tenants: Tenants, world: World, remind: Remind) -> None:
     """Gmail is asked by its Message-ID: what it knows is filed, what it does not know is sent again, once."""
     tenant = tenants.of_channel("smtp", 4)
     mail = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
@@ -170,18 +170,18 @@ def test_a_kill_on_the_wire_to_gmail(arrived: bool, tenants: Tenants, world: Wor
     if not arrived:
         world.reset()
     remind("--once").wait()
-    assert tenants.notices() == 4
+    assert tenants.notifications() == 4
     tenants.ask_now()
     assert remind("--once").wait() == 0
     assert world.total("gmail") == 4
     assert tenants.crm.value('SELECT count(DISTINCT "gmailMessageId") FROM "EmailLog"') == 4
-    assert tenants.notices() == 0
+    assert tenants.notifications() == 0
 
 
 def test_two_workers_without_a_lock(
     tenants: Tenants, world: World, remind: Remind, redis_client: redis.Redis
 ) -> None:
-    """Somebody deletes their lock all the time: both are at it, and nobody is told twice."""
+    """Their lock is deleted all the time, so both work: nothing is sent twice."""
     for number in range(20):
         tenants.add(recipientEmails=[f"a{number}.{each}@x.example" for each in range(10)])
     world.script("smtp", action="hang", seconds=0.1)
@@ -192,23 +192,23 @@ def test_two_workers_without_a_lock(
         redis_client.delete(LOCK)
         for worker in pair:
             worker.send(signal.SIGUSR1)
-        return world.total("smtp") >= 200 and tenants.notices() == 0
+        return world.total("smtp") >= 200 and tenants.notifications() == 0
 
-    wait_for(both_done, "all are told")
+    wait_for(both_done, "all are sent")
     assert [worker.stop() for worker in pair] == [0, 0]
     assert (world.total("smtp"), world.duplicates("smtp")) == (200, {})
     assert sum(worker.said("Traceback") for worker in pair) == 0
 
 
 def test_a_signal(tenants: Tenants, world: World, remind: Remind, redis_client: redis.Redis) -> None:
-    """SIGTERM: what hangs is not waited for, what did not leave is due again, the lock is free."""
+    """SIGTERM: what hangs is not waited for, what was not sent is due again, the lock is free."""
     tenants.of_channel("smtp", 30)
     world.script("smtp", action="hang", seconds=60)
     worker = remind(SHUTDOWN_GRACE_SECONDS="1")
-    world.wait_for("smtp", LANES)
+    world.wait_for("smtp", THREADS)
     assert worker.stop(seconds=10) == 0
     assert not redis_client.exists(LOCK)
-    assert (tenants.notices(), tenants.remembered()) == (LANES, LANES)
+    assert (tenants.notifications(), tenants.remembered()) == (THREADS, THREADS)
     world.clear_script()
     assert remind("--once").wait() == 0
     assert (world.total("smtp"), world.duplicates("smtp")) == (30, {})

@@ -1,4 +1,4 @@
-"""When a campaign starts, how the worker shares itself between campaigns, and whose campaign it is."""
+"""When a campaign starts, how the worker divides its time between campaigns, and which campaigns are its own."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -21,7 +21,7 @@ def started_at(crm: Crm, campaign: str) -> datetime:
 
 
 def in_the_crm(crm: Crm, campaign: str, status: str, action: str) -> None:
-    """What the CRM's pages do: the new status and its CampaignLog row."""
+    """As the CRM's pages do: the new status and its CampaignLog row."""
     now = utc_now()
     crm.execute('UPDATE "Campaign" SET status = %s, "updatedAt" = %s WHERE id = %s', (status, now, campaign))
     row = {"tenantId": crm.tenant_id, "campaignId": campaign, "action": action, "message": action, "createdAt": now}
@@ -36,11 +36,11 @@ def test_a_campaign_starts_at_its_time_and_not_at_the_next_interval(crm: Crm, bo
     wait_for(lambda: books.ended(*campaigns), "the campaigns end")
     late = [(started_at(crm, each) - at).total_seconds() for each, at in zip(campaigns, scheduled, strict=True)]
     assert all(seconds >= 0 for seconds in late), late
-    assert median(late) < 1.5, "one may fall into a moment in which the machine does other things"
+    assert median(late) < 1.5, "one may be late on a busy machine"
 
 
 def test_a_campaign_of_next_year_does_not_keep_the_worker_asleep(crm: Crm, books: Books, start: Start) -> None:
-    """What is scheduled for a far day is no reason to oversleep what becomes due meanwhile."""
+    """A campaign of a far day does not delay one that becomes due meanwhile."""
     crm.add_campaign("email", recipients=1, scheduled_at=utc_now() + timedelta(days=365))
     worker = start(LOG_LEVEL="debug")
     wait_for(lambda: worker.said("DEBUG tick"), "the first tick is over")
@@ -51,7 +51,7 @@ def test_a_campaign_of_next_year_does_not_keep_the_worker_asleep(crm: Crm, books
 def test_an_idle_worker_asks_the_database_once_an_interval(
     new_postgres: Callable[[], Postgres], start: Start
 ) -> None:
-    """One statement a tick, whatever waits for later days and whatever came to its end."""
+    """One statement a tick, whatever is scheduled for later and whatever has ended."""
     server = new_postgres()
     url = server.database("idle")
     with closing(psycopg2.connect(url)) as connection:
@@ -74,7 +74,7 @@ def test_an_idle_worker_asks_the_database_once_an_interval(
 
 
 def test_a_small_campaign_is_not_stuck_behind_a_big_one(crm: Crm, world: World, books: Books, start: Start) -> None:
-    """Each round gives every campaign a batch: ten recipients have theirs long before two thousand."""
+    """Each round gives every campaign a batch: ten recipients get their messages long before two thousand."""
     world.script("smtp", action="hang", seconds=0.02)
     big = crm.add_campaign("email", recipients=2000)
     start(CAMPAIGN_BATCH_SIZE="20")
@@ -88,8 +88,8 @@ def test_a_small_campaign_is_not_stuck_behind_a_big_one(crm: Crm, world: World, 
     assert [crm.counts(each) for each in small] == [{"sent": 10}] * 2
 
 
-def test_a_pause_in_mid_run_stops_within_one_batch(crm: Crm, world: World, books: Books, start: Start) -> None:
-    """The batch on its way is finished, all others stay pending; another campaign goes on."""
+def test_a_pause_during_a_run_stops_it_within_one_batch(crm: Crm, world: World, books: Books, start: Start) -> None:
+    """The batch in progress is finished, all other recipients stay pending; another campaign goes on."""
     campaign = crm.add_campaign("email", recipients=600)
     worker = start(CAMPAIGN_BATCH_SIZE="20", CAMPAIGN_ADOPT_AFTER="1h")
     world.wait_for("smtp", 50)
@@ -107,7 +107,7 @@ def test_a_pause_in_mid_run_stops_within_one_batch(crm: Crm, world: World, books
     books.nobody_twice("smtp")
 
 
-def test_a_campaign_that_an_app_server_resumed_is_left_alone_until_nobody_sends_it(
+def test_a_campaign_that_an_app_server_resumed_is_left_alone_until_the_app_server_dies(
     crm: Crm, world: World, books: Books, start: Start
 ) -> None:
     """Paused and resumed between two looks, it is the app server's; adopted once nothing has changed for long."""

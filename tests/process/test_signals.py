@@ -1,4 +1,4 @@
-"""Signals, exit statuses and the words of bin/campaign."""
+"""Signals, exit statuses and messages of bin/campaign."""
 
 import signal
 import socket
@@ -18,7 +18,7 @@ from sandbox.world import World
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("channel", ["smtp", "whatsapp"])
-def test_a_stop_in_mid_batch_finishes_what_is_in_flight_and_puts_back_the_rest(
+def test_a_stop_during_a_batch_finishes_what_is_on_the_wire_and_releases_the_rest(
     number: signal.Signals,
     channel: str,
     crm: Crm,
@@ -27,7 +27,7 @@ def test_a_stop_in_mid_batch_finishes_what_is_in_flight_and_puts_back_the_rest(
     start: Start,
     redis_client: redis.Redis,
 ) -> None:
-    """Status 0, well within the grace time; who was not written to is pending, and nothing is held."""
+    """Status 0, well within the grace time; the recipients without a message are pending, and no batch is claimed."""
     world.script(channel, action="hang", seconds=1.0)
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=100)
     worker = start(SHUTDOWN_GRACE_SECONDS="20")
@@ -48,7 +48,7 @@ def test_a_stop_in_mid_batch_finishes_what_is_in_flight_and_puts_back_the_rest(
 
 
 @pytest.mark.parametrize("channel", ["smtp", "whatsapp"])
-def test_a_provider_that_hangs_longer_than_the_grace_does_not_hold_up_the_end(
+def test_a_provider_that_hangs_longer_than_the_grace_time_does_not_delay_the_end(
     channel: str, crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
 ) -> None:
     """Messages without an answer are unconfirmed, the rest is pending, the status is 0 and the lock is free."""
@@ -68,15 +68,15 @@ def test_a_provider_that_hangs_longer_than_the_grace_does_not_hold_up_the_end(
     assert books.balance(campaign, channel) == 8
 
 
-def test_a_stop_while_postgresql_is_away_ends_at_once(start: Start) -> None:
-    """A worker that waits for a server to come back hears signals all the same."""
+def test_a_stop_while_postgresql_is_unavailable_ends_at_once(start: Start) -> None:
+    """A worker that waits for a server reacts to signals all the same."""
     worker = start(DATABASE_URL=f"postgresql://crm:secret@127.0.0.1:{free_port()}/crm")
     wait_for(lambda: worker.said("a server is unavailable"), "the outage is noticed")
     assert worker.stop(seconds=5) == 0
 
 
 def test_sigusr1_runs_a_tick_now(crm: Crm, books: Books, start: Start) -> None:
-    """A campaign that came to be due behind the worker's back starts at the signal, not at the next interval."""
+    """A campaign that was added meanwhile starts at the signal, not at the next interval."""
     worker = start(CAMPAIGN_INTERVAL="1h", LOG_LEVEL="debug")
     wait_for(lambda: worker.said("DEBUG tick"), "the first tick is over")
     campaign = crm.add_campaign("email", recipients=3)
@@ -94,7 +94,7 @@ def test_once_does_all_that_is_due_and_leaves_the_rest(crm: Crm, books: Books, s
     assert books.status(tomorrow) == "scheduled"
 
 
-def test_once_says_with_its_status_that_postgresql_is_away(start: Start) -> None:
+def test_once_says_with_its_status_that_postgresql_is_unavailable(start: Start) -> None:
     """Status 1, and a line that names the server but no password."""
     worker = start("--once", DATABASE_URL=f"postgresql://crm:s3cret@127.0.0.1:{free_port()}/crm")
     assert worker.wait() == 1
@@ -102,8 +102,8 @@ def test_once_says_with_its_status_that_postgresql_is_away(start: Start) -> None
     assert "s3cret" not in worker.log
 
 
-def test_once_says_with_its_status_that_redis_is_away(start: Start) -> None:
-    """Status 1: nothing was done, since nobody knows whether another worker holds the lock."""
+def test_once_says_with_its_status_that_redis_is_unavailable(start: Start) -> None:
+    """Status 1: nothing was done, since another worker may hold the lock."""
     worker = start("--once", REDIS_URL=f"redis://:s3cret@127.0.0.1:{free_port()}/0")
     assert worker.wait() == 1
     assert worker.said("server=Redis") == 1
@@ -142,7 +142,7 @@ def test_bad_settings_end_it_with_one_clear_line(settings: dict[str, str], named
     assert "s3cret" not in worker.log
 
 
-def test_missing_tables_end_it_and_name_the_program_that_makes_them(crm_only_url: str, start: Start) -> None:
+def test_missing_tables_end_it_and_name_the_program_that_creates_them(crm_only_url: str, start: Start) -> None:
     """Status 2; the line says what to run."""
     worker = start(DATABASE_URL=crm_only_url)
     assert worker.wait() == 2
@@ -150,7 +150,7 @@ def test_missing_tables_end_it_and_name_the_program_that_makes_them(crm_only_url
     assert worker.said("Traceback") == 0
 
 
-def test_help_tells_what_it_does_and_what_it_reads(start: Start) -> None:
+def test_help_says_what_it_does_and_what_it_reads(start: Start) -> None:
     """Needs no server and no settings."""
     worker = start("--help", DATABASE_URL="", REDIS_URL="")
     assert worker.wait() == 0
@@ -158,10 +158,10 @@ def test_help_tells_what_it_does_and_what_it_reads(start: Start) -> None:
         assert word in worker.log
 
 
-def test_a_settlement_in_the_way_of_a_lock_does_not_lose_the_batch_at_a_stop(
+def test_a_stop_while_a_settlement_waits_for_a_lock_loses_no_batch(
     crm: Crm, world: World, books: Books, start: Start, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """The CRM holds a campaign's row for long: the stop waits for it, and the batch is settled all the same."""
+    """The CRM locks a campaign's row for long: the stop waits for it, and the batch is settled all the same."""
     world.script("smtp", action="hang", seconds=0.3)
     campaign = crm.add_campaign("email", recipients=4)
     worker = start()
@@ -177,8 +177,8 @@ def test_a_settlement_in_the_way_of_a_lock_does_not_lose_the_batch_at_a_stop(
     assert books.balance(campaign) == 0
 
 
-def test_a_hung_greeting_does_not_hold_up_the_end(crm: Crm, books: Books, start: Start) -> None:
-    """A mail server that takes connections and says nothing: the stop is in time, nobody is written to twice."""
+def test_a_hung_greeting_does_not_delay_the_end(crm: Crm, books: Books, start: Start) -> None:
+    """A mail server that takes connections and says nothing: the stop is in time, the recipients are released."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         url = f"smtp://127.0.0.1:{silent.getsockname()[1]}"
         campaign = crm.add_campaign("email", recipients=30)

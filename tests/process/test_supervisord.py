@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from books import Books
-from supervised import look
+from supervised import process_info
 from workers import PROJECT, wait_for
 
 from sandbox.crm import Crm
@@ -34,7 +34,7 @@ class Supervisord:
         conf.write_text(text.replace("%(here)s/..", str(PROJECT)), "utf-8")
         argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)]
         self._child = Child(argv, folder / "out.log", at_parents_death="TERM", environment=self._environment)
-        self._child.wait_until(lambda: look(folder, "campaign") != {}, "supervisord")
+        self._child.wait_until(lambda: process_info(folder, "campaign") != {}, "supervisord")
 
     def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = [PROJECT / "bin" / "supervisorctl", "-s", f"unix://{self._folder}/supervisor.sock", *arguments]
@@ -68,7 +68,7 @@ def test_bad_settings_are_logged_once_and_not_retried(
     """EXITED with status 2: no restarts, and the reason is in the error log."""
     supervisord = Supervisord(folder, environment | {"CAMPAIGN_BATCH_SIZE": "many"})
     supervisords.append(supervisord)
-    wait_for(lambda: look(folder, "campaign")["statename"] == "EXITED", "the program has ended")
+    wait_for(lambda: process_info(folder, "campaign")["statename"] == "EXITED", "the program has ended")
     assert supervisord.control("status", "campaign").stdout.split()[:2] == ["campaign", "EXITED"]
     main_log = supervisord.log("supervisord.log")
     assert "exited: campaign (exit status 2; expected)" in main_log
@@ -97,7 +97,7 @@ def test_a_restart_during_a_campaign_repeats_no_message(
     assert crm.counts(campaign) == {"sent": 800, "failed": 1}
     assert books.unconfirmed(campaign) == 0
     books.nobody_twice("smtp")
-    assert look(folder, "campaign")["statename"] == "RUNNING"
+    assert process_info(folder, "campaign")["statename"] == "RUNNING"
     wait_for(lambda: "campaign ended" in supervisord.log("campaign.log"), "the end is logged")
     assert supervisord.log("campaign.log").count("INFO started") == 3
     assert supervisord.log("campaign-error.log") == ""
@@ -111,10 +111,10 @@ def test_the_word_worker_means_all_jobs(
     supervisords.append(supervisord)
 
     def states(names: Iterable[str]) -> set[str]:
-        return {look(folder, name)["statename"] for name in names}
+        return {process_info(folder, name)["statename"] for name in names}
 
     def pids(names: Iterable[str]) -> dict[str, int]:
-        return {name: look(folder, name)["pid"] for name in names}
+        return {name: process_info(folder, name)["pid"] for name in names}
 
     others = ("watchdog", "web")
     wait_for(lambda: states([*JOBS, *others]) == {"RUNNING"}, "all programs run")
@@ -151,6 +151,6 @@ def test_warnings_have_their_own_log_and_a_killed_program_is_restarted(
     os.kill(int(supervisord.control("pid", "campaign").stdout), signal.SIGKILL)
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert books.balance(campaign) == 8
-    wait_for(lambda: "dead worker" in supervisord.log("campaign-error.log"), "the warning is logged")
-    assert "dead worker" not in supervisord.log("campaign.log")
+    wait_for(lambda: "orphaned batch settled" in supervisord.log("campaign-error.log"), "the warning is logged")
+    assert "orphaned batch settled" not in supervisord.log("campaign.log")
     assert "campaign started" not in supervisord.log("campaign-error.log")

@@ -1,4 +1,4 @@
-"""The real bin/trial: killed at any instant, stopped, or beside another one, it tells everybody once."""
+"""The real bin/trial: killed at any instant, stopped, or beside another one, it notifies everybody once."""
 
 import signal
 from datetime import timedelta
@@ -48,7 +48,7 @@ def suspended(crm: Crm) -> int:
     )
 
 
-def notices(crm: Crm) -> int:
+def notifications(crm: Crm) -> int:
     return int(crm.value("SELECT count(*) FROM worker.notice"))
 
 
@@ -64,19 +64,19 @@ def waiting(crm: Crm) -> int:
     return int(crm.value(statement))
 
 
-def now_is_the_time(crm: Crm) -> None:
-    """The half minute is over after which a dead worker's mails are looked at."""
+def make_due(crm: Crm) -> None:
+    """As if the half minute were over after which a dead worker's e-mails are claimed again."""
     crm.execute("UPDATE worker.notice SET due_at = now() AT TIME ZONE 'UTC' - interval '1 s' WHERE holder IS NULL")
 
 
-def all_told(crm: Crm, world: World) -> None:
-    """Each contact and the owner got exactly one mail, and nothing is left to do."""
+def all_notified(crm: Crm, world: World) -> None:
+    """Each contact and the owner got exactly one e-mail, and nothing is left to do."""
     assert dict(world.counts("smtp")) == dict.fromkeys(contacts(crm) | {OWNER}, 1)
-    assert notices(crm) == 0
+    assert notifications(crm) == 0
 
 
 def test_once(crm: Crm, world: World, start_trial: Start, redis_client: redis.Redis) -> None:
-    """Suspends and tells all there are, however many, and ends with status 0."""
+    """Suspends all there are, however many, notifies everybody, and ends with status 0."""
     for _ in range(150):
         expired(crm)
     paid = crm.add_tenant(plan="PROFESSIONAL", status="ACTIVE", subscriptionEnd=utc_now() - timedelta(days=1))
@@ -84,7 +84,7 @@ def test_once(crm: Crm, world: World, start_trial: Start, redis_client: redis.Re
     assert worker.wait() == 0
     assert suspended(crm) == 150
     assert crm.value('SELECT status::text FROM "Tenant" WHERE id = %s', paid) == "ACTIVE"
-    all_told(crm, world)
+    all_notified(crm, world)
     assert filed(crm) == 150
     assert worker.said("expired trials suspended tenants=150 users=300") == 1
     assert redis_client.hget("worker:counters", "trials_suspended_total") == "150"
@@ -109,14 +109,14 @@ def test_at_start_and_on_request(crm: Crm, world: World, start_trial: Start) -> 
 def test_killed_between_the_commit_and_the_mails(
     crm: Crm, world: World, start_trial: Start, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """What is committed is to be told: the next start tells each contact and the owner, once."""
+    """What is committed is to be sent: the next start notifies each contact and the owner, once."""
     for _ in range(5):
         expired(crm)
     crm.execute(
         """INSERT INTO worker.notice (id, job, channel, address, content, created_at, due_at, renewed_at)
            VALUES (gen_random_uuid(), 'trial', 'email', 'x', '{}', '2000-01-01', '2000-01-01', '2000-01-01')"""
     )
-    with second_connection.cursor() as cursor:  # this one is in the way when it has suspended
+    with second_connection.cursor() as cursor:  # the job waits for this lock after it has suspended
         cursor.execute("SELECT FROM worker.notice FOR UPDATE")
     worker = start_trial()
     wait_for(lambda: waiting(crm) == 1, "the suspensions are committed")
@@ -125,12 +125,12 @@ def test_killed_between_the_commit_and_the_mails(
     assert world.total("smtp") == 0
     second_connection.rollback()
     assert start_trial("--once").wait() == 0
-    all_told(crm, world)
+    all_notified(crm, world)
     assert filed(crm) == 5
 
 
-def test_killed_with_mails_on_the_wire(crm: Crm, world: World, start_trial: Start) -> None:
-    """Those that the server had may have arrived and are not sent again; all others are sent once."""
+def test_killed_while_sending(crm: Crm, world: World, start_trial: Start) -> None:
+    """E-mails that the server had got may have arrived and are not sent again; all others are sent once."""
     world.script("smtp", action="hang", seconds=60)
     for _ in range(20):
         expired(crm)
@@ -140,11 +140,11 @@ def test_killed_with_mails_on_the_wire(crm: Crm, world: World, start_trial: Star
     world.clear_script()
     second = start_trial()
     wait_for(lambda: world.total("smtp") == 21, "the others are sent")
-    wait_for(lambda: notices(crm) == 8, "only those on the wire are left")
-    now_is_the_time(crm)
+    wait_for(lambda: notifications(crm) == 8, "only those that were being sent are left")
+    make_due(crm)
     second.send(signal.SIGUSR1)
-    wait_for(lambda: notices(crm) == 0, "they are given up")
-    all_told(crm, world)
+    wait_for(lambda: notifications(crm) == 0, "they are given up")
+    all_notified(crm, world)
     assert second.said("given up") == 8
     assert second.said("outcome=unconfirmed") == 8
 
@@ -152,7 +152,7 @@ def test_killed_with_mails_on_the_wire(crm: Crm, world: World, start_trial: Star
 def test_killed_between_the_answers_and_the_settlement(
     crm: Crm, world: World, start_trial: Start, second_connection: psycopg2.extensions.connection
 ) -> None:
-    """The server has the mails, the database does not know: nobody gets a second one."""
+    """The server has the e-mails, the database does not know: nobody gets a second one."""
     world.script("smtp", action="hang", seconds=0.5)
     for _ in range(5):
         expired(crm)
@@ -166,17 +166,17 @@ def test_killed_between_the_answers_and_the_settlement(
     world.clear_script()
     wait_for(lambda: waiting(crm) == 0, "the dead one's statement ends")
     second = start_trial()
-    wait_for(lambda: second.said("messages of a dead worker") or notices(crm) == 0, "the next one looks around")
-    now_is_the_time(crm)
+    wait_for(
+        lambda: second.said("messages left by a dead process") or notifications(crm) == 0, "the next one looks around"
+    )
+    make_due(crm)
     second.send(signal.SIGUSR1)
-    wait_for(lambda: notices(crm) == 0, "nothing waits any more")
-    all_told(crm, world)
+    wait_for(lambda: notifications(crm) == 0, "nothing waits any more")
+    all_notified(crm, world)
 
 
-def test_stopped_with_mails_on_the_wire(
-    crm: Crm, world: World, start_trial: Start, redis_client: redis.Redis
-) -> None:
-    """A stop waits for what is on the wire, no longer than the grace time; the rest is told by the next start."""
+def test_stopped_while_sending(crm: Crm, world: World, start_trial: Start, redis_client: redis.Redis) -> None:
+    """A stop waits for what is being sent, no longer than the grace time; the next start sends the rest."""
     world.script("smtp", action="hang", seconds=1.0)
     for _ in range(30):
         expired(crm)
@@ -186,14 +186,14 @@ def test_stopped_with_mails_on_the_wire(
     assert not redis_client.exists(LOCK)
     told = world.total("smtp")
     assert told < 31
-    assert notices(crm) == 31 - told
+    assert notifications(crm) == 31 - told
     world.clear_script()
     assert start_trial("--once").wait() == 0
-    all_told(crm, world)
+    all_notified(crm, world)
 
 
-def test_a_server_that_hangs_does_not_hold_up_the_end(crm: Crm, world: World, start_trial: Start) -> None:
-    """A stop ends in the grace time; the mail that hung is not sent again."""
+def test_a_server_that_hangs_does_not_delay_the_end(crm: Crm, world: World, start_trial: Start) -> None:
+    """A stop ends within the grace time; the e-mail that hung is not sent again."""
     world.script("smtp", action="hang", seconds=60)
     expired(crm)
     worker = start_trial(SHUTDOWN_GRACE_SECONDS="500ms")
@@ -201,13 +201,13 @@ def test_a_server_that_hangs_does_not_hold_up_the_end(crm: Crm, world: World, st
     assert worker.stop(seconds=10) == 0
     world.clear_script()
     assert start_trial("--once").wait() == 0
-    now_is_the_time(crm)
+    make_due(crm)
     assert start_trial("--once").wait() == 0
-    all_told(crm, world)
+    all_notified(crm, world)
 
 
 def test_two_at_once(crm: Crm, world: World, start_trial: Start) -> None:
-    """Several programs at the same time, one of which is killed: each contact gets one mail."""
+    """Several programs at the same time, one of which is killed: each contact gets one e-mail."""
     workers = [start_trial() for _ in range(4)]
     wait_for(lambda: all(each.said("started") for each in workers), "all of them run")
     for _ in range(100):
@@ -217,7 +217,7 @@ def test_two_at_once(crm: Crm, world: World, start_trial: Start) -> None:
     workers.pop(0).kill()
     for each in workers:
         each.send(signal.SIGUSR1)
-    wait_for(lambda: suspended(crm) == 100 and notices(crm) == 0, "all are told")
+    wait_for(lambda: suspended(crm) == 100 and notifications(crm) == 0, "all are notified")
     counts = dict(world.counts("smtp"))
     assert counts.pop(OWNER) >= 1
     assert counts == dict.fromkeys(contacts(crm), 1)
@@ -225,17 +225,19 @@ def test_two_at_once(crm: Crm, world: World, start_trial: Start) -> None:
 
 
 def test_the_mail_server_is_down(crm: Crm, world: World, start_trial: Start) -> None:
-    """Trials are suspended all the same, the program goes on, and all are told once when the server is back."""
+    """Trials are suspended all the same, the program goes on, and all are notified once when the server is back."""
     expired(crm)
     down = start_trial(SMTP_URL=f"smtp://127.0.0.1:{free_port()}")
     wait_for(lambda: suspended(crm) == 1, "the suspension")
-    wait_for(lambda: crm.value("SELECT sum(attempts) FROM worker.notice") == 2, "both mails were tried")
+    wait_for(lambda: crm.value("SELECT sum(attempts) FROM worker.notice") == 2, "both e-mails were tried")
     expired(crm)
     down.send(signal.SIGUSR1)
     wait_for(lambda: suspended(crm) == 2, "the next suspension")
-    wait_for(lambda: crm.value("SELECT count(*) FROM worker.notice WHERE attempts > 0") == 4, "its mails were tried")
+    wait_for(
+        lambda: crm.value("SELECT count(*) FROM worker.notice WHERE attempts > 0") == 4, "its e-mails were tried"
+    )
     assert down.stop() == 0
-    now_is_the_time(crm)
+    make_due(crm)
     assert start_trial("--once").wait() == 0
     counts = dict(world.counts("smtp"))
     assert counts.pop(OWNER) == 2
@@ -243,7 +245,7 @@ def test_the_mail_server_is_down(crm: Crm, world: World, start_trial: Start) -> 
 
 
 def test_without_an_owner(crm: Crm, world: World, start_trial: Start) -> None:
-    """It suspends, says once what to set, and does not spin."""
+    """It suspends, logs once what to set, and does not spin."""
     expired(crm)
     worker = start_trial(OWNER_EMAIL="", LOG_LEVEL="debug")
     wait_for(lambda: worker.said("DEBUG tick"), "the first tick")

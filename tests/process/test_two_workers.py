@@ -1,4 +1,4 @@
-"""Two workers at once, whatever becomes of their lock: nobody gets two copies, nobody is left out."""
+"""Two workers at once, with or without their lock: no recipient gets two copies, none is left out."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from sandbox.world import World
 
 @contextmanager
 def lock_deleted_all_the_time(url: str) -> Iterator[None]:
-    """An operator who does not stop typing redis-cli DEL."""
+    """An operator who types redis-cli DEL again and again."""
     over = threading.Event()
 
     def delete() -> None:
@@ -34,7 +34,7 @@ def lock_deleted_all_the_time(url: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("one_state_dir", "batch_delay"), [(True, "0"), (False, "1ms")])
-def test_two_that_both_believe_to_have_the_lock_share_the_work(
+def test_two_workers_that_both_have_the_lock_share_the_work(
     one_state_dir: bool,
     batch_delay: str,
     crm: Crm,
@@ -68,10 +68,10 @@ def test_two_that_both_believe_to_have_the_lock_share_the_work(
 
 
 @pytest.mark.parametrize("end", ["thawed", "killed"])
-def test_a_frozen_holder_is_overtaken_and_its_batch_left_alone_until_it_ends(
+def test_the_batch_of_a_frozen_holder_is_left_alone_until_it_ends(
     end: str, crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
 ) -> None:
-    """Its lock runs out, another worker goes on with the rest; the frozen one's batch is settled once."""
+    """Its lock expires, another worker goes on with the rest; the frozen one's batch is settled once."""
     world.script("smtp", action="hang", seconds=0.3, times=8)
     campaign = crm.add_campaign("email", recipients=200)
     settings = {"LOCK_TTL_MS": "1000", "CAMPAIGN_BATCH_SIZE": "40", "CAMPAIGN_BATCH_DELAY": "1ms"}
@@ -80,7 +80,7 @@ def test_a_frozen_holder_is_overtaken_and_its_batch_left_alone_until_it_ends(
     frozen.freeze()
     held = crm.value("SELECT recipient_ids FROM worker.campaign_batch")
     assert len(held) == 40
-    wait_for(lambda: not redis_client.exists(LOCK), "the lock runs out")
+    wait_for(lambda: not redis_client.exists(LOCK), "the lock expires")
     other = start(**settings)
     wait_for(lambda: books.sent(campaign) == 160, "the other one sends the rest")
     left = 'SELECT count(*) FROM "CampaignRecipient" WHERE status = %s AND id = ANY (%s)'
@@ -93,19 +93,19 @@ def test_a_frozen_holder_is_overtaken_and_its_batch_left_alone_until_it_ends(
     wait_for(lambda: books.ended_early(campaign), "the campaign ends")
     lost = books.balance(campaign)
     assert lost == 0 if end == "thawed" else lost <= 8
-    assert other.said("dead worker") == (end == "killed")
+    assert other.said("orphaned batch settled") == (end == "killed")
 
 
 def test_a_frozen_holder_that_is_thawed_claims_nothing_without_the_lock(
     crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
 ) -> None:
-    """After the freeze it finishes the batch it has, and leaves the next one to whom the lock belongs now."""
+    """After the freeze it finishes the batch it has, and leaves the next one to the worker that has the lock now."""
     world.script("smtp", action="hang", seconds=0.3, times=8)
     campaign = crm.add_campaign("email", recipients=60)
     worker = start(LOCK_TTL_MS="1000", CAMPAIGN_BATCH_SIZE="20", CAMPAIGN_BATCH_DELAY="1ms")
     world.wait_for("smtp", 4)
     worker.freeze()
-    wait_for(lambda: not redis_client.exists(LOCK), "the lock runs out")
+    wait_for(lambda: not redis_client.exists(LOCK), "the lock expires")
     redis_client.set(LOCK, "another:1:abc")
     worker.thaw()
     wait_for(lambda: worker.said("another worker holds the lock"), "the worker sees that another one has the lock")
@@ -116,10 +116,10 @@ def test_a_frozen_holder_that_is_thawed_claims_nothing_without_the_lock(
     assert books.balance(campaign) == 0
 
 
-def test_a_lock_that_another_one_got_in_mid_batch_ends_the_claiming(
+def test_a_lock_that_another_worker_got_during_a_batch_ends_the_claiming(
     crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis
 ) -> None:
-    """Noticed at the next renewal: the batch on its way is finished, the next one is not taken."""
+    """Noticed at the next renewal: the batch in progress is finished, the next one is not claimed."""
     world.script("smtp", action="hang", seconds=0.6, times=8)
     campaign = crm.add_campaign("email", recipients=60)
     worker = start(LOCK_TTL_MS="1000", CAMPAIGN_BATCH_SIZE="20", CAMPAIGN_BATCH_DELAY="1ms")

@@ -43,7 +43,7 @@ class Worker(Child):
     def wait(self, seconds: float = WAIT_SECONDS) -> int:
         """Waits for the end and returns the exit status."""
         try:
-            return self._process.wait(seconds)
+            return super().wait(seconds)
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {seconds:g} s{self.tail()}")
 
@@ -54,7 +54,7 @@ class Worker(Child):
     def kill(self) -> None:
         """kill -9."""
         self.send(signal.SIGKILL)
-        self._process.wait()
+        self.wait()
 
     def freeze(self) -> None:
         self.send(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Real Redis servers for the tests: one that all share, and as many as a test wants to treat badly."""
+"""Real Redis servers for the tests: one that all tests share, and servers that a test may stop or freeze."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A real redis-server that a test may stop, freeze and start again, and waiting with a deadline."""
+"""A real redis-server that a test may stop, freeze and start again; waiting for a condition with a deadline."""
 
 import signal
 import subprocess
@@ -20,6 +20,11 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.005)
+
+
+def renewals(client: redis.Redis) -> int:
+    """How often locks were renewed on this server since it started."""
+    return int(client.info("commandstats").get("cmdstat_pexpire", {"calls": 0})["calls"])
 
 
 class Server:

@@ -1,4 +1,4 @@
-"""Counters: what jobs write is what is read, and an outage neither loses nor doubles it."""
+"""Counters: what jobs write can be read, and during an outage nothing is lost or counted twice."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ def counted(client: redis.Redis, metric: str) -> float:
 
 
 def test_counters(client: redis.Redis) -> None:
-    """Amounts of several processes add up, series by series, once they are flushed."""
+    """The amounts of several processes are added up for each series when they are flushed."""
     for counters in (Counters(client, "campaign"), Counters(client, "campaign")):
         counters.add("messages_total", 3, outcome="sent", channel="email")
         counters.add("messages_total", channel="email", outcome="sent")
@@ -59,7 +59,7 @@ def test_one_round_trip(client: redis.Redis) -> None:
 
 
 def test_gauges(client: redis.Redis) -> None:
-    """Of a gauge the latest value stays."""
+    """A gauge keeps its latest value."""
     counters = Counters(client, "campaign")
     counters.gauge("campaign_pending_recipients", 5)
     counters.gauge("campaign_pending_recipients", 2.5)
@@ -95,7 +95,7 @@ def test_life_of_a_job(client: redis.Redis) -> None:
 
 
 def test_failure(client: redis.Redis) -> None:
-    """A failed tick leaves its error, cut to a sensible length, and an older success as it was."""
+    """A failed tick stores its error, cut to 500 characters, and does not change the time of the last success."""
     counters = Counters(client, "campaign")
     counters.job_started(NOON.replace(tzinfo=None), 60)  # UTC without a zone, as the database has it
     counters.job_ended(NOON, "failure", 0.2, "no server \udc00" + "x" * 1000)
@@ -110,7 +110,7 @@ def test_failure(client: redis.Redis) -> None:
 
 
 def test_skipped(client: redis.Redis) -> None:
-    """A worker that leaves a tick to another counts that and leaves the other's state alone."""
+    """A worker that skips a tick counts that, and does not change the state that the other worker has written."""
     active, idle = Counters(client, "campaign"), Counters(client, "campaign")
     active.job_started(NOON, 60)
     before = job(client)
@@ -121,7 +121,7 @@ def test_skipped(client: redis.Redis) -> None:
 
 
 def test_former_holder(client: redis.Redis) -> None:
-    """A worker that lost its lock and ends late does not say that its successor is not running."""
+    """A worker that lost its lock and ends late does not mark the job of its successor as not running."""
     late, successor = Counters(client, "campaign"), Counters(client, "campaign")
     late.job_started(NOON, 60)
     successor.job_started(NOON + timedelta(seconds=70), 60)
@@ -134,7 +134,7 @@ def test_former_holder(client: redis.Redis) -> None:
 
 
 def test_outage(new_server: Callable[..., Server], connected: Connected, caplog: pytest.LogCaptureFixture) -> None:
-    """What is counted while Redis is away arrives when it is back; one line is logged."""
+    """What is counted while Redis is unavailable is written when it is back; one line is logged."""
     server = new_server("--appendonly", "yes", "--appendfsync", "always")
     client = connected(server.url)
     counters = Counters(client, "campaign")
@@ -154,7 +154,7 @@ def test_outage(new_server: Callable[..., Server], connected: Connected, caplog:
 
 
 def test_lost_answer(new_server: Callable[..., Server], connected: Connected) -> None:
-    """A batch that arrived, but whose answer got lost, is not counted twice when it is sent again."""
+    """A batch that arrived, but whose answer was lost, is not counted twice when it is sent again."""
     server = new_server()
     client = connected(server.url)
     counters = Counters(connected(server.url, timeout_seconds=1.0), "campaign")
@@ -171,7 +171,7 @@ def test_lost_answer(new_server: Callable[..., Server], connected: Connected) ->
 
 
 def test_read_only(client: redis.Redis, new_server: Callable[..., Server], connected: Connected) -> None:
-    """A server that takes no writes now gets each batch whole later."""
+    """A batch that a server refuses, because it takes no writes, is written completely later."""
     full = connected(new_server().url)
     counters = Counters(full, "campaign")
     full.config_set("maxmemory", 1)
@@ -183,7 +183,7 @@ def test_read_only(client: redis.Redis, new_server: Callable[..., Server], conne
 
 
 def test_spoilt_key(client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """A key of another type loses its own numbers, with a line, and holds up no others."""
+    """The numbers for a key of another type are lost and an error is logged; all other numbers are written."""
     client.set("worker:gauges", "spoilt")
     counters = Counters(client, "campaign")
     counters.gauge("dependency_up", 1)
@@ -194,7 +194,7 @@ def test_spoilt_key(client: redis.Redis, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_threads(client: redis.Redis) -> None:
-    """Nothing is lost when many threads add and flush at the same time."""
+    """Nothing is lost when several threads add and flush at the same time."""
     counters = Counters(client, "campaign")
 
     def work() -> None:
@@ -214,13 +214,13 @@ def test_threads(client: redis.Redis) -> None:
 
 @pytest.mark.parametrize("amount", [-1, math.inf, math.nan])
 def test_bad_amount(amount: float, client: redis.Redis) -> None:
-    """A counter that would go back is a mistake of the program."""
+    """A counter that would decrease is an error of the program."""
     with pytest.raises(ValueError, match="only grows"):
         Counters(client, "campaign").add("messages_total", amount)
 
 
 def test_bad_name(client: redis.Redis) -> None:
-    """A name that Prometheus could not read is refused where it is written."""
+    """A name that is not valid for Prometheus is refused when it is written."""
     with pytest.raises(ValueError, match="not the name"):
         Counters(client, "campaign").add("messages-total")
 
@@ -233,7 +233,7 @@ def test_nothing_yet(client: redis.Redis) -> None:
 
 @given(st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True), st.text()))
 def test_labels(labels: dict[str, str]) -> None:
-    """Whatever stands in a label comes back, and the same labels make the same field in any order."""
+    """Any label value is read back unchanged, and the order of labels does not change the field's name."""
     name = series_name("messages_total", labels)
     assert parse_series(name) == ("messages_total", labels)
     assert name == series_name("messages_total", dict(reversed(labels.items())))

@@ -1,4 +1,4 @@
-"""The lock, against real servers that stop, freeze and lose their keys, and holders that die."""
+"""The lock, with real servers that stop, freeze and lose their keys, and with holders that die."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
-from redis_servers import Server, wait_until
+from redis_servers import Server, renewals, wait_until
 
 from sandbox.ports import free_port
 from worker.runtime.lock import Lock
@@ -23,7 +23,7 @@ from worker.runtime.redis_client import READ_TIMEOUT_SECONDS, connect
 NAME = "campaign-scheduler"
 KEY = f"lock:{NAME}"
 
-# Says "yes" or "no" to each line it reads: whether it got the lock first, then whether it holds it.
+# Prints "yes" or "no": first whether it got the lock, then for each line that it reads whether it holds the lock.
 HOLDER = """
     import sys
     from worker.runtime.lock import Lock
@@ -36,7 +36,8 @@ HOLDER = """
 
 
 @pytest.fixture
-def make_lock() -> Iterator[Callable[..., Lock]]:
+def make_lock(connected: Callable[..., redis.Redis]) -> Iterator[Callable[..., Lock]]:
+    """Makes locks, which are closed before the clients of ``connected``: a renewal may still be under way."""
     made: list[Lock] = []
 
     def make(*clients: redis.Redis, ttl_ms: int = 60_000, on_lost: Callable[[], None] | None = None) -> Lock:
@@ -67,7 +68,7 @@ class Holder:
     def __init__(self, url: str, ttl_ms: int) -> None:
         command = [sys.executable, "-c", textwrap.dedent(HOLDER), url, NAME, str(ttl_ms)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.acquired = self._answer()
+        self.acquired = self.answer()
 
     def ask(self) -> None:
         assert self.process.stdin
@@ -76,9 +77,9 @@ class Holder:
 
     def held(self) -> bool:
         self.ask()
-        return self._answer()
+        return self.answer()
 
-    def _answer(self) -> bool:
+    def answer(self) -> bool:
         assert self.process.stdout
         line = self.process.stdout.readline().strip()
         assert line in {"yes", "no"}
@@ -93,8 +94,16 @@ def lines(caplog: pytest.LogCaptureFixture, message: str) -> list[logging.LogRec
     return [record for record in caplog.records if record.getMessage() == message]
 
 
+def wait_for_renewals(*clients: redis.Redis) -> None:
+    """Waits for two renewals on each server. The second one shows that the holder counted the first as a success."""
+    before = [renewals(client) for client in clients]
+    wait_until(
+        lambda: all(renewals(client) >= old + 2 for client, old in zip(clients, before, strict=True)), "two renewals"
+    )
+
+
 def test_one_holder(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
-    """While one holds the lock another does not get it; after the release it does."""
+    """While one holds the lock, another one does not get it; after the release it does."""
     first, second = make_lock(client), make_lock(client)
     assert first.acquire()
     assert first.held
@@ -109,7 +118,7 @@ def test_one_holder(client: redis.Redis, make_lock: Callable[..., Lock]) -> None
 
 
 def test_one_of_many_threads(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
-    """Of ten that ask at the same moment exactly one gets the lock."""
+    """When ten threads acquire it at the same moment, exactly one gets the lock."""
     locks = [make_lock(client) for _ in range(10)]
     barrier, got = threading.Barrier(len(locks)), []
 
@@ -138,7 +147,7 @@ def test_renewal(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
 
 
 def test_expiry(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
-    """A lock of another host that nobody renews is respected, and free when its ttl has passed."""
+    """A lock of another host is respected while it exists, and is free after its ttl when it is not renewed."""
     lock = make_lock(client)
     began = time.monotonic()
     client.set(KEY, "elsewhere:1:abc", px=1500)
@@ -151,18 +160,18 @@ def test_expiry(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
 def test_gone(
     theft: str, client: redis.Redis, make_lock: Callable[..., Lock], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A holder whose lock is stolen or deleted soon knows, says so once, and deletes nobody else's."""
-    told: list[str] = []
-    lock = make_lock(client, ttl_ms=4500, on_lost=lambda: told.append("lost"))
+    """A holder whose lock is taken or deleted notices it soon, reports it once, and deletes no lock of others."""
+    losses: list[str] = []
+    lock = make_lock(client, ttl_ms=4500, on_lost=lambda: losses.append("lost"))
     assert lock.acquire()
     if theft == "stolen":
         client.set(KEY, "elsewhere:1:abc")
     else:
         client.delete(KEY)
     wait_until(lambda: not lock.held, "the loss to be noticed", 4.5)
-    wait_until(lambda: told, "on_lost")
+    wait_until(lambda: losses, "on_lost")
     lock.release()
-    assert told == ["lost"]
+    assert losses == ["lost"]
     assert len(lines(caplog, "lock lost")) == 1
     assert client.get(KEY) == ("elsewhere:1:abc" if theft == "stolen" else None)
 
@@ -187,7 +196,7 @@ def test_frozen_holder(
     make_lock: Callable[..., Lock],
     connected: Callable[..., redis.Redis],
 ) -> None:
-    """A holder that was frozen for longer than its ttl knows without Redis that its lock is gone."""
+    """A holder that was frozen for longer than the ttl knows that the lock is lost, without asking Redis."""
     server = new_server()
     client = connected(server.url)
     frozen = holder(server.url, ttl_ms=500)
@@ -198,10 +207,10 @@ def test_frozen_holder(
     other = make_lock(client)
     assert other.acquire()
     frozen.ask()
-    server.freeze()  # so that nothing but the clock can tell it
+    server.freeze()  # so that only the clock can show it
     frozen.process.send_signal(signal.SIGCONT)
     began = time.monotonic()
-    assert not frozen._answer()
+    assert not frozen.answer()
     assert time.monotonic() - began < READ_TIMEOUT_SECONDS
     server.thaw()
     assert other.held
@@ -228,7 +237,7 @@ def test_dead_holder(
 
 
 def test_dead_or_alive() -> None:
-    """Only a process that surely ran here and is gone counts as dead."""
+    """Only a process that certainly ran on this host and has ended counts as dead."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     host = socket.gethostname()
@@ -249,10 +258,10 @@ def test_dead_or_alive() -> None:
         assert not is_from_dead_process(alive), alive
 
 
-def test_a_dead_holder_has_one_heir(
+def test_one_takes_over_from_a_dead_holder(
     url: str, client: redis.Redis, holder: Callable[..., Holder], make_lock: Callable[..., Lock]
 ) -> None:
-    """Of many that see a dead process's lock exactly one takes it over."""
+    """When several find the lock of a dead process at the same time, exactly one takes it over."""
     for _ in range(20):
         token = f"{socket.gethostname()}:{2**22 - 1}:abc"
         assert is_from_dead_process(token)
@@ -275,19 +284,22 @@ def test_a_dead_holder_has_one_heir(
 
 
 def test_restart_with_its_keys(
-    new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
+    new_server: Callable[..., Server],
+    make_lock: Callable[..., Lock],
+    connected: Callable[..., redis.Redis],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A server that restarts within the ttl and kept its keys: the lock is held throughout."""
+    """When a server restarts within the ttl and has kept its keys, the lock is held all the time."""
+    caplog.set_level(logging.DEBUG)
     server = new_server("--appendonly", "yes", "--appendfsync", "always")
     client = connected(server.url)
     lock = make_lock(client, ttl_ms=6000)
     assert lock.acquire()
     server.stop(kill=True)
-    wait_until(lambda: lock._hold and lock._hold.until - lock._hold.renew_at < 3.5, "a renewal that failed")
+    wait_until(lambda: lines(caplog, "lock not renewed, will be tried again soon"), "a renewal that failed")
     assert lock.held
     server.start()
-    until = lock._hold.until
-    wait_until(lambda: lock._hold and lock._hold.until > until, "a renewal that succeeded")
+    wait_for_renewals(client)
     assert lock.held
     assert client.get(KEY) == lock.token
 
@@ -295,7 +307,7 @@ def test_restart_with_its_keys(
 def test_restart_without_its_keys(
     new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
 ) -> None:
-    """A server that lost its keys in a restart: the holder says that the lock is gone, and gets it anew."""
+    """When a server has lost its keys in a restart, the holder notices the loss, and can acquire the lock again."""
     server = new_server()
     lock = make_lock(connected(server.url), ttl_ms=4500)
     assert lock.acquire()
@@ -305,13 +317,13 @@ def test_restart_without_its_keys(
     assert lock.acquire()
 
 
-def test_away(
+def test_unavailable_server(
     new_server: Callable[..., Server],
     make_lock: Callable[..., Lock],
     connected: Callable[..., redis.Redis],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With the server away a lock is held until its ttl is over and not longer; asking for it raises."""
+    """While the server is unavailable, a lock is held until its ttl is over and not longer; acquiring raises."""
     server = new_server()
     lock = make_lock(connected(server.url), ttl_ms=3000)
     assert lock.acquire()
@@ -325,6 +337,8 @@ def test_away(
         looked = time.monotonic()
         time.sleep(0.005)
     assert time.monotonic() - began > 1.3
+    # The renewal thread may be the one that reports it.
+    wait_until(lambda: lines(caplog, "lock lost"), "the loss is reported")
     assert len(lines(caplog, "lock lost")) == 1
     with pytest.raises(redis.RedisError):
         lock.acquire()
@@ -339,10 +353,10 @@ def test_one_report(
     connected: Callable[..., redis.Redis],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """However many threads notice at the same moment that the lock is gone, it is said once."""
+    """A loss is reported once, also when several threads notice it at the same moment."""
     server = new_server()
-    told: list[str] = []
-    lock = make_lock(connected(server.url), ttl_ms=400, on_lost=lambda: told.append("lost"))
+    losses: list[str] = []
+    lock = make_lock(connected(server.url), ttl_ms=400, on_lost=lambda: losses.append("lost"))
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -355,7 +369,7 @@ def test_one_report(
             for thread in threads:
                 thread.join()
             server.thaw()
-            assert len(told) == len(lines(caplog, "lock lost")) == round_
+            assert len(losses) == len(lines(caplog, "lock lost")) == round_
             wait_until(lock.acquire, "the lock again")
             lock.release()
     finally:
@@ -367,10 +381,10 @@ def wait_for_loss(lock: Lock) -> None:
         pass
 
 
-def test_release_while_away(
+def test_release_while_unavailable(
     new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
 ) -> None:
-    """A lock whose release did not get through is its former holder's at once when the server is back."""
+    """A holder whose release failed can acquire the lock at once when the server is back."""
     server = new_server()
     lock = make_lock(connected(server.url, timeout_seconds=1.0))
     assert lock.acquire()
@@ -386,7 +400,7 @@ def test_release_while_away(
 def test_redlock(
     new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
 ) -> None:
-    """Of three servers one may be away; with two away nobody gets the lock and asking for it raises."""
+    """One of three servers may be unavailable; with two unavailable, acquiring raises and nobody gets the lock."""
     servers = [new_server() for _ in range(3)]
     clients = [connected(server.url) for server in servers]
     first, second = make_lock(*clients, ttl_ms=3000), make_lock(*clients, ttl_ms=3000)
@@ -397,8 +411,7 @@ def test_redlock(
     servers[0].stop(kill=True)
     assert not second.acquire()
     assert second.holder() == first.token
-    hold = first._hold
-    wait_until(lambda: first._hold is not hold, "a renewal on two of three")
+    wait_for_renewals(*clients[1:])
     assert first.held
     first.release()
     assert second.acquire()
@@ -409,7 +422,7 @@ def test_redlock(
     for lock in (first, second):
         with pytest.raises(redis.RedisError):
             lock.acquire()
-    assert clients[2].get(KEY) is None  # a try that failed leaves nothing behind
+    assert clients[2].get(KEY) is None  # a failed attempt leaves nothing behind
 
     servers[1].start()
     assert first.acquire()
@@ -418,20 +431,19 @@ def test_redlock(
 def test_redlock_minority(
     new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
 ) -> None:
-    """A holder that keeps two of three keys keeps the lock, with one it is lost."""
+    """With its key on two of three servers a holder keeps the lock; with one it has lost it."""
     clients = [connected(new_server().url) for _ in range(3)]
     lock = make_lock(*clients, ttl_ms=4500)
     assert lock.acquire()
     clients[0].delete(KEY)
-    hold = lock._hold
-    wait_until(lambda: lock._hold is not hold, "a renewal")
+    wait_for_renewals(*clients[1:])
     assert lock.held
     clients[1].set(KEY, "elsewhere:1:abc")
     wait_until(lambda: not lock.held, "the loss to be noticed", 4.5)
 
 
 def test_cheap(url: str, client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
-    """Many short holds take two round trips each and one thread in all."""
+    """Acquiring and releasing takes two round trips, and one thread serves many of them."""
     lock = make_lock(client)
     lock.acquire()
     lock.release()
@@ -447,16 +459,21 @@ def test_cheap(url: str, client: redis.Redis, make_lock: Callable[..., Lock]) ->
 
 
 def test_idle_thread_wakes(client: redis.Redis, make_lock: Callable[..., Lock]) -> None:
-    """A lock that was not used for several ttls is renewed again when it is acquired."""
+    """A lock that was not used for three times its ttl is renewed again when it is acquired."""
     lock = make_lock(client, ttl_ms=1200)
     assert lock.acquire()
     lock.release()
-    wait_until(lambda: lock._renewer_idle, "the renewal thread to rest")
+    before = renewals(client)
+    until = time.monotonic() + 3.6
+    while time.monotonic() < until:
+        assert renewals(client) == before
+        time.sleep(0.05)
     assert lock.acquire()
     until = time.monotonic() + 2.8
     while time.monotonic() < until:
         assert lock.held
         time.sleep(0.01)
+    assert renewals(client) > before
 
 
 def test_close() -> None:

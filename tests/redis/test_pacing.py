@@ -1,10 +1,9 @@
-"""The pace of a sender, against Redis's own clock and against one that hypothesis winds."""
+"""The pace of an account, against Redis's own clock and against one that hypothesis sets."""
 
 import math
 import subprocess
 import sys
 import textwrap
-from unittest.mock import patch
 
 import pytest
 import redis
@@ -12,12 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_servers import wait_until
 
-from worker.sending import pacing
 from worker.sending.pacing import Pace
 
 KEY = "pace:whatsapp:123"
 
-# Takes tokens as fast as it may for some seconds. Prints for each grant the number of tokens, and Redis's time in
+# Takes tokens as fast as it may for some seconds. For each grant it prints the number of tokens, and Redis's time in
 # microseconds before and after it.
 TAKER = """
     import sys, time
@@ -96,7 +94,7 @@ def test_slow_pace(client: redis.Redis) -> None:
 
 
 def test_wants_little(client: redis.Redis) -> None:
-    """Who wants one of ten gets one, and the other nine can be had at once."""
+    """Who wants one of ten gets one, and the other nine are available at once."""
     pace = Pace(client, KEY, 100)
     assert pace.take(1) == (1, 0.0)
     assert pace.take(0)[0] == 0
@@ -109,51 +107,51 @@ def time_of(client: redis.Redis) -> float:
     return float(seconds + microseconds / 1_000_000)
 
 
-def test_senders_do_not_wait_for_each_other(client: redis.Redis) -> None:
-    """Another sender has a pace of its own."""
+def test_accounts_do_not_wait_for_each_other(client: redis.Redis) -> None:
+    """Another account has a pace of its own."""
     one, other = Pace(client, KEY, 1), Pace(client, "pace:whatsapp:456", 1)
     assert one.take(1)[0] == 1
     assert other.take(1)[0] == 1
 
 
-def test_hold(client: redis.Redis) -> None:
-    """When the provider asks for silence nobody gets a token until it is over, and then no burst."""
+def test_back_off(client: redis.Redis) -> None:
+    """During a backoff that the provider asked for nobody gets a token, and after it there is no burst."""
     pace, elsewhere = Pace(client, KEY, 50), Pace(client, KEY, 50)
     before = time_of(client)
-    pace.hold(1.5)
-    pace.hold(0.1)  # a shorter one takes nothing away
+    pace.back_off(1.5)
+    pace.back_off(0.1)  # a shorter one takes nothing away
     granted, wait_seconds = elsewhere.take(50)
     assert granted == 0
     assert before + 1.5 - time_of(client) <= wait_seconds <= 1.5
     granted_then: list[int] = []
-    wait_until(lambda: granted_then.append(elsewhere.take(50)[0]) or granted_then[-1], "the end of the hold")
+    wait_until(lambda: granted_then.append(elsewhere.take(50)[0]) or granted_then[-1], "the end of the backoff")
     now = time_of(client)
     assert now >= before + 1.5
     assert granted_then[-1] <= 50 * (now - before - 1.5) + 1
 
 
-def test_key_goes_by_itself(client: redis.Redis) -> None:
+def test_key_expires(client: redis.Redis) -> None:
     """Nothing is left in Redis when the bucket is full again."""
     pace = Pace(client, KEY, 0.1)
     pace.take(1)
     assert 0 < int(client.pttl(KEY)) <= 10_002
-    pace.hold(60)
+    pace.back_off(60)
     assert 30_000 < int(client.pttl(KEY)) <= 60_002
 
 
 @pytest.mark.parametrize("rate", [0, None, -1, math.inf, math.nan])
 def test_no_rate(rate: float, client: redis.Redis) -> None:
-    """A pace of nothing or of everything is none."""
+    """A rate has to be a positive, finite number."""
     with pytest.raises(ValueError, match="rate above 0"):
         Pace(client, KEY, rate)
 
 
-def test_bad_key_and_bad_hold(client: redis.Redis) -> None:
-    """A key that is not a pace's, or a hold of negative length, is refused."""
-    with pytest.raises(ValueError, match="pace:<channel>:<sender>"):
+def test_bad_key_and_bad_backoff(client: redis.Redis) -> None:
+    """A key that is not a pace's, or a backoff of negative length, is refused."""
+    with pytest.raises(ValueError, match="pace:<channel>:<account>"):
         Pace(client, "whatsapp:123", 1)
     with pytest.raises(ValueError, match="0 or more seconds"):
-        Pace(client, KEY, 1).hold(-1)
+        Pace(client, KEY, 1).back_off(-1)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -169,10 +167,9 @@ def test_bad_key_and_bad_hold(client: redis.Redis) -> None:
     ),
 )
 def test_bound(rate: float, steps: list[tuple[int, int]], client: redis.Redis) -> None:
-    """At any times and for any wants: no window sees more than its share and the capacity, and no wait is idle."""
-    # The script itself, with a clock that the test reads to it through a key.
-    with patch.object(pacing, "_NOW", "local now = tonumber(redis.call('GET', 'clock'))\n"):
-        pace = Pace(client, KEY, rate)
+    """At any times and for any wants: no window sees more than its share and the capacity, no wait is too long."""
+    # its clock is a key that the test sets
+    pace = Pace(client, KEY, rate, "local now = tonumber(redis.call('GET', 'clock'))\n")
     client.delete(KEY)
     now = 1_790_000_000_000_000
     grants: list[tuple[int, int]] = []

@@ -1,9 +1,9 @@
-"""What the tests of the stand-ins share."""
+"""Fixtures of the stand-ins' tests."""
 
 from collections.abc import Iterator
 
 import pytest
-from stand_client import Http
+from stand_in_client import Http
 
 from sandbox.world import World
 

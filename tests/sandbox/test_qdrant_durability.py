@@ -1,4 +1,4 @@
-"""What the development Qdrant keeps when it is stopped, killed, or used by many at once."""
+"""What the development Qdrant keeps when it is stopped, killed, or used by many clients at once."""
 
 import shutil
 import socket
@@ -13,7 +13,7 @@ from threading import Event, Thread
 import pytest
 import urllib3
 from qdrant_edge import CountRequest, EdgeShard, UpdateOperation
-from qdrant_house import SMALL, Curl, qdrant_in
+from qdrant_server import SMALL, Curl, qdrant_in
 from waiting import wait_until
 
 from sandbox.qdrant import Qdrant
@@ -35,8 +35,8 @@ def curl(server: Qdrant) -> Curl:
     return Curl(server.url)
 
 
-def change_what_is_there(curl: Curl, name: str) -> None:
-    """The engine counts its operations: one that counts anew takes the change of a known point for an old one."""
+def assert_points_can_be_changed(curl: Curl, name: str) -> None:
+    """The engine numbers its operations: if it started to count again, it would ignore changes of known points."""
     for payload in ({"number": 70}, {"number": 71}):
         point = {"id": 1, "vector": [1, 1, 1, 1], "payload": payload}
         curl.result("PUT", f"/collections/{name}/points", {"points": [point]})
@@ -45,7 +45,7 @@ def change_what_is_there(curl: Curl, name: str) -> None:
     assert 2 not in curl.ids(name)
 
 
-def test_everything_outlives_a_restart(server: Qdrant, curl: Curl) -> None:
+def test_everything_survives_a_restart(server: Qdrant, curl: Curl) -> None:
     curl.make("kept", points=3)
     curl.result("PUT", "/collections/kept/index", {"field_name": "number", "field_schema": "integer"})
     curl.make("gone")
@@ -59,7 +59,7 @@ def test_everything_outlives_a_restart(server: Qdrant, curl: Curl) -> None:
     assert curl.result("GET", "/collections/kept") == before
     assert curl.ids("kept") == {1, 2, 3}
     assert curl.result("GET", "/collections/kept/snapshots") == [snapshot]
-    change_what_is_there(curl, "kept")
+    assert_points_can_be_changed(curl, "kept")
 
 
 def test_a_stop_leaves_nothing_to_the_log(server: Qdrant, curl: Curl) -> None:
@@ -72,8 +72,8 @@ def test_a_stop_leaves_nothing_to_the_log(server: Qdrant, curl: Curl) -> None:
     opened.close()
 
 
-def test_what_was_acknowledged_outlives_a_kill(server: Qdrant, curl: Curl) -> None:
-    """Ten writers at once; the kill comes in the middle of what they do."""
+def test_what_was_acknowledged_survives_a_kill(server: Qdrant, curl: Curl) -> None:
+    """Ten writers at once; the kill comes while they write."""
     curl.make("c")
     curl.result("PUT", "/collections/c/index", {"field_name": "number", "field_schema": "integer"})
     acknowledged: list[int] = []
@@ -85,7 +85,7 @@ def test_what_was_acknowledged_outlives_a_kill(server: Qdrant, curl: Curl) -> No
                 number += 1
                 curl.upsert("c", number)
                 acknowledged.append(number)
-        except urllib3.exceptions.HTTPError:  # the server is dead
+        except urllib3.exceptions.HTTPError:  # the server was killed
             pass
 
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -101,10 +101,10 @@ def test_what_was_acknowledged_outlives_a_kill(server: Qdrant, curl: Curl) -> No
     body = {"filter": {"must": [{"key": "number", "match": {"value": acknowledged[-1]}}]}}
     assert curl.result("POST", "/collections/c/points/count", body) == {"count": 1}
     curl.upsert("c", 1, 2)
-    change_what_is_there(curl, "c")
+    assert_points_can_be_changed(curl, "c")
 
 
-def test_a_kill_leaves_nothing_half_made(server: Qdrant, curl: Curl) -> None:
+def test_a_kill_leaves_nothing_incomplete(server: Qdrant, curl: Curl) -> None:
     curl.make("c", points=5)
     whole = curl.result("POST", "/collections/c/snapshots")
     server.kill()
@@ -150,7 +150,7 @@ def test_collections_are_made_restored_and_deleted_while_others_read(server: Qdr
     assert "ERROR" not in (server.data_dir / "qdrant.log").read_text()
 
 
-def test_a_collection_is_made_once_however_many_ask(curl: Curl) -> None:
+def test_a_collection_is_created_once_by_many_requests(curl: Curl) -> None:
     body = {"vectors": {"size": 4, "distance": "Dot"}}
     with ThreadPoolExecutor(6) as pool:
         statuses = list(pool.map(lambda _: curl.ask("PUT", "/collections/c", body)[0], range(6)))
@@ -158,7 +158,7 @@ def test_a_collection_is_made_once_however_many_ask(curl: Curl) -> None:
 
 
 def test_a_snapshot_is_of_one_moment(curl: Curl) -> None:
-    """Points come in order, so a snapshot that has one has all before it."""
+    """Points are written in order, so a snapshot that has one has all earlier ones."""
     curl.make("c")
     done = Event()
     highest = 0
@@ -184,14 +184,14 @@ def test_a_snapshot_is_of_one_moment(curl: Curl) -> None:
     copied = curl.ids("copy")
     assert copied == set(range(1, len(copied) + 1))
     assert before <= len(copied) <= after
-    change_what_is_there(curl, "copy")
+    assert_points_can_be_changed(curl, "copy")
 
 
 def test_nothing_changes_while_a_snapshot_is_taken(tmp_path: Path) -> None:
     Collection.make(tmp_path / "c", SMALL)
     collection = Collection("c", tmp_path / "c")
     change = Thread(target=collection.change, args=(UpdateOperation.delete_points([1]),))
-    with collection.still():
+    with collection.frozen():
         change.start()
         change.join(0.2)
         assert change.is_alive()
@@ -199,7 +199,7 @@ def test_nothing_changes_while_a_snapshot_is_taken(tmp_path: Path) -> None:
     collection.close()
 
 
-def test_a_flush_passes_over_what_is_deleted_meanwhile(tmp_path: Path) -> None:
+def test_a_flush_ignores_what_is_deleted_meanwhile(tmp_path: Path) -> None:
     with closing(Storage(tmp_path / "storage", tmp_path / "snapshots")) as storage:
         for name in ("deleted", "kept"):
             storage.create(name, SMALL)
@@ -211,7 +211,7 @@ def test_a_flush_passes_over_what_is_deleted_meanwhile(tmp_path: Path) -> None:
             deleted.flush()
 
 
-def test_a_failure_is_logged_and_leaves_the_server_at_work(server: Qdrant, curl: Curl) -> None:
+def test_a_failure_is_logged_and_the_server_continues(server: Qdrant, curl: Curl) -> None:
     curl.make("c", points=1)
     server.snapshots.rmdir()
     status, text = curl.error("POST", "/collections/c/snapshots")
@@ -229,8 +229,8 @@ def test_two_snapshots_in_one_second_are_two(curl: Curl) -> None:
     assert made[0]["name"] != made[1]["name"]
 
 
-def test_slow_downloads_block_nobody(server: Qdrant, curl: Curl) -> None:
-    """More clients than there are threads ask for a file that no socket's buffer takes, and read nothing of it."""
+def test_slow_downloads_block_no_other_client(server: Qdrant, curl: Curl) -> None:
+    """More clients than threads request a file that is larger than a socket's buffer, and read nothing of it."""
     curl.make("c", points=1)
     name = curl.result("POST", "/collections/c/snapshots")["name"]
     with (server.snapshots / "c" / name).open("ab") as file:
@@ -247,7 +247,7 @@ def test_slow_downloads_block_nobody(server: Qdrant, curl: Curl) -> None:
             each.close()
 
 
-def test_a_snapshot_cannot_write_outside_its_place(server: Qdrant, curl: Curl, tmp_path: Path) -> None:
+def test_a_snapshot_cannot_write_outside_its_folder(server: Qdrant, curl: Curl, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     for name, kind in (
         (str(outside), tarfile.REGTYPE),
@@ -262,7 +262,7 @@ def test_a_snapshot_cannot_write_outside_its_place(server: Qdrant, curl: Curl, t
             member.size = 0 if kind == tarfile.SYMTYPE else 4
             archive.addfile(member, BytesIO(b"evil"))
         status, text = curl.error("PUT", "/collections/c/snapshots/recover", {"location": evil.as_uri()})
-        assert (status, "has no place in a snapshot" in text) == (400, True), text
+        assert (status, "does not belong in a snapshot" in text) == (400, True), text
     assert not outside.exists()
     assert list((server.storage / "tmp").iterdir()) == []
 

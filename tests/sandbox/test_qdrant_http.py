@@ -1,4 +1,4 @@
-"""The development Qdrant under bare HTTP: the examples of the CRM's handbook, what it refuses, and who may call."""
+"""The development Qdrant over plain HTTP: the examples of the CRM's handbook, refusals, and the API key."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 import urllib3
-from qdrant_house import SMALL, Curl, qdrant_in
+from qdrant_server import SMALL, Curl, qdrant_in
 
 from sandbox.qdrant import Qdrant
 
@@ -16,12 +16,12 @@ POINTS = "/collections/c/points"
 
 
 def encoded(name: str) -> str:
-    """So that no client takes it for a part of the path."""
+    """Encoded, so that no client treats it as a part of the path."""
     return quote(name, safe="").replace(".", "%2E")
 
 
 def places(server: Qdrant) -> set[Path]:
-    """What lies where a wrong path could lead to."""
+    """The files that a wrong path could reach."""
     collections = server.storage / "collections"
     folders = (
         server.data_dir.parent,
@@ -73,7 +73,7 @@ def test_metrics_have_real_numbers(curl: Curl) -> None:
     assert 'rest_responses_total{endpoint="/collections/{name}",method="PUT",status="200"}' in text
 
 
-def test_a_key_opens_everything_but_the_probes(tmp_path: Path) -> None:
+def test_everything_except_the_probes_needs_the_key(tmp_path: Path) -> None:
     with qdrant_in(tmp_path / "q", api_key="s3cret") as server:
         locked = Curl(server.url)
         assert [locked.ask("GET", path)[0] for path in ("/", "/healthz", "/livez", "/readyz")] == [200] * 4
@@ -89,7 +89,7 @@ def test_a_key_opens_everything_but_the_probes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["..", ".", "../../etc", "a/b", "a\0b", "x" * 256, "é" * 128, "a\\b", "line\nbreak", "a:b"]
 )
-def test_names_are_no_paths(curl: Curl, server: Qdrant, name: str) -> None:
+def test_names_are_not_paths(curl: Curl, server: Qdrant, name: str) -> None:
     before = places(server)
     for path in (f"/collections/{encoded(name)}", f"/collections/{quote(name)}"):
         assert curl.error("PUT", path, SMALL)[0] in (400, 404, 405)
@@ -99,12 +99,12 @@ def test_names_are_no_paths(curl: Curl, server: Qdrant, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../c/x.snapshot", "..", ".hidden.snapshot", "x\0.snapshot", "x" * 2000, "x"])
-def test_names_of_snapshots_are_no_paths(curl: Curl, name: str) -> None:
+def test_names_of_snapshots_are_not_paths(curl: Curl, name: str) -> None:
     assert curl.error("GET", f"/collections/c/snapshots/{encoded(name)}")[0] == 404
     assert curl.error("DELETE", f"/collections/c/snapshots/{encoded(name)}")[0] == 404
 
 
-def test_a_long_name_and_one_in_another_script_are_names(curl: Curl) -> None:
+def test_a_long_name_and_one_in_another_script_are_valid(curl: Curl) -> None:
     for name in ("x" * 255, "ज्ञान कोष"):
         path = f"/collections/{quote(name)}"
         curl.result("PUT", path, SMALL)
@@ -121,7 +121,7 @@ def test_a_long_name_and_one_in_another_script_are_names(curl: Curl) -> None:
         ("POST", "/collections/none/points/count", {}, 404, "`none`"),
         ("POST", "/collections/none/snapshots", None, 404, "`none`"),
         ("GET", f"{POINTS}/99", None, 404, "99"),
-        ("GET", f"{POINTS}/{'9' * 5000}", None, 400, "no point id"),
+        ("GET", f"{POINTS}/{'9' * 5000}", None, 400, "not a point id"),
         ("GET", "/nowhere", None, 404, "/nowhere"),
         ("PATCH", "/collections/c", {}, 405, "Method Not Allowed"),
         ("PUT", "/collections/c", SMALL, 409, "already exists"),
@@ -133,7 +133,7 @@ def test_a_long_name_and_one_in_another_script_are_names(curl: Curl) -> None:
         ("PUT", POINTS, b"{", 400, "line 1 column 2"),
         ("PUT", POINTS, b"\xff", 400, "JSON body"),
         ("PUT", POINTS, b"[" * 100_000, 400, "recursion"),
-        ("PUT", POINTS, b'{"points": [{"id": 1, "vector": [NaN, 1, 1, 1]}]}', 400, "NaN is no JSON"),
+        ("PUT", POINTS, b'{"points": [{"id": 1, "vector": [NaN, 1, 1, 1]}]}', 400, "NaN is not JSON"),
         ("PUT", POINTS, b'{"points": [{"id": 1, "vector": [1e999, 1, 1, 1]}]}', 400, "does not fit into 32 bits"),
         (
             "PUT",
@@ -145,10 +145,10 @@ def test_a_long_name_and_one_in_another_script_are_names(curl: Curl) -> None:
         ("PUT", POINTS, {"points": [{"id": 9, "vector": [1, 2]}]}, 400, "expected dim: 4, got 2"),
         ("PUT", POINTS, {"points": [{"id": 9, "vector": ["1", 2, 3, 4]}]}, 400, "numbers only"),
         ("PUT", POINTS, {"points": [{"id": 9, "vector": {"a": [1, 2]}}]}, 400, "Not existing vector name error: a"),
-        ("PUT", POINTS, {"points": [{"id": -1, "vector": [1, 2, 3, 4]}]}, 400, "-1 is no point id"),
-        ("PUT", POINTS, {"points": [{"id": 2**64, "vector": [1, 2, 3, 4]}]}, 400, "no point id"),
-        ("PUT", POINTS, {"points": [{"id": "x", "vector": [1, 2, 3, 4]}]}, 400, "x is no point id"),
-        ("PUT", POINTS, {"points": [{"id": True, "vector": [1, 2, 3, 4]}]}, 400, "no point id"),
+        ("PUT", POINTS, {"points": [{"id": -1, "vector": [1, 2, 3, 4]}]}, 400, "-1 is not a point id"),
+        ("PUT", POINTS, {"points": [{"id": 2**64, "vector": [1, 2, 3, 4]}]}, 400, "not a point id"),
+        ("PUT", POINTS, {"points": [{"id": "x", "vector": [1, 2, 3, 4]}]}, 400, "x is not a point id"),
+        ("PUT", POINTS, {"points": [{"id": True, "vector": [1, 2, 3, 4]}]}, 400, "not a point id"),
         ("PUT", POINTS, {"points": [{"vector": [1, 2, 3, 4]}]}, 400, "missing field `id`"),
         ("PUT", POINTS, {"batch": {"ids": [1, 2], "vectors": [[1, 2, 3, 4]]}}, 400, "of one length"),
         ("POST", f"{POINTS}/query", {"query": [1, 2]}, 400, "expected dim: 4, got 2"),
@@ -160,7 +160,7 @@ def test_a_long_name_and_one_in_another_script_are_names(curl: Curl) -> None:
         ("POST", f"{POINTS}/count", {"filter": {"must": [{"key": "a"}]}}, 400, "`a` must have exactly one of match"),
         ("POST", f"{POINTS}/count", {"filter": {"must": [{"nope": 1}]}}, 400, "nope"),
         ("POST", f"{POINTS}/count", {"filter": {"wrong": []}}, 400, "`wrong` in filter"),
-        ("POST", f"{POINTS}/count", {"filter": {"must": [{"has_id": ["x"]}]}}, 400, "x is no point id"),
+        ("POST", f"{POINTS}/count", {"filter": {"must": [{"has_id": ["x"]}]}}, 400, "x is not a point id"),
         (
             "POST",
             f"{POINTS}/count",
@@ -180,20 +180,20 @@ def test_a_long_name_and_one_in_another_script_are_names(curl: Curl) -> None:
         ("PUT", "/collections/c/index", {"field_name": "a", "field_schema": "words"}, 400, "keyword, integer"),
         ("PUT", "/collections/d/snapshots/recover", {"location": "ftp://x"}, 400, "file://"),
         ("PUT", "/collections/d/snapshots/recover", {"location": "file:///none"}, 400, "no file at"),
-        ("PUT", "/collections/d/snapshots/recover", {"location": "file:///etc/passwd"}, 400, "no snapshot"),
+        ("PUT", "/collections/d/snapshots/recover", {"location": "file:///etc/passwd"}, 400, "not a snapshot"),
         ("PUT", "/collections/d/snapshots/recover", {"location": "http://127.0.0.1:1/x"}, 400, "cannot download"),
         ("PUT", "/collections/d/snapshots/recover", {"location": "http://[x"}, 400, "cannot download"),
         ("POST", "/collections/d/snapshots/upload", b"x", 400, "multipart/form-data"),
     ],
 )
-def test_what_is_refused_says_why(curl: Curl, method: str, path: str, body: Any, status: int, words: str) -> None:
+def test_a_refusal_has_the_reason(curl: Curl, method: str, path: str, body: Any, status: int, words: str) -> None:
     got, text = curl.error(method, path, body)
     assert (got, words in text) == (status, True), text
     assert curl.count("c") == 3
     assert not curl.result("GET", "/collections/d/exists")["exists"]
 
 
-def test_nesting_has_an_end(curl: Curl) -> None:
+def test_nesting_has_a_limit(curl: Curl) -> None:
     deep: Any = {"must": [{"has_id": [1]}]}
     payload: Any = {}
     for _ in range(120):
@@ -207,7 +207,7 @@ def test_nesting_has_an_end(curl: Curl) -> None:
     assert "nested deeper than 100 levels" in curl.error("PUT", POINTS, {"points": [point]})[1]
 
 
-def test_the_largest_ids_and_numbers_come_back_as_they_were(curl: Curl) -> None:
+def test_the_largest_ids_and_numbers_are_returned_unchanged(curl: Curl) -> None:
     curl.make("large")
     content = {"big": 2**64 - 1, "small": -(2**63), "text": "₹ \u0000 😀", "real": 1.5e300, "none": None, "": 1}
     point = {"id": 2**64 - 1, "vector": [3e38, -3e38, 0, 1], "payload": content}

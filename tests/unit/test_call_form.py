@@ -1,4 +1,4 @@
-"""The form of a call holds what the CRM contract says, whatever the database holds."""
+"""The form of a call is what the CRM contract says, whatever the database holds; and the pauses between attempts."""
 
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit

@@ -1,4 +1,4 @@
-"""Calls start only inside a tenant's business hours, by the clock on the wall of its own time zone."""
+"""Calls start only inside a tenant's business hours, in the tenant's local time."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,15 +18,24 @@ LORD_HOWE, KATHMANDU = "Australia/Lord_Howe", "Asia/Kathmandu"
 ZONES = [INDIA, NEW_YORK, LONDON, LORD_HOWE, KATHMANDU]
 
 
-def row(hours: str | None = "09:00-18:00", days: Any = None, zone: Any = INDIA, **columns: Any) -> dict[str, Any]:
-    """The columns of "CallSettings"; ``hours`` None: no start and no end."""
-    start, end = hours.split("-") if hours else (None, None)
-    times = {"enableBusinessHours": True, "businessHoursStart": start, "businessHoursEnd": end}
-    return times | {"businessDays": days, "timezone": zone} | columns
+PARAMETERS = {
+    "enableBusinessHours": "enabled",
+    "businessHoursStart": "start",
+    "businessHoursEnd": "end",
+    "businessDays": "days",
+    "timezone": "zone",
+}
+
+
+def business_hours(hours: str = "09:00-18:00", days: Any = None, zone: Any = INDIA, **columns: Any) -> BusinessHours:
+    """``columns`` of "CallSettings" win over the other parameters."""
+    start, end = hours.split("-")
+    values = {"start": start, "end": end, "days": days, "zone": zone}
+    return BusinessHours.of(**values | {PARAMETERS[column]: value for column, value in columns.items()})
 
 
 def at(hours: BusinessHours, wall: str, zone: str = INDIA, fold: int = 0) -> bool:
-    """Whether it is open when the clock on the wall shows this."""
+    """Whether it is open at this local time."""
     local = datetime.fromisoformat(wall).replace(tzinfo=ZoneInfo(zone), fold=fold)
     return hours.open_at(local.astimezone(UTC).replace(tzinfo=None))
 
@@ -43,7 +52,7 @@ TABLE = [
     ("09:00-18:00", None, INDIA, "2026-03-08 12:00:00", True),
     ("09:00-18:00", [], INDIA, "2026-03-06 12:00:00", False),
     ("00:00-00:00", [], INDIA, "2026-03-06 12:00:00", False),
-    # the day is that of the wall, not of UTC
+    # the day is the local one, not that of UTC
     ("00:00-05:00", ["fri"], INDIA, "2026-03-06 00:00:00", True),
     ("19:00-24:00", ["fri"], NEW_YORK, "2026-03-06 23:59:59", True),
     ("09:00-18:00", ["fri"], KATHMANDU, "2026-03-06 08:59:00", False),
@@ -84,7 +93,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("hours", "days", "zone", "wall", "is_open"), TABLE)
 def test_the_table(hours: str, days: Any, zone: str, wall: str, is_open: bool) -> None:
-    assert at(BusinessHours.of(row(hours, days, zone)), wall, zone) is is_open
+    assert at(business_hours(hours, days, zone), wall, zone) is is_open
 
 
 # UTC, because on these days a clock skips or repeats an hour (Lord Howe: half an hour).
@@ -113,13 +122,13 @@ CLOCK_CHANGES = [
 
 @pytest.mark.parametrize(("hours", "zone", "utc", "is_open"), CLOCK_CHANGES)
 def test_the_clock_on_the_wall_counts_when_it_is_changed(hours: str, zone: str, utc: str, is_open: bool) -> None:
-    assert BusinessHours.of(row(hours, zone=zone)).open_at(datetime.fromisoformat(utc)) is is_open
+    assert business_hours(hours, zone=zone).open_at(datetime.fromisoformat(utc)) is is_open
 
 
 @pytest.mark.parametrize("zone", [None, "", "  "])
 def test_without_a_zone_it_is_indias(zone: str | None) -> None:
-    assert BusinessHours.of(row(zone=zone)) == BusinessHours.of(row(zone=INDIA))
-    assert BusinessHours.of({"businessHoursStart": "9:00", "businessHoursEnd": "18:00"}) == BusinessHours.of(row())
+    assert business_hours(zone=zone) == business_hours(zone=INDIA)
+    assert BusinessHours.of(start="9:00", end="18:00") == business_hours()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,7 @@ def test_without_a_zone_it_is_indias(zone: str | None) -> None:
 )
 @given(now=st.datetimes())
 def test_what_is_switched_off_or_not_configured_is_always_open(columns: dict[str, Any], now: datetime) -> None:
-    assert BusinessHours.of(row(days=["mon"]) | columns).open_at(now)
+    assert business_hours(**{"businessDays": ["mon"]} | columns).open_at(now)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +168,7 @@ def test_a_wrong_value_is_named_shown_and_what_is_allowed_said(column: str, valu
     with pytest.raises(
         ValueError, match=rf'^CallSettings\."{column}" (is|has a day) .+; allowed: .*{says}'
     ) as caught:
-        BusinessHours.of(row() | {column: value})
+        business_hours(**{column: value})
     assert len(str(caught.value)) < 250
     assert str(caught.value).isprintable()
 
@@ -174,7 +183,7 @@ json_values = st.recursive(
 def test_whatever_the_row_holds_it_is_hours_or_a_value_error(columns: tuple[Any, ...], now: datetime) -> None:
     names = ("businessHoursStart", "businessHoursEnd", "businessDays", "timezone")
     try:
-        hours = BusinessHours.of(row() | dict(zip(names, columns, strict=True)))
+        hours = business_hours(**dict(zip(names, columns, strict=True)))
     except ValueError:
         return
     hours.open_at(now)
@@ -183,7 +192,7 @@ def test_whatever_the_row_holds_it_is_hours_or_a_value_error(columns: tuple[Any,
 @given(st.lists(st.sampled_from(["Asia", "/", "..", ".", "\0", "__init__", "py", "zone", "a" * 300, "\ud800"])))
 def test_a_zone_is_found_or_a_value_error(parts: list[str]) -> None:
     with suppress(ValueError):
-        BusinessHours.of(row(zone="".join(parts)))
+        business_hours(zone="".join(parts))
 
 
 clock_minutes = st.integers(0, 1439)
@@ -215,7 +224,7 @@ def oracle(start: int, end: int, days: set[str], zone: str, now: datetime) -> bo
 def test_it_agrees_with_walking_through_the_minutes(
     start: int, end: int, days: set[str], zone: str, now: datetime
 ) -> None:
-    hours = BusinessHours.of(row(f"{text(start)}-{text(end)}", sorted(days), zone))
+    hours = business_hours(f"{text(start)}-{text(end)}", sorted(days), zone)
     assert hours.open_at(now) is oracle(start, end, days, zone, now)
 
 
@@ -224,8 +233,8 @@ def test_hours_and_the_rest_of_the_day_are_never_both_open_nor_both_closed(
     start: int, length: int, zone: str, now: datetime
 ) -> None:
     end = (start + length) % 1440
-    hours = BusinessHours.of(row(f"{text(start)}-{text(end)}", zone=zone))
-    rest = BusinessHours.of(row(f"{text((end + 1) % 1440)}-{text((start - 1) % 1440)}", zone=zone))
+    hours = business_hours(f"{text(start)}-{text(end)}", zone=zone)
+    rest = business_hours(f"{text((end + 1) % 1440)}-{text((start - 1) % 1440)}", zone=zone)
     one_minute = (end + 1) % 1440 == (start - 1) % 1440  # which, written so, means 24 hours
     assert hours.open_at(now) is not rest.open_at(now) or one_minute
 
@@ -233,4 +242,4 @@ def test_hours_and_the_rest_of_the_day_are_never_both_open_nor_both_closed(
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("now", ["0001-01-01 00:00:00", "9999-12-31 23:59:59.999999"])
 def test_the_ends_of_time_are_no_error(zone: str, now: str) -> None:
-    assert BusinessHours.of(row("00:00-24:00", zone=zone)).open_at(datetime.fromisoformat(now))
+    assert business_hours("00:00-24:00", zone=zone).open_at(datetime.fromisoformat(now))

@@ -1,18 +1,17 @@
-"""What docs/install.md has an operator type and copy fits together: compose files, unit, settings, image."""
+"""The files and commands of docs/install.md agree: compose files, systemd unit, settings, image."""
 
 import itertools
 import re
 import shlex
 import subprocess
 from configparser import ConfigParser, RawConfigParser
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from worker.runtime.settings import Settings
+from worker.runtime.settings import variables
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONF = PROJECT / "conf"
@@ -23,14 +22,14 @@ STANDBY = CONF / "compose.standby.yaml"
 OVERLAYS = [STANDBY, CONF / "compose.snapshots.yaml"]
 ETC = "${CRM_WORKER_ETC:-/etc/crm-worker}"
 SERVICES = ("worker", "postgres", "redis", "prometheus")
-WORKERS_SECRETS = {each.metadata["name"] for each in fields(Settings) if each.metadata["secret"]}
-VARIABLES = {each.metadata["name"] for each in fields(Settings)}
+WORKERS_SECRETS = {each.name for each in variables() if each.secret}
+VARIABLES = {each.name for each in variables()}
 # what is not the worker's: the locale, and the bundled PostgreSQL's
 FOREIGN = {"LANG", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD_FILE", "POSTGRES_INITDB_ARGS"}
 
 
 class ComposeLoader(yaml.SafeLoader):
-    """Knows Compose's own tag for a list that replaces the one below it."""
+    """Knows Compose's own tag for a list that replaces the one of the file below."""
 
 
 ComposeLoader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
@@ -63,12 +62,12 @@ def unit_environment() -> dict[str, str]:
 
 
 def assignments(path: Path) -> list[str]:
-    """The names that an example of an environment file sets or offers."""
+    """The names that an example file sets, or shows as a comment."""
     return re.findall(r"^#?([A-Z][A-Z0-9_]*)=", path.read_text("utf-8"), flags=re.MULTILINE)
 
 
 def blocks() -> list[str]:
-    """The commands of the page, as they are typed."""
+    """The commands of the page."""
     return re.findall(r"^```sh\n(.*?)^```", PAGE.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -86,7 +85,7 @@ def known(name: str) -> bool:
 
 
 def test_every_variable_is_one_that_a_program_reads(services: dict[str, dict[str, Any]]) -> None:
-    """A misspelt variable would be ignored without a word."""
+    """A misspelt variable would be ignored silently."""
     named = set(unit_environment()) | set(assignments(CONF / "worker.env.example"))
     named |= {each.partition("=")[0] for each in values(docker_run(), "--env")}
     for service in [*services.values(), *(compose(path)["services"]["worker"] for path in OVERLAYS)]:
@@ -94,8 +93,8 @@ def test_every_variable_is_one_that_a_program_reads(services: dict[str, dict[str
     assert {name for name in named if not known(name)} == set()
 
 
-def test_every_value_that_compose_can_be_told_is_offered() -> None:
-    """conf/compose.env.example lists what the compose files ask for, and nothing else."""
+def test_every_value_of_compose_is_in_its_example() -> None:
+    """conf/compose.env.example lists the variables of the compose files, and nothing else."""
     asked = set()
     for path in [COMPOSE, *OVERLAYS]:
         asked |= set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", path.read_text("utf-8")))
@@ -104,14 +103,14 @@ def test_every_value_that_compose_can_be_told_is_offered() -> None:
 
 
 def test_the_settings_example_is_read_alike_by_docker_compose_and_systemd() -> None:
-    """Quotes, dollar signs, backslashes and comments behind a value mean something else to each of them."""
+    """Each of them treats quotes, dollar signs, backslashes and comments after a value differently."""
     for line in (CONF / "worker.env.example").read_text("utf-8").splitlines():
         assert not line or line.startswith("# ") or re.fullmatch(r"#?[A-Z][A-Z0-9_]*=[^'\"$\\#]*", line), line
         assert line == line.strip()
 
 
 def test_every_secret_comes_from_a_file_in_all_three_ways(services: dict[str, dict[str, Any]]) -> None:
-    """The worker's secrets are never in an environment, and each way hands out the same six files."""
+    """The worker's secrets are never in an environment, and each way passes the same six files."""
     wanted = {f"{name}_FILE" for name in WORKERS_SECRETS - {"LOCK_REDIS_URLS"}}
     in_container = {name: f"/run/secrets/{name.removesuffix('_FILE').lower()}" for name in wanted}
     environment = services["worker"]["environment"]
@@ -134,7 +133,7 @@ def test_every_secret_comes_from_a_file_in_all_three_ways(services: dict[str, di
 
 
 def test_the_page_makes_every_secret_file() -> None:
-    """A secret without its file keeps Compose and systemd from starting."""
+    """Compose and systemd do not start if the file of a secret is missing."""
     made = set(re.findall(r"> (\w+)$", "".join(blocks()), flags=re.MULTILINE))
     made |= set(" ".join(re.findall(r"^touch (.+)$", "".join(blocks()), flags=re.MULTILINE)).split())
     for name, secret in compose(COMPOSE)["secrets"].items():
@@ -146,7 +145,7 @@ def test_the_page_makes_every_secret_file() -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_is_limited_watched_and_restarted(name: str, services: dict[str, dict[str, Any]]) -> None:
-    """No container may take the machine, fill its disk with logs, gain rights, or stay down unseen."""
+    """No container can use up the machine, fill its disk with logs, gain rights, or stay down unnoticed."""
     service = services[name]
     assert service["restart"] == "unless-stopped"
     assert {"mem_limit", "cpus", "pids_limit", "stop_grace_period"} <= service.keys()
@@ -181,10 +180,8 @@ def test_an_image_is_pinned(name: str, services: dict[str, dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_port_is_published_to_this_machine_only_unless_somebody_says_more(
-    name: str, services: dict[str, dict[str, Any]]
-) -> None:
-    """PostgreSQL and Redis have no port at all, and their network leads nowhere."""
+def test_a_port_is_published_only_to_this_machine_by_default(name: str, services: dict[str, dict[str, Any]]) -> None:
+    """PostgreSQL and Redis publish no port, and their network is internal."""
     ports = services[name].get("ports", [])
     assert bool(ports) == (name in ("worker", "prometheus"))
     for port in ports:
@@ -196,7 +193,7 @@ def test_a_port_is_published_to_this_machine_only_unless_somebody_says_more(
 
 
 def test_what_is_mounted_exists(services: dict[str, dict[str, Any]]) -> None:
-    """A folder of the project, or a volume that is named at the end."""
+    """As a folder of the project, or as a volume in the list at the end."""
     named = compose(COMPOSE)["volumes"].keys()
     used = set()
     for service in services.values():
@@ -208,41 +205,41 @@ def test_what_is_mounted_exists(services: dict[str, dict[str, Any]]) -> None:
     assert (CONF / services["worker"]["build"]["context"] / services["worker"]["build"]["dockerfile"]).is_file()
 
 
-def test_the_standby_has_no_qdrant_and_another_name() -> None:
-    """Two Qdrants would drift apart, and two workers of one name could not be told apart."""
+def test_the_standby_has_no_qdrant_and_a_different_name() -> None:
+    """Two Qdrants would drift apart, and two workers with the same name could not be distinguished."""
     first, second = compose(COMPOSE), compose(STANDBY)
     worker = second["services"]["worker"]
     assert worker["environment"]["QDRANT_EMBEDDED"] == "false"
     assert worker["environment"]["QDRANT_URL"].startswith("${QDRANT_URL:?")
     assert worker["environment"]["MIGRATE"] == "false"
     assert [port.rpartition(":")[2] for port in worker["ports"]] == ["3002"]
-    assert "ports: !override" in STANDBY.read_text("utf-8"), "else the first one's ports are published, too"
+    assert "ports: !override" in STANDBY.read_text("utf-8"), "else the first machine's ports are published, too"
     for place in ("hostname", "container_name"):
         assert worker[place] != first["services"]["worker"][place]
     assert second["name"] != first["name"]
     assert second["services"]["prometheus"] == {"profiles": ["prometheus"]}
 
 
-def test_redis_keeps_what_it_is_given_and_its_password_to_itself(services: dict[str, dict[str, Any]]) -> None:
-    """Its configuration goes through stdin; half of its memory is left for a rewrite of its file."""
+def test_redis_evicts_nothing_and_hides_its_password(services: dict[str, dict[str, Any]]) -> None:
+    """It reads its configuration from stdin; half of its memory is reserved for rewriting its append-only file."""
     redis = services["redis"]
     lines = redis["command"][-1].splitlines()
     assert lines[0] == "exec redis-server - <<END"
     assert lines[-1] == "END"
-    told = dict(line.split(" ", 1) for line in lines[1:-1])
-    assert told["appendonly"] == "yes"
-    assert told["maxmemory-policy"] == "noeviction"
-    assert told["requirepass"] == "$$(cat /run/secrets/redis_password)"
-    assert int(told["maxmemory"].removesuffix("mb")) * 2 <= int(redis["mem_limit"].removesuffix("m"))
+    directives = dict(line.split(" ", 1) for line in lines[1:-1])
+    assert directives["appendonly"] == "yes"
+    assert directives["maxmemory-policy"] == "noeviction"
+    assert directives["requirepass"] == "$$(cat /run/secrets/redis_password)"
+    assert int(directives["maxmemory"].removesuffix("mb")) * 2 <= int(redis["mem_limit"].removesuffix("m"))
     assert redis["healthcheck"]["test"][1].startswith(
         "REDISCLI_AUTH=$$(cat /run/secrets/redis_password) redis-cli ping"
     )
 
 
-def test_prometheus_reads_its_configuration_with_three_places_changed(
+def test_prometheus_reads_its_configuration_with_three_changes(
     services: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """The command of compose.yaml makes of conf/prometheus/prometheus.yml what it is meant to."""
+    """The command in compose.yaml changes only three values of conf/prometheus/prometheus.yml."""
     script = services["prometheus"]["command"][0].partition("exec ")[0]
     made = tmp_path / "prometheus.yml"
     script = script.replace(
@@ -258,8 +255,8 @@ def test_prometheus_reads_its_configuration_with_three_places_changed(
     assert yaml.safe_load(made.read_text("utf-8")) == expected
 
 
-def test_the_unit_leaves_what_it_writes_writable() -> None:
-    """All but the folders that systemd makes for it is read-only there."""
+def test_the_unit_can_write_where_it_has_to() -> None:
+    """All folders except those that systemd creates for it are read-only."""
     lines, environment = unit(), unit_environment()
     assert lines["ProtectSystem"] == ["strict"]
     states = [Path("/var/lib") / name for name in lines["StateDirectory"][0].split()]
@@ -278,7 +275,7 @@ def test_the_unit_leaves_what_it_writes_writable() -> None:
 
 
 def test_a_stop_waits_longer_than_supervisord_does(services: dict[str, dict[str, Any]]) -> None:
-    """Whoever stops supervisord leaves it the time to drain its programs."""
+    """Docker, Compose and systemd give supervisord the time to drain its programs."""
     conf = RawConfigParser(inline_comment_prefixes=(";",))
     conf.read(CONF / "supervisord.worker.conf")
     longest = max(
@@ -291,13 +288,14 @@ def test_a_stop_waits_longer_than_supervisord_does(services: dict[str, dict[str,
     assert unit()["RestartPreventExitStatus"] == ["2"]
 
 
-def test_the_page_and_the_image_speak_of_the_same_user_and_qdrant() -> None:
-    """A secret, a volume or a snapshot folder of another user could not be used."""
+def test_the_page_and_the_image_name_the_same_user_and_qdrant() -> None:
+    """The programs could not use a secret, a volume or a snapshot folder of another user."""
     dockerfile = (PROJECT / "Dockerfile.worker").read_text("utf-8")
     (user,) = re.findall(r"^USER (\d+):\d+$", dockerfile, flags=re.MULTILINE)
     (qdrant,) = re.findall(r"^ARG QDRANT_VERSION=(v[\d.]+)$", dockerfile, flags=re.MULTILINE)
     page = PAGE.read_text("utf-8")
-    assert set(re.findall(r"qdrant/releases/tag/(v[\d.]+\d)|take (v[\d.]+\d)", page)) == {(qdrant, ""), ("", qdrant)}
+    versions = re.findall(r"qdrant/releases/tag/(v[\d.]+\d)|download (v[\d.]+\d)", page)
+    assert set(versions) == {(qdrant, ""), ("", qdrant)}
     assert f"chown root:{user} /etc/crm-worker/secrets" in page
     assert f"-o {user} -g {user} /srv/crm-worker-snapshots" in page
     assert compose(COMPOSE)["services"]["worker"]["user"] == f"{user}:{user}"
@@ -308,7 +306,7 @@ def test_the_page_and_the_image_speak_of_the_same_user_and_qdrant() -> None:
 
 
 def test_the_commands_of_the_page_name_what_exists() -> None:
-    """Every program and file of the project that is typed there."""
+    """Every program and file of the project in its commands exists."""
     typed = "".join(blocks())
     named = set(re.findall(r"(?<![\w/.])((?:bin|conf|docs)/[\w./-]*\w)", typed))
     named |= {name for name in re.findall(r"/opt/crm-worker/((?:bin|conf|docs)/[\w./-]*\w)", typed)}
@@ -319,7 +317,7 @@ def test_the_commands_of_the_page_name_what_exists() -> None:
 
 
 def test_the_page_grants_what_the_runbook_lists() -> None:
-    """The awk line of the page takes the GRANT statements out of docs/operating.md, and nothing but them."""
+    """The awk command of the page prints the GRANT statements of docs/operating.md, and nothing else."""
     (awk,) = set(re.findall(r"awk '([^']+)' (?:/opt/crm-worker/)?docs/operating\.md", "".join(blocks())))
     argv = ["awk", awk, str(PROJECT / "docs" / "operating.md")]
     text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout

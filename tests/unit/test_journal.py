@@ -1,4 +1,4 @@
-"""The journal: what a process handed over is known to its successor, however it died, and to nobody before."""
+"""The journal: what a process handed over is known to its successor, however it died, and to no one before."""
 
 import fcntl
 import os
@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,14 @@ from hypothesis import strategies as st
 from worker.campaigns import journal
 from worker.campaigns.journal import BYTES_FOR_A_RECIPIENT, Journal, JournalDirectory, JournalUnwritable
 from worker.errors import SettingsError
+from worker.messages import Accepted
+from worker.sending.outcomes import Outcome, OutcomeKind
 
 BATCH = "0b6c2f0e-4f0b-4a55-9d6e-2f6f7c0f3c11"
 DEADLINE_SECONDS = 60.0
-SENT = ["accepted", "2026-01-31T12:00:00", None, None, ["<r-1@x>", None, None]]
+NOON = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
+SENT = Outcome(OutcomeKind.ACCEPTED, NOON, accepted=Accepted("<r-1@x>"))
+SENT_LINE = b'["r-1", ["accepted", "2026-01-31T12:00:00", null, null, ["<r-1@x>", null, null]]]\n'
 
 
 @pytest.fixture
@@ -28,9 +33,9 @@ def place(tmp_path: Path) -> JournalDirectory:
     return JournalDirectory(tmp_path / "state")
 
 
-def left(place: JournalDirectory) -> dict[str, journal.Entry]:
+def left(place: JournalDirectory) -> dict[str, Outcome | None]:
     """What a successor reads once the writer is gone."""
-    found = place.seize(BATCH)
+    found = place.take_over(BATCH)
     assert found is not None
     try:
         return found.read()
@@ -43,7 +48,7 @@ def path_of(place: JournalDirectory) -> Path:
 
 
 def test_what_a_successor_reads(place: JournalDirectory) -> None:
-    """A recipient who was begun has no outcome, one whose answer came has it, one not touched is not there."""
+    """A message that was started has no outcome, one whose answer came has it, one not started is not there."""
     written = place.create(BATCH, 3)
     written.started("r-1")
     written.ended("r-1", SENT)
@@ -53,18 +58,84 @@ def test_what_a_successor_reads(place: JournalDirectory) -> None:
 
 
 def test_nothing_written(place: JournalDirectory) -> None:
-    """The journal of a batch of which nothing was sent has nobody in it."""
+    """The journal of a batch of which nothing was sent is empty."""
     place.create(BATCH, 3).close()
     assert left(place) == {}
 
 
+# As a file on the disk of a machine has them, whatever version of the worker wrote it.
+LINES = [
+    (SENT, SENT_LINE),
+    (
+        Outcome(OutcomeKind.ACCEPTED, NOON, accepted=Accepted("<r-1@x>", "gmail-1", "thread-1")),
+        b'["r-1", ["accepted", "2026-01-31T12:00:00", null, null, ["<r-1@x>", "gmail-1", "thread-1"]]]\n',
+    ),
+    (
+        Outcome(OutcomeKind.REFUSED, NOON, "550 no such user"),
+        b'["r-1", ["refused", "2026-01-31T12:00:00", "550 no such user", null, null]]\n',
+    ),
+    (
+        Outcome(OutcomeKind.OPTED_OUT, NOON, "131050"),
+        b'["r-1", ["opted out", "2026-01-31T12:00:00", "131050", null, null]]\n',
+    ),
+    (
+        Outcome(OutcomeKind.DEFERRED, NOON, "429", 7.5),
+        b'["r-1", ["put off", "2026-01-31T12:00:00", "429", 7.5, null]]\n',
+    ),
+    (
+        Outcome(OutcomeKind.RECIPIENT_DEFERRED, NOON, "450 greylisted"),
+        b'["r-1", ["put off alone", "2026-01-31T12:00:00", "450 greylisted", null, null]]\n',
+    ),
+    (
+        Outcome(OutcomeKind.UNCONFIRMED, NOON, "no answer"),
+        b'["r-1", ["unconfirmed", "2026-01-31T12:00:00", "no answer", null, null]]\n',
+    ),
+    (
+        Outcome(OutcomeKind.NOT_SENT, NOON, "the template is gone"),
+        b'["r-1", ["untouched", "2026-01-31T12:00:00", "the template is gone", null, null]]\n',
+    ),
+]
+
+
+@pytest.mark.parametrize(("outcome", "line"), LINES)
+def test_the_file_stays_readable(place: JournalDirectory, outcome: Outcome, line: bytes) -> None:
+    """An older or a newer version of the worker reads what this one wrote, and the other way round."""
+    written = place.create(BATCH, 1)
+    written.ended("r-1", outcome)
+    written.close()
+    assert path_of(place).read_bytes().rstrip(b"\0") == line
+    path_of(place).write_bytes(line.ljust(BYTES_FOR_A_RECIPIENT, b"\0"))
+    assert left(place) == {"r-1": outcome}
+
+
+def test_every_kind_of_outcome_has_a_line() -> None:
+    """Rejected is stored as not sent: whichever version settles the batch, the recipient is released."""
+    assert {outcome.kind for outcome, _ in LINES} | {OutcomeKind.REJECTED} == set(OutcomeKind)
+    assert journal.KIND_CODES[OutcomeKind.REJECTED] == journal.KIND_CODES[OutcomeKind.NOT_SENT]
+
+
+def test_a_kind_that_a_newer_version_wrote(place: JournalDirectory) -> None:
+    """What this version cannot read counts as a message without a known answer: it may have arrived."""
+    place.create(BATCH, 1).close()
+    line = SENT_LINE.replace(b"accepted", b"bounced")
+    path_of(place).write_bytes(line.ljust(BYTES_FOR_A_RECIPIENT, b"\0"))
+    assert left(place) == {"r-1": None}
+
+
 texts = st.text(max_size=60)
-answers = st.lists(st.none() | st.booleans() | st.integers() | texts, max_size=5)
+outcomes = st.builds(
+    Outcome,
+    kind=st.sampled_from(sorted(set(OutcomeKind) - {OutcomeKind.REJECTED})),
+    at=st.datetimes(),
+    reason=st.none() | texts,
+    delay_seconds=st.none() | st.floats(0, allow_infinity=False),
+    accepted=st.none() | st.builds(Accepted, st.none() | texts, st.none() | texts, st.none() | texts),
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(texts, st.none() | answers, max_size=5))
-def test_any_text_comes_back(place: JournalDirectory, said: dict[str, journal.Entry]) -> None:
+@given(st.dictionaries(texts, st.none() | outcomes, max_size=5))
+def test_any_text_comes_back(place: JournalDirectory, said: dict[str, Outcome | None]) -> None:
     """Whatever ids and reasons hold (line ends, NUL, quotes, scripts), it reads back as it was."""
     written = place.create(BATCH, 5)
     for recipient_id, outcome in said.items():
@@ -76,23 +147,26 @@ def test_any_text_comes_back(place: JournalDirectory, said: dict[str, journal.En
     path_of(place).unlink()
 
 
-def test_lanes_write_side_by_side(place: JournalDirectory) -> None:
-    """Lines of many threads do not run into each other."""
+def test_threads_write_side_by_side(place: JournalDirectory) -> None:
+    """Lines of many threads are not mixed up."""
     written = place.create(BATCH, 800)
 
-    def write(lane: int) -> None:
-        for number in range(100):
-            written.started(f"{lane}-{number}")
-            written.ended(f"{lane}-{number}", ["accepted", lane, number])
+    def answer(thread: int, number: int) -> Outcome:
+        return Outcome(OutcomeKind.REFUSED, NOON, f"{thread}", float(number))
 
-    lanes = [threading.Thread(target=write, args=(lane,)) for lane in range(8)]
-    for lane in lanes:
-        lane.start()
-    for lane in lanes:
-        lane.join()
+    def write(thread: int) -> None:
+        for number in range(100):
+            written.started(f"{thread}-{number}")
+            written.ended(f"{thread}-{number}", answer(thread, number))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     entries = written.read()
     written.close()
-    assert entries == {f"{lane}-{n}": ["accepted", lane, n] for lane in range(8) for n in range(100)}
+    assert entries == {f"{each}-{n}": answer(each, n) for each in range(8) for n in range(100)}
 
 
 def test_a_torn_last_line(place: JournalDirectory) -> None:
@@ -131,13 +205,13 @@ def test_torn_anywhere(place: JournalDirectory, cut: int) -> None:
 
 
 def test_a_full_journal(place: JournalDirectory) -> None:
-    """A journal that takes no more says so before anything is sent, and keeps all it has."""
+    """A journal that is full raises before anything is sent, and keeps all it has."""
     written = place.create(BATCH, 1)
     line = len('["r-100"]\n')
     stored = [f"r-{number}" for number in range(100, 100 + BYTES_FOR_A_RECIPIENT // line)]
     for recipient_id in stored:
         written.started(recipient_id)
-    with pytest.raises(JournalUnwritable, match="takes no more"):
+    with pytest.raises(JournalUnwritable, match="cannot be written"):
         written.started("r-999")
     assert list(written.read()) == stored
     written.close()
@@ -149,7 +223,7 @@ def test_a_journal_full_to_the_last_byte(place: JournalDirectory) -> None:
     place.create(BATCH, 1).close()
     line = b'["r-1"]\n'
     path_of(place).write_bytes(line + b'["' + b"x" * (BYTES_FOR_A_RECIPIENT - len(line) - 5) + b'"]\n')
-    found = place.seize(BATCH)
+    found = place.take_over(BATCH)
     assert found
     assert set(found.read()) == {"r-1", "x" * (BYTES_FOR_A_RECIPIENT - len(line) - 5)}
     with pytest.raises(JournalUnwritable):
@@ -157,8 +231,8 @@ def test_a_journal_full_to_the_last_byte(place: JournalDirectory) -> None:
     found.close()
 
 
-def test_a_closed_journal_takes_nothing(place: JournalDirectory) -> None:
-    """A lane that comes late finds the journal closed, so it sends nothing."""
+def test_a_closed_journal(place: JournalDirectory) -> None:
+    """A thread that comes late finds the journal closed, so it sends nothing."""
     written = place.create(BATCH, 1)
     written.close()
     written.close()
@@ -167,7 +241,7 @@ def test_a_closed_journal_takes_nothing(place: JournalDirectory) -> None:
 
 
 def test_reserved_beforehand(place: JournalDirectory) -> None:
-    """The room for all recipients is taken on the disk when the batch is claimed, not while it is sent."""
+    """The space for all recipients is reserved on the disk when the batch is claimed, not while it is sent."""
     written = place.create(BATCH, 100)
     status = path_of(place).stat()
     written.close()
@@ -176,12 +250,12 @@ def test_reserved_beforehand(place: JournalDirectory) -> None:
 
 
 def test_a_batch_has_one_journal(place: JournalDirectory) -> None:
-    """The settled batch's journal is gone; seizing it says so."""
+    """The settled batch's journal is removed; nobody can lock it any more."""
     written = place.create(BATCH, 1)
     written.remove()
     assert list(place.path.glob("*.journal")) == []
     with pytest.raises(FileNotFoundError):
-        place.seize(BATCH)
+        place.take_over(BATCH)
 
 
 def test_nobody_else_reads_it(place: JournalDirectory) -> None:
@@ -193,11 +267,14 @@ def test_nobody_else_reads_it(place: JournalDirectory) -> None:
 
 WRITER = """
 import signal, sys
+from datetime import datetime
 from pathlib import Path
 from worker.campaigns.journal import JournalDirectory
+from worker.messages import Accepted
+from worker.sending.outcomes import Outcome, OutcomeKind
 written = JournalDirectory(Path(sys.argv[1])).create(sys.argv[2], 10)
 written.started("r-1")
-written.ended("r-1", ["accepted", "2026-01-31T12:00:00", None, None, ["<r-1@x>", None, None]])
+written.ended("r-1", Outcome(OutcomeKind.ACCEPTED, datetime(2026, 1, 31, 12), accepted=Accepted("<r-1@x>")))
 written.started("r-2")
 print("written", flush=True)
 signal.pause()
@@ -206,7 +283,7 @@ signal.pause()
 
 @pytest.fixture
 def writer(place: JournalDirectory) -> Iterator[subprocess.Popen[str]]:
-    """Another process with a batch in hand: one message accepted, one on the wire."""
+    """Another process that sends a batch: one message accepted, one on the wire."""
     argv = [sys.executable, "-c", WRITER, str(place.path.parent), BATCH]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -229,14 +306,14 @@ def state_of(pid: int) -> str:
 
 
 def test_living_frozen_dead(place: JournalDirectory, writer: subprocess.Popen[str]) -> None:
-    """A batch is left alone while its writer lives, also while it is frozen; once it is killed all of it is known."""
-    assert place.seize(BATCH) is None
+    """A journal cannot be locked while its writer lives, frozen or not; once that is killed all of it is known."""
+    assert place.take_over(BATCH) is None
     writer.send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + DEADLINE_SECONDS
     while state_of(writer.pid) != "T":
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert place.seize(BATCH) is None
+    assert place.take_over(BATCH) is None
     writer.kill()
     writer.wait(DEADLINE_SECONDS)
     assert left(place) == {"r-1": SENT, "r-2": None}
@@ -246,17 +323,17 @@ def test_one_successor(place: JournalDirectory, writer: subprocess.Popen[str]) -
     """Of two successors one gets the journal, until it closes it."""
     writer.kill()
     writer.wait(DEADLINE_SECONDS)
-    first = place.seize(BATCH)
+    first = place.take_over(BATCH)
     assert first
-    assert place.seize(BATCH) is None
+    assert place.take_over(BATCH) is None
     first.close()
-    second = place.seize(BATCH)
+    second = place.take_over(BATCH)
     assert second
     second.remove()
 
 
 def test_never_seen_unlocked(place: JournalDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journal can be found only once it is locked: a successor cannot take it from under its maker."""
+    """A journal can be found only once it is locked: no successor can lock it before its writer."""
     seen: list[list[str]] = []
     really = fcntl.flock
 
@@ -271,7 +348,7 @@ def test_never_seen_unlocked(place: JournalDirectory, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("where", ["file/state", "file"])
 def test_unusable_state_dir(tmp_path: Path, where: str) -> None:
-    """A STATE_DIR that cannot be made ends the program with one line that says which and what to do."""
+    """A STATE_DIR that cannot be created ends the program with one line that says which and what to do."""
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError) as caught:
         JournalDirectory(tmp_path / where)
@@ -312,9 +389,9 @@ def test_machines_differ(tmp_path: Path) -> None:
 
 
 def test_a_new_boot_is_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a boot the journals of before count no more: a power cut may have taken their last lines."""
+    """After a boot the journals written before it do not count: a power cut may have taken their last lines."""
     before = JournalDirectory(tmp_path).machine
-    monkeypatch.setattr(journal, "_boot_id", lambda: "another-boot")
+    monkeypatch.setattr(journal, "boot_id", lambda: "another-boot")
     assert JournalDirectory(tmp_path).machine != before
     assert JournalDirectory(tmp_path).machine.partition("/")[2] == before.partition("/")[2]
 
@@ -338,29 +415,29 @@ def test_two_start_at_once(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "state" / "journals").iterdir()] == ["id"]
 
 
-def test_left_behind(place: JournalDirectory) -> None:
-    """Only an old journal counts as left behind: the claim of a young one may be under way in the database still."""
+def test_abandoned(place: JournalDirectory) -> None:
+    """Only an old journal counts as abandoned: the claim of a young one may still be in progress in the database."""
     place.create(BATCH, 1).close()
-    assert place.left_behind() == []
+    assert place.abandoned() == []
     grow_old(path_of(place))
-    assert place.left_behind() == [BATCH]
+    assert place.abandoned() == [BATCH]
 
 
 def test_drafts(place: JournalDirectory) -> None:
-    """The draft of a process that died while making a journal counts as none, and is removed when it is old."""
+    """The draft of a process that died while it created a journal is no journal, and is removed when it is old."""
     young, old = place.path / "young.new", place.path / "old.new"
     for draft in (young, old):
         draft.write_bytes(b"")
     grow_old(old)
-    assert place.left_behind() == []
+    assert place.abandoned() == []
     assert young.exists()
     assert not old.exists()
 
 
 def test_an_impossible_journal(place: JournalDirectory) -> None:
-    """A journal that cannot be made is said before anything is claimed."""
+    """A journal that cannot be created raises before anything is claimed."""
     taken: Journal = place.create(BATCH, 1)
     (place.path / f"{BATCH}.new").write_bytes(b"")
-    with pytest.raises(JournalUnwritable, match="cannot be made"):
+    with pytest.raises(JournalUnwritable, match="cannot be created"):
         place.create(BATCH, 1)
     taken.close()

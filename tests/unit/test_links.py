@@ -1,6 +1,7 @@
 """Links are tagged and shortened without changing anything else of what the user wrote."""
 
 import string
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -8,24 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.content.links import (
-    UtmParameters,
-    anchor_texts,
-    prepare_links,
-    rewrite_html,
-    rewrite_text,
-    short_code,
-    tag_url,
-)
+from worker.content.campaign_texts import CampaignTexts
+from worker.content.links import anchor_texts, prepare_links, rewrite_html, rewrite_text, short_code
 from worker.content.placeholders import RECIPIENT_ID_SLOT, Template
+from worker.content.utm import UtmParameters, tag_url
 
 UTM = UtmParameters("crm", "email", "diwali")
 TAGS = "utm_source=crm&utm_medium=email&utm_campaign=diwali"
 
 
-def campaign(**columns: Any) -> dict[str, Any]:
-    row = {"id": "c-1", "name": "Diwali", "channel": "email", "htmlContent": None, "textContent": ""}
-    return {**row, "autoTagLinks": True, "useShortLinks": False, **columns}
+def campaign(**columns: Any) -> CampaignTexts:
+    return replace(CampaignTexts(id="c-1", name="Diwali", channel="email"), **columns)
 
 
 def shouted(url: str) -> str:
@@ -38,14 +32,14 @@ def test_defaults_come_from_the_contract() -> None:
 
 
 def test_columns_win_over_defaults_and_blank_ones_do_not_count() -> None:
-    utm = UtmParameters.of_campaign(campaign(utmSource="news", utmMedium="  ", utmTerm="t", utmContent="c"))
+    utm = UtmParameters.of_campaign(campaign(utm_source="news", utm_medium="  ", utm_term="t", utm_content="c"))
     assert utm == UtmParameters("news", "email", "diwali", "t", "c")
 
 
 @pytest.mark.parametrize("key", ["utmSource", "utm_source", "source"])
 def test_the_channels_own_settings_win_over_columns_however_their_keys_are_spelled(key: str) -> None:
     config = {"email": {key: "override"}, "whatsapp": {key: "other"}}
-    utm = UtmParameters.of_campaign(campaign(utmSource="column", platformUtmConfig=config))
+    utm = UtmParameters.of_campaign(campaign(utm_source="column", platform_utm_config=config))
     assert utm.source == "override"
 
 
@@ -53,7 +47,7 @@ def test_the_channels_own_settings_win_over_columns_however_their_keys_are_spell
     "config", [None, [], "x", 3, {}, {"email": None}, {"email": ["a"]}, {"email": {"source": 5, "utmSource": ""}}]
 )
 def test_malformed_settings_are_ignored(config: Any) -> None:
-    utm = UtmParameters.of_campaign(campaign(platformUtmConfig=config))
+    utm = UtmParameters.of_campaign(campaign(platform_utm_config=config))
     assert utm == UtmParameters("bharat_crm", "email", "diwali")
 
 
@@ -188,37 +182,37 @@ def test_bare_urls_in_text_are_rewritten_without_the_punctuation_after_them(text
 
 def test_an_email_has_its_html_rewritten_and_its_text_left_alone() -> None:
     html = '<a href="https://x.in/?a=1&amp;b=2"><b>Our</b> offer</a>'
-    row = campaign(htmlContent=html, textContent="https://x.in", whatsappCaption="https://x.in")
-    content = prepare_links(row, "https://crm.example")
+    texts = campaign(html=html, text="https://x.in", whatsapp_caption="https://x.in")
+    content = prepare_links(texts, "https://crm.example")
     tags = "utm_source=bharat_crm&amp;utm_medium=email&amp;utm_campaign=diwali"
     assert content.html == html.replace("b=2", f"b=2&amp;{tags}")
     assert (content.text, content.caption) == ("https://x.in", "https://x.in")
     [link] = content.links
     assert link.original_url == "https://x.in/?a=1&b=2"
     assert link.tagged_url == f"https://x.in/?a=1&b=2&{tags.replace('&amp;', '&')}"
-    assert (link.short_code, link.short_url, link.position) == (None, None, None)
+    assert (link.short_code, link.short_url) == (None, None)
     assert link.link_text == "Our offer"
     assert link.utm == UtmParameters("bharat_crm", "email", "diwali")
 
 
 def test_whatsapp_has_its_text_and_caption_rewritten() -> None:
-    row = campaign(
+    texts = campaign(
         channel="whatsapp",
-        htmlContent='<a href="https://x.in">',
-        textContent="https://x.in/a.",
-        whatsappCaption="https://x.in/b",
+        html='<a href="https://x.in">',
+        text="https://x.in/a.",
+        whatsapp_caption="https://x.in/b",
     )
-    content = prepare_links(row, None)
+    content = prepare_links(texts, None)
     tags = "utm_source=bharat_crm&utm_medium=whatsapp&utm_campaign=diwali"
-    assert content.html == row["htmlContent"]
+    assert content.html == texts.html
     assert content.text == f"https://x.in/a?{tags}."
     assert content.caption == f"https://x.in/b?{tags}"
     assert [link.original_url for link in content.links] == ["https://x.in/a", "https://x.in/b"]
 
 
 def test_short_links_lead_through_the_app_and_name_the_recipient_row_only() -> None:
-    row = campaign(htmlContent='<a href="https://x.in">x</a><a href="https://x.in">y</a>', useShortLinks=True)
-    content = prepare_links(row, "https://crm.example/")
+    texts = campaign(html='<a href="https://x.in">x</a><a href="https://x.in">y</a>', use_short_links=True)
+    content = prepare_links(texts, "https://crm.example/")
     [link] = content.links
     code = short_code("c-1", "https://x.in")
     assert (link.short_code, link.short_url) == (code, f"https://crm.example/l/{code}")
@@ -229,16 +223,16 @@ def test_short_links_lead_through_the_app_and_name_the_recipient_row_only() -> N
 
 
 def test_a_link_that_carries_utm_parameters_is_shortened_and_not_tagged() -> None:
-    row = campaign(htmlContent='<a href="https://x.in?utm_source=a">x</a>', useShortLinks=True)
-    [link] = prepare_links(row, "https://crm.example").links
+    texts = campaign(html='<a href="https://x.in?utm_source=a">x</a>', use_short_links=True)
+    [link] = prepare_links(texts, "https://crm.example").links
     assert link.short_code
     assert link.tagged_url == link.original_url
     assert link.utm is None
 
 
 def test_a_personal_link_is_tagged_but_never_shortened_and_still_personal() -> None:
-    row = campaign(htmlContent='<a href="https://x.in?e={{email}}">x</a>', useShortLinks=True)
-    content = prepare_links(row, "https://crm.example")
+    texts = campaign(html='<a href="https://x.in?e={{email}}">x</a>', use_short_links=True)
+    content = prepare_links(texts, "https://crm.example")
     [link] = content.links
     assert (link.short_code, link.short_url) == (None, None)
     assert link.original_url == "https://x.in?e={{email}}"
@@ -247,16 +241,16 @@ def test_a_personal_link_is_tagged_but_never_shortened_and_still_personal() -> N
 
 
 def test_without_an_app_url_short_links_fall_back_to_tagged_ones() -> None:
-    row = campaign(htmlContent='<a href="https://x.in">x</a>', useShortLinks=True)
-    assert prepare_links(row, None) == prepare_links({**row, "useShortLinks": False}, None)
-    assert "utm_source" in (prepare_links(row, None).html or "")
+    texts = campaign(html='<a href="https://x.in">x</a>', use_short_links=True)
+    assert prepare_links(texts, None) == prepare_links(replace(texts, use_short_links=False), None)
+    assert "utm_source" in (prepare_links(texts, None).html or "")
 
 
 @pytest.mark.parametrize("short", [False, True])
 def test_a_campaign_that_wants_neither_is_left_as_it_is(short: bool) -> None:
-    row = campaign(htmlContent='<a href="https://x.in?a&b">x</a>', autoTagLinks=False, useShortLinks=short)
-    content = prepare_links(row, None)
-    assert content.html == row["htmlContent"]
+    texts = campaign(html='<a href="https://x.in?a&b">x</a>', auto_tag_links=False, use_short_links=short)
+    content = prepare_links(texts, None)
+    assert content.html == texts.html
     assert content.links == []
 
 
@@ -269,9 +263,9 @@ def test_short_codes_are_twelve_base62_characters_and_always_the_same(campaign_i
 
 
 def test_rows_have_the_same_id_on_every_run_and_another_in_another_campaign() -> None:
-    row = campaign(htmlContent='<a href="https://x.in">x</a>')
-    [first], [again] = prepare_links(row, None).links, prepare_links(row, None).links
-    [other] = prepare_links({**row, "id": "c-2"}, None).links
+    texts = campaign(html='<a href="https://x.in">x</a>')
+    [first], [again] = prepare_links(texts, None).links, prepare_links(texts, None).links
+    [other] = prepare_links(replace(texts, id="c-2"), None).links
     assert first == again
     assert first.id != other.id
 

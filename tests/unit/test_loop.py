@@ -1,4 +1,4 @@
-"""The loop: when it runs its job, what it says of an outage, and how it ends."""
+"""The loop: when it runs its job, what it logs about an outage, and how it ends."""
 
 import logging
 import os
@@ -41,7 +41,7 @@ milliseconds = st.integers(100, 7 * 86_400_000)
 
 @given(moments, milliseconds)
 def test_aligned_ticks(now: datetime, interval_ms: int) -> None:
-    """The next tick is the first multiple of the interval that is later than now, on the same grid for all."""
+    """The next tick is the first multiple of the interval that is later than now."""
     interval = timedelta(milliseconds=interval_ms)
     tick = next_aligned(now, interval_ms / 1000)
     assert now < tick <= now + interval
@@ -122,7 +122,7 @@ def local(at: datetime, zone: str) -> datetime:
 
 @given(st.sampled_from(ZONES), moments, intervals)
 def test_local_ticks(zone: str, now: datetime, interval_seconds: float) -> None:
-    """A tick is later than now, shows a multiple or is the moment of a jump over one, and leaves none out."""
+    """A tick is later than now, shows a multiple or is the moment when one is skipped, and none is left out."""
     interval = timedelta(seconds=interval_seconds)
     tick = next_aligned(now, interval_seconds, ZoneInfo(zone))
     assert tick > now
@@ -139,7 +139,7 @@ def test_local_ticks(zone: str, now: datetime, interval_seconds: float) -> None:
 
 @given(st.sampled_from(ZONES), moments)
 def test_one_midnight_a_day(zone: str, now: datetime) -> None:
-    """Each day of the calendar that a zone has gets one tick, whatever its clocks do."""
+    """Each day of a zone's calendar gets one tick, also when its clocks are changed."""
     days = []
     for _ in range(4):
         now = next_aligned(now, DAY, ZoneInfo(zone))
@@ -151,7 +151,7 @@ def test_one_midnight_a_day(zone: str, now: datetime) -> None:
 
 @given(st.integers(1, 10_000), st.floats(0.001, 100.0), st.floats(0.001, 10_000.0))
 def test_growing_pauses(failures: int, first: float, limit: float) -> None:
-    """A pause begins with the first one, doubles with each failure, and stays at the limit for ever."""
+    """The first pause is as given, it doubles with each failure, and never exceeds the limit."""
     pause = backoff_seconds(failures, first, limit)
     assert 0 < pause <= limit
     assert backoff_seconds(1, first, limit) == min(first, limit)
@@ -159,7 +159,7 @@ def test_growing_pauses(failures: int, first: float, limit: float) -> None:
 
 
 class Clock:
-    """A clock that only sleeping, and the work of a tick, moves."""
+    """A clock that moves only when the loop sleeps or a tick works."""
 
     def __init__(self) -> None:
         self.now = NOON
@@ -172,7 +172,7 @@ class Clock:
 
 
 class Sleeper(Signals):
-    """Signals whose sleep takes no time, and during which something may happen."""
+    """Signals whose ``wait`` takes no real time; ``meanwhile`` is called during each one."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Sleeper(Signals):
 
 
 class Ledger:
-    """A job that does what its script says, one item a tick, writes down when, and then asks to be stopped."""
+    """A job that does one step of its script in each tick, records the times, and stops the loop at the end."""
 
     interval_seconds = 30.0
     zone: tzinfo = UTC
@@ -227,7 +227,7 @@ class Ledger:
 
 
 class Bench:
-    """A loop with its ledger, on a real Redis."""
+    """A loop with a Ledger as its job, on a real Redis."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -272,23 +272,23 @@ def after(seconds: float) -> TickResult:
 
 
 def test_at_once_and_then_aligned(bench: Bench) -> None:
-    """The first tick is at the start, all others are on the grid: 12:00:07, 12:00:30, 12:01:00."""
+    """The first tick is at the start, all others at multiples of the interval: 12:00:07, 12:00:30, 12:01:00."""
     assert bench.run(TickResult(), TickResult(), TickResult()).seconds() == [0.0, 23.0, 53.0]
     assert bench.status == 0
 
 
 def test_woken_early(bench: Bench) -> None:
-    """A tick that says when it wants to run next is run then, not at the next full interval."""
+    """When a tick says when it wants to run next, the next tick is then and not at the next interval."""
     assert bench.run(after(5.25), TickResult(), TickResult()).seconds() == [0.0, 5.25, 23.0]
 
 
 def test_never_later_than_the_interval(bench: Bench) -> None:
-    """A tick that wants to run next week is run at the next interval all the same: something may come up before."""
+    """When a tick wants to run next week, the next tick is at the next interval: new work may be there by then."""
     assert bench.run(after(7 * 86_400), after(7 * 86_400), TickResult()).seconds() == [0.0, 23.0, 53.0]
 
 
 def test_a_missed_tick_is_run_once(bench: Bench) -> None:
-    """A tick that takes three intervals is followed by one tick on the grid, not by one for each it missed."""
+    """After a tick that took three intervals comes one aligned tick, not one for each missed interval."""
 
     def slow() -> TickResult:
         bench.clock.pass_by(100.0)
@@ -297,8 +297,8 @@ def test_a_missed_tick_is_run_once(bench: Bench) -> None:
     assert bench.run(slow, TickResult(), TickResult()).seconds() == [0.0, 113.0, 143.0]
 
 
-def test_work_in_hand_goes_on_at_once(bench: Bench) -> None:
-    """While there is work the tick runs again at once; one that only says so does not make the loop spin."""
+def test_work_continues_at_once(bench: Bench) -> None:
+    """While there is work, ticks follow at once; a tick that did nothing is followed by a short pause."""
     busy, idle = TickResult({"sent": 5}, next_at=NOON), TickResult({"sent": 0}, next_at=NOON)
     assert bench.run(busy, idle, TickResult()).seconds() == [0.0, 0.0, 0.05]
 
@@ -312,7 +312,7 @@ def test_at_local_midnight(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_long_sleep_follows_the_wall_clock(bench: Bench) -> None:
-    """A clock that is set during a long sleep is noticed within a minute."""
+    """A change of the wall clock during a long sleep is noticed within a minute."""
 
     def set_the_clock() -> None:
         bench.clock.now = NOON + timedelta(days=1)
@@ -327,7 +327,7 @@ def test_a_long_sleep_follows_the_wall_clock(bench: Bench) -> None:
 
 
 def test_the_lock_is_held_in_a_tick_only(bench: Bench) -> None:
-    """A tick has the lock; between ticks, and after the last one, anybody may take it."""
+    """The lock is held during a tick; between ticks, and after the last one, it is free."""
     held: list[bool] = []
 
     def looks() -> TickResult:
@@ -341,19 +341,19 @@ def test_the_lock_is_held_in_a_tick_only(bench: Bench) -> None:
 
 
 def test_another_worker_has_the_lock(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """While another worker holds the lock no tick runs; that is said once, and its end is noticed soon."""
+    """While another worker holds the lock, no tick runs; this is logged once, and its release is noticed soon."""
     caplog.set_level(logging.INFO)
     with connect_like(bench.client) as other, closing(Lock([other], "ledger", 60_000)) as taken:
         assert taken.acquire()
         waits = 0
 
-        def give_back() -> None:
+        def release_the_lock() -> None:
             nonlocal waits
             waits += 1
             if waits == 3:
                 taken.release()
 
-        bench.signals.meanwhile = give_back
+        bench.signals.meanwhile = release_the_lock
         job = bench.run(TickResult())
     assert job.seconds() == [0.0]
     assert job.ticks == [NOON + timedelta(seconds=3 * 20)]  # a third of the lock's life, or the interval
@@ -370,8 +370,8 @@ def connect_like(client: redis.Redis) -> redis.Redis:
 @pytest.mark.parametrize(
     "error", [psycopg2.OperationalError("gone"), psycopg2.InterfaceError("closed"), redis.ConnectionError("gone")]
 )
-def test_an_outage_is_said_once(bench: Bench, caplog: pytest.LogCaptureFixture, error: Exception) -> None:
-    """While a server is away the loop waits 1, 2, 4 ... seconds, says so once, and says when it is back."""
+def test_an_outage_is_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    """While a server is unavailable, the loop waits 1, 2, 4 ... seconds; it logs the outage and its end once."""
     job = bench.run(error, error, error, error, TickResult(), TickResult())
     assert job.seconds() == [0.0, 1.0, 3.0, 7.0, 15.0, 23.0]
     assert said(caplog, logging.ERROR) == ["a server is unavailable, the job waits for it"]
@@ -389,7 +389,7 @@ def test_a_long_outage(bench: Bench) -> None:
 
 
 def test_a_real_redis_that_goes_and_comes(new_redis: Callable[..., Redis], caplog: pytest.LogCaptureFixture) -> None:
-    """A Redis that is killed and started again between ticks costs some rounds and nothing else."""
+    """When Redis is killed and started again between ticks, some rounds fail and nothing else happens."""
     server = new_redis()
     with connect(server.url) as client:
         bench = Bench(client)
@@ -417,7 +417,7 @@ def test_a_real_redis_that_goes_and_comes(new_redis: Callable[..., Redis], caplo
 
 
 def test_other_failures(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A tick that fails for another reason is logged, a bug with its traceback, and run at the next interval."""
+    """A tick that fails otherwise is logged (a bug with its traceback); the next one is at the next interval."""
     job = bench.run(WorkerError("no room"), ZeroDivisionError("oops"), TickResult())
     assert job.seconds() == [0.0, 23.0, 53.0]
     assert said(caplog, logging.ERROR) == ["tick failed", "tick failed: a bug, please report it"]
@@ -429,8 +429,8 @@ def test_other_failures(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("error", [SettingsError("SMTP_URL is bad"), SchemaError("run bin/migrate")])
-def test_what_cannot_get_better(bench: Bench, error: Exception) -> None:
-    """Bad settings and missing tables end the loop, with the lock given back and the job closed."""
+def test_errors_that_waiting_does_not_solve(bench: Bench, error: Exception) -> None:
+    """Invalid settings and missing tables end the loop; the lock is released and the job closed."""
     with pytest.raises(type(error), match=str(error)):
         bench.run(error, TickResult())
     assert bench.job
@@ -439,7 +439,7 @@ def test_what_cannot_get_better(bench: Bench, error: Exception) -> None:
 
 
 def test_start_is_tried_until_it_works(bench: Bench) -> None:
-    """The job is started before its first tick, again until the database can be reached, and then no more."""
+    """The job is started before its first tick: again and again until the database answers, then never again."""
     job = bench.job = Ledger(bench.clock, bench.signals, TickResult(), TickResult())
     job.start_errors = [psycopg2.OperationalError("gone"), psycopg2.OperationalError("gone")]
     assert bench.again(once=False) == 0
@@ -461,13 +461,13 @@ def test_start_is_tried_until_it_works(bench: Bench) -> None:
     ],
 )
 def test_once(bench: Bench, script: list[TickResult | Exception], status: int, ticks: int) -> None:
-    """With --once the loop goes on while work in hand is left, and ends with 1 when a round failed, else 0."""
+    """With --once the loop continues while there is unfinished work, and ends with 1 if a round failed, else 0."""
     job = bench.run(*script, once=True)
     assert (bench.status, len(job.ticks), job.closed) == (status, ticks, 1)
 
 
 def test_once_keeps_its_pace(bench: Bench) -> None:
-    """With --once, work that its pace holds back is waited for, not forced."""
+    """With --once, the loop waits for work that a rate limit delays."""
     job = bench.run(TickResult(next_at=NOON + timedelta(seconds=4), unfinished=True), TickResult(), once=True)
     assert job.seconds() == [0.0, 4.0]
 
@@ -502,7 +502,7 @@ sys.exit(status)
 
 
 class Program:
-    """The program above as a process, whose lines can be waited for."""
+    """The program above as a process; ``line`` waits for its next line."""
 
     def __init__(self, url: str) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", PROGRAM, url], stdout=subprocess.PIPE, text=True)
@@ -535,7 +535,7 @@ def program(redis_url: str) -> Iterator[Program]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals(program: Program, client: redis.Redis, number: signal.Signals) -> None:
-    """SIGUSR1 makes a sleeping program run a tick now; SIGTERM and SIGINT end it in good order with status 0."""
+    """SIGUSR1 makes a sleeping program run a tick now; SIGTERM and SIGINT stop it properly, with status 0."""
     assert [program.line(), program.line()] == ["start", "tick"]
     for _ in range(2):
         os.kill(program.process.pid, signal.SIGUSR1)

@@ -1,4 +1,4 @@
-"""Every message reads back, with the standard library's parser, as what was put in."""
+"""The standard library's parser reads every message back as what was put in."""
 
 import re
 from base64 import b64decode
@@ -76,12 +76,12 @@ def assert_fit_for_the_wire(content: bytes) -> None:
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n", content)
     assert not re.search(rb"^(\.|From )", content, re.MULTILINE)
     head, body = content.split(b"\r\n\r\n", 1)
-    assert not re.search(rb"[ \t]\r\n", body)  # relays drop white space there (RFC 2045 6.7)
+    assert not re.search(rb"[ \t]\r\n", body)  # mail servers remove white space there (RFC 2045 6.7)
     assert max(map(len, body.split(b"\r\n"))) <= 76
     assert all(len(line) <= 78 for line in head.split(b"\r\n") if not line.startswith(b"List-Unsub"))
     for word in re.findall(rb"=\?utf-8\?b\?\S+\?=", head):
         assert len(word) <= 75
-        b64decode(word[10:-2], validate=True).decode("utf-8")  # each holds whole characters (RFC 2047 5)
+        b64decode(word[10:-2], validate=True).decode("utf-8")  # each has whole characters (RFC 2047 5)
 
 
 def lines(text: str) -> str:

@@ -109,7 +109,7 @@ def test_prometheus_scrapes_the_web_process() -> None:
     """At its default port, under the job name that the alerts use, with the worker's own label "job" kept."""
     configuration = load("prometheus.yml")
     (scrape,) = configuration["scrape_configs"]
-    (port,) = (each.metadata["default"] for each in settings.variables("web") if each.name == "port")
+    (port,) = (each.default for each in settings.variables("web") if each.name == "PORT")
     assert scrape["static_configs"] == [{"targets": [f"localhost:{port}"]}]
     assert scrape["honor_labels"] is True
     assert any(f'up{{job="{scrape["job_name"]}"}}' in rule["expr"] for rule in rules())

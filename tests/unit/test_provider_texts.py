@@ -1,14 +1,17 @@
-"""What goes to servers and what comes from them, octet by octet."""
+"""Texts that are sent to servers and that come from them, octet by octet."""
 
 import math
+import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.providers.http import retry_after_seconds
 from worker.providers.smtp_wire import wire_content
-from worker.providers.untrusted import printable
+from worker.providers.untrusted import list_at, number_at, safe_text, text_at
+
+JOINERS = re.compile("[\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}]")  # parts of words, not printable to Python
 
 NOW = 1_000_000_000.0  # Sun, 09 Sep 2001 01:46:40 GMT
 
@@ -66,12 +69,56 @@ def test_retry_after_survives_anything(value: str) -> None:
 
 
 @given(st.text() | st.binary())
-def test_printable_is_one_short_line(said: str | bytes) -> None:
-    text = printable(said)
-    assert text.isprintable()
+@example("क\N{ZERO WIDTH JOINER}ष")
+def test_safe_text_is_one_short_line(said: str | bytes) -> None:
+    text = safe_text(said)
+    assert JOINERS.sub("", text).isprintable()
     assert len(text) <= 300
 
 
-def test_printable_cuts_no_secret_in_half() -> None:
-    assert "hunter" not in printable("x" * 296 + "hunter2 " * 300, ["hunter2", ""])
-    assert printable("a\r\n\x1b[0m\u202eb", ["x"]) == "a [0m b"
+def test_safe_text_cuts_no_secret_in_half() -> None:
+    assert "hunter" not in safe_text("x" * 296 + "hunter2 " * 300, ["hunter2", ""])
+    assert safe_text("a\r\n\x1b[0m\u202eb", ["x"]) == "a [0m b"
+
+
+BODY = {"error": {"code": 190, "message": "no", "error_data": {"details": "why"}}, "messages": [{"id": "wamid"}, 7]}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (("error", "message"), "no"),
+        (("error", "error_data", "details"), "why"),
+        (("messages", 0, "id"), "wamid"),
+        (("messages", 1, "id"), ""),
+        (("messages", 2, "id"), ""),
+        (("messages", "id"), ""),
+        (("error", "code"), ""),
+        (("error", 0), ""),
+        (("error", "message", "deeper"), ""),
+        (("nothing", "there"), ""),
+    ],
+)
+def test_text_at(path: tuple[str | int, ...], text: str) -> None:
+    assert text_at(BODY, *path) == text
+
+
+def test_values_of_other_types() -> None:
+    assert number_at(BODY, "error", "code") == 190
+    assert number_at(BODY, "error", "message") is None
+    assert list_at(BODY, "messages") == BODY["messages"]
+    assert list_at(BODY, "error") == []
+    assert text_at("text") == "text"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+)
+
+
+@given(json_values, st.lists(st.integers(0, 3) | st.text()))
+def test_json_of_any_shape_is_read_without_an_error(value: object, path: list[str | int]) -> None:
+    assert isinstance(text_at(value, *path), str)
+    assert isinstance(number_at(value, *path), int | None)
+    assert isinstance(list_at(value, *path), list)

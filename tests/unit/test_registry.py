@@ -6,16 +6,14 @@ import re
 import subprocess
 from collections.abc import Iterator
 from configparser import RawConfigParser, SectionProxy
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from worker.registry import DATABASE_USERS, JOB_PRIORITY, JOBS, LOCKS, PROGRAMS, REDIS_USERS, SUPERVISED, ProgramSpec
+from worker.runtime.environment_variable import EVERY_PROGRAM, EnvironmentVariable
 from worker.runtime.program import BAD_SETTINGS, SUPERVISOR_START_SECONDS
-from worker.runtime.setting_parsers import EVERY_JOB
-from worker.runtime.settings import Settings
+from worker.runtime.settings import variables
 from worker.web.app import HEALTH_JOBS, SUMMARY_JOBS
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -66,8 +64,7 @@ def test_a_program_under_supervisord(conf: RawConfigParser, spec: ProgramSpec) -
 
 
 def grace_seconds() -> float:
-    meta = next(each.metadata for each in fields(Settings) if each.name == "shutdown_grace_seconds")
-    return float(meta["read"](meta["default"]))
+    return float(next(each.value({}) for each in variables() if each.name == "SHUTDOWN_GRACE_SECONDS"))
 
 
 @pytest.mark.parametrize("name", SUPERVISED)
@@ -121,11 +118,11 @@ def test_help_works_without_settings_and_names_the_servers(spec: ProgramSpec) ->
     assert ("[--once]" in done.stdout) == (spec.name in JOBS)
 
 
-@pytest.mark.parametrize("variable", fields(Settings), ids=lambda variable: variable.name)
-def test_a_setting_names_programs_of_the_table(variable: Any) -> None:
+@pytest.mark.parametrize("variable", variables(), ids=lambda variable: variable.name)
+def test_a_setting_names_programs_of_the_table(variable: EnvironmentVariable) -> None:
     """A misspelt name would be a variable that nobody reads."""
-    readers, required = variable.metadata["jobs"], variable.metadata["required_by"]
-    if readers != EVERY_JOB:
+    readers, required = variable.programs, variable.required_by
+    if readers != EVERY_PROGRAM:
         assert readers
         assert set(readers.split()) <= NAMES
         assert set(required.split()) <= set(readers.split())

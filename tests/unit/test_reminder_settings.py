@@ -1,4 +1,4 @@
-"""What tenants save under leadReminders: missing keys take their defaults, broken ones are left out and named."""
+"""What tenants save under leadReminders: missing keys take their defaults, broken ones are ignored and named."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def test_only_enabled() -> None:
 
 
 def test_all_keys() -> None:
-    """Addresses come out as they are written to, each once and in their order."""
+    """Addresses come out as the providers take them, each once and in their order."""
     saved = {
         "enabled": True,
         "checkIntervalHours": 0.5,
@@ -50,13 +50,13 @@ def test_all_keys() -> None:
 
 @pytest.mark.parametrize("saved", [None, {}, {"enabled": False}, {"enabled": None, "recipientEmails": 5}])
 def test_off(saved: Any) -> None:
-    """Reminders that are missing or switched off are nothing to complain of, whatever else is saved."""
+    """Reminders that are missing or switched off cause no complaint, whatever else is saved."""
     assert read_settings(saved) == (None, [])
 
 
 @pytest.mark.parametrize("saved", ["yes", ["enabled"], 1, True, {"enabled": "true"}, {"enabled": 1}, {"enabled": {}}])
 def test_neither_on_nor_off(saved: Any) -> None:
-    """What is neither true nor false starts nothing and is said."""
+    """What is neither true nor false means no reminders, and a complaint."""
     settings, complaints = read_settings(saved)
     assert settings is None
     assert len(complaints) == 1
@@ -68,26 +68,26 @@ def test_broken_hours(hours: Any) -> None:
     """A broken interval is a day."""
     settings, complaints = read_settings({"enabled": True, "checkIntervalHours": hours})
     assert settings == USUAL
-    assert complaints == ["checkIntervalHours is no number above 0 and up to 8760: 24 is taken"]
+    assert complaints == ["checkIntervalHours is not a number above 0 and up to 8760: 24 is used"]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
-        ("sendEmail", "no", "sendEmail is neither true nor false: true is taken"),
-        ("sendWhatsApp", 0, "sendWhatsApp is neither true nor false: true is taken"),
-        ("recipientUserIds", "u-1", "recipientUserIds is no list: it is left out"),
-        ("recipientUserIds", [7], "recipientUserIds[0] is no text: it is left out"),
-        ("recipientEmails", {"a": 1}, "recipientEmails is no list: it is left out"),
-        ("recipientEmails", ["asha at shop"], "recipientEmails[0] is no e-mail address: it is left out"),
-        ("recipientEmails", [["a@b.example"]], "recipientEmails[0] is no e-mail address: it is left out"),
-        ("recipientPhones", ["12"], "recipientPhones[0] is no phone number: it is left out"),
-        ("recipientPhones", [9812345678], "recipientPhones[0] is no phone number: it is left out"),
-        ("includedStages", "new", "includedStages is no list: it is left out"),
+        ("sendEmail", "no", "sendEmail is neither true nor false: true is used"),
+        ("sendWhatsApp", 0, "sendWhatsApp is neither true nor false: true is used"),
+        ("recipientUserIds", "u-1", "recipientUserIds is not a list: it is ignored"),
+        ("recipientUserIds", [7], "recipientUserIds[0] is not a string: it is ignored"),
+        ("recipientEmails", {"a": 1}, "recipientEmails is not a list: it is ignored"),
+        ("recipientEmails", ["asha at shop"], "recipientEmails[0] is not an e-mail address: it is ignored"),
+        ("recipientEmails", [["a@b.example"]], "recipientEmails[0] is not an e-mail address: it is ignored"),
+        ("recipientPhones", ["12"], "recipientPhones[0] is not a phone number: it is ignored"),
+        ("recipientPhones", [9812345678], "recipientPhones[0] is not a phone number: it is ignored"),
+        ("includedStages", "new", "includedStages is not a list: it is ignored"),
     ],
 )
 def test_broken_values(key: str, value: Any, complaint: str) -> None:
-    """A broken value is named, without itself, and all else is as usual."""
+    """A complaint names the key of a broken value, not the value, and all else is as usual."""
     assert read_settings({"enabled": True, key: value}) == (USUAL, [complaint])
 
 
@@ -96,7 +96,7 @@ def test_one_broken_item() -> None:
     settings, complaints = read_settings({"enabled": True, "recipientEmails": ["a@b.example", None, "c@d.example"]})
     assert settings
     assert settings.emails == ("a@b.example", "c@d.example")
-    assert complaints == ["recipientEmails[1] is no e-mail address: it is left out"]
+    assert complaints == ["recipientEmails[1] is not an e-mail address: it is ignored"]
 
 
 def test_stages_that_are_none() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.content.secrets import decrypt, encrypt
+from sandbox.stored_secrets import encrypt
+from worker.content.secrets import decrypt
 
 KEY = "0f" * 32
 IV = bytes(range(16))

@@ -1,4 +1,4 @@
-"""The environment is read in one place, and a bad value is one clear line that keeps secrets to itself."""
+"""The environment is read in one place, and an invalid value gives one clear line without secrets."""
 
 import re
 from dataclasses import fields
@@ -14,7 +14,7 @@ from worker.runtime.settings import Settings, is_worker, load, variables
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}
-JOBS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge", "web", "qdrant", "entrypoint")
+PROGRAMS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge", "web", "qdrant", "entrypoint")
 
 
 def loaded(**environ: str) -> Settings:
@@ -45,14 +45,14 @@ def test_defaults() -> None:
 
 
 def test_missing_database() -> None:
-    """A variable without which nothing works is named, with what it is for; empty counts as missing."""
+    """A missing variable that is required is named with its purpose; an empty one counts as missing."""
     for environ in ({}, {"DATABASE_URL": ""}):
         with pytest.raises(SettingsError, match=r"^DATABASE_URL is not set: the CRM's PostgreSQL$"):
             load(environ, "campaign")
 
 
 def test_empty_is_not_set() -> None:
-    """An empty variable, as compose files leave behind, means its default."""
+    """An empty variable, as compose files may set it, means the default."""
     assert loaded(CAMPAIGN_INTERVAL="", SMTP_URL="", LOG_LEVEL="").campaign_interval_seconds == 60.0
 
 
@@ -71,12 +71,12 @@ def test_empty_is_not_set() -> None:
     ],
 )
 def test_durations(raw: str, seconds: float) -> None:
-    """A duration may carry a unit; without one it counts in the variable's own."""
+    """A duration may have a unit; without one it counts in the variable's own unit."""
     assert loaded(CAMPAIGN_INTERVAL=raw).campaign_interval_seconds == seconds
 
 
 def test_bare_numbers() -> None:
-    """A bare number counts in milliseconds for the batch delay and in seconds for the interval."""
+    """A number without a unit counts in milliseconds for the batch delay, and in seconds for the interval."""
     settings = loaded(CAMPAIGN_BATCH_DELAY="5000", CAMPAIGN_INTERVAL="5000", CAMPAIGN_ADOPT_AFTER="0")
     assert settings.campaign_batch_delay_seconds == 5.0
     assert settings.campaign_interval_seconds == 5000.0
@@ -111,12 +111,12 @@ def test_bare_numbers() -> None:
     ],
 )
 def test_readers(name: str, value: str, field: str, wanted: Any) -> None:
-    """Each kind of value is read as its documentation says."""
+    """Each kind of value is parsed as documented."""
     assert getattr(loaded(**{name: value}), field) == wanted
 
 
 BAD = [
-    ("CAMPAIGN_INTERVAL", "soon", "a duration such as 30s, 5min or 500ms (a bare number counts in s)"),
+    ("CAMPAIGN_INTERVAL", "soon", "a duration such as 30s, 5min or 500ms (a number without a unit counts in s)"),
     ("CAMPAIGN_INTERVAL", "-1", "a duration such as"),
     ("CAMPAIGN_INTERVAL", "5 days", "a duration such as"),
     ("CAMPAIGN_INTERVAL", "nan", "a duration such as"),
@@ -163,7 +163,7 @@ def test_bad_values(name: str, value: str, allowed: str) -> None:
     ],
 )
 def test_secrets(name: str, value: str, allowed: str) -> None:
-    """A bad secret is named and what is allowed is said, but nothing of its value, nor in the error's cause."""
+    """The error for a secret names the variable and what is allowed; neither it nor its cause has the value."""
     with pytest.raises(SettingsError) as caught:
         loaded(**{name: value})
     line = str(caught.value)
@@ -174,7 +174,7 @@ def test_secrets(name: str, value: str, allowed: str) -> None:
 
 
 def said_of(name: str, value: str) -> str:
-    """What is said of a value; '' when it can be used."""
+    """The error text for a value; '' if it is valid."""
     try:
         loaded(**{name: value})
     except SettingsError as error:
@@ -191,14 +191,14 @@ def test_no_secret_leaks(name: str, noise: str) -> None:
 
 @given(st.sampled_from(sorted({name for name, _, _ in BAD})), st.text(min_size=1, max_size=200))
 def test_one_line(name: str, value: str) -> None:
-    """Whatever stands in a variable, the program gets a value or one printable line that begins with its name."""
+    """For any text in a variable, the result is a value, or one printable line that begins with its name."""
     line = said_of(name, value)
     assert not line or (line.startswith(f"{name} is ") and line.isprintable())
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "SMTP_URL", "CAMPAIGN_INTERVAL", "LOG_FORMAT"])
 def test_from_a_file(tmp_path: Path, name: str) -> None:
-    """Any variable may come from the file that NAME_FILE names; the file's last line end is no part of it."""
+    """Any variable may come from the file that NAME_FILE names; a line end at the end of the file is ignored."""
     values = {
         "DATABASE_URL": "postgres://other/crm",
         "REDIS_URL": "redis://other",
@@ -210,12 +210,12 @@ def test_from_a_file(tmp_path: Path, name: str) -> None:
     path.write_text(values[name] + "\n")
     environ = {key: value for key, value in NEEDED.items() if key != name}
     settings = load(environ | {f"{name}_FILE": str(path)}, "campaign")
-    field = next(each.name for each in variables("campaign") if each.metadata["name"] == name)
+    field = next(each.name for each in fields(Settings) if each.metadata["variable"].name == name)
     assert getattr(settings, field) == (7.0 if name == "CAMPAIGN_INTERVAL" else values[name])
 
 
 def test_the_variable_wins_over_its_file(tmp_path: Path) -> None:
-    """A variable that is set is taken, and its file is not even opened."""
+    """A variable that is set is used, and its file is not opened."""
     assert loaded(LOG_FORMAT="json", LOG_FORMAT_FILE=str(tmp_path / "none")).log_format == "json"
 
 
@@ -233,7 +233,7 @@ def test_bad_files(tmp_path: Path) -> None:
 
 
 def test_a_secret_in_a_file_stays_secret(tmp_path: Path) -> None:
-    """A bad secret that came from a file is shown no more than one from the environment."""
+    """An invalid secret from a file is not shown either."""
     path = tmp_path / "key"
     path.write_text("hunter2\n")
     line = refusal(ENCRYPTION_KEY_FILE=str(path))
@@ -241,7 +241,7 @@ def test_a_secret_in_a_file_stays_secret(tmp_path: Path) -> None:
 
 
 def test_variables_of_other_jobs() -> None:
-    """A job does not read another one's variables: a mistake in them does not stop it."""
+    """A job does not read the variables of other jobs, so an error in them does not stop it."""
     environ = NEEDED | {"CAMPAIGN_INTERVAL": "nonsense", "SMTP_URL_FILE": "/none", "ENCRYPTION_KEY": "x"}
     settings = load(environ, "call-cleanup")
     assert settings.campaign_interval_seconds == 60.0
@@ -251,7 +251,7 @@ def test_variables_of_other_jobs() -> None:
 
 
 def test_what_only_one_job_needs() -> None:
-    """Without APP_URL no call can be placed, and only `calls` refuses to start; a shared variable reaches each."""
+    """Without APP_URL only `calls` does not start; a variable of several jobs is read by each of them."""
     with pytest.raises(SettingsError, match=r"^APP_URL is not set: the CRM's address"):
         load(NEEDED, "calls")
     assert load(NEEDED, "campaign").app_url is None
@@ -261,7 +261,7 @@ def test_what_only_one_job_needs() -> None:
 
 @pytest.mark.parametrize("raw", ["Asia/Kolkatta", "../etc/passwd", "IST+5:30", "a" * 5000, "\x00", "__init__/0"])
 def test_time_zones(raw: str) -> None:
-    """A zone by its name in the tz database; a mistake is said, and nothing outside the database is opened."""
+    """A zone is named as in the tz database; an unknown name is an error, and no other file is opened."""
     assert str(load(NEEDED, "call-cleanup").cleanup_timezone) == "Asia/Kolkata"
     assert str(load(NEEDED | {"CLEANUP_TIMEZONE": "Europe/Paris"}, "call-cleanup").cleanup_timezone) == "Europe/Paris"
     with pytest.raises(SettingsError, match=r"^CLEANUP_TIMEZONE is .*, allowed is a time zone such as"):
@@ -278,12 +278,12 @@ def test_time_zones(raw: str) -> None:
     ],
 )
 def test_the_vector_database(raw: str, url: str) -> None:
-    """Without a port it is 6333, as to Qdrant's clients, so that all programs mean the same."""
+    """Without a port in the URL it is 6333, as in Qdrant's clients, so that all programs use the same one."""
     assert load(NEEDED | {"QDRANT_URL": raw}, "knowledge").qdrant_url == url
 
 
 def test_a_password_in_a_url_that_takes_none() -> None:
-    """It is refused, and not repeated."""
+    """It is refused, and not shown."""
     for raw in ("http://user:hunter2@qdrant:6333", "http://user:hunt@er2@qdrant:99999"):
         with pytest.raises(SettingsError, match=r"^QDRANT_URL is 'http://\.\.\.@qdrant") as caught:
             load(NEEDED | {"QDRANT_URL": raw}, "web")
@@ -292,7 +292,7 @@ def test_a_password_in_a_url_that_takes_none() -> None:
 
 @pytest.mark.parametrize("raw", ["", ".", "..", "a/b", "a b", "x" * 201, "naïve"])
 def test_names_of_collections(raw: str) -> None:
-    """Nothing that a path or a URL could take for something else; empty counts as not set."""
+    """Nothing that has a meaning in a path or a URL is allowed; empty counts as not set."""
     environ = NEEDED | {"VECTOR_COLLECTION_NAME": raw}
     if not raw:
         assert load(environ, "knowledge").vector_collection_name == "bharat_crm_knowledge"
@@ -302,33 +302,33 @@ def test_names_of_collections(raw: str) -> None:
 
 
 def test_the_owners_address() -> None:
-    """OWNER_EMAIL can be written to, or the program says so at its start."""
+    """OWNER_EMAIL must be a valid address, or the program does not start."""
     assert load(NEEDED | {"OWNER_EMAIL": " owner@crm.example.in "}, "trial").owner_email == "owner@crm.example.in"
     with pytest.raises(SettingsError, match=r"^OWNER_EMAIL is 'owner', allowed is an e-mail address"):
         load(NEEDED | {"OWNER_EMAIL": "owner"}, "trial")
 
 
 def test_every_variable_is_explained() -> None:
-    """Every variable has a default that its own reader takes, a purpose, and a name of its own."""
-    found = [each.metadata for each in fields(Settings)]
-    assert {each.name for job in JOBS for each in variables(job)} == {each.name for each in fields(Settings)}
-    assert len({meta["name"] for meta in found}) == len(found)
-    for meta in found:
-        assert re.fullmatch(r"[A-Z_]+", meta["name"])
-        assert meta["purpose"]
-        assert meta["default"] is None or meta["read"](meta["default"]) is not None
-    secrets = {meta["name"] for meta in found if meta["secret"]}
+    """Every variable has a unique name, a purpose, and a default that its own parser accepts."""
+    found = variables()
+    assert {each.name for program in PROGRAMS for each in variables(program)} == {each.name for each in found}
+    assert len({each.name for each in found}) == len(found) == len(fields(Settings))
+    for each in found:
+        assert re.fullmatch(r"[A-Z_]+", each.name)
+        assert each.purpose
+        assert each.default is None or each.parse(each.default) is not None
+    secrets = {each.name for each in found if each.secret}
     servers = {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "QDRANT_API_KEY"}
     assert secrets == servers | {"ENCRYPTION_KEY", "METRICS_TOKEN"}
 
 
 def test_the_environment_is_read_nowhere_else() -> None:
-    """No other module asks the environment for a setting; what terminals and supervisord put there is none."""
+    """No other module reads a setting from the environment; variables of terminals and supervisord are none."""
     folder = Path(load.__code__.co_filename).parent
     texts = {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in folder.rglob("*.py")}
     readers = {name: text for name, text in texts.items() if re.search(r"os\.environ|getenv", text)}
     assert readers.keys() <= {"program.py", "status.py", "watchdog.py"}
-    named = {each.metadata["name"] for each in fields(Settings)}
+    named = {each.name for each in variables()}
     for name in readers.keys() - {"program.py"}:
         assert not named & set(re.findall(r"[\"']([A-Z_]+)[\"']", readers[name])), name
         assert "is_worker(os.environ" not in readers[name]
@@ -336,7 +336,7 @@ def test_the_environment_is_read_nowhere_else() -> None:
 
 
 def test_home_directories() -> None:
-    """A folder may lie in somebody's home; a name that nobody has is refused like any bad value."""
+    """A folder may be in a user's home; the name of an unknown user is refused like any invalid value."""
     assert loaded(STATE_DIR="~/state").state_dir == Path.home() / "state"
     assert (
         refusal(STATE_DIR="~no-such-user/state") == "STATE_DIR is '~no-such-user/state', allowed is an absolute path"
@@ -345,12 +345,12 @@ def test_home_directories() -> None:
 
 @pytest.mark.parametrize("name", ["CAMPAIGN_ADOPT_AFTER", "CAMPAIGN_INTERVAL", "CAMPAIGN_BATCH_DELAY"])
 def test_endless_durations(name: str) -> None:
-    """A duration longer than the calendar is refused at start, not in every tick."""
+    """A duration too long for calendar calculations is refused at start, not in every tick."""
     assert refusal(**{name: "99999999999s"}).startswith(f"{name} is ")
 
 
 @pytest.mark.parametrize("raw", ["false", "0", "no"])
 def test_no_worker_needs_nothing_else(raw: str) -> None:
-    """Where IS_WORKER is false no other variable has to be set."""
+    """If IS_WORKER is false, no other variable has to be set."""
     assert is_worker({"IS_WORKER": raw}) is False
     assert is_worker({}) is True

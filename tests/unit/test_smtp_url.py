@@ -1,4 +1,4 @@
-"""SMTP_URL: what it may look like, and that its password is never shown."""
+"""SMTP_URL: its valid forms, and that its password is never shown."""
 
 import pytest
 
@@ -13,10 +13,10 @@ from worker.providers.smtp_url import SmtpUrl, parse_smtp_url
         ("smtp://mail.example.com", SmtpUrl("mail.example.com", 587, "starttls")),
         ("SMTPS://Mail.Example.com/", SmtpUrl("mail.example.com", 465, "tls")),
         ("smtps://a%40b:p%3A%2F%25@h:1", SmtpUrl("h", 1, "tls", "a@b", "p:/%")),
-        ("smtp://127.0.0.1:2525", SmtpUrl("127.0.0.1", 2525, "clear")),
-        ("smtp://127.8.8.8:25", SmtpUrl("127.8.8.8", 25, "clear")),
-        ("smtp://[::1]:25", SmtpUrl("::1", 25, "clear")),
-        ("smtp://localhost:25", SmtpUrl("localhost", 25, "clear")),
+        ("smtp://127.0.0.1:2525", SmtpUrl("127.0.0.1", 2525, "plaintext")),
+        ("smtp://127.8.8.8:25", SmtpUrl("127.8.8.8", 25, "plaintext")),
+        ("smtp://[::1]:25", SmtpUrl("::1", 25, "plaintext")),
+        ("smtp://localhost:25", SmtpUrl("localhost", 25, "plaintext")),
         ("smtp://127.0.0.1:25?ca_file=/ca.pem", SmtpUrl("127.0.0.1", 25, "starttls", ca_file="/ca.pem")),
         ("smtp://10.0.0.1:25", SmtpUrl("10.0.0.1", 25, "starttls")),
         ("smtp://localhost.example.com:25", SmtpUrl("localhost.example.com", 25, "starttls")),

@@ -1,4 +1,4 @@
-"""When a snapshot is due, what was lost since, and which files of a folder are copies."""
+"""When a snapshot is due, which points were lost since, and which files of a folder are copies."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from worker.vectors.client import CollectionSnapshot
-from worker.vectors.commands import scratch_collections
+from worker.vectors.scratch import new_scratch_name, scratch_collections
 from worker.vectors.snapshots import (
     ACCEPTED,
     UNFINISHED,
     Backup,
     SnapshotCopies,
     SnapshotRecord,
+    backup_of_lost_points,
     backups,
-    fuller,
     is_due,
     taken_at,
-    unrecorded,
+    unfinished_snapshot,
 )
 
 DAY = 86_400.0
@@ -41,12 +41,12 @@ def snapshot(name: str, taken_at: datetime = NOON) -> CollectionSnapshot:
         (MIDNIGHT - timedelta(seconds=1), True),
         (NOON, False),
         (NOON + timedelta(minutes=9), False),  # Qdrant's clock is a little ahead
-        (NOON + timedelta(hours=9), True),  # or it is wrong, and nobody knows when that one was taken
+        (NOON + timedelta(hours=9), True),  # Qdrant's clock is wrong: the time of that snapshot does not count
         (NOON - timedelta(days=30), True),
     ],
 )
 def test_due_once_for_each_interval(taken_at: datetime, due: bool) -> None:
-    """Since midnight UTC there has to be one: a restart takes none, a missed one is made up for."""
+    """There has to be one since midnight UTC: a restart takes none, a missed one is taken later."""
     assert is_due([backup(taken_at)], NOON, DAY) is due
     assert is_due([backup(NOON + timedelta(days=3)), backup(taken_at)], NOON, DAY) is due
 
@@ -55,8 +55,8 @@ def test_due_when_there_is_none() -> None:
     assert is_due([], NOON, DAY)
 
 
-def test_the_workers_own_clock_counts() -> None:
-    """Where Qdrant's clock is off, what we took is neither due again in five minutes nor out of its order."""
+def test_the_workers_clock_counts() -> None:
+    """If Qdrant's clock is wrong, the worker's snapshots keep their order, and none is due again too early."""
     at = {"old-1-2027-01-01-00-00-00.snapshot": NOON + timedelta(days=400), "new": NOON - timedelta(hours=30)}
     records = {
         "old-1-2027-01-01-00-00-00.snapshot": SnapshotRecord(NOON - timedelta(days=1), 1, 1),
@@ -70,13 +70,13 @@ def test_the_workers_own_clock_counts() -> None:
 
 
 def test_the_time_of_a_snapshot() -> None:
-    """The one in its name, which a copied folder keeps; else its file's."""
+    """The time in its name, which a copied folder keeps; else the time of its file."""
     assert taken_at(snapshot("crm-1-2026-01-30-09-30-01.snapshot")) == datetime(2026, 1, 30, 9, 30, 1)  # noqa: DTZ001
     assert taken_at(snapshot("crm.snapshot", MIDNIGHT)) == MIDNIGHT
 
 
 def test_records() -> None:
-    """A count fits from the fewest to the most points that were seen."""
+    """A number of points fits if it is between the smallest and the largest number that was counted."""
     record = SnapshotRecord(NOON, 1_000, 1_200)
     assert [record.fits(points) for points in (999, 1_000, 1_100, 1_200, 1_201)] == [False, True, True, True, False]
     assert (record.points, SnapshotRecord(NOON, 7, 7).points) == ("1,000 to 1,200", "7")
@@ -98,17 +98,22 @@ def test_records() -> None:
     ],
 )
 def test_a_loss(held: int | None, points: int, lost: bool) -> None:
-    """All points, or most of more than a few; what nobody counted may have held any number."""
+    """All points are lost, or most of more than a few; a snapshot without a record may have any number of points."""
     known = [backup(NOON, points, "newest"), backup(MIDNIGHT, held, "older")]
-    found = fuller(known, points, {})
+    found = backup_of_lost_points(known, points, {})
     assert (found.name if found else None) == ("older" if lost else None)
-    assert fuller(known, points, {ACCEPTED: SnapshotRecord(NOON, 0, 0)}) is None, "a person said that nothing is lost"
+    assert backup_of_lost_points(known, points, {ACCEPTED: SnapshotRecord(NOON, 0, 0)}) is None, (
+        "an operator confirmed that nothing is lost"
+    )
     if lost:
-        assert fuller(known, points, {ACCEPTED: SnapshotRecord(MIDNIGHT - timedelta(days=1), 0, 0)}) == known[1]
+        assert (
+            backup_of_lost_points(known, points, {ACCEPTED: SnapshotRecord(MIDNIGHT - timedelta(days=1), 0, 0)})
+            == known[1]
+        )
 
 
-def test_a_snapshot_that_the_worker_did_not_see_to_its_end() -> None:
-    """The first one after it was begun that has no record; neither an earlier one nor one of the next day."""
+def test_a_snapshot_that_the_worker_did_not_wait_for() -> None:
+    """The first one after the worker requested it that has no record; not an earlier one, nor one of the next day."""
     record = {UNFINISHED: SnapshotRecord(NOON, 0, 0)}
     early, ours, theirs, late = (
         snapshot(name, NOON + after)
@@ -119,10 +124,10 @@ def test_a_snapshot_that_the_worker_did_not_see_to_its_end() -> None:
             ("late", timedelta(hours=2)),
         )
     )
-    assert unrecorded([late, theirs, ours, early], record) == ours
-    assert unrecorded([late, ours, early], record | {"ours": SnapshotRecord(NOON, 0, 0)}) is None
-    assert unrecorded([late, early], record) is None
-    assert unrecorded([ours], {}) is None
+    assert unfinished_snapshot([late, theirs, ours, early], record) == ours
+    assert unfinished_snapshot([late, ours, early], record | {"ours": SnapshotRecord(NOON, 0, 0)}) is None
+    assert unfinished_snapshot([late, early], record) is None
+    assert unfinished_snapshot([ours], {}) is None
 
 
 def test_copies_are_known_by_their_names(tmp_path: Path) -> None:
@@ -141,24 +146,24 @@ def test_copies_are_known_by_their_names(tmp_path: Path) -> None:
     assert copies.names() == {names[0]: MIDNIGHT - timedelta(days=2), names[1]: NOON}
     copies.remove(names[0])
     copies.remove(names[0])
-    copies.remove_parts()
+    copies.remove_partial_files()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[1], *others])
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "other-1-2026-01-31-00-00-00.snapshot", ""])
-def test_nothing_is_copied_to_a_name_that_is_none(tmp_path: Path, name: str) -> None:
-    """What Qdrant calls a snapshot decides no path outside the folder."""
-    assert not SnapshotCopies(tmp_path, "crm").lacks(snapshot(name))
+def test_a_wrong_name_is_not_copied(tmp_path: Path, name: str) -> None:
+    """A name from Qdrant never becomes a path outside the folder."""
+    assert not SnapshotCopies(tmp_path, "crm").needs(snapshot(name))
 
 
-def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     copies = SnapshotCopies(tmp_path / "none", "crm")
-    copies.remove_parts()
+    copies.remove_partial_files()
     assert copies.names() == {}
 
 
-def test_scratch_collections_are_ours_alone() -> None:
-    """Exactly the names that a verification makes; a collection that only resembles one is never dropped."""
+def test_scratch_collections() -> None:
+    """Exactly the names that a verification creates; a collection with a similar name is never dropped."""
     ours = "crm-verify-0a1b2c3d"
     others = [
         "crm",
@@ -169,3 +174,5 @@ def test_scratch_collections_are_ours_alone() -> None:
         "crm-verify-report",
     ]
     assert scratch_collections([*others, ours], "crm") == [ours]
+    made = new_scratch_name("crm")
+    assert scratch_collections([made], "crm") == [made]

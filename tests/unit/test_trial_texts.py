@@ -1,4 +1,4 @@
-"""The mails about suspended trials: what they say, and what a tenant's name can not do to them."""
+"""The e-mails about suspended trials: what they say, and what a tenant's name can not do to them."""
 
 import re
 from datetime import datetime
@@ -14,15 +14,19 @@ from worker.content.one_line import one_line
 from worker.content.trial import (
     LISTED,
     LONGEST_NAME,
-    contact_mail,
+    SuspendedTenant,
+    SuspensionSummary,
+    contact_email,
     contact_values,
-    owner_mail,
+    owner_email,
     owner_values,
-    spoken,
+    read_summary,
+    read_tenant,
+    written_time,
 )
 
 AT = datetime(2026, 1, 31, 18, 30)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
-NOTICE = "7b7f2f0e-5c0a-4d8e-9a51-0f2e0c8f1d11"
+NOTIFICATION = "7b7f2f0e-5c0a-4d8e-9a51-0f2e0c8f1d11"
 FACTS = {"name": "Chaiwala Traders", "slug": "chaiwala-traders", "ended_at": "2026-01-31T00:00:00", "user_id": "u"}
 
 
@@ -31,16 +35,16 @@ def tenant(**more: Any) -> dict[str, Any]:
 
 
 def contact(company: str = "Bharat CRM", **more: Any) -> EmailMessage:
-    facts = FACTS | more
-    mail = contact_mail(company, "owner@crm.example.in")
-    made = mail.message(NOTICE, facts["name"], "owner@chaiwala.example", contact_values(facts), AT)
+    facts = read_tenant(FACTS | more)
+    mail = contact_email(company, "owner@crm.example.in")
+    made = mail.message(NOTIFICATION, facts.name, "owner@chaiwala.example", contact_values(facts), AT)
     return message_from_bytes(made.content, policy=policy.default)
 
 
 def owner(*tenants: dict[str, Any], count: int | None = None) -> EmailMessage:
-    facts = {"count": len(tenants) if count is None else count, "tenants": list(tenants)}
-    mail = owner_mail("Bharat CRM", "owner@crm.example.in")
-    made = mail.message(NOTICE, "", "owner@crm.example.in", owner_values(facts, AT), AT)
+    facts = read_summary({"count": len(tenants) if count is None else count, "tenants": list(tenants)})
+    mail = owner_email("Bharat CRM", "owner@crm.example.in")
+    made = mail.message(NOTIFICATION, "", "owner@crm.example.in", owner_values(facts, AT), AT)
     return message_from_bytes(made.content, policy=policy.default)
 
 
@@ -57,7 +61,7 @@ def test_to_the_contact() -> None:
     assert message["To"] == "Chaiwala Traders <owner@chaiwala.example>"
     assert message["Subject"] == "Your Bharat CRM trial has ended"
     assert message["Date"].datetime.isoformat() == "2026-01-31T18:30:00+00:00"
-    assert message["Message-ID"] == f"<{NOTICE}@crm.example.in>"
+    assert message["Message-ID"] == f"<{NOTIFICATION}@crm.example.in>"
     for kind in ("plain", "html"):
         text = re.sub(r"<[^>]*>", "", body(message, kind))
         assert "the free trial of Chaiwala Traders (chaiwala-traders) on Bharat CRM ended" in text
@@ -162,21 +166,42 @@ def test_any_name_makes_a_message(name: str, company: str) -> None:
 )
 def test_times(iso: str, words: str) -> None:
     """Times are written out; those that PostgreSQL knows and Python does not are shown as they are."""
-    assert spoken(iso) == words
+    assert written_time(iso) == words
 
 
 @pytest.mark.parametrize("address", ["", "asha", "a@b", "a b@c.in", "a@c.in\r\nRCPT TO:<x@y.in>"])
 def test_bad_addresses(address: str) -> None:
     """An address that cannot be written to is refused before anything leaves."""
-    mail = contact_mail("Bharat CRM", "owner@crm.example.in")
+    mail = contact_email("Bharat CRM", "owner@crm.example.in")
     with pytest.raises(ValueError, match="not an e-mail address"):
-        mail.message(NOTICE, "Chai", address, contact_values(FACTS), AT)
+        mail.message(NOTIFICATION, "Chai", address, contact_values(read_tenant(FACTS)), AT)
+
+
+def test_saved_facts() -> None:
+    """What a notification's row holds is read once, by name."""
+    listed = [tenant(), tenant(name="Sweets")]
+    chai = SuspendedTenant("Chaiwala Traders", "chaiwala-traders", "2026-01-31T00:00:00", user_id="u")
+    assert read_tenant(FACTS) == chai
+    summary = read_summary({"count": 7, "tenants": listed})
+    assert summary == SuspensionSummary(7, [read_tenant(each) for each in listed])
+    assert summary.tenants[0].contact == "owner@chaiwala.example"
+
+
+@pytest.mark.parametrize("saved", [None, [], "x", {}, {"name": "x"}, {"count": 1}, {"count": 1, "tenants": None},
+                                   {"count": 1, "tenants": [{}]}, {"count": None, "tenants": []}])  # fmt: skip
+def test_saved_facts_of_another_version(saved: Any) -> None:
+    """A row whose content has another form is refused with its reason."""
+    for read in (read_tenant, read_summary):
+        with pytest.raises(ValueError, match="its content cannot be read"):
+            read(saved)
 
 
 def test_the_outbox() -> None:
     """What "EmailLog" gets is what was sent."""
-    filed = contact_mail("Bharat CRM", "owner@crm.example.in").outbox(contact_values(FACTS | {"name": "A & B"}))
-    assert filed["sender"] == "owner@crm.example.in"
-    assert filed["subject"] == "Your Bharat CRM trial has ended"
-    assert "of A & B (" in filed["body"]
-    assert "<strong>A &amp; B</strong>" in filed["html"]
+    values = contact_values(read_tenant(FACTS | {"name": "A & B"}))
+    filed = contact_email("Bharat CRM", "owner@crm.example.in").copy(values)
+    assert filed.sender == "owner@crm.example.in"
+    assert filed.subject == "Your Bharat CRM trial has ended"
+    assert "of A & B (" in filed.body
+    assert filed.html
+    assert "<strong>A &amp; B</strong>" in filed.html

@@ -1,4 +1,4 @@
-"""A server on loopback whose every octet a test decides: it plays one script for each connection."""
+"""A server on loopback that sends exactly what a test says: it plays one script for each connection."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ class Connection:
         return self.until(b"\r\n")
 
     def until(self, end: bytes) -> bytes:
-        """Everything up to and with ``end``; ConnectionError when the client leaves first."""
+        """Everything up to and including ``end``; ConnectionError if the client closes the connection first."""
         while end not in self.received:
             self._more()
         taken, found, self.received = self.received.partition(end)
@@ -36,16 +36,16 @@ class Connection:
         return taken
 
     def hang(self) -> None:
-        """Read and say nothing until the client has left."""
+        """Reads and sends nothing until the client closes the connection."""
         while self.sock.recv(65536):
             pass
 
     def hang_unread(self, release: threading.Event) -> None:
-        """Do not even read."""
+        """Does not even read."""
         release.wait(20)
 
     def reset(self) -> None:
-        """End the connection with RST."""
+        """Ends the connection with RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
@@ -53,14 +53,14 @@ class Connection:
         self.sock = context.wrap_socket(self.sock, server_side=True)
 
     def stop_reading(self) -> None:
-        """For a script that waits for a client who will not leave: its reads come to an end."""
+        """Ends the reads of a script whose client keeps the connection open."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.sock, socket.SHUT_RD)
 
     def _more(self) -> None:
         octets = self.sock.recv(65536)
         if not octets:
-            raise ConnectionError("the client has left")
+            raise ConnectionError("the client closed the connection")
         self.received += octets
 
 
@@ -68,7 +68,7 @@ Script = Callable[[Connection], None]
 
 
 class RawServer:
-    """Plays ``scripts`` one after the other, one a connection; the last one for all that follow."""
+    """Plays one of ``scripts`` for each connection, in their order; the last one for all that follow."""
 
     def __init__(self, *scripts: Script) -> None:
         self.scripts = scripts
@@ -115,8 +115,8 @@ class RawServer:
         try:
             script(connection)
         except OSError:
-            pass  # the client left, which every test does in the end
-        except Exception as error:  # noqa: BLE001 - told by __exit__: a script's mistake fails its test
+            pass  # the client closed the connection, as it does at the end of every test
+        except Exception as error:  # noqa: BLE001 - raised by __exit__: an error in a script fails its test
             self.errors.append(error)
         finally:
             connection.sock.close()

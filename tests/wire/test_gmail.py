@@ -1,4 +1,4 @@
-"""E-mail through Gmail: the contract's table, the search for unconfirmed messages, the access token."""
+"""E-mail through Gmail: the contract's table of errors, the search for unconfirmed messages, the access token."""
 
 import base64
 import json
@@ -14,7 +14,8 @@ from raw_server import Connection, RawServer
 
 from worker.errors import AccountRejected, CampaignRejected, RecipientRefused, RetryLater, Unconfirmed
 from worker.messages import Accepted, Email
-from worker.providers.gmail import GmailProvider, GoogleToken, InvalidGrant
+from worker.providers.gmail import GmailProvider
+from worker.providers.google_token import GoogleToken, InvalidGrant
 from worker.providers.http import HttpPool
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -180,10 +181,9 @@ def test_a_refreshed_token_is_there_to_be_saved_once(world_of) -> None:
     world = world_of(None)
     assert world.token.take_changed() is None
     world.provider.send(MAIL)
-    changed = world.token.changed
+    changed = world.token.take_changed()
     assert changed is not None
     assert (changed.access_token, changed.expires_at) == ("new-token", NOW + timedelta(seconds=3599))
-    assert world.token.take_changed() is changed
     assert world.token.take_changed() is None
     assert "new-token" not in repr(changed)
 
@@ -250,7 +250,7 @@ def test_a_token_that_is_still_good_is_used_while_the_endpoint_fails(world_of) -
     world.google.token = lambda: (503, b"")
     world.provider.send(MAIL)
     world.provider.send(MAIL)
-    assert len(world.google.token_requests) == 1  # asked again after a pause only
+    assert len(world.google.token_requests) == 1  # asked again only after a pause
     world.now += timedelta(seconds=11)
     world.provider.send(MAIL)
     assert len(world.google.token_requests) == 2

@@ -1,9 +1,12 @@
-"""E-mail through SMTP: what each answer means, and where "not sent" ends when a connection breaks."""
+"""E-mail through SMTP: what each answer means, and whether a message was sent when a connection breaks."""
 
+import itertools
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import trustme
@@ -15,13 +18,14 @@ from worker.errors import (
     RecipientDeferred,
     RecipientRefused,
     RetryLater,
+    SendError,
     Unconfirmed,
 )
 from worker.messages import Accepted, Email
 from worker.providers.smtp import SmtpProvider
 
 MAIL = Email("from@shop.example", "to@customer.example", "<1@shop.example>", b"Subject: Hi\r\n\r\nHello\r\n")
-# More than the kernel's buffers of both sides hold: its end stays here unless the server reads.
+# Larger than the kernel's buffers on both sides: its end is not sent unless the server reads.
 HUGE = Email(MAIL.envelope_from, MAIL.to, MAIL.message_id, b"Subject: Hi\r\n\r\n" + b"x" * 998 * 30_000 + b"\r\n")
 PIPELINING, PLAIN = b"250-test\r\n250 PIPELINING\r\n", b"250 test\r\n"
 EHLOS = pytest.mark.parametrize("ehlo", [PIPELINING, PLAIN], ids=["pipelining", "step by step"])
@@ -132,7 +136,7 @@ def test_eight_bit_content_needs_a_server_that_takes_it(provider_of) -> None:
 
     with RawServer(modern) as server:
         provider_of(server).send(eight_bit)
-    assert b"> BODY=8BITMIME\r\n" in seen[0]  # noted by the server only after it answered
+    assert b"> BODY=8BITMIME\r\n" in seen[0]  # the server notes it only after it has answered
     with RawServer(answering()) as server, pytest.raises(CampaignRejected, match="7-bit"):
         provider_of(server).send(eight_bit)
 
@@ -240,7 +244,7 @@ def test_data_taken_with_a_recipient_but_no_sender_is_left_without_a_dot(provide
     assert rest == [b""]
 
 
-# Where the border lies: everything before the last octet of the content is RetryLater, all after it Unconfirmed.
+# A break before the last octet of the content is RetryLater, after it Unconfirmed.
 
 
 def after_354(end: Callable[[Connection], object]) -> Script:
@@ -264,7 +268,7 @@ def dot_then(end: Callable[[Connection], object]) -> Callable[[Connection], None
 
 
 def leave(_: Connection) -> None:
-    """The script ends, and with it the connection."""
+    """Ends the script, and with it the connection."""
 
 
 @pytest.mark.parametrize("end", [leave, Connection.reset, Connection.hang], ids=["close", "reset", "hang"])
@@ -501,7 +505,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext,
 
 
 def secured(context: ssl.SSLContext, prefix: str, end: Callable[[Connection], object]) -> Script:
-    """A server that does STARTTLS or implicit TLS, takes DATA and then does ``end``."""
+    """A server with STARTTLS or implicit TLS that accepts DATA and then does ``end``."""
 
     def script(connection: Connection) -> None:
         if prefix == "smtp://":
@@ -561,7 +565,7 @@ def test_tls_to_a_port_without_it_stops_the_account(provider_of, authority) -> N
         provider_of(server, "smtps://", authority[1]).send(MAIL)
 
 
-# What goes into the dialogue, and what comes out of it.
+# Addresses that are sent to the server, and texts that come from it.
 
 
 @pytest.mark.parametrize("address", ["", "a b@x", "a@x>\r\nRSET", "a@x\n", "a@x> SIZE=1", "अ@x", "a@" + "x" * 300])
@@ -584,3 +588,229 @@ def test_a_servers_text_is_printable_and_short(provider_of) -> None:
     assert text.startswith("550 [31mred long long")
     assert text.isprintable()
     assert len(text) <= 300
+
+
+def drip(connection: Connection, octets: bytes) -> None:
+    """One octet every 50 ms, and then the last one again and again."""
+    for octet in itertools.chain(octets, itertools.repeat(octets[-1])):
+        connection.say(bytes([octet]))
+        time.sleep(0.05)
+
+
+def dripping_greeting(connection: Connection) -> None:
+    drip(connection, b"220 " + b"x" * 100)
+
+
+def dripping_ehlo(connection: Connection) -> None:
+    connection.say(b"220 test\r\n")
+    connection.line()
+    drip(connection, b"250-" + b"x" * 100)
+
+
+def dripping_login(connection: Connection) -> None:
+    greet(connection, b"250-test\r\n250 AUTH PLAIN\r\n")
+    connection.line()
+    drip(connection, b"235 " + b"x" * 100)
+
+
+@pytest.mark.parametrize("script", [dripping_greeting, dripping_ehlo, dripping_login])
+def test_a_session_that_drips_ends_at_its_deadline(provider_of, script: Script, monkeypatch) -> None:
+    """Every reply has its time-out; opening the session has a deadline in all."""
+    monkeypatch.setattr("worker.providers.smtp_session.SESSION_SECONDS", 0.6)
+    with RawServer(script) as server, pytest.raises(RetryLater, match=r"took longer than 0\.6 seconds in all"):
+        provider_of(server, "smtp://user:password@").send(MAIL)
+
+
+def test_a_tls_handshake_that_drips_ends_at_its_deadline(provider_of, monkeypatch) -> None:
+    monkeypatch.setattr("worker.providers.smtp_session.SESSION_SECONDS", 0.6)
+    script = partial(drip, octets=b"\x16\x03\x03\x40\x00\x02")
+    with RawServer(script) as server, pytest.raises(RetryLater, match=r"took longer than 0\.6 seconds in all"):
+        provider_of(server, "smtps://").send(MAIL)
+
+
+@pytest.mark.parametrize("before", [b"", b"220 test\r\n"], ids=["greeting", "ehlo"])
+def test_a_reply_without_an_end_is_cut_off_by_its_size(provider_of, before: bytes) -> None:
+    """smtplib would keep all lines of a reply in memory."""
+
+    def flood(connection: Connection) -> None:
+        connection.say(before)
+        code = b"250-" if before else b"220-"
+        while True:
+            connection.say(code + b"x" * 1000 + b"\r\n")
+
+    with RawServer(flood) as server, pytest.raises(RetryLater, match="replies are longer than 65536 octets"):
+        provider_of(server).send(MAIL)
+
+
+@EHLOS
+def test_a_reply_that_drips_ends_at_the_deadline_of_the_message(provider_of, ehlo: bytes, monkeypatch) -> None:
+    """Before the content: not handed over, and not repeated on another connection at once."""
+    monkeypatch.setattr("worker.providers.smtp_wire.EXCHANGE_SECONDS", 0.6)
+    script = answering(ehlo=ehlo, then=partial(drip, octets=b"250 " + b"x" * 100))
+    with RawServer(script) as server:
+        with pytest.raises(RetryLater, match=r"not handed over: the exchange took longer than"):
+            provider_of(server).send(MAIL)
+        assert server.connections == 1
+
+
+def test_an_answer_to_the_content_that_drips_is_unconfirmed(provider_of, monkeypatch) -> None:
+    monkeypatch.setattr("worker.providers.smtp_wire.EXCHANGE_SECONDS", 0.6)
+
+    def script(connection: Connection) -> None:
+        greet(connection)
+        deliver(connection, b"250")
+        drip(connection, b" " + b"x" * 100)
+
+    with RawServer(script) as server, pytest.raises(Unconfirmed, match=r"no answer came: the exchange took longer"):
+        provider_of(server).send(MAIL)
+
+
+def test_a_server_that_reads_slowly_ends_at_the_deadline(provider_of, monkeypatch) -> None:
+    """It takes a few octets at a time: the end of the message was not handed over."""
+    monkeypatch.setattr("worker.providers.smtp_wire.EXCHANGE_SECONDS", 0.6)
+    monkeypatch.setattr("worker.providers.smtp_wire.SLOWEST_OCTETS_A_SECOND", 10**12)
+
+    def sip(connection: Connection) -> None:
+        for _ in range(40):  # what the kernel has taken would keep it busy for hours
+            connection.sock.recv(100)
+            time.sleep(0.05)
+
+    script = answering(b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n", then=sip)
+    with RawServer(script) as server, pytest.raises(RetryLater, match="not handed over: the exchange took longer"):
+        provider_of(server).send(HUGE)
+
+
+@pytest.mark.parametrize("mechanisms", [b"XOAUTH2", b"GSSAPI NTLM", b"EXTERNAL"])
+def test_a_server_whose_mechanisms_need_no_password_stops_the_account(provider_of, mechanisms: bytes) -> None:
+    """Waiting does not help: SMTP_URL's user and password fit none of them."""
+
+    def script(connection: Connection) -> None:
+        greet(connection, b"250-test\r\n250 AUTH " + mechanisms + b"\r\n")
+        connection.hang()
+
+    with RawServer(script) as server, pytest.raises(AccountRejected, match="no login with a user and a password"):
+        provider_of(server, "smtp://user:password@").send(MAIL)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (b"550 5.1.1 user unknown", RecipientRefused),
+        (b"550 5.2.2 mailbox full", RecipientRefused),
+        (b"552 5.2.3 message too large for this mailbox", RecipientRefused),
+        (b"550 5.1.8 sender address has a null MX", CampaignRejected),
+        (b"554 5.7.1 message refused as spam", CampaignRejected),
+        (b"550 spam", CampaignRejected),
+        (b"452 4.2.2 mailbox full", RecipientDeferred),
+        (b"451 4.3.0 try again", RetryLater),
+    ],
+)
+def test_an_answer_to_the_content_may_concern_the_recipient(provider_of, reply: bytes, kind: type) -> None:
+    """Some servers look at the recipient only after the content; the enhanced code says so."""
+
+    def script(connection: Connection) -> None:
+        greet(connection)
+        deliver(connection, reply + b"\r\n")
+        deliver(connection)
+
+    with RawServer(script) as server:
+        provider = provider_of(server)
+        with pytest.raises(SendError) as caught:
+            provider.send(MAIL)
+        assert type(caught.value) is kind
+        assert provider.send(MAIL) == Accepted(MAIL.message_id)
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (b"450 4.2.0 Greylisted, please try again in 300 seconds", RecipientDeferred),
+        (b"451 4.7.1 Greylisting in action", RecipientDeferred),
+        (b"450 4.1.1 mailbox unavailable", RecipientDeferred),
+        (b"452 4.2.2 over quota", RecipientDeferred),
+        (b"450 try later", RecipientDeferred),
+        (b"450 4.7.1 too many messages from your account", RetryLater),
+        (b"450 4.7.0 sending rate exceeded", RetryLater),
+        (b"451 4.7.650 The mail server has been temporarily rate limited", RetryLater),
+        (b"452 too many recipients this hour", RetryLater),
+        (b"451 4.3.2 system not accepting messages", RetryLater),
+        (b"550 5.1.8 bad sender", CampaignRejected),
+        (b"550 5.7.1 relaying denied", RecipientRefused),
+    ],
+)
+def test_a_refused_recipient_may_mean_the_whole_account(provider_of, reply: bytes, kind: type) -> None:
+    with RawServer(answering(b"250 ok\r\n", reply + b"\r\n", ehlo=PLAIN)) as server:
+        with pytest.raises(SendError) as caught:
+            provider_of(server).send(MAIL)
+        assert type(caught.value) is kind
+
+
+class LimitedServer(RawServer):
+    """Accepts so many connections at the same time; others are told 421, as a greeting or at their first command."""
+
+    def __init__(self, limit: int, *, greets_first: bool) -> None:
+        super().__init__(self._serve)
+        self.limit = limit
+        self._greets_first = greets_first
+        self._guard = threading.Lock()
+        self._open = 0
+        self.most = 0
+        self.delivered = 0
+
+    def _serve(self, connection: Connection) -> None:
+        with self._guard:
+            accepted = self._open < self.limit
+            self._open += accepted
+            self.most = max(self.most, self._open)
+        if not accepted:
+            if self._greets_first:
+                greet(connection)
+                connection.line()
+            connection.say(b"421 4.7.0 Too many concurrent connections\r\n")
+            return
+        try:
+            greet(connection)
+            while True:
+                deliver(connection, b"")
+                time.sleep(0.005)
+                with self._guard:
+                    self.delivered += 1
+                connection.say(b"250 queued\r\n")
+        finally:
+            with self._guard:
+                self._open -= 1
+
+
+@pytest.mark.parametrize("greets_first", [False, True], ids=["greeting", "first command"])
+def test_a_server_that_allows_two_connections_gets_two(provider_of, greets_first: bool) -> None:
+    """Eight threads share them; no message fails, and none is sent twice."""
+    with LimitedServer(2, greets_first=greets_first) as server:
+        provider = provider_of(server)
+        assert provider.send(MAIL)  # one works, so that a refusal is known to be for the number
+        with ThreadPoolExecutor(8) as threads:
+            results = list(threads.map(lambda _: provider.send(MAIL), range(100)))
+        assert results == [Accepted(MAIL.message_id)] * 100
+        assert (server.delivered, server.most) == (101, 2)
+        assert server.connections < 20, "a refusal keeps it from trying again at once"
+
+
+def test_a_limit_that_is_gone_is_noticed(provider_of, monkeypatch) -> None:
+    """After a while one more connection is tried."""
+    monkeypatch.setattr("worker.providers.smtp.LIMIT_SECONDS", 0.05)
+    with LimitedServer(1, greets_first=False) as server:
+        provider = provider_of(server)
+        with ThreadPoolExecutor(4) as threads:
+            assert len(list(threads.map(lambda _: provider.send(MAIL), range(20)))) == 20
+            assert server.most == 1
+            server.limit = 4
+            until = time.monotonic() + 30.0
+            while server.most < 2 and time.monotonic() < until:
+                list(threads.map(lambda _: provider.send(MAIL), range(20)))
+        assert server.most >= 2
+
+
+def test_a_server_that_refuses_every_connection_is_retry_later(provider_of) -> None:
+    """There is no other connection to wait for."""
+    with LimitedServer(0, greets_first=False) as server, pytest.raises(RetryLater, match="Too many concurrent"):
+        provider_of(server).send(MAIL)

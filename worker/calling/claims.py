@@ -1,272 +1,248 @@
-"""Claims of queued calls: all that the calls job writes about them.
+"""Claims of queued calls: everything that the job writes about them into the database.
 
-A call is held by a row of worker.call_claim from before it is placed until it is booked or put back. Whoever
-settles it deletes that row in the same statement, so it is settled once, and a former holder settles nothing.
+A call is held by a row of worker.call_claim from before it is placed until it is booked, failed or released.
+The statement that settles a call deletes that row, so it is settled once, and a former holder settles nothing.
 """
 
 import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker.calling.accounts import TwilioAccount
-from worker.content.calls import retry_delay_seconds
-from worker.errors import RecipientOptedOut, RecipientRefused, SendError
+from worker.calling.queued_call import CallCandidate, CallFailure, ClaimedCall, QueuedCall, StuckCall
+from worker.calling.reporting import CallReporter
+from worker.content.calls import crm_status, retry_delay_seconds
+from worker.errors import RecipientOptedOut, RecipientRefused, RetryLater, SendError
 from worker.providers.twilio import PlacedCall
 from worker.runtime.backoff import backoff_seconds
-from worker.runtime.counters import Counters
-from worker.runtime.db import Database, Row, queries
-from worker.runtime.events import LiveEvents
-from worker.runtime.process_token import is_from_dead_process, new_token
+from worker.runtime.db import queries
+from worker.runtime.job import JobContext
+from worker.runtime.lease import LEASE_SECONDS, Lease
+from worker.sending.outcomes import ASK_AFTER_SECONDS
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 300.0  # a claim of another machine that is older has lost its holder
-ASK_AFTER_SECONDS = 30.0  # by then Twilio lists, or never will, what was on the wire
 ASK_LIMIT_SECONDS = 600.0  # between two questions about one call
-DOUBT_SECONDS = 24 * 3600.0  # after it a call that nobody could be asked about is given up
 CLOCK_SKEW_SECONDS = 60.0  # between Twilio's clock and the database's
-LEAST_QUESTIONS = 3  # before that: the worker itself may have been away for long
-TURN_SECONDS = 10  # a worker that freezes while it claims keeps the others from claiming for so long
+CLAIM_SECONDS = 10  # a worker that freezes while it claims keeps the others from claiming for so long
 LONGEST_REASON = 500  # characters
-
-# "CallLog"."twilioStatus"; Twilio knows 'initiated', too
-STATUSES = {"queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"}
-
-_NUMBER = re.compile(r"\+?\d[\d ().-]{5,}\d")  # a phone number, and no code of Twilio's
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedCall:
-    """A queued call in this process's hands. ``item``: the queue's row as it was claimed."""
-
-    id: str
-    tenant_id: str
-    account_sid: str
-    from_number: str
-    to_number: str
-    item: Row
-    claimed_at: datetime
-    asked: int = 0
-    reason: str | None = None  # why nobody knows whether it was placed
-
-
-@dataclass(frozen=True, slots=True)
-class CallCandidate:
-    """A queued call that could be placed now."""
-
-    line: TwilioAccount
-    to_number: str
-    item: Row
 
 
 class CallClaims:
     """The claims of one process."""
 
-    def __init__(self, db: Database, counters: Counters, events: LiveEvents, clock: Callable[[], datetime]) -> None:
-        self.holder = new_token()
-        self._db = db
-        self._counters = counters
-        self._events = events
-        self._clock = clock
+    def __init__(self, context: JobContext, reporter: CallReporter) -> None:
+        self._db = context.database
+        self._clock = context.clock
+        self._reporter = reporter
+        self._lease = Lease()
         self._sql = queries("calls")
 
-    def claim(self, wanted: Sequence[CallCandidate], now: datetime) -> list[tuple[TwilioAccount, ClaimedCall]]:
-        """Claims those still pending for which their tenant has a slot; none of them, when it is not our turn."""
-        if not wanted:
+    def claim(self, candidates: Sequence[CallCandidate], now: datetime) -> list[tuple[CallCandidate, ClaimedCall]]:
+        """Claims those still pending for which their tenant has a slot; none while another worker claims."""
+        if not candidates:
             return []
-        rows = [
-            {
-                "id": each.item["id"], "tenant_id": each.line.tenant_id, "account_sid": each.line.account_sid,
-                "from_number": each.line.from_number, "to_number": each.to_number, "place": place, "item": each.item,
-            }
-            for place, each in enumerate(wanted)
-        ]  # fmt: skip
+        wanted = [_wanted(place, each) for place, each in enumerate(candidates)]
         claimed_at = self._clock()
         with self._db.transaction():
-            turn = self._db.one(self._sql["take_turn"], turn_seconds=TURN_SECONDS)
-            if not (turn and turn["mine"]):
+            lock = self._db.execute_one(self._sql["lock_claiming"], claim_seconds=CLAIM_SECONDS)
+            if not (lock and lock["is_mine"]):
                 return []
-            claimed = self._db.all(self._sql["claim"], wanted=_as_json(rows), holder=self.holder, now=now)
-        ids = {row["id"] for row in claimed}
-        return [
-            (each.line, ClaimedCall(each.item["id"], each.line.tenant_id, each.line.account_sid,
-                                    each.line.from_number, each.to_number, each.item, claimed_at))
-            for each in wanted if each.item["id"] in ids
-        ]  # fmt: skip
+            rows = self._db.execute(self._sql["claim"], wanted=_as_json(wanted), holder=self._lease.holder, now=now)
+        ids = {row["id"] for row in rows}
+        return [(each, _claimed(each, claimed_at)) for each in candidates if each.call.id in ids]
 
-    def book(self, claim: ClaimedCall, placed: PlacedCall) -> bool:
-        """The call was placed. False when the claim was lost: then somebody else has settled it."""
-        booked = self._db.one(
-            self._sql["book"], id=claim.id, holder=self.holder, sid=placed.sid, status=known_status(placed.status),
+    def book(self, claim: ClaimedCall, placed: PlacedCall) -> None:
+        """Twilio placed the call. Writes nothing when another worker has settled it meanwhile."""
+        booked = self._db.execute_one(
+            self._sql["book"],
+            id=claim.id,
+            holder=self._lease.holder,
+            sid=placed.sid,
+            status=crm_status(placed.status),
             now=self._clock(),
-        )  # fmt: skip
+        )
         if booked is None:
-            self._tell_lost(claim)
-            return False
-        self._counters.add("calls_total", outcome="placed")
-        log.info("call placed", {"call": claim.id, "tenant": claim.tenant_id, "sid": placed.sid})
-        payload = {"callLog": _for_pages(booked["call_log"]), "queueItem": _for_pages(booked["queue_item"])}
-        self._events.emit(f"tenant:{claim.tenant_id}", "call:initiated", payload)
-        return True
+            self._reporter.lost(claim)
+        else:
+            self._reporter.placed(claim, placed.sid, booked["call_log"], booked["queue_item"])
 
-    def fail(self, claim: ClaimedCall, error: SendError) -> str:
-        """The call was not placed: it is tried again as the queue's row allows, or never. Returns its status."""
-        drop = isinstance(error, RecipientRefused)
-        delay = max(retry_delay_seconds(claim.item["attempts"] + 1), getattr(error, "delay_seconds", None) or 0.0)
-        if isinstance(
-            error, RecipientOptedOut
-        ):  # first: a call that is tried again does no harm, a forgotten no does
-            reason, now = str(error)[:LONGEST_REASON], self._clock()
-            self._db.all(
-                self._sql["opt_out"], tenant_id=claim.tenant_id, number=claim.to_number, reason=reason, now=now
+    def fail(self, claim: ClaimedCall, error: SendError) -> None:
+        """The call was not placed: it is tried again as the queue's row allows, or never."""
+        if isinstance(error, RecipientOptedOut):
+            # first: a call that is tried again does no harm, an opt-out that is forgotten does
+            self._db.execute(
+                self._sql["suppress"],
+                tenant_id=claim.tenant_id,
+                number=claim.to_number,
+                reason=str(error)[:LONGEST_REASON],
+                now=self._clock(),
             )
-        return self._fail(claim, str(error), drop=drop, delay_seconds=delay)
+        wish_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
+        delay_seconds = max(retry_delay_seconds(claim.attempts + 1), wish_seconds or 0.0)
+        self._fail(claim, str(error), is_final=isinstance(error, RecipientRefused), delay_seconds=delay_seconds)
 
-    def give_up(self, claim: ClaimedCall, reason: str) -> str:
-        """Nobody could be asked for too long. Returns the row's status."""
-        reason = f"Unconfirmed, it may have been placed: {reason}"
-        status = self._fail(claim, reason, drop=True, delay_seconds=0.0)
-        self._counters.add("unconfirmed_total", float(status == "failed"), channel="call")
-        return status
+    def give_up(self, claim: ClaimedCall, reason: str) -> None:
+        """Twilio could not be asked about the call for too long: it fails, and is never placed again."""
+        if self._fail(claim, _unconfirmed(reason), is_final=True, delay_seconds=0.0) == "failed":
+            self._reporter.given_up()
 
-    def _fail(self, claim: ClaimedCall, reason: str, *, drop: bool, delay_seconds: float) -> str:
+    def fail_unclaimed(self, failures: Sequence[CallFailure]) -> None:
+        """Fails calls that cannot be placed; they are not claimed for it."""
         now = self._clock()
-        row = self._db.one(
-            self._sql["fail"], id=claim.id, holder=self.holder, drop=drop, reason=reason[:LONGEST_REASON],
-            retry_at=now + timedelta(seconds=delay_seconds), now=now,
-        )  # fmt: skip
-        if row is None:
-            self._tell_lost(claim)
-            return "lost"
-        status = row["status"] or "cancelled"  # or deleted: by the CRM
-        self._tell_failure(claim.id, claim.tenant_id, status, reason)
-        return str(status)
-
-    def fail_unclaimed(self, failed: Iterable[tuple[Row, str, bool]]) -> list[str]:
-        """(queue row, reason, whether to give up at once) of calls that cannot be dialled. Returns their status."""
-        now = self._clock()
+        reasons = {each.call.id: each.reason[:LONGEST_REASON] for each in failures}
         records = [
             {
-                "id": item["id"], "reason": reason[:LONGEST_REASON], "drop": drop,
-                "retry_at": now + timedelta(seconds=retry_delay_seconds(item["attempts"] + 1)),
+                "id": each.call.id,
+                "reason": reasons[each.call.id],
+                "is_final": each.is_final,
+                "retry_at": now + timedelta(seconds=retry_delay_seconds(each.call.attempts + 1)),
             }
-            for item, reason, drop in failed
-        ]  # fmt: skip
+            for each in failures
+        ]
         if not records:
-            return []
-        reasons = {record["id"]: record["reason"] for record in records}
-        rows = self._db.all(self._sql["fail_unclaimed"], failed=_as_json(records), now=now)
-        for row in rows:
-            self._tell_failure(row["id"], row["tenant_id"], row["status"], reasons[row["id"]])
-        return [row["status"] for row in rows]
+            return
+        for row in self._db.execute(self._sql["fail_unclaimed"], failures=_as_json(records), now=now):
+            self._reporter.not_placed(row["id"], row["tenant_id"], row["status"], reasons[row["id"]])
 
-    def put_back(self, claim: ClaimedCall) -> None:
-        """The call was certainly not placed, and not for a fault of its own: it is due again at once."""
-        self._db.all(self._sql["put_back"], id=claim.id, holder=self.holder, now=self._clock())
+    def release(self, claim: ClaimedCall) -> None:
+        """The call was certainly not placed, which is no fault of its own: it is due again at once."""
+        self._db.execute(self._sql["release"], id=claim.id, holder=self._lease.holder, now=self._clock())
+        self._reporter.counts.put_back += 1
 
-    def doubt(self, claim: ClaimedCall, reason: str | None, *, asked: int = 0) -> None:
-        """No answer came (or its worker died: no reason): Twilio is asked, later each time."""
-        ask_at = self._clock() + timedelta(seconds=backoff_seconds(asked + 1, ASK_AFTER_SECONDS, ASK_LIMIT_SECONDS))
-        self._db.all(
-            self._sql["in_doubt"], id=claim.id, holder=self.holder, ask_at=ask_at, asked=asked,
+    def mark_unconfirmed(self, claim: ClaimedCall, reason: str | None, *, asked: int = 0) -> None:
+        """No answer came: Twilio is asked about the call, later each time. ``reason`` None: its process died."""
+        delay_seconds = backoff_seconds(asked + 1, ASK_AFTER_SECONDS, ASK_LIMIT_SECONDS)
+        self._db.execute(
+            self._sql["mark_unconfirmed"],
+            id=claim.id,
+            holder=self._lease.holder,
+            ask_at=self._clock() + timedelta(seconds=delay_seconds),
+            asked=asked,
             reason=reason and reason[:LONGEST_REASON],
-        )  # fmt: skip
+        )
 
-    def doubt_orphans(self, in_hand: set[str]) -> int:
-        """The calls whose holder is gone; those of the living, frozen or not, are left alone."""
-        held = self._db.all(self._sql["held"], lease_seconds=LEASE_SECONDS)
-        gone = [row for row in held if row["id"] not in in_hand and self._is_gone(row)]
-        if gone:
-            ids, holders = [row["id"] for row in gone], [row["holder"] for row in gone]
-            ask_at = self._clock() + timedelta(seconds=ASK_AFTER_SECONDS)
-            self._db.all(self._sql["doubt_orphans"], ids=ids, holders=holders, ask_at=ask_at)
-            log.warning("calls of a dead worker: Twilio will be asked", {"calls": len(gone)})
-        return len(gone)
+    def mark_orphans_unconfirmed(self, in_hand: set[str]) -> None:
+        """Marks the calls whose process is dead; those of living processes, frozen or not, are left alone."""
+        orphans = [
+            row
+            for row in self._db.all(self._sql["claims_in_hand"], lease_seconds=LEASE_SECONDS)
+            if self._lease.is_orphaned(row["holder"], lapsed=row["lapsed"], in_hand=row["id"] in in_hand)
+        ]
+        if not orphans:
+            return
+        self._db.execute(
+            self._sql["mark_orphans_unconfirmed"],
+            ids=[row["id"] for row in orphans],
+            holders=[row["holder"] for row in orphans],
+            ask_at=self._clock() + timedelta(seconds=ASK_AFTER_SECONDS),
+        )
+        log.warning("calls left by a dead process, Twilio will be asked about them", {"calls": len(orphans)})
 
-    def _is_gone(self, row: Row) -> bool:
-        # what this process holds without having it in hand was left behind by a tick that failed
-        return bool(row["lapsed"]) or row["holder"] == self.holder or is_from_dead_process(row["holder"])
-
-    def stuck(self, now: datetime) -> list[Row]:
-        """Rows that are 'processing' and claimed by nobody."""
-        return self._db.all(self._sql["stuck"], before=now - timedelta(seconds=LEASE_SECONDS))
-
-    def adopt(self, item: Row, line: TwilioAccount, to_number: str) -> None:
-        """Claims a stuck row, so that Twilio is asked about it."""
-        self._db.all(
-            self._sql["adopt"], id=item["id"], updated_at=item["updatedAt"], account_sid=line.account_sid,
-            from_number=line.from_number, to_number=to_number, item=_as_json(item), holder=self.holder,
-            claimed_at=item["updatedAt"] - timedelta(seconds=CLOCK_SKEW_SECONDS), now=self._clock(),
-        )  # fmt: skip
-
-    def fail_stuck(self, item: Row, reason: str) -> list[str]:
-        """A stuck row of which nobody can be asked. Returns its status, if it still was stuck."""
-        reason = f"Unconfirmed, it may have been placed: {reason}"[:LONGEST_REASON]
-        which = {"id": item["id"], "updated_at": item["updatedAt"], "now": self._clock()}
-        if not self._db.all(self._sql["fail_stuck"], reason=reason, **which):
-            return []
-        self._counters.add("unconfirmed_total", channel="call")
-        self._tell_failure(item["id"], item["tenantId"], "failed", reason)
-        return ["failed"]
-
-    def take_doubtful(self, now: datetime, size: int, in_hand: set[str]) -> list[ClaimedCall]:
-        """The calls that Twilio can be asked about now."""
-        again_at = now + timedelta(seconds=LEASE_SECONDS)
-        rows = self._db.all(
-            self._sql["take_doubtful"], now=now, size=size, again_at=again_at, holder=self.holder,
+    def take_unconfirmed(self, now: datetime, size: int, in_hand: set[str]) -> list[ClaimedCall]:
+        """Takes over the calls about which Twilio can be asked now, except those ``in_hand``."""
+        rows = self._db.execute(
+            self._sql["take_unconfirmed"],
+            now=now,
+            size=size,
+            ask_again_at=now + timedelta(seconds=LEASE_SECONDS),
+            holder=self._lease.holder,
             in_hand=list(in_hand),
-        )  # fmt: skip
+        )
         return [ClaimedCall(**row) for row in rows]
 
-    def possible_of(self, claim: ClaimedCall, calls: Sequence[PlacedCall]) -> list[PlacedCall]:
-        """Those that may be the claim's: no other tenant's, and no other row's of the queue."""
+    def stuck_calls(self, now: datetime) -> list[StuckCall]:
+        """Calls that have been 'processing' for LEASE_SECONDS without a claim."""
+        rows = self._db.all(self._sql["stuck_calls"], before=now - timedelta(seconds=LEASE_SECONDS))
+        return [StuckCall(QueuedCall.from_row(row), row["updatedAt"]) for row in rows]
+
+    def adopt(self, stuck: StuckCall, account_sid: str, from_number: str, to_number: str) -> None:
+        """Claims a stuck call, so that Twilio is asked about it."""
+        self._db.execute(
+            self._sql["adopt"],
+            id=stuck.call.id,
+            updated_at=stuck.updated_at,
+            account_sid=account_sid,
+            from_number=from_number,
+            to_number=to_number,
+            item=_as_json(stuck.call.as_item()),
+            holder=self._lease.holder,
+            claimed_at=stuck.updated_at - timedelta(seconds=CLOCK_SKEW_SECONDS),
+            now=self._clock(),
+        )
+
+    def fail_stuck(self, stuck: StuckCall, reason: str) -> None:
+        """Fails a stuck call about which Twilio cannot be asked, if it still is stuck."""
+        reason = _unconfirmed(reason)[:LONGEST_REASON]
+        failed = self._db.execute_one(
+            self._sql["fail_stuck"],
+            id=stuck.call.id,
+            updated_at=stuck.updated_at,
+            reason=reason,
+            now=self._clock(),
+        )
+        if failed:
+            self._reporter.given_up()
+            self._reporter.not_placed(stuck.call.id, stuck.call.tenant_id, "failed", reason)
+
+    def possible_calls(self, claim: ClaimedCall, calls: Sequence[PlacedCall]) -> list[PlacedCall]:
+        """Those of Twilio's ``calls`` that may be the claim's: no other tenant's, and no other queued call's."""
         if not calls:
             return []
         sids = [call.sid for call in calls]
-        rows = self._db.all(self._sql["sids_of_others"], sids=sids, tenant_id=claim.tenant_id)
+        rows = self._db.all(self._sql["sids_of_other_calls"], sids=sids, tenant_id=claim.tenant_id)
         others = {row["sid"] for row in rows}
         return [call for call in calls if call.sid not in others]
 
-    def _tell_lost(self, claim: ClaimedCall) -> None:
-        log.warning("a call was settled by somebody else", {"call": claim.id, "tenant": claim.tenant_id})
+    def _fail(self, claim: ClaimedCall, reason: str, *, is_final: bool, delay_seconds: float) -> str | None:
+        """The new status of the queue's row; None when another worker has settled the call meanwhile."""
+        now = self._clock()
+        row = self._db.execute_one(
+            self._sql["fail"],
+            id=claim.id,
+            holder=self._lease.holder,
+            is_final=is_final,
+            reason=reason[:LONGEST_REASON],
+            retry_at=now + timedelta(seconds=delay_seconds),
+            now=now,
+        )
+        if row is None:
+            self._reporter.lost(claim)
+            return None
+        status = str(row["status"] or "cancelled")  # by the CRM, which may have deleted the row, too
+        self._reporter.not_placed(claim.id, claim.tenant_id, status, reason)
+        return status
 
-    def _tell_failure(self, queue_id: str, tenant_id: str, status: str, reason: str) -> None:
-        self._counters.add("calls_total", outcome="retried" if status == "pending" else status)
-        said = _NUMBER.sub("(number)", reason)
-        log.warning("call not placed", {"call": queue_id, "tenant": tenant_id, "status": status, "reason": said})
-        self._events.emit(f"tenant:{tenant_id}", "call:error", {"queueItemId": queue_id, "error": reason})
+
+def _wanted(place: int, candidate: CallCandidate) -> dict[str, Any]:
+    """``place``: among all candidates; who comes first gets a slot first."""
+    return {
+        "id": candidate.call.id,
+        "tenant_id": candidate.account.tenant_id,
+        "account_sid": candidate.account.account_sid,
+        "from_number": candidate.account.from_number,
+        "to_number": candidate.to_number,
+        "place": place,
+        "item": candidate.call.as_item(),
+    }
 
 
-def known_status(status: str, otherwise: str = "queued") -> str:
-    """Twilio's word for what became of a call, in the words of the CRM."""
-    return status if status in STATUSES else otherwise
+def _claimed(candidate: CallCandidate, claimed_at: datetime) -> ClaimedCall:
+    return ClaimedCall(
+        id=candidate.call.id,
+        tenant_id=candidate.account.tenant_id,
+        account_sid=candidate.account.account_sid,
+        from_number=candidate.account.from_number,
+        to_number=candidate.to_number,
+        attempts=candidate.call.attempts,
+        claimed_at=claimed_at,
+    )
 
 
-def count_failures(counts: dict[str, int], statuses: Iterable[str]) -> None:
-    """Counts calls by the status that a failure left them in; not those that somebody else settled or cancelled."""
-    for status in statuses:
-        if status in ("failed", "pending"):
-            counts["failed" if status == "failed" else "retried"] += 1
+def _unconfirmed(reason: str) -> str:
+    return f"Unconfirmed, it may have been placed: {reason}"
 
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=datetime.isoformat)
-
-
-def _for_pages(row: Row | None) -> Row | None:
-    """A row as the CRM's own servers send it: times in UTC that say so."""
-    if row is None:
-        return None
-    return {name: _moment(value) if name.endswith("At") or name == "scheduledFor" else value
-            for name, value in row.items()}  # fmt: skip
-
-
-def _moment(value: Any) -> Any:
-    try:
-        return datetime.fromisoformat(value).isoformat(timespec="milliseconds") + "Z"
-    except (TypeError, ValueError):  # null, or a year that only PostgreSQL knows
-        return value

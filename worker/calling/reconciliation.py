@@ -1,6 +1,6 @@
-"""Calls of which nobody knows what became of them: Twilio is asked.
+"""Asks Twilio what became of calls: unconfirmed ones, and those whose webhook was lost.
 
-A dead worker's, one without an answer, one whose webhook was lost.
+A call is unconfirmed when its process died after the claim, or when Twilio's answer never came.
 """
 
 import logging
@@ -10,148 +10,161 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from worker.calling.accounts import CallingAccounts, TwilioAccount
-from worker.calling.claims import (
-    CLOCK_SKEW_SECONDS,
-    DOUBT_SECONDS,
-    LEAST_QUESTIONS,
-    CallClaims,
-    ClaimedCall,
-    count_failures,
-    known_status,
-)
+from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
+from worker.calling.claims import CLOCK_SKEW_SECONDS, CallClaims
+from worker.calling.queued_call import ClaimedCall, StaleCall, StuckCall
+from worker.calling.reporting import CallReporter
 from worker.calling.requests import CallRequests
+from worker.content.calls import crm_status
 from worker.content.phones import to_e164
 from worker.errors import SendError, TransportMissing
 from worker.providers.twilio import PlacedCall
-from worker.runtime.db import Database, Row, queries
+from worker.runtime.db import queries
+from worker.runtime.job import JobContext
 
 log = logging.getLogger(__name__)
 
-SILENT_SECONDS = 600.0  # a tenant whose calls could not be checked is left alone for so long
+GIVE_UP_SECONDS = 24 * 3600.0  # after it a call about which Twilio could not be asked fails
+LEAST_QUESTIONS = 3  # before that: the worker itself may have been down for long
+SKIP_SECONDS = 600.0  # a tenant whose calls could not be checked is skipped for so long
 
 
 class CallReconciliation:
-    """What one process does about them. ``counts``: the tick's, as CallsJob makes them."""
+    """The questions that one process asks."""
 
     def __init__(
         self,
-        db: Database,
+        context: JobContext,
+        accounts: CallingAccounts,
         claims: CallClaims,
-        lines: CallingAccounts,
-        lanes: CallRequests,
-        clock: Callable[[], datetime],
+        requests: CallRequests,
+        reporter: CallReporter,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counts: dict[str, int] = {}
-        self._db = db
-        self._sql = queries("calls")
+        self._context = context
+        self._db = context.database
+        self._accounts = accounts
         self._claims = claims
-        self._lines = lines
-        self._lanes = lanes
-        self._clock = clock
-        self._silent: dict[str, float] = {}  # tenant -> time.monotonic() when its calls may be checked again
+        self._requests = requests
+        self._reporter = reporter
+        self._monotonic = monotonic
+        self._sql = queries("calls")
+        self._skip_until: dict[str, float] = {}  # tenant -> monotonic() when its calls may be checked again
 
-    def resolve(self, now: datetime, may_claim: Callable[[], bool]) -> None:
-        """Asks Twilio about calls of which nobody knows whether they were placed."""
-        self._claims.doubt_orphans(self._lanes.keys)
-        for item in self._claims.stuck(now):
-            self._adopt(item)
-        while may_claim() and self._lanes.free:
-            claims = self._claims.take_doubtful(self._clock(), self._lanes.free, self._lanes.keys)
-            if not claims:
+    def ask_about_unconfirmed(self, now: datetime) -> None:
+        """Asks whether unconfirmed calls were placed, and settles them by the answers."""
+        self._claims.mark_orphans_unconfirmed(self._requests.keys)
+        for stuck in self._claims.stuck_calls(now):
+            self._adopt(stuck)
+        while self._context.may_continue and self._requests.free:
+            taken = self._claims.take_unconfirmed(self._context.clock(), self._requests.free, self._requests.keys)
+            if not taken:
                 return
-            for claim in claims:
+            for claim in taken:
                 self._ask(claim)
-            self._lanes.finish()
+            self._requests.finish()
 
-    def _adopt(self, item: Row) -> None:
+    def check_stale(self, now: datetime) -> None:
+        """Asks for the status of calls whose webhook was lost, so that they do not keep a slot for ever."""
+        before = -1
+        while self._context.may_continue and self._requests.free and before < self._progress():
+            before = self._progress()
+            rows = self._db.all(
+                self._sql["stale_calls"], now=now, skipped_tenants=self._skipped(), size=self._requests.free
+            )
+            for row in rows:
+                self._check(StaleCall(**row))
+            self._requests.finish()
+
+    def _adopt(self, stuck: StuckCall) -> None:
         try:
-            line = self._line_of(item["tenantId"])
-            number = to_e164(item["phoneNumber"], item["phoneCountryCode"])
+            account = self._account_of(stuck.call.tenant_id)
+            number = to_e164(stuck.call.phone_number, stuck.call.phone_country_code)
         except (TransportMissing, ValueError) as error:
-            count_failures(self.counts, self._claims.fail_stuck(item, str(error)))
-            return
-        self._claims.adopt(item, line, number)
+            self._claims.fail_stuck(stuck, str(error))
+        else:
+            self._claims.adopt(stuck, account.account_sid, account.from_number, number)
 
     def _ask(self, claim: ClaimedCall) -> None:
         try:
-            line = self._line_of(claim.tenant_id)
+            account = self._account_of(claim.tenant_id)
         except TransportMissing as error:
-            self._leave_in_doubt(claim, str(error))
+            self._ask_later(claim, str(error))
             return
-        if line.account_sid != claim.account_sid:
-            self._leave_in_doubt(claim, "the tenant's Twilio account is another one now")
+        if account.account_sid != claim.account_sid:
+            self._ask_later(claim, "the tenant's Twilio account has changed")
             return
         since = (claim.claimed_at - timedelta(seconds=CLOCK_SKEW_SECONDS)).replace(tzinfo=UTC)
-        question = partial(line.provider.placed_since, claim.to_number, claim.from_number, since)
-        self._lanes.submit(claim.id, question, partial(self._settle_doubt, claim))
+        question = partial(account.provider.placed_since, claim.to_number, claim.from_number, since)
+        self._requests.submit(claim.id, question, partial(self._settle_question, claim))
 
-    def _settle_doubt(self, claim: ClaimedCall, lane: Future[list[PlacedCall]]) -> None:
-        if lane.cancelled():
+    def _settle_question(self, claim: ClaimedCall, request: Future[list[PlacedCall]]) -> None:
+        if request.cancelled():
             return  # asked again when its time comes
-        self.counts["asked"] += 1
+        self._reporter.counts.asked += 1
         try:
-            calls = self._claims.possible_of(claim, lane.result())
+            calls = self._claims.possible_calls(claim, request.result())
         except SendError as error:
-            self._leave_in_doubt(claim, str(error))
+            self._ask_later(claim, str(error))
             return
         if calls:
-            self.counts["placed"] += self._claims.book(claim, calls[-1])
-        elif claim.reason is None:  # its worker died: no fault of the call
-            self._claims.put_back(claim)
-            self.counts["put_back"] += 1
+            self._claims.book(claim, calls[-1])
+        elif claim.reason is None:  # its process died, which is no fault of the call
+            self._claims.release(claim)
         else:
-            status = self._claims.fail(claim, SendError(f"Twilio knows of no call: {claim.reason}"))
-            count_failures(self.counts, [status])
+            self._claims.fail(claim, SendError(f"Twilio knows of no call: {claim.reason}"))
 
-    def _leave_in_doubt(self, claim: ClaimedCall, reason: str) -> None:
+    def _ask_later(self, claim: ClaimedCall, reason: str) -> None:
+        """Twilio could not be asked: it is asked again later, until the call is given up."""
         asked = claim.asked + 1
-        if asked >= LEAST_QUESTIONS and (self._clock() - claim.claimed_at).total_seconds() > DOUBT_SECONDS:
-            count_failures(self.counts, [self._claims.give_up(claim, reason)])
+        age_seconds = (self._context.clock() - claim.claimed_at).total_seconds()
+        if asked >= LEAST_QUESTIONS and age_seconds > GIVE_UP_SECONDS:
+            self._claims.give_up(claim, reason)
             return
-        self._claims.doubt(claim, claim.reason, asked=asked)
-        self._lines.complain(claim.tenant_id, f"Twilio cannot be asked about a call: {reason}")
+        self._claims.mark_unconfirmed(claim, claim.reason, asked=asked)
+        self._accounts.report_problem(claim.tenant_id, f"Twilio cannot be asked about a call: {reason}")
 
-    def check_stale(self, now: datetime, may_claim: Callable[[], bool]) -> None:
-        """Asks Twilio about calls whose webhook was lost, so that they do not keep a slot for ever."""
-        known = -1  # how much was found out before
-        while may_claim() and self._lanes.free and known < self.counts["checked"] + len(self._silent):
-            known = self.counts["checked"] + len(self._silent)
-            for row in self._db.all(self._sql["stale"], now=now, silent=self._silenced(), size=self._lanes.free):
-                self._check(row)
-            self._lanes.finish()
+    def _progress(self) -> int:
+        """Grows with each call that was checked, and with each tenant that has to be skipped."""
+        return self._reporter.counts.checked + len(self._skip_until)
 
-    def _silenced(self) -> list[str]:
-        self._silent = {tenant_id: until for tenant_id, until in self._silent.items() if until > time.monotonic()}
-        return list(self._silent)
+    def _skipped(self) -> list[str]:
+        now = self._monotonic()
+        self._skip_until = {tenant_id: until for tenant_id, until in self._skip_until.items() if until > now}
+        return list(self._skip_until)
 
-    def _check(self, row: Row) -> None:
+    def _skip(self, tenant_id: str) -> None:
+        self._skip_until[tenant_id] = self._monotonic() + SKIP_SECONDS
+
+    def _check(self, call: StaleCall) -> None:
         try:
-            line = self._line_of(row["tenant_id"])
+            account = self._account_of(call.tenant_id)
         except TransportMissing:
-            self._silent[row["tenant_id"]] = time.monotonic() + SILENT_SECONDS
+            self._skip(call.tenant_id)
             return
-        if row["id"] not in self._lanes.keys:
-            request = partial(line.provider.status, row["sid"])
-            self._lanes.submit(row["id"], request, partial(self._settle_check, row))
+        if call.id not in self._requests.keys:
+            request = partial(account.provider.status, call.sid)
+            self._requests.submit(call.id, request, partial(self._settle_check, call))
 
-    def _settle_check(self, row: Row, lane: Future[str | None]) -> None:
-        if lane.cancelled():
+    def _settle_check(self, call: StaleCall, request: Future[str | None]) -> None:
+        if request.cancelled():
             return
         try:
-            status = lane.result() or "failed"  # Twilio has no such call
+            answer = request.result() or "failed"  # Twilio has no such call
         except SendError as error:
-            log.warning("a call cannot be checked", {"tenant": row["tenant_id"], "reason": error})
-            self._silent[row["tenant_id"]] = time.monotonic() + SILENT_SECONDS
+            log.warning("a call's status cannot be checked", {"tenant": call.tenant_id, "reason": error})
+            self._skip(call.tenant_id)
             return
-        status = known_status(status, row["status"])
-        self._db.all(self._sql["refresh"], id=row["id"], status=status, old_status=row["status"], now=self._clock())
-        log.info("call checked, its webhook was lost", {"sid": row["sid"], "tenant": row["tenant_id"], "is": status})
-        self.counts["checked"] += 1
+        status = crm_status(answer, otherwise=call.status)
+        self._db.execute(
+            self._sql["refresh_status"], id=call.id, status=status, old_status=call.status, now=self._context.clock()
+        )
+        log.info("call checked, its webhook was lost", {"sid": call.sid, "tenant": call.tenant_id, "is": status})
+        self._reporter.counts.checked += 1
 
-    def _line_of(self, tenant_id: str) -> TwilioAccount:
+    def _account_of(self, tenant_id: str) -> TwilioAccount:
         """Raises TransportMissing."""
-        row = self._db.one(self._sql["line"], tenant_id=tenant_id)
+        row = self._db.one(self._sql["call_settings"], tenant_id=tenant_id)
         if row is None:
             raise TransportMissing("Twilio is not configured: the tenant has no call settings")
-        return self._lines.line(row)
+        return self._accounts.account(CallSettings.from_row(row))

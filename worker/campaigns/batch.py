@@ -1,29 +1,16 @@
-"""A batch on its way: who is in it, what became of each, and when it has to stop."""
+"""A claimed batch: who is in it, what became of each message, and whether it may go on."""
 
-from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
-from typing import Any
+import threading
+from dataclasses import dataclass
+from enum import IntEnum
 
-from worker.campaigns.journal import Entry, Journal
+from worker.campaigns.campaign import Campaign
+from worker.campaigns.journal import Journal
 from worker.campaigns.transport import Transport
-from worker.errors import (
-    AccountRejected,
-    CampaignRejected,
-    RecipientDeferred,
-    RecipientOptedOut,
-    RecipientRefused,
-    RetryLater,
-    SendError,
-    Unconfirmed,
-)
-from worker.messages import Accepted
-from worker.runtime.db import Row
+from worker.errors import AccountRejected, CampaignRejected
+from worker.sending.outcomes import Outcome, OutcomeKind
 
-LONGEST_REASON = 300  # characters
-DEFERRALS_BEFORE_BACKOFF = 5  # messages put off in a row before the whole campaign is held
+DEFERRALS_BEFORE_BACKOFF = 5  # messages deferred in a row before the whole campaign backs off
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,116 +25,151 @@ class Recipient:
     opted_out: str | None = None  # why this address may never be written to again
 
 
-class Kind(StrEnum):
-    """What became of one recipient of a batch."""
+class BatchState(IntEnum):
+    """Only SENDING lets a message leave. A batch moves down this list, never up."""
 
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    OPTED_OUT = "opted out"
-    DEFERRED = "put off"
-    RECIPIENT_DEFERRED = "put off alone"  # for a reason that says nothing about others
-    UNCONFIRMED = "unconfirmed"
-    NOT_SENT = "untouched"
+    SENDING = 0
+    STOPPED = 1  # by a signal, an error, or because the campaign's other batch was stopped by the provider
+    LEASE_LOST = 2  # this process was frozen for so long that another one may have taken the batch over
+    BACKING_OFF = 3  # the provider defers everything, or the account's pace is used up for long
+    REJECTED = 4  # the provider refuses the campaign or the account
 
 
-# what an error makes of its recipient; the most special first
-KINDS: tuple[tuple[type[SendError], Kind], ...] = (
-    (RecipientDeferred, Kind.RECIPIENT_DEFERRED),
-    (RetryLater, Kind.DEFERRED),
-    (RecipientOptedOut, Kind.OPTED_OUT),
-    (RecipientRefused, Kind.REFUSED),
-    (CampaignRejected, Kind.NOT_SENT),
-    (AccountRejected, Kind.NOT_SENT),
-    (Unconfirmed, Kind.UNCONFIRMED),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    kind: Kind
-    at: datetime
-    reason: str | None = None
-    delay_seconds: float | None = None
-    accepted: Accepted | None = None
-
-    def as_entry(self) -> list[Any]:
-        """For the journal."""
-        reason = self.reason and self.reason[:LONGEST_REASON]
-        ids = self.accepted
-        kept = ids and [ids.message_id, ids.gmail_message_id, ids.gmail_thread_id]
-        return [self.kind, self.at.isoformat(), reason, self.delay_seconds, kept]
-
-    @classmethod
-    def from_entry(cls, entry: Entry, now: datetime) -> "Outcome":
-        """From the journal: no entry means that the answer never came."""
-        if entry is None:
-            return cls(Kind.UNCONFIRMED, now, reason="the worker was stopped while the message was on the wire")
-        kind, at, reason, delay_seconds, ids = entry
-        return cls(Kind(kind), datetime.fromisoformat(at), reason, delay_seconds, Accepted(*ids) if ids else None)
-
-
-@dataclass(eq=False)
 class Batch:
-    """A claimed batch on its way out. Threads take from ``ready``, write ``outcomes``, and may halt the batch."""
+    """Only the methods of this class change its state and its outcomes; any thread may call them.
 
-    id: str
-    holder: str
-    transport: Transport
-    recipients: list[Recipient]
-    journal: Journal
-    lease_until: float  # by time.clock_gettime(CLOCK_BOOTTIME); after it another machine may have taken over
-    waiting: deque[Recipient] = field(default_factory=deque)  # for a token
-    ready: deque[Recipient] = field(default_factory=deque)  # for a lane
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    lanes: set[Future[float | None]] = field(default_factory=set)
-    put_off_in_a_row: int = 0
-    token_at: float = 0.0  # time.monotonic() before which asking for a token is in vain
-    hold_seconds: float | None = None  # the provider wants the whole campaign to wait
-    held: bool = False
-    halted: bool = False
-    rejected: CampaignRejected | AccountRejected | None = None
-    may_ask: bool = True  # the provider, about messages without an answer
+    ``lease_until``: by ``boot_seconds``; after it another machine may have taken the batch over.
+    ``same_account``: whether its messages leave, or left, through the account of ``transport``.
+    """
 
-    def __post_init__(self) -> None:
-        self.waiting.extend(self.recipients)
+    def __init__(
+        self,
+        batch_id: str,
+        holder: str,
+        campaign: Campaign,
+        transport: Transport,
+        recipients: list[Recipient],
+        journal: Journal,
+        *,
+        lease_until: float = 0.0,
+        same_account: bool = True,
+    ) -> None:
+        self.id = batch_id
+        self.holder = holder
+        self.campaign = campaign
+        self.transport = transport
+        self.recipients = recipients
+        self.journal = journal
+        self.lease_until = lease_until
+        self._changing = threading.Lock()  # guards all that follows
+        self._can_ask = same_account and transport.can_be_asked
+        self._outcomes: dict[str, Outcome] = {}
+        self._state = BatchState.SENDING
+        self._sending = True  # asked before every message
+        self._reason = ""
+        self._rejection: CampaignRejected | AccountRejected | None = None
+        self._deferrals_in_a_row = 0
+        self._longest_delay_seconds: float | None = None
 
     @property
-    def campaign(self) -> Row:
-        """The campaign it is a part of, as it was when the batch was claimed."""
-        return self.transport.campaign
+    def state(self) -> BatchState:
+        return self._state
 
     @property
-    def done(self) -> bool:
-        return not self.lanes and (self.halted or not (self.waiting or self.ready))
+    def sending(self) -> bool:
+        """Whether further messages may leave."""
+        return self._sending
 
-    def halt(self) -> None:
-        """Lets nobody else through; what is in a lane finishes."""
-        self.halted = True
+    @property
+    def stopped_by_provider(self) -> bool:
+        """Whether the campaign's other batches have to stop, too."""
+        return self._state in (BatchState.BACKING_OFF, BatchState.REJECTED)
 
-    def take_back(self) -> None:
-        """Takes from the lanes, one by one, who is not in one yet: from here on no lane finds anybody."""
-        self.halt()
-        while self.ready:
-            try:
-                self.waiting.append(self.ready.popleft())
-            except IndexError:
-                return  # a lane took the last one
+    @property
+    def reason(self) -> str:
+        """Why it does not go on, in the provider's words where it has any."""
+        return self._reason
 
-    def in_lanes(self) -> list[Recipient]:
-        """Who is in a lane without an outcome, after ``take_back``."""
-        left = {recipient.id for recipient in self.waiting} | self.outcomes.keys()
-        return [recipient for recipient in self.recipients if recipient.id not in left]
+    @property
+    def rejection(self) -> CampaignRejected | AccountRejected | None:
+        """What the provider refused, if the batch is REJECTED."""
+        return self._rejection
+
+    @property
+    def delay_seconds(self) -> float | None:
+        """The longest pause that the provider or the account's pace asked for."""
+        return self._longest_delay_seconds
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether the provider can be asked if it has a message of this batch."""
+        return self._can_ask
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """The outcomes so far by recipient id: a copy."""
+        with self._changing:
+            return self._outcomes.copy()
 
     def record(self, recipient: Recipient, outcome: Outcome) -> None:
-        self.outcomes[recipient.id] = outcome
-        if outcome.kind is Kind.RECIPIENT_DEFERRED:
-            return
-        if outcome.kind not in (Kind.DEFERRED, Kind.UNCONFIRMED):  # a provider that never answers is put off too
-            self.put_off_in_a_row = 0
-            return
-        self.put_off_in_a_row += 1
+        """What became of a message that was just sent. After a handful of deferrals in a row the batch backs off.
+
+        A message without an answer counts as deferred; a deferral that concerns only its recipient does not.
+        """
+        with self._changing:
+            self._outcomes[recipient.id] = outcome
+            if outcome.accepted:
+                self._deferrals_in_a_row = 0
+            elif outcome.kind in (OutcomeKind.DEFERRED, OutcomeKind.UNCONFIRMED):
+                self._count_deferral(outcome)
+            elif outcome.kind is not OutcomeKind.RECIPIENT_DEFERRED:
+                self._deferrals_in_a_row = 0
+
+    def set_outcome(self, recipient_id: str, outcome: Outcome) -> None:
+        """What became of an earlier message: it says nothing about the provider now."""
+        with self._changing:
+            self._outcomes[recipient_id] = outcome
+
+    def set_missing_outcome(self, recipient_id: str, outcome: Outcome) -> None:
+        """As ``set_outcome``, unless the answer came meanwhile."""
+        with self._changing:
+            self._outcomes.setdefault(recipient_id, outcome)
+
+    def stop(self) -> None:
+        with self._changing:
+            self._enter(BatchState.STOPPED, "")
+
+    def renew_lease(self, lease_until: float) -> None:
+        with self._changing:
+            self.lease_until = lease_until
+
+    def lose_lease(self) -> None:
+        with self._changing:
+            self._enter(BatchState.LEASE_LOST, "the worker was frozen")
+
+    def back_off(self, delay_seconds: float, reason: str) -> None:
+        with self._changing:
+            self._longest_delay_seconds = delay_seconds
+            self._enter(BatchState.BACKING_OFF, reason)
+
+    def reject(self, rejection: CampaignRejected | AccountRejected) -> None:
+        with self._changing:
+            self._rejection, self._reason = rejection, str(rejection)
+            self._enter(BatchState.REJECTED, self._reason)
+
+    def stop_asking(self) -> None:
+        """The provider does not answer questions about messages of this batch."""
+        with self._changing:
+            self._can_ask = False
+
+    def _count_deferral(self, outcome: Outcome) -> None:
+        self._deferrals_in_a_row += 1
         if outcome.delay_seconds is not None:
-            self.hold_seconds = max(self.hold_seconds or 0.0, outcome.delay_seconds)
-        if self.put_off_in_a_row >= DEFERRALS_BEFORE_BACKOFF:
-            self.held = True
-            self.halt()
+            self._longest_delay_seconds = max(self._longest_delay_seconds or 0.0, outcome.delay_seconds)
+        if self._deferrals_in_a_row >= DEFERRALS_BEFORE_BACKOFF:
+            self._enter(BatchState.BACKING_OFF, outcome.reason or "")
+
+    def _enter(self, state: BatchState, reason: str) -> None:
+        self._sending = False
+        if state > self._state:
+            self._state, self._reason = state, reason

@@ -1,200 +1,203 @@
-"""Sends claimed batches over a fixed number of connections, several campaigns side by side.
+"""Sends claimed batches through a fixed number of threads, several campaigns side by side.
 
-A batch is given tokens by its sender's pace; each token lets one recipient through to the lanes, as many
-threads as there are connections. A lane writes the journal, hands the message to the provider, writes the
-journal again. Nothing here touches the database: the job's main thread claims before and settles after.
+A batch is given tokens by the pace of its account; each token lets one recipient through to the threads, each of
+which has a connection of its own. A thread writes the journal, hands the message to the provider, and writes the
+journal again. Nothing here uses the database: the job's main thread claims before and settles after.
 """
 
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from datetime import datetime
+from functools import partial
 
-from worker.campaigns.batch import KINDS, Batch, Kind, Outcome, Recipient
-from worker.errors import AccountRejected, CampaignRejected, RetryLater, SendError
+from worker.campaigns.batch import Batch, Recipient
+from worker.campaigns.batch_queue import BatchQueue
+from worker.errors import AccountRejected, CampaignRejected, SendError
+from worker.runtime.clock import boot_seconds
+from worker.sending.outcomes import Outcome, OutcomeKind, failed
+from worker.sending.requests import RequestThreads
 
-LONG_WAIT_SECONDS = 5.0  # for a token; rather than hold a claim that long, the batch is put back
-# What a message takes of the interpreter. Threads that do not wait for their provider longer than
-# that only fight over the interpreter's lock: with a server on this machine, 8 take a tenth more CPU time than the 3
-# that suffice.
+LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
+# How long a message keeps the interpreter busy. Threads that wait for their provider no longer than that only compete
+# for the interpreter's lock: with a server on this machine, 8 take a tenth more CPU time than the 3 that suffice.
 INTERPRETER_SECONDS = 0.0001
-POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are in flight
+POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are on the wire
 
 
 class Dispatcher:
-    """The lanes of one job process."""
+    """The batches that one process sends. ``threads`` are shared by all of them."""
 
-    def __init__(self, concurrency: int, clock: Callable[[], datetime]) -> None:
-        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="lane")
-        self._concurrency = concurrency
-        self._useful: dict[type, int] = {}  # how many lanes a batch opens, for each kind of provider
+    def __init__(self, threads: RequestThreads[BatchQueue, float | None], clock: Callable[[], datetime]) -> None:
+        self._threads = threads
         self._clock = clock
-        self.open: list[Batch] = []
-        self._abandoned: list[Batch] = []
-        self._drained_early = False
+        self._useful: dict[type, int] = {}  # how many threads a batch gets, for each kind of provider
+        self._queues: list[BatchQueue] = []
+        self._abandoned: list[BatchQueue] = []
+
+    @property
+    def open(self) -> list[Batch]:
+        """The batches that are not settled."""
+        return [queue.batch for queue in self._queues]
 
     def add(self, batch: Batch) -> None:
-        self.open.append(batch)
-        self._let_through(batch)
+        queue = BatchQueue(batch)
+        self._queues.append(queue)
+        self._let_through(queue)
 
     def number_open(self, campaign_id: str) -> int:
-        """How many batches of a campaign are on their way."""
-        return sum(batch.campaign["id"] == campaign_id for batch in self.open)
+        """How many batches of a campaign are not settled."""
+        return sum(batch.campaign.id == campaign_id for batch in self.open)
 
-    def halt(self, campaign_id: str | None = None) -> None:
-        """Lets nobody else through, of one campaign or of all; who is not in a lane is put back."""
+    def stop(self, campaign_id: str | None = None) -> None:
+        """Stops the batches of one campaign, or of all: messages that are on the wire finish, no other leaves."""
         for batch in self.open:
-            if campaign_id in (None, batch.campaign["id"]):
-                batch.halt()
+            if campaign_id in (None, batch.campaign.id):
+                batch.stop()
 
     def finished(self) -> list[Batch]:
-        """Waits a moment and returns the batches in which every recipient has an outcome or was put back.
+        """Waits a moment and returns the batches that no thread works on any more.
 
-        Raises what a lane died of; the caller then closes the journals, and the batches are recovered from them.
+        Raises the error of a thread that ended with one; the caller then abandons all batches, which are recovered
+        from their journals.
         """
-        flying = [lane for batch in self.open for lane in batch.lanes]
-        if flying:
-            pause = self._pause()
-            if not wait(flying, timeout=pause, return_when=FIRST_COMPLETED).done and pause == POLL_SECONDS:
-                self._useful.clear()  # a slow provider, or messages that hang: each lane is worth having
-        elif self.open and not any(batch.done for batch in self.open):
-            time.sleep(self._pause())
-        for batch in self.open:
-            for lane in [lane for lane in batch.lanes if lane.done()]:
-                batch.lanes.discard(lane)
-                self._fit(batch, lane.result())
-            self._let_through(batch)
-        return [batch for batch in self.open if batch.done]
+        pause = self._pause()
+        if any(queue.threads for queue in self._queues):
+            if not self._threads.wait(pause) and pause == POLL_SECONDS:
+                self._useful.clear()  # a slow provider, or messages that hang: every thread is worth having
+        elif self._queues and not any(queue.done for queue in self._queues):
+            time.sleep(pause)
+        for queue, request in self._collect():
+            if queue in self._queues:
+                self._adjust_threads(queue, request.result())
+        for queue in self._queues:
+            self._let_through(queue)
+        return [queue.batch for queue in self._queues if queue.done]
 
     def forget(self, batch: Batch) -> None:
-        """It is settled. Until then it stays open: if a settlement fails, all of them are abandoned."""
-        self.open.remove(batch)
+        """It is settled. Until then it stays open: if a settlement fails, all batches are abandoned."""
+        self._queues = [queue for queue in self._queues if queue.batch is not batch]
 
     def drain(self, grace_seconds: float) -> list[Batch]:
-        """All batches, after at most so long; messages still on the wire then count as unconfirmed."""
-        self.halt()
-        wait([lane for batch in self.open for lane in batch.lanes], timeout=grace_seconds)
-        self._drained_early = any(not lane.done() for batch in self.open for lane in batch.lanes)
-        for batch in self.open:
-            batch.take_back()
-            for recipient in batch.in_lanes():
+        """All batches, after at most so long; messages that are still on the wire then count as unconfirmed."""
+        self.stop()
+        self._threads.wait(grace_seconds, for_all=True, owners=self._queues)
+        self._collect()
+        for queue in self._queues:
+            for recipient in queue.unanswered():
                 reason = "the worker was stopped before the provider answered"
-                # a lane that has its answer just now wins
-                batch.outcomes.setdefault(recipient.id, Outcome(Kind.UNCONFIRMED, self._clock(), reason))
-        return list(self.open)
+                unconfirmed = Outcome(OutcomeKind.UNCONFIRMED, self._clock(), reason)
+                queue.batch.set_missing_outcome(recipient.id, unconfirmed)
+        return self.open
 
     def abandon(self) -> None:
-        """After an error: nobody else is let through, and what was sent is settled from the journals later."""
-        self.halt()
-        self._abandoned += self.open
-        self.open = []
+        """After an error: no further message leaves, and what was sent is settled from the journals later."""
+        self.stop()
+        self._abandoned += self._queues
+        self._queues = []
         self.reap()
 
     def reap(self) -> None:
         """Frees the journals of abandoned batches whose last message has its answer."""
-        for batch in self._abandoned:
-            if all(lane.done() for lane in batch.lanes):
-                batch.journal.close()
-        self._abandoned = [batch for batch in self._abandoned if not all(lane.done() for lane in batch.lanes)]
+        self._collect()
+        for queue in self._abandoned:
+            if not queue.threads:
+                queue.batch.journal.close()
+        self._abandoned = [queue for queue in self._abandoned if queue.threads]
 
     def close(self) -> bool:
-        """Ends the lanes; False when some of them still wait for a provider."""
+        """Ends the threads; False when some of them still wait for a provider."""
         self.reap()
-        ended = not self._abandoned and not self._drained_early
-        self._executor.shutdown(wait=ended, cancel_futures=True)
+        return self._threads.close()
+
+    def _collect(self) -> list[tuple[BatchQueue, Future[float | None]]]:
+        ended = self._threads.collect()
+        for queue, _ in ended:
+            queue.threads -= 1
         return ended
 
     def _pause(self) -> float:
-        waiting = [batch.token_at for batch in self.open if batch.waiting and not batch.halted]
+        waiting = [queue.token_at for queue in self._queues if queue.waiting and queue.batch.sending]
         until_token = min(waiting, default=float("inf"))
         return min(POLL_SECONDS, max(0.0, until_token - time.monotonic()))
 
-    def _let_through(self, batch: Batch) -> None:
-        """Moves recipients from waiting to ready, as many as the sender's pace allows, and opens lanes for them."""
-        if batch.halted:
+    def _let_through(self, queue: BatchQueue) -> None:
+        """Lets through as many recipients as the account's pace allows, and gives them threads."""
+        if not queue.batch.sending:
             return
-        if batch.waiting and time.monotonic() >= batch.token_at:
-            for _ in range(self._granted(batch)):
-                batch.ready.append(batch.waiting.popleft())
-        useful = self._useful.get(type(batch.transport.provider), self._concurrency)
-        # a lane that has just found nobody still counts: whoever became ready since gets one at the next look
-        for _ in range(min(useful - len(batch.lanes), self._share() - len(batch.lanes), len(batch.ready))):
-            batch.lanes.add(self._executor.submit(self._lane, batch))
+        if queue.waiting and time.monotonic() >= queue.token_at:
+            queue.let_through(self._granted(queue))
+        useful = self._useful.get(type(queue.batch.transport.provider), self._threads.size)
+        # a thread that has just found nothing ready still counts: what became ready since gets one at the next look
+        for _ in range(min(min(useful, self._share()) - queue.threads, queue.ready)):
+            queue.threads += 1
+            self._threads.submit(queue, partial(self._send_ready, queue))
 
     def _share(self) -> int:
-        """How many lanes a batch may have beside the others."""
-        return max(1, self._concurrency // max(1, len(self.open)))
+        """How many threads a batch may have beside the others."""
+        return max(1, self._threads.size // max(1, len(self._queues)))
 
-    def _granted(self, batch: Batch) -> int:
-        """How many may be let through now; a sender that has to be silent for long holds the campaign."""
-        pace = batch.transport.pace
+    def _granted(self, queue: BatchQueue) -> int:
+        """How many recipients may be let through now. A batch whose account has no token for long backs off."""
+        pace = queue.batch.transport.pace
         if pace is None:
-            return len(batch.waiting)
-        granted, wait_seconds = pace.take(len(batch.waiting))
-        batch.token_at = time.monotonic() + wait_seconds
+            return queue.waiting
+        granted, wait_seconds = pace.take(queue.waiting)
+        queue.token_at = time.monotonic() + wait_seconds
         if not granted and wait_seconds > LONG_WAIT_SECONDS:
-            batch.held, batch.hold_seconds = True, wait_seconds
-            batch.halt()
+            queue.batch.back_off(wait_seconds, "the account's pace")
         return granted
 
-    def _fit(self, batch: Batch, seconds: float | None) -> None:
-        """One lane more or fewer next time, by the seconds that a message took this one.
+    def _adjust_threads(self, queue: BatchQueue, seconds: float | None) -> None:
+        """One thread more or fewer next time, by the seconds that a message took this time.
 
-        With n lanes a message is through every seconds / n; one more lane is worth it while that is longer
-        than n times what a message takes of the interpreter.
+        With n threads a message ends every seconds / n. One more thread is worth it while that is longer than n
+        messages keep the interpreter busy.
         """
         if seconds is None:
             return
-        kind = type(batch.transport.provider)
-        lanes = self._useful.get(kind, self._concurrency)
-        if seconds > lanes * lanes * INTERPRETER_SECONDS:
-            lanes = min(lanes + 1, self._concurrency)
-        elif seconds < (lanes - 1) * (lanes - 1) * INTERPRETER_SECONDS:
-            lanes -= 1
-        self._useful[kind] = lanes
+        provider = type(queue.batch.transport.provider)
+        useful = self._useful.get(provider, self._threads.size)
+        if seconds > useful * useful * INTERPRETER_SECONDS:
+            useful = min(useful + 1, self._threads.size)
+        elif seconds < (useful - 1) * (useful - 1) * INTERPRETER_SECONDS:
+            useful -= 1
+        self._useful[provider] = useful
 
-    def _lane(self, batch: Batch) -> float | None:
-        """Sends what is ready; returns the seconds a message took, None when there was none."""
+    def _send_ready(self, queue: BatchQueue) -> float | None:
+        """In a thread: sends what is ready; returns the seconds that a message took, None when there was none."""
         began, count = time.monotonic(), 0
-        while not batch.halted:
-            try:
-                recipient = batch.ready.popleft()
-            except IndexError:
-                break
-            batch.record(recipient, self._deliver(batch, recipient))
+        while recipient := queue.take():
+            queue.batch.record(recipient, self._deliver(queue.batch, recipient))
             count += 1
-            if len(batch.lanes) > self._share():
-                break  # others came meanwhile
+            if queue.threads > self._share():
+                break  # other batches came meanwhile
         return (time.monotonic() - began) / count if count else None
 
     def _deliver(self, batch: Batch, recipient: Recipient) -> Outcome:
-        """Sends one message. Whatever happens to this process in here, the journal tells how far it came."""
+        """Sends one message. If this process dies in here, the journal says how far it got."""
         if recipient.opted_out:
-            return Outcome(Kind.REFUSED, self._clock(), reason=f"opted out: {recipient.opted_out}")
+            return Outcome(OutcomeKind.REFUSED, self._clock(), reason=f"opted out: {recipient.opted_out}")
         try:
             message = batch.transport.content.message(recipient, self._clock())
         except SendError as error:
             return self._failed(batch, error)
         except ValueError as error:
-            return Outcome(Kind.REFUSED, self._clock(), reason=str(error))
-        if time.clock_gettime(time.CLOCK_BOOTTIME) > batch.lease_until:
-            batch.halt()  # frozen too long: the batch may be somebody else's by now
-            return Outcome(Kind.NOT_SENT, self._clock())
+            return Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))
+        if boot_seconds() > batch.lease_until:
+            batch.lose_lease()
+            return Outcome(OutcomeKind.NOT_SENT, self._clock())
         batch.journal.started(recipient.id)
         try:
             accepted = batch.transport.send(message)
-            outcome = Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted)
+            outcome = Outcome(OutcomeKind.ACCEPTED, self._clock(), accepted=accepted)
         except SendError as error:
             outcome = self._failed(batch, error)
-        batch.journal.ended(recipient.id, outcome.as_entry())
+        batch.journal.ended(recipient.id, outcome)
         return outcome
 
     def _failed(self, batch: Batch, error: SendError) -> Outcome:
-        kind = next(kind for error_class, kind in KINDS if isinstance(error, error_class))
         if isinstance(error, CampaignRejected | AccountRejected):
-            batch.rejected = error
-            for each in list(self.open):  # its other half, too
-                if each.campaign["id"] == batch.campaign["id"]:
-                    each.halt()
-        delay_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
-        return Outcome(kind, self._clock(), str(error), delay_seconds)
+            batch.reject(error)
+            self.stop(batch.campaign.id)  # its other batch, too
+        return failed(error, self._clock())

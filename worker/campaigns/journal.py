@@ -2,14 +2,14 @@
 
 The database learns the outcome of a batch in one statement, after the batch. A process killed before that
 leaves its batch claimed; the journal tells its successor on the same machine which messages were
-accepted, which were on the wire, and which were never touched. The file is mapped into memory: a kill loses
+accepted, which were on the wire, and which were not started. The file is mapped into memory: a kill loses
 nothing of what was stored there, and storing takes no system call (two writes for each message, with the
 threads they wake, took a fifth of all CPU time). A machine that loses its power may lose some: then the whole batch
 counts as unconfirmed (``machine`` changes with every boot).
 
-One file a batch, made before the claim is committed and removed after its settlement is. Its writer keeps
-an flock on it, which ends with the process and not before: a successor that gets the lock knows that
-nobody will send from that batch any more, and one that does not leaves the batch alone, frozen holder or not.
+One file for each batch, created before the claim is committed and removed after its settlement is. Its writer keeps
+an flock on it, which ends with the process and not before: a successor that gets the lock knows that no other
+process will send from that batch any more, and one that does not leaves the batch alone, frozen holder or not.
 """
 
 import fcntl
@@ -18,31 +18,50 @@ import mmap
 import os
 import threading
 import time
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
 from worker.errors import SettingsError, WorkerError
-
-Entry = list[Any] | None  # None: handed over, no answer known
+from worker.messages import Accepted
+from worker.sending.outcomes import Outcome, OutcomeKind
 
 BYTES_FOR_A_RECIPIENT = 2048
-OLD_SECONDS = 3600.0  # longer than a statement of a dead process can go on in the database
+LONGEST_REASON = 300  # characters
+OLD_SECONDS = 3600.0  # longer than a statement of a dead process can run on in the database
+
+# How the file names the outcomes. Older and newer versions of the worker read them: they must not change.
+KIND_CODES: Mapping[OutcomeKind, str] = MappingProxyType(
+    {
+        OutcomeKind.ACCEPTED: "accepted",
+        OutcomeKind.REFUSED: "refused",
+        OutcomeKind.OPTED_OUT: "opted out",
+        OutcomeKind.DEFERRED: "put off",
+        OutcomeKind.RECIPIENT_DEFERRED: "put off alone",
+        OutcomeKind.UNCONFIRMED: "unconfirmed",
+        OutcomeKind.REJECTED: "untouched",  # read as NOT_SENT: the recipient is released either way
+        OutcomeKind.NOT_SENT: "untouched",
+    }
+)
+_KINDS = {code: kind for kind, code in KIND_CODES.items() if kind is not OutcomeKind.REJECTED}
 
 
 class JournalUnwritable(WorkerError):
-    """The local disk refuses the journal: nothing may be sent without it."""
+    """The local disk does not take the journal: without it nothing may be sent."""
 
 
 class JournalDirectory:
-    """The place of all journals of this machine."""
+    """The directory of all journals of this machine."""
 
     def __init__(self, state_dir: Path) -> None:
-        """Raises SettingsError when the directory cannot be made or written."""
+        """Raises SettingsError when the directory cannot be created or written to."""
         self.path = state_dir / "journals"
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.machine = f"{_boot_id()}/{self._own_id()}"
+            self.machine = f"{boot_id()}/{self._own_id()}"
         except OSError as error:
             raise SettingsError(
                 f"STATE_DIR is {str(state_dir)!r}, which cannot be used ({error.strerror}): name a directory on a "
@@ -50,7 +69,7 @@ class JournalDirectory:
             ) from error
 
     def _own_id(self) -> str:
-        """A name for this directory, made with it, so that machines with alike hosts and boots differ."""
+        """The name of this directory, which differs from machine to machine even where their host names do not."""
         path = self.path / "id"
         if not path.exists():
             draft = self.path / f"id.{uuid4()}"
@@ -67,7 +86,7 @@ class JournalDirectory:
         return path.read_text()
 
     def create(self, batch_id: str, recipients: int) -> "Journal":
-        """The journal of a new batch of at most so many recipients, locked by this process."""
+        """Creates the journal of a batch of at most so many recipients, locked by this process."""
         path = self.path / f"{batch_id}.journal"
         draft = self.path / f"{batch_id}.new"
         descriptor = -1
@@ -76,18 +95,18 @@ class JournalDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # reserved now: a disk that is full later would kill the process at a store
             os.posix_fallocate(descriptor, 0, max(1, recipients) * BYTES_FOR_A_RECIPIENT)
-            draft.rename(path)  # locked before anybody can find it
+            draft.rename(path)  # locked before another process can find it
         except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
                 draft.unlink(missing_ok=True)
             raise JournalUnwritable(
-                f"journal {path} cannot be made: {error.strerror}; make room on its disk"
+                f"journal {path} cannot be created: {error.strerror}; free some space on its disk"
             ) from error
         return Journal(path, descriptor)
 
-    def seize(self, batch_id: str) -> "Journal | None":
-        """The journal that a dead process left behind; None while its writer lives. FileNotFoundError: none."""
+    def take_over(self, batch_id: str) -> "Journal | None":
+        """Locks the journal of a dead process; None while its writer lives. Raises FileNotFoundError."""
         path = self.path / f"{batch_id}.journal"
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         try:
@@ -97,8 +116,8 @@ class JournalDirectory:
             return None
         return Journal(path, descriptor)
 
-    def left_behind(self) -> list[str]:
-        """The ids of batches whose journal is so old that their claim cannot be under way any more."""
+    def abandoned(self) -> list[str]:
+        """The ids of batches whose journal is so old that their claim cannot be in progress any more."""
         for draft in self.path.glob("*.new"):
             if _age_seconds(draft) > OLD_SECONDS:
                 draft.unlink(missing_ok=True)
@@ -119,30 +138,30 @@ class Journal:
         """To be called before the first byte of a message may leave. Raises JournalUnwritable."""
         self._append([recipient_id])
 
-    def ended(self, recipient_id: str, outcome: list[Any]) -> None:
-        """To be called with what the provider said, JSON types only."""
-        self._append([recipient_id, outcome])
+    def ended(self, recipient_id: str, outcome: Outcome) -> None:
+        """To be called with what the provider answered. Raises JournalUnwritable."""
+        self._append([recipient_id, _as_entry(outcome)])
 
-    def read(self) -> dict[str, Entry]:
-        """What was handed over: the outcome of each recipient, None where there is none."""
-        entries: dict[str, Entry] = {}
+    def read(self) -> dict[str, Outcome | None]:
+        """What was handed over: the outcome of each recipient, None where no answer is known."""
+        entries: dict[str, Outcome | None] = {}
         for line in self._file[:].split(b"\n"):
             try:
                 recipient_id, *outcome = json.loads(line.strip(b"\0"))
             except ValueError:
                 continue  # what a writer was storing when it died; the line that says 'started' stands before it
-            entries[recipient_id] = outcome[0] if outcome else None
+            entries[recipient_id] = _from_entry(outcome[0]) if outcome else None
         return entries
 
     def close(self) -> None:
-        """Gives up the lock and leaves the file to whoever settles the batch."""
+        """Releases the lock and leaves the file to the process that settles the batch."""
         if self._descriptor >= 0:
             self._file.close()
             os.close(self._descriptor)
             self._descriptor = -1
 
     def remove(self) -> None:
-        """The batch is settled: nobody needs the file any more."""
+        """To be called when the batch is settled."""
         self._path.unlink(missing_ok=True)
         self.close()
 
@@ -153,8 +172,23 @@ class Journal:
             try:
                 self._file[self._end : end] = line
             except (ValueError, IndexError) as error:  # closed, or full
-                raise JournalUnwritable(f"journal {self._path} takes no more: {error}") from error
+                raise JournalUnwritable(f"journal {self._path} cannot be written: {error}") from error
             self._end = end
+
+
+def _as_entry(outcome: Outcome) -> list[Any]:
+    reason = outcome.reason and outcome.reason[:LONGEST_REASON]
+    ids = outcome.accepted
+    stored = ids and [ids.message_id, ids.gmail_message_id, ids.gmail_thread_id]
+    return [KIND_CODES[outcome.kind], outcome.at.isoformat(), reason, outcome.delay_seconds, stored]
+
+
+def _from_entry(entry: list[Any]) -> Outcome | None:
+    code, at, reason, delay_seconds, ids = entry
+    kind = _KINDS.get(code)
+    if kind is None:  # of a newer version
+        return None
+    return Outcome(kind, datetime.fromisoformat(at), reason, delay_seconds, Accepted(*ids) if ids else None)
 
 
 def _age_seconds(path: Path) -> float:
@@ -164,5 +198,6 @@ def _age_seconds(path: Path) -> float:
         return 0.0
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Changes with every boot of this machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

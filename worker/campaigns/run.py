@@ -1,44 +1,76 @@
-"""What happens to a campaign as a whole: it starts, is taken over or given up, waits, fails or ends, and who is told.
+"""A campaign as a whole: it starts, is adopted or given up, waits, fails or ends.
 
-Every change is written first; then the log and the CRM's pages hear of it.
+Every change is written to the database first; then it is logged and published to the CRM's pages.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.campaigns.batch import Batch, Kind
-from worker.campaigns.claims import SettlementResult
-from worker.runtime.db import Database, Row, is_unavailable, queries
+from worker.campaigns.batch import Batch, BatchState
+from worker.campaigns.campaign import Campaign
+from worker.campaigns.settlement import SettlementResult
+from worker.campaigns.survey import CampaignBacklog, Survey
+from worker.errors import AccountRejected
+from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.events import LiveEvents
 
 log = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 0.5  # the pages hear of one campaign's progress no more often
-LOCKED_SECONDS = 0.2  # until rows are looked at again that somebody had locked
+PROGRESS_SECONDS = 0.5  # the progress of one campaign is published no more often
+LOCKED_SECONDS = 0.2  # until rows are looked at again that another session had locked
 PREPARING_SECONDS = 1.0  # until a run is looked at again that another worker prepares
-LOOK_AGAIN_SECONDS = 10.0  # at a campaign whose last recipients another process holds
+LOOK_AGAIN_SECONDS = 10.0  # until a campaign is looked at again whose last recipients another process holds
 REFUSED_SECONDS = 300.0  # how long a campaign waits whose rows the database refused
-WAIT_LIMIT_SECONDS = 60.0  # how long a campaign that has nobody to send to now is left unlooked at
+WAIT_LIMIT_SECONDS = 60.0  # the longest time until a campaign is looked at again that has no recipient to claim now
+
+
+@dataclass(frozen=True, slots=True)
+class RemainingWork:
+    """The row of the statement ``remaining``: why a run does not end, though nothing could be claimed."""
+
+    next_retry: datetime | None
+    claimed_elsewhere: bool
+    next_ask: datetime | None
+    ahead: bool  # recipients that could not be claimed: their rows are locked
+    behind: bool  # recipients that were added or set back meanwhile
 
 
 class CampaignRuns:
-    """The running campaigns of the worker."""
+    """The campaigns that the worker sends."""
 
     def __init__(self, db: Database, events: LiveEvents, clock: Callable[[], datetime]) -> None:
         self._db = db
         self._events = events
         self._clock = clock
         self._sql = queries("campaign")
-        self._told_at: dict[str, float] = {}  # time.monotonic() of the last progress event
+        self._published_at: dict[str, float] = {}  # time.monotonic() of the last progress event
+
+    def survey(self) -> Survey:
+        [row] = self._db.all(self._sql["survey"])
+        return Survey(**row)
+
+    def backlog(self) -> CampaignBacklog:
+        [row] = self._db.all(self._sql["backlog"], now=self._clock())
+        return CampaignBacklog(**row)
+
+    def ready(self, busy: Iterable[str]) -> list[str]:
+        """The ids of campaigns that may send a batch now, the longest waiting first, without those that are busy."""
+        return [row["id"] for row in self._db.all(self._sql["ready"], now=self._clock(), busy=list(busy))]
+
+    def find(self, campaign_id: str) -> Campaign | None:
+        """The campaign as it is now; None when it was deleted."""
+        row = self._db.one(self._sql["campaign"], campaign_id=campaign_id)
+        return Campaign.from_row(row) if row else None
 
     def start_due(self, now: datetime) -> int:
         """Starts the campaigns whose time has come and returns how many."""
-        started = self._db.all(self._sql["start_due"], now=now)
+        started = self._db.execute(self._sql["start_due"], now=now)
         for row in started:
             log.info(
                 "campaign started",
@@ -48,66 +80,40 @@ class CampaignRuns:
         return len(started)
 
     def disown(self) -> None:
-        """Gives up the runs that are no longer the worker's."""
-        for row in self._db.all(self._sql["disown"]):
-            self._told_at.pop(row["id"], None)
+        """Gives up the runs that are not the worker's any more."""
+        for row in self._db.execute(self._sql["disown"]):
+            self._published_at.pop(row["id"], None)
             log.info("campaign given up: paused, stopped or resumed in the CRM", {"campaign": row["id"]})
 
     def adopt(self, now: datetime, after_seconds: float) -> int:
-        """Takes over running campaigns that nobody has touched for so long, and returns how many."""
-        adopted = self._db.all(self._sql["adopt"], now=now, quiet_seconds=after_seconds)
+        """Takes over running campaigns in which nothing has changed for so long, and returns how many."""
+        adopted = self._db.execute(self._sql["adopt"], now=now, quiet_seconds=after_seconds)
         for row in adopted:
-            log.info("campaign adopted: nobody was sending it", {"campaign": row["id"]})
+            log.info("campaign adopted: no process was sending it", {"campaign": row["id"]})
         return len(adopted)
 
-    def progress(self, campaign: Row, settled: SettlementResult) -> None:
-        """After a batch: one DEBUG line, and now and then an event for the user's page."""
-        counts = settled.campaign
-        if counts is None:
-            return
-        log.debug("batch settled", {"campaign": campaign["id"], "sent": settled.sent, "failed": settled.failed})
-        now = time.monotonic()
-        if now - self._told_at.get(campaign["id"], -PROGRESS_SECONDS) >= PROGRESS_SECONDS:
-            self._told_at[campaign["id"]] = now
-            self._tell(campaign["userId"], "campaign:progress", {"campaignId": campaign["id"], **counts})
-
-    def held(self, campaign: Row, batch: Batch) -> None:
-        """The provider put off a handful of messages in a row: the campaign waits as a whole."""
-        reason = next((each.reason for each in batch.outcomes.values() if each.kind is Kind.DEFERRED), "its pace")
-        log.warning(
-            "campaign waits: the provider puts its messages off",
-            {"campaign": campaign["id"], "reason": reason},
-        )
+    def follow_up(self, batch: Batch, settled: SettlementResult) -> None:
+        """What a settled batch means for its campaign: progress, a backoff, or the end."""
+        self._publish_progress(batch.campaign, settled)
+        if batch.state is BatchState.REJECTED:
+            self._fail_rejected(batch)
+        elif batch.state is BatchState.BACKING_OFF:
+            batch.transport.back_off(batch.delay_seconds)
+            which = {"campaign": batch.campaign.id, "reason": batch.reason}
+            log.warning("campaign waits: the provider defers its messages", which)
 
     def fail(self, campaign_ids: list[str], reason: str) -> None:
         """Ends runs that cannot go on; their recipients stay pending."""
-        for row in self._db.all(self._sql["fail"], campaign_ids=campaign_ids, reason=reason, now=self._clock()):
-            self._told_at.pop(row["id"], None)
+        for row in self._db.execute(self._sql["fail"], campaign_ids=campaign_ids, reason=reason, now=self._clock()):
+            self._published_at.pop(row["id"], None)
             log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})
-            self._tell(row["userId"], "campaign:failed", {"campaignId": row["id"], "error": reason})
-
-    def fail_account(self, batch: Batch, reason: str) -> None:
-        """Ends all runs that send through the account that was refused: a user's Gmail, a tenant's WhatsApp.
-
-        SMTP_URL is the operator's: each campaign finds out by itself whether it works again.
-        """
-        campaign, gmail = batch.campaign, batch.transport.gmail
-        if campaign["channel"] == "email" and gmail is None:
-            self.fail([campaign["id"]], reason)
-            return
-        rows = self._db.all(
-            self._sql["account_runs"],
-            tenant_id=campaign["tenantId"],
-            channel=campaign["channel"],
-            user_id=gmail and gmail.user_id,
-        )
-        self.fail([row["id"] for row in rows], reason)
+            self._publish(row["userId"], "campaign:failed", {"campaignId": row["id"], "error": reason})
 
     @contextmanager
     def contained(self, campaign_id: str) -> Iterator[None]:
-        """Keeps what the database refuses for one campaign (a row deleted meanwhile, say) from the others' work.
+        """Limits what the database refuses for one campaign (a row deleted meanwhile, say) to that campaign.
 
-        The campaign waits; a batch of it that was sent stays claimed, and is settled from its journal when it can be.
+        The campaign waits. A batch of it that was sent stays claimed, and is settled from its journal when it can be.
         """
         try:
             yield
@@ -117,59 +123,96 @@ class CampaignRuns:
             reason = error.diag.message_primary or type(error).__name__  # its details may hold addresses
             log.error("campaign waits: the database refuses its rows", {"campaign": campaign_id, "reason": reason})
             until = self._clock() + timedelta(seconds=REFUSED_SECONDS)
-            self._db.all(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, holds=0)
+            self._db.execute(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, backoffs=0)
 
-    def end_or_wait(self, campaign: Row) -> bool:
+    def end_or_wait(self, campaign: Campaign) -> bool:
         """Nothing of the run could be claimed: ends it if all is settled (True), else says when to look again."""
-        now, which = self._clock(), {"campaign_id": campaign["id"]}
-        left = self._db.one(self._sql["remaining"], **which)
-        if left is None:
-            return False  # somebody else ended it
-        if left["ahead"]:
-            self._wait(campaign, now + timedelta(seconds=LOCKED_SECONDS))  # locked by the CRM just now
-        elif left["behind"]:
+        now = self._clock()
+        row = self._db.one(self._sql["remaining"], campaign_id=campaign.id)
+        if row is None:
+            return False  # another process ended it
+        left = RemainingWork(**row)
+        if left.ahead:
+            self._wait(campaign, now + timedelta(seconds=LOCKED_SECONDS))  # the CRM writes to these rows just now
+        elif left.behind:
             again = now + timedelta(seconds=PREPARING_SECONDS)
-            self._db.all(self._sql["unprepare"], next_batch_at=again, **which)
-        elif left["held_elsewhere"]:
+            self._db.execute(self._sql["unprepare"], next_batch_at=again, campaign_id=campaign.id)
+        elif left.claimed_elsewhere:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
-        elif left["next_retry"] or left["next_ask"]:
-            due = min(each for each in (left["next_retry"], left["next_ask"]) if each)
-            # an overdue one may be locked by the CRM just now; a far one may be overtaken by added recipients
+        elif left.next_retry or left.next_ask:
+            due = min(each for each in (left.next_retry, left.next_ask) if each)
+            # an overdue row may be locked by the CRM; before a far one, recipients may be added
             soonest, latest = (now + timedelta(seconds=each) for each in (LOCKED_SECONDS, WAIT_LIMIT_SECONDS))
             self._wait(campaign, min(max(due, soonest), latest))
         else:
             return self._end(campaign, now)
         return False
 
-    def wait_for_another(self, campaign: Row) -> None:
+    def wait_until_prepared(self, campaign: Campaign) -> None:
         """Another worker prepares the run."""
         self._wait(campaign, self._clock() + timedelta(seconds=PREPARING_SECONDS))
 
-    def _wait(self, campaign: Row, until: datetime) -> None:
-        self._db.all(self._sql["postpone"], campaign_id=campaign["id"], next_batch_at=until, holds=campaign["holds"])
+    def _fail_rejected(self, batch: Batch) -> None:
+        """A refused account ends all runs that send through it: through a user's Gmail, or a tenant's WhatsApp.
 
-    def _end(self, campaign: Row, now: datetime) -> bool:
+        SMTP_URL is the operator's: each campaign finds out by itself whether it works again.
+        """
+        campaign, gmail = batch.campaign, batch.transport.gmail
+        shared = campaign.channel != "email" or gmail is not None
+        if not (isinstance(batch.rejection, AccountRejected) and shared):
+            self.fail([campaign.id], batch.reason)
+            return
+        rows = self._db.all(
+            self._sql["account_runs"],
+            tenant_id=campaign.tenant_id,
+            channel=campaign.channel,
+            user_id=gmail and gmail.user_id,
+        )
+        self.fail([row["id"] for row in rows], batch.reason)
+
+    def _publish_progress(self, campaign: Campaign, settled: SettlementResult) -> None:
+        """One DEBUG line, and now and then an event for the user's page."""
+        counts = settled.counts
+        if counts is None:
+            return
+        log.debug("batch settled", {"campaign": campaign.id, "sent": settled.sent, "failed": settled.failed})
+        now = time.monotonic()
+        if now - self._published_at.get(campaign.id, -PROGRESS_SECONDS) >= PROGRESS_SECONDS:
+            self._published_at[campaign.id] = now
+            self._publish(
+                campaign.user_id,
+                "campaign:progress",
+                {"campaignId": campaign.id, "sentCount": counts.sent, "failedCount": counts.failed,
+                 "totalRecipients": counts.total, "status": counts.status},
+            )  # fmt: skip
+
+    def _wait(self, campaign: Campaign, until: datetime) -> None:
+        self._db.execute(
+            self._sql["postpone"], campaign_id=campaign.id, next_batch_at=until, backoffs=campaign.backoffs
+        )
+
+    def _end(self, campaign: Campaign, now: datetime) -> bool:
         with self._db.transaction():
-            self._db.all(self._sql["fail_lost"], campaign_id=campaign["id"], now=now)
-            ended = self._db.one(self._sql["finish"], campaign_id=campaign["id"], now=now)
+            self._db.execute(self._sql["fail_lost"], campaign_id=campaign.id, now=now)
+            ended = self._db.execute_one(self._sql["finish"], campaign_id=campaign.id, now=now)
         if ended is None:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
             return False
-        self._told_at.pop(campaign["id"], None)
-        seconds = max((now - campaign["started_at"]).total_seconds(), 0.001)
+        self._published_at.pop(campaign.id, None)
         counts = {key: ended[key] for key in ("sentCount", "failedCount", "totalRecipients")}
+        seconds = max((now - (campaign.started_at or now)).total_seconds(), 0.001)
         log.info(
             "campaign ended",
-            {"campaign": campaign["id"], "status": ended["status"], "sent": ended["sentCount"],
+            {"campaign": campaign.id, "status": ended["status"], "sent": ended["sentCount"],
              "failed": ended["failedCount"], "seconds": round(seconds, 1),
              "per_second": round(ended["sentCount"] / seconds)},
         )  # fmt: skip
         if ended["status"] == "failed":
-            error = {"campaignId": campaign["id"], "error": "Every send failed"}
-            self._tell(campaign["userId"], "campaign:failed", error)
+            message = "Every send failed"
+            self._publish(campaign.user_id, "campaign:failed", {"campaignId": campaign.id, "error": message})
         else:
-            self._tell(campaign["userId"], "campaign:completed", {"campaignId": campaign["id"], "stats": counts})
+            self._publish(campaign.user_id, "campaign:completed", {"campaignId": campaign.id, "stats": counts})
         return True
 
-    def _tell(self, user_id: str, event: str, payload: dict[str, object]) -> None:
+    def _publish(self, user_id: str, event: str, payload: dict[str, object]) -> None:
         self._events.emit(f"user:{user_id}", event, payload)

@@ -1,167 +1,148 @@
-"""How a campaign's messages are made and sent: the account they leave through and the compiled content."""
+"""How a campaign's messages are made and sent: the compiled content, and the account they leave through."""
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import redis
 
-from worker.content.campaign import EmailContent, MessageRecipient, OutboxRow, Sender, WhatsAppContent
-from worker.content.links import Link
+from worker.campaigns.campaign import Campaign
+from worker.content.campaign import EmailContent, MessageRecipient, Sender, WhatsAppContent
+from worker.content.campaign_texts import CampaignTexts
 from worker.errors import CampaignRejected, TransportMissing
 from worker.messages import Accepted
 from worker.providers import Provider
-from worker.runtime.db import Row
 from worker.runtime.settings import Settings
-from worker.sending.accounts import Accounts, GmailAccount, trim
+from worker.sending.accounts import GmailAccount, SendingAccounts, evict_oldest
 from worker.sending.pacing import Pace
 
 log = logging.getLogger(__name__)
 
-KEPT = 512  # compiled contents and providers; the least used go first
-# A campaign is compiled anew when one of these changes; counts and states are none of them.
-COUNTS = {"prepared", "holds", "started_at", "totalRecipients"}
+CONTENTS_KEPT = 512  # the least recently used go first
+UNKNOWN_SENDER = "unknown@localhost.invalid"
 
-Content = EmailContent | WhatsAppContent
+CampaignContent = EmailContent | WhatsAppContent
 
 
 @dataclass(frozen=True)
 class Transport:
-    """How one campaign's messages are made and sent."""
+    """Makes the messages of one campaign, and sends them through one account."""
 
-    campaign: Row
-    content: Content
-    provider: Provider | None = None  # None: only settles what was sent before
+    content: CampaignContent
+    account_key: str  # names the account: another one does not know what was sent through this one
+    provider: Provider | None = None  # None: what was sent before can be settled, nothing can be sent
     pace: Pace | None = None
     gmail: GmailAccount | None = None
 
     @property
     def rate(self) -> float | None:
-        """Messages a second that the sender may send; None: no limit of ours."""
+        """Messages a second that the account may send; None: the worker sets no limit."""
         return self.pace.rate_per_second if self.pace else None
-
-    @property
-    def links(self) -> list[Link]:
-        return self.content.links
 
     @property
     def sender_address(self) -> str:
         return self.content.sender_address
 
     @property
-    def sender(self) -> str:
-        """Through whom the messages leave: what was sent through one is not known to another."""
-        return f"gmail:{self.sender_address}" if self.gmail else str(self.campaign["channel"])
-
-    @property
     def can_be_asked(self) -> bool:
-        """Whether the provider can tell what became of a message."""
+        """Whether the provider can be asked if it has a message."""
         return self.gmail is not None
 
     def send(self, message: Any) -> Accepted:
+        """Raises SendError, and TransportMissing where nothing can be sent."""
         if self.provider is None:
-            raise TransportMissing("this transport only settles")
+            raise TransportMissing("this campaign has no account to send through")
         return self.provider.send(message)
 
-    def find(self, person: MessageRecipient) -> Accepted | None:
-        """What the provider knows of the message to this recipient. Raises SendError when it cannot be asked."""
+    def find(self, recipient: MessageRecipient) -> Accepted | None:
+        """The message to this recipient, if the provider has it. Raises SendError when it cannot be asked."""
         if self.gmail is None or not isinstance(self.content, EmailContent):
-            raise CampaignRejected("the connection it was sent through is gone, so nobody can be asked")
-        return self.gmail.provider.find(self.content.message_id(person))
+            raise CampaignRejected("the account it was sent through is not connected any more")
+        return self.gmail.provider.find(self.content.message_id(recipient))
 
-    def outbox(self, accepted: Iterable[tuple[MessageRecipient, Accepted, datetime]]) -> list[OutboxRow]:
-        """The rows of "EmailLog" for accepted messages; none for WhatsApp."""
-        rows = (self.content.outbox(person, ids, at) for person, ids, at in accepted)
-        return [row for row in rows if row]
-
-    def hold(self, seconds: float | None) -> None:
-        """The provider asked for silence: nobody sends through this sender for so long."""
+    def back_off(self, seconds: float | None) -> None:
+        """The provider named a pause: nobody sends through this account for so long."""
         if self.pace and seconds:
-            self.pace.hold(seconds)
+            self.pace.back_off(seconds)
 
 
 class TransportRouter:
-    """All ways out of one process."""
+    """The transports of one process. Contents, accounts and connections are kept from batch to batch."""
 
     def __init__(self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime]) -> None:
         """Raises SettingsError when SMTP_URL cannot be used."""
         self._settings = settings
-        self._accounts = Accounts(settings, client, clock, settings.campaign_concurrency)
-        self._contents: OrderedDict[str, tuple[Row, Sender | None, Content]] = OrderedDict()
+        self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency)
+        self._contents: OrderedDict[str, _CompiledContent] = OrderedDict()
 
-    def route(self, campaign: Row) -> Transport:
-        """The way out for a campaign. Raises TransportMissing, and CampaignRejected when its content is unfit."""
-        if campaign["channel"] == "whatsapp":
+    def route(self, campaign: Campaign) -> Transport:
+        """Raises TransportMissing, and CampaignRejected when no message can be made of its content."""
+        if campaign.channel == "whatsapp":
             return self._whatsapp(campaign)
-        if campaign["channel"] == "email":
+        if campaign.channel == "email":
             return self._email(campaign)
-        raise CampaignRejected(f"its channel {campaign['channel']!r} is unknown: it can be email or whatsapp")
+        raise CampaignRejected(f"its channel {campaign.channel!r} is unknown: it can be email or whatsapp")
 
-    def route_or_settle_only(self, campaign: Row) -> Transport:
-        """As ``route``; where there is no way out any more, what was sent before can still be settled."""
+    def route_or_settle_only(self, campaign: Campaign) -> Transport:
+        """As ``route``; where that fails, a transport with which earlier messages can be settled."""
         try:
             return self.route(campaign)
         except (TransportMissing, CampaignRejected):
-            log.info("settling without a way out", {"campaign": campaign["id"]})
-        if campaign["channel"] == "email":
-            sender = Sender("", campaign["user_email"] or "unknown@localhost.invalid")
-            return Transport(campaign, EmailContent(campaign, sender, self._settings.app_url, None))
-        return Transport(campaign, WhatsAppContent(campaign | {"whatsappTemplateParams": []}, None))
+            log.info("campaign has no transport: earlier messages are settled", {"campaign": campaign.id})
+        return Transport(self._settle_only_content(campaign), campaign.channel)
 
     def close(self) -> None:
         self._accounts.close()
 
-    def _whatsapp(self, campaign: Row) -> Transport:
-        account = self._accounts.whatsapp(campaign["tenant_settings"])
-        content = self._content(campaign, None, lambda: WhatsAppContent(campaign, self._settings.app_url))
-        return Transport(campaign, content, account.provider, account.pace)
+    def _whatsapp(self, campaign: Campaign) -> Transport:
+        account = self._accounts.whatsapp(campaign.user.tenant_settings)
+        texts, app_url = campaign.texts, self._settings.app_url
+        content = self._content(texts, None, lambda: WhatsAppContent(texts, app_url))
+        return Transport(content, campaign.channel, account.provider, account.pace)
 
-    def _email(self, campaign: Row) -> Transport:
-        if campaign["user_id"] is None:
+    def _email(self, campaign: Campaign) -> Transport:
+        if campaign.user.user_id is None:
             raise TransportMissing("E-mail cannot be sent: the campaign's user is not a user of its tenant")
-        account = self._accounts.email(campaign)
-        content = self._email_content(campaign, account.sender)
-        return Transport(campaign, content, account.provider, account.pace, account.gmail)
-
-    def _email_content(self, campaign: Row, sender: Sender) -> Content:
-        settings = self._settings
-        return self._content(
-            campaign,
-            sender,
-            lambda: EmailContent(campaign, sender, settings.app_url, settings.unsubscribe_url),
+        account = self._accounts.email(campaign.user)
+        texts, sender, settings = campaign.texts, account.sender, self._settings
+        content = self._content(
+            texts, sender, lambda: EmailContent(texts, sender, settings.app_url, settings.unsubscribe_url)
         )
+        account_key = f"gmail:{sender.email}" if account.gmail else campaign.channel
+        return Transport(content, account_key, account.provider, account.pace, account.gmail)
 
-    def _content(self, campaign: Row, sender: Sender | None, compiled: Callable[[], Content]) -> Content:
+    def _settle_only_content(self, campaign: Campaign) -> CampaignContent:
+        """For the CRM's outbox: whatever became of the user's address or of the template."""
+        if campaign.channel != "email":
+            return WhatsAppContent(replace(campaign.texts, whatsapp_template_params=None), None)
+        app_url = self._settings.app_url
+        try:
+            return EmailContent(campaign.texts, Sender("", campaign.user.user_email or ""), app_url, None)
+        except ValueError:  # the user is gone, or has an address that cannot be used
+            return EmailContent(campaign.texts, Sender("", UNKNOWN_SENDER), app_url, None)
+
+    def _content(
+        self, texts: CampaignTexts, sender: Sender | None, compiled: Callable[[], CampaignContent]
+    ) -> CampaignContent:
         """The compiled content, kept as long as the campaign's texts and its sender stay the same."""
-        texts = {key: value for key, value in campaign.items() if key not in COUNTS}
-        kept = self._contents.get(campaign["id"])
-        if kept is None or kept[:2] != (texts, sender):
+        kept = self._contents.get(texts.id)
+        if kept is None or (kept.texts, kept.sender) != (texts, sender):
             try:
-                kept = (texts, sender, compiled())
+                kept = _CompiledContent(texts, sender, compiled())
             except ValueError as error:
                 raise CampaignRejected(f"its message cannot be made: {error}") from None
-            self._contents[campaign["id"]] = kept
-        trim(self._contents, campaign["id"])
-        return kept[2]
+            self._contents[texts.id] = kept
+        evict_oldest(self._contents, texts.id, CONTENTS_KEPT)
+        return kept.content
 
 
-def grant_update(transport: Transport, revoked: bool) -> tuple[str, Row] | None:
-    """The statement that keeps what Google said about the user's grant, with its parameters; None: nothing new."""
-    account = transport.gmail
-    if account is None:
-        return None
-    which = {
-        "user_id": account.user_id,
-        "tenant_id": account.tenant_id,
-        "refresh_token": account.refresh_token,
-    }
-    if revoked:
-        return "clear_gmail", which
-    changed = account.token.take_changed()
-    if changed is None:
-        return None
-    expiry = changed.expires_at.astimezone(UTC).replace(tzinfo=None)
-    return "save_token", which | {"token": changed.access_token, "expiry": expiry}
+@dataclass(frozen=True, slots=True)
+class _CompiledContent:
+    """A content, and what it was compiled from."""
+
+    texts: CampaignTexts
+    sender: Sender | None
+    content: CampaignContent

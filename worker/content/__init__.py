@@ -1,1 +1,1 @@
-"""Pure functions from a row and a clock to a message."""
+"""Pure functions that make messages from rows: no network, no database, no clock of their own."""

@@ -1,4 +1,4 @@
-"""The form that places one call at Twilio, and when a call that failed is tried again.
+"""The form that places one call at Twilio, a call's status in the CRM's words, and the pauses between attempts.
 
 Source: https://www.twilio.com/docs/voice/api/call-resource#create-a-call-resource.
 """
@@ -8,6 +8,9 @@ from urllib.parse import quote, urlencode
 CALL_EVENTS = ("initiated", "ringing", "answered", "completed")
 LONGEST_RING_SECONDS = 600  # Twilio's limit
 LONGEST_RETRY_DELAY_SECONDS = 24 * 3600.0
+
+# "CallLog"."twilioStatus"; Twilio has others, such as 'initiated'
+CRM_STATUSES = {"queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"}
 
 _WEBHOOK = "/api/calls/webhook"
 
@@ -24,17 +27,17 @@ def call_form(
     tenant_recording: bool,
     script_recording: bool | None,
 ) -> list[tuple[str, str]]:
-    """The fields of POST Calls, not encoded yet, in Twilio's names; StatusCallbackEvent comes four times.
+    """The fields of POST Calls in Twilio's names, not encoded yet; StatusCallbackEvent comes four times.
 
-    ``to`` and ``from_`` are E.164. ``timeout_seconds`` is how long it may ring and is brought into 1..600.
+    ``to`` and ``from_`` are E.164. ``timeout_seconds`` is how long the phone may ring, and is brought into 1..600.
     ``call_type`` None is 'ai', as in the CRM. ``script_recording`` None: the call has no script.
     """
     webhook = app_url.rstrip("/") + _WEBHOOK
-    person = {"leadId": lead_id or contact_id or "", "callType": call_type or "ai"}
+    query = {"leadId": lead_id or contact_id or "", "callType": call_type or "ai"}
     form = [
         ("To", to),
         ("From", from_),
-        ("Url", f"{webhook}/twiml?{urlencode(person, errors='replace', quote_via=quote)}"),
+        ("Url", f"{webhook}/twiml?{urlencode(query, errors='replace', quote_via=quote)}"),
         ("StatusCallback", f"{webhook}/status"),
         *(("StatusCallbackEvent", event) for event in CALL_EVENTS),
         ("Timeout", str(min(max(timeout_seconds, 1), LONGEST_RING_SECONDS))),
@@ -46,7 +49,12 @@ def call_form(
     return form
 
 
+def crm_status(twilio_status: str, otherwise: str = "queued") -> str:
+    """The status of a call as "CallLog" knows it; ``otherwise`` for one that only Twilio knows."""
+    return twilio_status if twilio_status in CRM_STATUSES else otherwise
+
+
 def retry_delay_seconds(attempts: int) -> float:
-    """Seconds until the next try after ``attempts`` (at least 1) that failed: 2, 4, 8 ... minutes, at most 24 h."""
-    # 2 ** 20 minutes are beyond the limit already, and a float holds no 2 ** 5000.
+    """Seconds to wait after ``attempts`` (at least 1) that failed: 2, 4, 8 ... minutes, at most 24 hours."""
+    # 2 ** 20 minutes are beyond the limit already, and 2.0 ** 5000 would overflow
     return min(60.0 * 2.0 ** min(attempts, 20), LONGEST_RETRY_DELAY_SECONDS)

@@ -1,10 +1,10 @@
-"""A campaign's content, compiled once: from a recipient to the message on the wire and the row in the outbox."""
+"""A campaign's content, compiled once: makes each recipient's message, and its row in the CRM's outbox."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
+from worker.content.campaign_texts import CampaignTexts
 from worker.content.links import Link, prepare_links
 from worker.content.mime import EmailSkeleton, message_id_for, parse_address
 from worker.content.phones import whatsapp_id
@@ -14,7 +14,7 @@ from worker.messages import Accepted, Email, WhatsAppMessage
 
 
 class MessageRecipient(Protocol):
-    """What content needs of a recipient."""
+    """What the content needs to know of a recipient."""
 
     @property
     def id(self) -> str: ...
@@ -37,7 +37,7 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """What "EmailLog" keeps of an accepted e-mail."""
+    """A row of "EmailLog", the CRM's outbox: one accepted e-mail."""
 
     address: str
     subject: str
@@ -47,27 +47,26 @@ class OutboxRow:
     at: datetime
 
 
-def values_of(person: MessageRecipient) -> dict[str, str]:
-    """What the placeholders stand for."""
+def values_of(recipient: MessageRecipient) -> dict[str, str]:
+    """The values of the placeholders."""
     return {
-        "name": person.name,
-        "email": person.email or "",
-        "phone": person.phone or "",
-        "recipient_id": person.id,
+        "name": recipient.name,
+        "email": recipient.email or "",
+        "phone": recipient.phone or "",
+        "recipient_id": recipient.id,
     }
 
 
 class EmailContent:
-    """An e-mail campaign. Raises ValueError when its sender's addresses cannot be used."""
+    """An e-mail campaign. Raises ValueError when an address of its sender cannot be used."""
 
     def __init__(
-        self, campaign: Mapping[str, Any], sender: Sender, app_url: str | None, unsubscribe_url: str | None
+        self, texts: CampaignTexts, sender: Sender, app_url: str | None, unsubscribe_url: str | None
     ) -> None:
-        prepared = prepare_links(campaign, app_url)
+        prepared = prepare_links(texts, app_url)
         self.links: list[Link] = prepared.links
-        self.links_written = False
         self.sender_address = sender.email
-        self._subject = Template(campaign["subject"] or campaign["name"])
+        self._subject = Template(texts.subject or texts.name)
         self._text = Template(prepared.text)
         self._html = Template(prepared.html) if prepared.html else None
         self._skeleton = EmailSkeleton(
@@ -78,62 +77,68 @@ class EmailContent:
             from_email=sender.email,
             reply_to=sender.reply_to,
             unsubscribe_url=unsubscribe_url and unsubscribe_url.replace("{{recipient_id}}", RECIPIENT_ID_SLOT),
-            boundary_seed=campaign["id"],
+            boundary_seed=texts.id,
         )
 
-    def message_id(self, person: MessageRecipient) -> str:
+    def message_id(self, recipient: MessageRecipient) -> str:
         """The same on every attempt for a recipient."""
-        return message_id_for(person.id, self._skeleton.from_email)
+        return message_id_for(recipient.id, self._skeleton.from_email)
 
-    def message(self, person: MessageRecipient, at: datetime) -> Email:
+    def message(self, recipient: MessageRecipient, at: datetime) -> Email:
         """The message for one recipient; ``at`` is UTC without zone. Raises ValueError for a bad address."""
-        to, message_id = parse_address(person.email or ""), self.message_id(person)
+        to, message_id = parse_address(recipient.email or ""), self.message_id(recipient)
         date = at.replace(tzinfo=UTC)
-        content = self._skeleton.build(person.name, to, values_of(person), message_id, date)
+        content = self._skeleton.build(recipient.name, to, values_of(recipient), message_id, date)
         return Email(self._skeleton.from_email, to, message_id, content)
 
-    def outbox(self, person: MessageRecipient, accepted: Accepted, at: datetime) -> OutboxRow | None:
-        values = values_of(person)
-        html = self._html.fill_html(values) if self._html else None
-        return OutboxRow(person.email or "", self._subject.fill(values), self._text.fill(values), html, accepted, at)
+    def outbox_row(self, recipient: MessageRecipient, accepted: Accepted, at: datetime) -> OutboxRow | None:
+        """The row of the message that was accepted ``at``, UTC without zone."""
+        values = values_of(recipient)
+        return OutboxRow(
+            address=recipient.email or "",
+            subject=self._subject.fill(values),
+            body=self._text.fill(values),
+            html=self._html.fill_html(values) if self._html else None,
+            accepted=accepted,
+            at=at,
+        )
 
 
 class WhatsAppContent:
-    """A WhatsApp campaign. Raises ValueError when its template parameters are no list of texts."""
+    """A WhatsApp campaign. Raises ValueError when its template parameters are not a list of strings."""
 
     sender_address = ""
 
-    def __init__(self, campaign: Mapping[str, Any], app_url: str | None) -> None:
-        prepared = prepare_links(campaign, app_url)
+    def __init__(self, texts: CampaignTexts, app_url: str | None) -> None:
+        prepared = prepare_links(texts, app_url)
         self.links: list[Link] = prepared.links
-        self.links_written = False
-        params = campaign["whatsappTemplateParams"] or []
+        params = texts.whatsapp_template_params or []
         if not isinstance(params, list) or not all(isinstance(each, str) for each in params):
-            raise ValueError("whatsappTemplateParams is no list of texts")
+            raise ValueError("whatsappTemplateParams is not a list of strings")
         self._text = Template(prepared.text)
         self._caption = Template(prepared.caption or "")
         self._params = [Template(each) for each in params]
-        self._fixed = {
-            "message_type": campaign["whatsappMessageType"],
-            "media_type": campaign["whatsappMediaType"],
-            "media_url": campaign["whatsappMediaUrl"],
-            "template_name": campaign["whatsappTemplateName"],
-            "template_language": campaign["whatsappTemplateLanguage"],
+        self._same_for_all = {
+            "message_type": texts.whatsapp_message_type,
+            "media_type": texts.whatsapp_media_type,
+            "media_url": texts.whatsapp_media_url,
+            "template_name": texts.whatsapp_template_name,
+            "template_language": texts.whatsapp_template_language,
         }
 
-    def message(self, person: MessageRecipient, at: datetime) -> WhatsAppMessage:
+    def message(self, recipient: MessageRecipient, at: datetime) -> WhatsAppMessage:
         """The message for one recipient. Raises ValueError for a bad number, and CampaignRejected."""
-        to, values = whatsapp_id(person.phone or ""), values_of(person)
+        to, values = whatsapp_id(recipient.phone or ""), values_of(recipient)
         payload = whatsapp_payload(
-            recipient_row_id=person.id,
+            recipient_row_id=recipient.id,
             to=to,
             text=self._text.fill(values),
             caption=self._caption.fill(values) or None,
             template_params=[each.fill(values) for each in self._params],
-            **self._fixed,
+            **self._same_for_all,
         )
         return WhatsAppMessage(to, payload)
 
-    def outbox(self, person: MessageRecipient, accepted: Accepted, at: datetime) -> OutboxRow | None:
-        """The outbox page shows e-mail only."""
+    def outbox_row(self, recipient: MessageRecipient, accepted: Accepted, at: datetime) -> OutboxRow | None:
+        """None: the CRM's outbox shows e-mail only."""
         return None

@@ -1,7 +1,7 @@
-"""Header fields that differ for each recipient, as ASCII: folded, and never to be injected into.
+"""Header fields that differ for each recipient, in ASCII and folded; a value cannot add a field of its own.
 
-Written by hand because the standard library's email package takes half a millisecond for what is needed here
-once for each message; the tests read every result back with that package.
+Written by hand because the standard library's email package takes half a millisecond for the fields of one message;
+the tests read every result back with that package.
 """
 
 import re
@@ -13,19 +13,19 @@ ENCODED_LINE_LIMIT = 76  # of a line that holds an encoded word, RFC 2047 2
 _WORD_OVERHEAD = len("=?utf-8?b??=")
 _WORD_LIMIT = 75  # RFC 2047 2
 _PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
-# Controls (C0, DEL, C1) and the line and paragraph separators, which some readers take for line ends.
+# Control characters (C0, DEL, C1) and the line and paragraph separators, which some programs read as line ends.
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029], " ")
 
 
 def cleaned(value: str) -> str:
-    """``value`` with each control character turned into a space, and none at its ends."""
+    """``value`` with a space for each control character, and without spaces at its ends."""
     if not value.isprintable():
         value = value.translate(_CONTROLS)
     return value.strip(" ")
 
 
 def unstructured(field: str, value: str) -> str:
-    """A field of free text (``Subject``), folded, with its CRLF: encoded words where ASCII will not do."""
+    """A field of free text (``Subject``), folded, with its CRLF; text that is not ASCII becomes encoded words."""
     value = cleaned(value)
     if value.isascii() and "=?" not in value:
         line = f"{field}: {value}\r\n"
@@ -37,7 +37,7 @@ def unstructured(field: str, value: str) -> str:
 
 
 def mailbox(field: str, name: str, address: str) -> str:
-    """A field with one address (``To``), folded, with its CRLF. ``name`` may be ''; ``address`` is valid."""
+    """A field with one address (``To``), folded, with its CRLF. ``name`` may be ''; ``address`` must be valid."""
     name = cleaned(name)
     if not name:
         return f"{field}: {address}\r\n"
@@ -55,7 +55,7 @@ def mailbox(field: str, name: str, address: str) -> str:
 
 
 def _folded(first: str, value: str) -> str | None:
-    """ASCII text folded at its spaces; None when it cannot be without losing one or leaving a long line."""
+    """ASCII text folded at its spaces; None if that would lose a space or leave a line too long."""
     words = value.split(" ")
     if not all(0 < len(word) <= ENCODED_LINE_LIMIT - len(first) for word in words):
         return None
@@ -69,10 +69,10 @@ def _folded(first: str, value: str) -> str | None:
 
 
 def _encoded_words(value: str, indent: int) -> str:
-    """``value`` as RFC 2047 encoded words, one a line, none of which ends inside a character."""
+    """``value`` as RFC 2047 encoded words, one on each line; no word ends inside a character."""
     data = value.encode("utf-8", "replace")
     words, start = [], 0
-    # Four characters of base64 carry three octets.
+    # Four characters of base64 encode three octets.
     room = (min(ENCODED_LINE_LIMIT - indent, _WORD_LIMIT) - _WORD_OVERHEAD) // 4 * 3
     while start < len(data):
         end = start + room

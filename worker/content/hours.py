@@ -1,13 +1,12 @@
-"""A tenant's business hours: whether a call may start now, by the clock on the tenant's wall.
+"""A tenant's business hours: whether a call may start now, in the tenant's local time.
 
 A night that crosses midnight belongs to the business day on which it began: Friday's 22:00-06:00 reaches into
-Saturday morning even when Saturday is no business day. What cannot be read is an error and never a guess: a
-typing mistake must not let phones ring on a Sunday.
+Saturday morning even when Saturday is not a business day. A value that cannot be read is an error and never a guess:
+a typing mistake must not let phones ring on a Sunday.
 """
 
 import re
 import reprlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any, Self
@@ -36,40 +35,42 @@ class BusinessHours:
     zone: tzinfo
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """The hours in a row of "CallSettings": always, when they are switched off or have no start or end.
+    def of(cls, *, enabled: Any = True, start: Any, end: Any, days: Any = None, zone: Any = None) -> Self:
+        """The hours that a tenant entered; whatever the values are, they come from columns of "CallSettings".
 
-        '24:00' as end is the end of that day, its last minute 23:59; an end that equals the start comes 24 hours
-        later. Raises ValueError that names the column, shows its value and says what is allowed.
+        The tenant is always open when ``enabled`` is false or ``start`` or ``end`` is missing. '24:00' as end is the
+        end of that day, its last minute 23:59; an end that equals the start comes 24 hours later. ``days`` None is
+        every day, ``zone`` None is USUAL_ZONE. Raises ValueError that names the column, shows its value and says
+        what is allowed.
         """
-        start, end = (_filled(settings.get(name)) for name in ("businessHoursStart", "businessHoursEnd"))
-        if not settings.get("enableBusinessHours", True) or start is None or end is None:
+        start, end = _filled(start), _filled(end)
+        if not enabled or start is None or end is None:
             return cls(frozenset(range(7)), 0, _DAY_MINUTES - 1, UTC)
         first, last = _minute("businessHoursStart", start), _minute("businessHoursEnd", end, midnight=True)
         if last in (first, _DAY_MINUTES):
             last -= 1
         if last < first:
             last += _DAY_MINUTES
-        return cls(_days(settings.get("businessDays")), first, last, _zone(settings.get("timezone")))
+        return cls(_days(days), first, last, _zone(zone))
 
     def open_at(self, now: datetime) -> bool:
         """Whether a call may start. ``now``: UTC, without zone."""
-        local = _wall_clock(now, self.zone)
+        local = _local_time(now, self.zone)
         minute, today = local.hour * 60 + local.minute, local.weekday()
         return (today in self.days and self.first_minute <= minute <= self.last_minute) or (
             (today - 1) % 7 in self.days and minute + _DAY_MINUTES <= self.last_minute
         )
 
 
-def _wall_clock(now: datetime, zone: tzinfo) -> datetime:
+def _local_time(now: datetime, zone: tzinfo) -> datetime:
     try:
         return now.replace(tzinfo=UTC).astimezone(zone)
-    except OverflowError:  # the first and the last hours that a datetime can hold
+    except OverflowError:  # in the first and the last hours that a datetime can hold
         return now
 
 
 def _filled(value: Any) -> Any:
-    """A text without the blanks around it; None when nothing is left."""
+    """A string without the blanks around it, None when nothing is left; any other value as it is."""
     return value.strip() or None if isinstance(value, str) else value
 
 

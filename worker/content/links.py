@@ -1,7 +1,7 @@
 """The links of a campaign: UTM parameters, short links, and one row for each distinct address.
 
 ``prepare_links`` runs once for a campaign, before its templates are compiled. What it puts into the text is
-the same for all recipients but for the recipient's row id in a short link, left as ``RECIPIENT_ID_SLOT``.
+the same for all recipients, except for the recipient's row id in a short link, left as ``RECIPIENT_ID_SLOT``.
 """
 
 import hashlib
@@ -9,24 +9,11 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from worker.content import markup
+from worker.content.campaign_texts import CampaignTexts
 from worker.content.placeholders import RECIPIENT_ID_SLOT, Template
 from worker.content.utm import UtmParameters, tag_url
-
-__all__ = [
-    "Link",
-    "LinkBook",
-    "PreparedContent",
-    "UtmParameters",
-    "anchor_texts",
-    "prepare_links",
-    "rewrite_html",
-    "rewrite_text",
-    "short_code",
-    "tag_url",
-]
 
 LINK_TEXT_LIMIT = 255  # characters
 CODE_LENGTH = 12
@@ -41,7 +28,7 @@ _NOT_LINKS = frozenset({"link", "base"})
 @dataclass(frozen=True, slots=True)
 class Link:
     """A row of campaign_links. The short code and URL are None for a link that was not shortened;
-    ``utm`` is None for one that got no parameters from us."""
+    ``utm`` is None for one that was not tagged."""
 
     id: str
     original_url: str
@@ -50,12 +37,11 @@ class Link:
     short_url: str | None
     utm: UtmParameters | None
     link_text: str | None
-    position: None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedContent:
-    """A campaign's texts with their links rewritten, and the rows to write; untouched texts as they were."""
+    """A campaign's texts with their links rewritten, and the rows to write; a text without links is unchanged."""
 
     html: str | None
     text: str
@@ -63,16 +49,14 @@ class PreparedContent:
     links: list[Link]
 
 
-def prepare_links(campaign: Mapping[str, Any], app_url: str | None) -> PreparedContent:
-    """Rewrites the links of a "Campaign" row: of its HTML for e-mail, of its text and caption for WhatsApp.
+def prepare_links(texts: CampaignTexts, app_url: str | None) -> PreparedContent:
+    """Rewrites the links of a campaign: of its HTML for e-mail, of its text and caption for WhatsApp.
 
     ``app_url`` is where the CRM's app server answers short links; without it links are tagged only.
     """
-    html = campaign.get("htmlContent")
-    text = campaign.get("textContent") or ""
-    caption = campaign.get("whatsappCaption")
-    book = LinkBook(campaign, app_url, anchor_texts(html or ""))
-    if book.changes_links and campaign["channel"] == "email":
+    html, text, caption = texts.html, texts.text, texts.whatsapp_caption
+    book = LinkBook(texts, app_url, anchor_texts(html or ""))
+    if book.changes_links and texts.channel == "email":
         html = html and rewrite_html(html, book.rewrite)
     elif book.changes_links:
         text = rewrite_text(text, book.rewrite)
@@ -81,13 +65,13 @@ def prepare_links(campaign: Mapping[str, Any], app_url: str | None) -> PreparedC
 
 
 class LinkBook:
-    """Collects the distinct links of a campaign; ``rewrite`` answers what to put in place of each."""
+    """Collects the distinct links of a campaign; ``rewrite`` returns what to put in place of each."""
 
-    def __init__(self, campaign: Mapping[str, Any], app_url: str | None, texts: Mapping[str, str]) -> None:
-        self._campaign_id = str(campaign["id"])
-        self._utm = UtmParameters.of_campaign(campaign) if campaign.get("autoTagLinks", True) else None
-        self._app_url = app_url.rstrip("/") if app_url and campaign.get("useShortLinks") else None
-        self._texts = texts
+    def __init__(self, texts: CampaignTexts, app_url: str | None, link_texts: Mapping[str, str]) -> None:
+        self._campaign_id = texts.id
+        self._utm = UtmParameters.of_campaign(texts) if texts.auto_tag_links else None
+        self._app_url = app_url.rstrip("/") if app_url and texts.use_short_links else None
+        self._link_texts = link_texts
         self._links: dict[str, Link] = {}
 
     @property
@@ -97,11 +81,11 @@ class LinkBook:
 
     @property
     def links(self) -> list[Link]:
-        """One for each distinct original URL, in the order they were met."""
+        """One for each distinct original URL, in the order of the text."""
         return list(self._links.values())
 
     def rewrite(self, url: str) -> str:
-        """What a message holds in place of ``url``."""
+        """What stands in the message in place of ``url``."""
         link = self._links.get(url)
         if link is None:
             link = self._links[url] = self._entry(url)
@@ -109,7 +93,7 @@ class LinkBook:
 
     def _entry(self, url: str) -> Link:
         tagged = tag_url(url, self._utm) if self._utm else url
-        # A personal address differs for each recipient, and a short link leads to one place for all.
+        # A URL with a placeholder differs for each recipient, and a short link leads to one place for all.
         code = short_code(self._campaign_id, url) if self._app_url and not Template(url).personal else None
         return Link(
             id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"campaign-link {self._campaign_id} {url}")),
@@ -118,7 +102,7 @@ class LinkBook:
             short_code=code,
             short_url=f"{self._app_url}/l/{code}" if code else None,
             utm=self._utm if tagged != url else None,
-            link_text=self._texts.get(url),
+            link_text=self._link_texts.get(url),
         )
 
 
@@ -129,9 +113,9 @@ def short_code(campaign_id: str, url: str) -> str:
 
 
 def rewrite_html(html: str, rewrite: Callable[[str], str]) -> str:
-    """``html`` with ``rewrite(url)`` in place of each http(s) ``href``, all other bytes as they were.
+    """``html`` with ``rewrite(url)`` in place of each http(s) ``href``; all other bytes are unchanged.
 
-    ``rewrite`` gets and returns the URL itself: ``&amp;`` is read and written here.
+    ``rewrite`` takes and returns the plain URL: this function decodes and encodes ``&amp;``.
     """
     pieces, position = [], 0
     for tag in markup.tags(html):
@@ -150,7 +134,7 @@ def rewrite_html(html: str, rewrite: Callable[[str], str]) -> str:
 
 
 def anchor_texts(html: str) -> dict[str, str]:
-    """For the URL of each ``<a>``, the first words that link to it: no tags, at most 255 characters."""
+    """For the URL of each ``<a>``, the text of its first link: no tags, at most 255 characters."""
     texts: dict[str, str] = {}
     url, start = "", 0
     for tag in markup.tags(html):
@@ -165,7 +149,7 @@ def anchor_texts(html: str) -> dict[str, str]:
 
 
 def rewrite_text(text: str, rewrite: Callable[[str], str]) -> str:
-    """``text`` with ``rewrite(url)`` in place of each bare http(s) URL; punctuation after it stays."""
+    """``text`` with ``rewrite(url)`` in place of each bare http(s) URL; punctuation after it is unchanged."""
 
     def replaced(found: re.Match[str]) -> str:
         url = _without_trailing_punctuation(found[0])

@@ -1,8 +1,8 @@
-"""E-mail messages: a skeleton compiled once for a campaign, filled in for each recipient.
+"""E-mail messages: a skeleton is compiled once for a campaign, and filled in for each recipient.
 
-What all messages of a campaign share is written by the standard library's email package, once. What differs
-(To, Subject, Date, Message-ID, the slots of the bodies) is joined in as bytes: the email package would take
-more than a millisecond for each message.
+The standard library's email package writes what all messages of a campaign have in common, once. What differs (To,
+Subject, Date, Message-ID, the slots of the bodies) is inserted as bytes, because the email package would take more
+than a millisecond for each message.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ _UNSUBSCRIBE_LIMIT = 900  # characters; a URL cannot be folded, and a line ends 
 class EmailSkeleton:
     """The message of a campaign without its recipients.
 
-    With HTML it is multipart/alternative, text first (RFC 2046 5.1.4), else text/plain. A blank text beside
-    HTML is derived from the HTML. ``unsubscribe_url`` (https, http or mailto, with placeholders) becomes
-    List-Unsubscribe (RFC 2369), and for https List-Unsubscribe-Post (RFC 8058). The boundary is made from
-    ``boundary_seed`` and holds ``=_``, which neither quoted-printable nor base64 can produce.
+    With HTML it is multipart/alternative, text first (RFC 2046 5.1.4), else text/plain. If the text is blank, it is
+    made from the HTML. ``unsubscribe_url`` (https, http or mailto, with placeholders) becomes List-Unsubscribe
+    (RFC 2369), and for https also List-Unsubscribe-Post (RFC 8058). The boundary is made from ``boundary_seed`` and
+    contains ``=_``, which neither quoted-printable nor base64 can produce.
 
-    ``from_email`` is the sender's bare address, fit for the envelope. Raises ValueError for a sender, reply
-    address or unsubscribe URL that cannot be used.
+    The attribute ``from_email`` is the sender's bare address, valid for the envelope. Raises ValueError for a sender,
+    reply address or unsubscribe URL that cannot be used.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class EmailSkeleton:
         self._fixed_subject = None if subject.personal else unstructured("Subject", subject.text)
         self._unsubscribe = _unsubscribe_template(unsubscribe_url) if unsubscribe_url else None
 
-        # Not by the email package: its encoded words can be a character too long, and it leaves a name that
-        # looks like one as it is.
+        # Not written by the email package: its encoded words can be one character too long, and it does not encode
+        # a name that looks like an encoded word.
         sender = mailbox("From", from_name, self.from_email).encode("ascii")
         shared = EmailMessage(policy=policy.SMTP)
         if reply_to:
@@ -81,10 +81,10 @@ class EmailSkeleton:
         self._close = f"\r\n--{boundary}--\r\n".encode()
 
     def build(self, to_name: str, to_email: str, values: Mapping[str, str], message_id: str, date: datetime) -> bytes:
-        """The message for one recipient (RFC 5322, CRLF), as ``worker.providers.Email.content`` wants it.
+        """The message for one recipient (RFC 5322, CRLF), as ``worker.messages.Email.content`` needs it.
 
-        ``values`` fill the placeholders: name, email, phone, recipient_id. ``date`` is aware. ``message_id``
-        comes with its angle brackets. Raises ValueError for an address that cannot be written to.
+        ``values`` fill the placeholders: name, email, phone, recipient_id. ``date`` is aware; ``message_id`` has its
+        angle brackets. Raises ValueError for an address that cannot be sent to.
         """
         if date.tzinfo is None:
             raise ValueError("the date of a message needs a time zone")
@@ -122,7 +122,7 @@ def _unsubscribe_template(url: str) -> Template:
 
 
 def _unsubscribe_fields(template: Template, values: Mapping[str, str]) -> str:
-    """The fields with their CRLF, or '' when the values make the URL longer than a line can be."""
+    """The fields with their CRLF; '' if the values make the URL too long for a line."""
     url = "".join(
         segment if isinstance(segment, str) else quote(values.get(segment.name, ""), safe="")
         for segment in template.segments

@@ -1,4 +1,4 @@
-"""What a tenant saved under leadReminders, read: what is missing takes its default, what is broken is complained of.
+"""Reads what a tenant saved under leadReminders: missing keys take their defaults, broken ones become complaints.
 
 A complaint names the key and never the value, which may be somebody's address.
 """
@@ -16,9 +16,9 @@ MOST_HOURS = 8760.0  # a year
 
 @dataclass(frozen=True, slots=True)
 class ReminderSettings:
-    """The tenant's wishes. ``stages`` are slugs; none: every stage. Addresses are in the form they are sent to."""
+    """A tenant's settings. ``stages`` are slugs; none: every stage. Addresses are as the providers take them."""
 
-    hours: float  # how long a lead may be quiet, and how long it is not reminded of again
+    hours: float  # without a contact until a lead is due, and between two reminders of it
     user_ids: tuple[str, ...]
     emails: tuple[str, ...]
     phones: tuple[str, ...]  # digits with country code
@@ -35,7 +35,7 @@ def read_settings(saved: object) -> tuple[ReminderSettings | None, list[str]]:
     if saved is None:
         return None, []
     if not isinstance(saved, dict):
-        return None, ["leadReminders is no object: no reminders"]
+        return None, ["leadReminders is not an object: no reminders"]
     enabled = saved.get("enabled")
     if enabled is not True:
         broken = enabled is not None and enabled is not False
@@ -43,12 +43,12 @@ def read_settings(saved: object) -> tuple[ReminderSettings | None, list[str]]:
     reader = _Reader(saved)
     settings = ReminderSettings(
         hours=reader.hours("checkIntervalHours"),
-        user_ids=reader.texts("recipientUserIds", str, "text"),
-        emails=reader.texts("recipientEmails", parse_address, "e-mail address"),
-        phones=reader.texts("recipientPhones", whatsapp_id, "phone number"),
-        send_email=reader.truth("sendEmail"),
-        send_whatsapp=reader.truth("sendWhatsApp"),
-        stages=reader.texts("includedStages", str, "text"),
+        user_ids=reader.strings("recipientUserIds", str, "a string"),
+        emails=reader.strings("recipientEmails", parse_address, "an e-mail address"),
+        phones=reader.strings("recipientPhones", whatsapp_id, "a phone number"),
+        send_email=reader.switch("sendEmail"),
+        send_whatsapp=reader.switch("sendWhatsApp"),
+        stages=reader.strings("includedStages", str, "a string"),
     )
     if saved.get("includedStages") and isinstance(saved["includedStages"], list) and not settings.stages:
         return None, [*reader.complaints, "includedStages has no stage left: no reminders"]
@@ -56,7 +56,7 @@ def read_settings(saved: object) -> tuple[ReminderSettings | None, list[str]]:
 
 
 class _Reader:
-    """Reads one key after the other and collects complaints."""
+    """Reads one key after the other, and collects complaints."""
 
     def __init__(self, saved: dict[str, Any]) -> None:
         self._saved = saved
@@ -67,35 +67,35 @@ class _Reader:
         if value is None:
             return USUAL_HOURS
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST_HOURS:
-            self.complaints.append(f"{key} is no number above 0 and up to {MOST_HOURS:g}: {USUAL_HOURS:g} is taken")
+            self.complaints.append(f"{key} is not a number above 0 and up to {MOST_HOURS:g}: {USUAL_HOURS:g} is used")
             return USUAL_HOURS
         return float(value)
 
-    def truth(self, key: str) -> bool:
+    def switch(self, key: str) -> bool:
         value = self._saved.get(key)
         if value is None or isinstance(value, bool):
             return value is not False
-        self.complaints.append(f"{key} is neither true nor false: true is taken")
+        self.complaints.append(f"{key} is neither true nor false: true is used")
         return True
 
-    def texts(self, key: str, read: Callable[[str], str], what: str) -> tuple[str, ...]:
-        """The items that ``read`` takes, each once; it raises ValueError for others."""
+    def strings(self, key: str, read: Callable[[str], str], what: str) -> tuple[str, ...]:
+        """The items of a list, each once. ``read`` raises ValueError for those that are not ``what``."""
         value = self._saved.get(key)
         if value is None:
             return ()
         if not isinstance(value, list):
-            self.complaints.append(f"{key} is no list: it is left out")
+            self.complaints.append(f"{key} is not a list: it is ignored")
             return ()
         found: dict[str, None] = {}
         for number, item in enumerate(value):
             try:
-                found[read(_text(item))] = None
+                found[read(_string(item))] = None
             except ValueError:
-                self.complaints.append(f"{key}[{number}] is no {what}: it is left out")
+                self.complaints.append(f"{key}[{number}] is not {what}: it is ignored")
         return tuple(found)
 
 
-def _text(item: object) -> str:
+def _string(item: object) -> str:
     if not isinstance(item, str):
-        raise ValueError("no text")  # noqa: TRY004 - what a tenant saved, not what a program passed
+        raise ValueError("not a string")  # noqa: TRY004 - what a tenant saved, not what a program passed
     return item

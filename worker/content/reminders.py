@@ -1,7 +1,7 @@
 """The texts of a digest: which leads wait for a follow-up, as an e-mail and as a WhatsApp message.
 
-A lead's fields are whatever somebody typed: control characters become spaces, so that no name makes a line of its
-own, and what is too long is cut.
+A lead's fields hold whatever somebody typed: control characters become spaces, so that no name can begin a new line,
+and long fields are cut.
 """
 
 import html
@@ -13,6 +13,7 @@ from worker.content.markup import plain_text
 from worker.content.one_line import one_line
 from worker.content.placeholders import Html, Template
 from worker.content.whatsapp import LONGEST_TEXT
+from worker.messages import EmailCopy
 
 LONGEST_FIELD = 120  # characters of a lead's name, e-mail or phone
 
@@ -47,7 +48,7 @@ _CELL = "padding:10px 0;border-bottom:1px solid #e5e7eb;word-break:break-word;ov
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What one recipient is told. ``leads``: (name, e-mail, phone) of the first ones, ``count`` is of all."""
+    """What one digest says. ``leads``: (name, e-mail, phone) of the first ones; ``count``: how many there are."""
 
     recipient_name: str  # '' when only an address is known
     address: str
@@ -66,9 +67,18 @@ class DigestTexts:
     html: Template
     values: dict[str, str]
 
+    def copy(self, sender: str) -> EmailCopy:
+        """What its reader sees, for the outbox."""
+        return EmailCopy(
+            sender,
+            self.subject.fill(self.values),
+            self.text.fill(self.values),
+            self.html.fill_html(self.values),
+        )
+
 
 def email_texts(digest: Digest, subject: str | None = None, html_body: str | None = None) -> DigestTexts:
-    """The e-mail, from the tenant's template where its subject or HTML says something, else the built-in one."""
+    """The e-mail: subject and HTML from the tenant's template where they are not blank, else the built-in ones."""
     values = {
         "recipientName": _field(digest.recipient_name) or digest.address,
         "leadsCount": str(digest.count),
@@ -107,12 +117,12 @@ def _template(text: str) -> Template:
 
 
 def _built_in(text: str, digest: Digest) -> str:
-    """With the phrases that a tenant's template has no name for; the placeholders stay."""
+    """The built-in texts with their phrases, which tenants' templates cannot use; the placeholders stay."""
     return text.replace("{{leads}}", _leads(digest.count)).replace("{{hours}}", _hours(digest.hours))
 
 
 def _plain(html_body: str) -> str:
-    """The text part for a tenant's HTML: the list, too, as text."""
+    """The text part for a tenant's HTML, with the list of leads as text."""
     return _LIST.sub("{{leadsListText}}", plain_text(html_body))
 
 
@@ -144,7 +154,7 @@ def _list_lines(digest: Digest) -> list[str]:
 
 
 def _table(digest: Digest) -> Html:
-    """One cell a lead, name first: it needs no width that a phone does not have."""
+    """One cell for each lead, name first: narrow enough for a phone."""
     rows = [_cell(*_fields(lead)) for lead in digest.leads]
     left = digest.count - len(digest.leads)
     if left > 0:

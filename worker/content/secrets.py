@@ -1,10 +1,11 @@
-"""The tenants' encrypted secrets: AES-256-GCM as the CRM's app servers write it.
+"""The tenants' encrypted secrets: AES-256-GCM, in the format of the CRM's app servers.
 
 A stored secret is a JSON object ``{"iv", "encryptedData", "authTag"}``, each in hex, with a 16-byte iv and a
-16-byte tag. No error here shows a key, a stored value or a decrypted one.
+16-byte tag. No error text contains a key, a stored value or a decrypted one.
 """
 
 import json
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -14,27 +15,24 @@ IV_BYTES = 16
 TAG_BYTES = 16
 
 
+class _Encrypted(NamedTuple):
+    iv: bytes
+    data: bytes
+    tag: bytes
+
+
 def decrypt(stored: str, key_hex: str) -> str:
-    """The secret in clear text; ValueError says whether the key or the stored value is at fault."""
+    """The decrypted secret. Raises ValueError, which says whether the key or the stored value is wrong."""
     cipher = _cipher(key_hex)
-    iv, encrypted, tag = _parts(stored)
+    encrypted = _parse(stored)
     try:
-        return cipher.decrypt(iv, encrypted + tag, None).decode("utf-8")
+        return cipher.decrypt(encrypted.iv, encrypted.data + encrypted.tag, None).decode("utf-8")
     except InvalidTag:
         raise ValueError(
             "the stored secret was not encrypted with this ENCRYPTION_KEY, or it was changed since"
         ) from None
     except UnicodeDecodeError:
-        raise ValueError("the stored secret holds something other than UTF-8 text") from None
-
-
-def encrypt(plain: str, key_hex: str, iv: bytes) -> str:
-    """The JSON the CRM stores. ``iv`` is 16 bytes, never the same twice with one key (NIST SP 800-38D, 8)."""
-    if len(iv) != IV_BYTES:
-        raise ValueError(f"an iv has {IV_BYTES} bytes, not {len(iv)}")
-    sealed = _cipher(key_hex).encrypt(iv, plain.encode("utf-8"), None)
-    encrypted, tag = sealed[:-TAG_BYTES], sealed[-TAG_BYTES:]
-    return json.dumps({"iv": iv.hex(), "encryptedData": encrypted.hex(), "authTag": tag.hex()})
+        raise ValueError("the stored secret is not UTF-8 text") from None
 
 
 def _cipher(key_hex: str) -> AESGCM:
@@ -47,17 +45,19 @@ def _cipher(key_hex: str) -> AESGCM:
     return AESGCM(key)
 
 
-def _parts(stored: str) -> tuple[bytes, bytes, bytes]:
-    """iv, encrypted data and tag. A short tag would be easy to forge, so its length is checked."""
+def _parse(stored: str) -> _Encrypted:
+    """A short tag would be easy to forge, so its length is checked."""
     try:
-        holder = json.loads(stored)
-        iv, encrypted, tag = (bytes.fromhex(holder[key]) for key in ("iv", "encryptedData", "authTag"))
+        parts = json.loads(stored)
+        encrypted = _Encrypted(*(bytes.fromhex(parts[key]) for key in ("iv", "encryptedData", "authTag")))
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             'the stored secret is not the JSON the CRM writes: {"iv", "encryptedData", "authTag"} in hex'
         ) from None
-    if len(iv) != IV_BYTES or len(tag) != TAG_BYTES:
+    iv_bytes, tag_bytes = len(encrypted.iv), len(encrypted.tag)
+    if (iv_bytes, tag_bytes) != (IV_BYTES, TAG_BYTES):
         raise ValueError(
-            f"the stored secret has an iv of {len(iv)} and a tag of {len(tag)} bytes, not {IV_BYTES} and {TAG_BYTES}"
+            f"the stored secret has an iv of {iv_bytes} bytes and a tag of {tag_bytes} bytes, "
+            f"not {IV_BYTES} and {TAG_BYTES}"
         )
-    return iv, encrypted, tag
+    return encrypted

@@ -1,8 +1,8 @@
-"""Bodies on the wire: a template's quoted-printable or base64 form (RFC 2045 6.7 and 6.8), compiled once.
+"""Transfer encodings of bodies: quoted-printable or base64 (RFC 2045 6.7 and 6.8), compiled once from a template.
 
-Quoted-printable text stays readable and lets the fixed segments be encoded once: a slot's value goes between
-two soft line breaks, so that no segment has to know where on its line it begins. Where most octets are not
-ASCII, quoted-printable would triple the message, and the filled text is encoded whole as base64.
+Quoted-printable text stays readable, and its fixed segments are encoded only once: a slot's value stands between two
+soft line breaks, so the encoding of a segment does not depend on where its line begins. Where most octets are not
+ASCII, quoted-printable would make the message three times as long, and the filled text is encoded as base64.
 """
 
 import re
@@ -14,21 +14,21 @@ from worker.content.placeholders import Slot, Template
 Fill = Callable[[Mapping[str, str]], bytes]
 
 _LINE_LIMIT = 76  # characters, the soft line break's "=" included
-_ROOM = _LINE_LIMIT - 3  # a line's first character may grow by two, and "=" ends it
-_BASE64_OCTETS = 57  # give 76 characters
+_ROOM = _LINE_LIMIT - 3  # the first character of a line may grow by two, and "=" ends the line
+_BASE64_OCTETS = 57  # make 76 characters
 
 _SOFT_BREAK = b"=\r\n"
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _OCTETS = [chr(octet) if 32 <= octet < 127 and octet != 61 else f"={octet:02X}" for octet in range(256)]
 _OCTETS[9] = "\t"
-# Short values of these need no encoding: no "=", nothing that may not begin or end a line.
+# Short values like this need no encoding: they have no "=", and nothing that may not begin or end a line.
 _PLAIN = re.compile(r"(?!From )[A-Za-z0-9@+_-](?:[A-Za-z0-9 @.,;:&#/'+_-]{0,70}[A-Za-z0-9@.;+_-])?")
 
 
 def compiled(template: Template, as_html: bool) -> tuple[str, Fill]:
-    """The Content-Transfer-Encoding that suits the template's fixed text, and what makes a body from values.
+    """The Content-Transfer-Encoding for a template, and a function that makes the encoded body from values.
 
-    Bodies have CRLF line ends whatever the template or a value has, and no line over 76 characters.
+    Bodies have CRLF line ends, whatever the template or a value has, and no line longer than 76 characters.
     """
     literals = "".join(segment for segment in template.segments if isinstance(segment, str))
     octets = len(literals.encode("utf-8"))
@@ -38,7 +38,7 @@ def compiled(template: Template, as_html: bool) -> tuple[str, Fill]:
 
 
 def quoted_printable(text: str) -> bytes:
-    """``text`` in quoted-printable; no line begins with a dot or "From ", which some relays change."""
+    """``text`` in quoted-printable. No line begins with a dot or "From ", which some mail servers change."""
     return "\r\n".join([_encoded_line(line) for line in _LINE_END.split(text)]).encode("ascii")
 
 
@@ -49,15 +49,15 @@ def _encoded_line(line: str) -> str:
     pieces, start = [], 0
     while len(encoded) - start > _ROOM:
         end = start + _ROOM
-        if "=" in encoded[end - 2 : end]:  # not inside "=E0"
+        if "=" in encoded[end - 2 : end]:  # do not cut inside "=E0"
             end = encoded.rindex("=", start, end)
         pieces.append(encoded[start:end])
         start = end
     pieces.append(encoded[start:])
-    return "=\r\n".join([_guarded(piece) for piece in pieces])
+    return "=\r\n".join([_without_special_start(piece) for piece in pieces])
 
 
-def _guarded(piece: str) -> str:
+def _without_special_start(piece: str) -> str:
     if piece.startswith((".", "From ")):
         return f"={ord(piece[0]):02X}{piece[1:]}"
     return piece

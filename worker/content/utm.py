@@ -1,15 +1,15 @@
-"""UTM parameters: where a campaign's values come from, and how they get into a URL."""
+"""UTM parameters: where a campaign's values come from, and how they are added to a URL."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 from urllib.parse import quote, unquote_plus
+
+from worker.content.campaign_texts import CampaignTexts
 
 
 @dataclass(frozen=True, slots=True)
 class UtmParameters:
-    """The utm_* values of a campaign, as people read them (not yet percent-encoded); '' adds no parameter."""
+    """The utm_* values of a campaign, not yet percent-encoded; '' adds no parameter."""
 
     source: str = ""
     medium: str = ""
@@ -18,33 +18,28 @@ class UtmParameters:
     content: str = ""
 
     @classmethod
-    def of_campaign(cls, campaign: Mapping[str, Any]) -> "UtmParameters":
-        """From a "Campaign" row: columns, else defaults, overridden by ``platformUtmConfig[channel]``."""
-        channel = campaign["channel"]
+    def of_campaign(cls, texts: CampaignTexts) -> "UtmParameters":
+        """Defaults, overridden by the campaign's utm_* columns, overridden by ``platform_utm_config[channel]``."""
         chosen = {
             "source": "bharat_crm",
-            "medium": channel,
-            "campaign": re.sub(r"[^a-z0-9]+", "_", str(campaign.get("name") or "").lower()),
+            "medium": texts.channel,
+            "campaign": re.sub(r"[^a-z0-9]+", "_", texts.name.lower()),
         }
-        platforms = campaign.get("platformUtmConfig")
-        override = platforms.get(channel) if isinstance(platforms, dict) else None
+        platforms = texts.platform_utm_config
+        override = platforms.get(texts.channel) if isinstance(platforms, dict) else None
         for field in fields(cls):
-            column = f"utm{field.name.capitalize()}"
-            chosen.update(_text(campaign, field.name, column))
+            values = [getattr(texts, f"utm_{field.name}")]
             if isinstance(override, dict):
-                chosen.update(_text(override, field.name, field.name, f"utm_{field.name}", column))
+                keys = (field.name, f"utm_{field.name}", f"utm{field.name.capitalize()}")
+                values += [override.get(key) for key in keys]
+            given = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+            chosen[field.name] = given[-1] if given else chosen.get(field.name, "")
         return cls(**chosen)
 
     def pairs(self) -> list[tuple[str, str]]:
         """``("utm_source", value)`` and so on, only those that have a value."""
         named = [(f"utm_{field.name}", getattr(self, field.name)) for field in fields(self)]
         return [(name, value) for name, value in named if value]
-
-
-def _text(row: Mapping[str, Any], name: str, *keys: str) -> dict[str, str]:
-    """``{name: value}`` for the last of ``keys`` that holds text, {} when none does."""
-    found = [row[key].strip() for key in keys if isinstance(row.get(key), str) and row[key].strip()]
-    return {name: found[-1]} if found else {}
 
 
 def tag_url(url: str, utm: UtmParameters) -> str:

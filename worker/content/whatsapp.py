@@ -1,7 +1,7 @@
-"""The body of a WhatsApp message: a campaign's columns, already personalised, in; the JSON object out.
+"""Makes the JSON body of a WhatsApp message from a campaign's columns, which are already personalised.
 
-Source: https://developers.facebook.com/docs/whatsapp/cloud-api/reference/messages. What Meta is known to
-refuse is refused here, with a text that says what to change, before it costs a request.
+Source: https://developers.facebook.com/docs/whatsapp/cloud-api/reference/messages. What Meta is known to refuse is
+refused here, before a request is made, with a text that says what to change.
 """
 
 import re
@@ -22,11 +22,11 @@ _NOT_IN_PARAMETER = re.compile(f"[ {_BREAK}]*[{_BREAK}][ {_BREAK}]*| {{5,}}")
 
 
 class UnfitForRecipient(RecipientRefused, ValueError):
-    """This recipient's name, number or the like make no message that WhatsApp takes."""
+    """With this recipient's number or values, the message is one that WhatsApp does not accept."""
 
 
 class UnfitCampaign(CampaignRejected, ValueError):
-    """The campaign's columns make no WhatsApp message, for any recipient."""
+    """The campaign's columns make no valid WhatsApp message, for any recipient."""
 
 
 def whatsapp_payload(
@@ -42,12 +42,12 @@ def whatsapp_payload(
     template_language: str | None = None,
     template_params: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The body of POST /{phoneId}/messages. ``to``: digits with country code; ``message_type``: None is text.
+    """The body of POST /{phoneId}/messages. ``to``: digits with country code; ``message_type``: None means text.
 
     Raises UnfitForRecipient and UnfitCampaign; both are SendErrors and ValueErrors.
     """
     if not re.fullmatch(r"[0-9]{7,15}", to):
-        raise UnfitForRecipient("the number is no international phone number in digits")
+        raise UnfitForRecipient("the number is not an international phone number in digits")
     payload: dict[str, Any] = {
         "messaging_product": "whatsapp",
         "recipient_type": "individual",
@@ -63,27 +63,27 @@ def whatsapp_payload(
         case "template":
             template = _template(template_name, template_language, template_params)
             return payload | {"type": "template", "template": template}
-    raise UnfitCampaign(f"whatsappMessageType is {message_type!r}: it can be text, media or template")
+    raise UnfitCampaign(f"whatsappMessageType is {message_type!r}; it must be text, media or template")
 
 
 def _text(text: str) -> dict[str, Any]:
     if not text.strip():
         raise UnfitCampaign("the message has no text")
     if len(text) > LONGEST_TEXT:
-        raise UnfitForRecipient(f"the text has {len(text)} characters, WhatsApp takes at most {LONGEST_TEXT}")
+        raise UnfitForRecipient(f"the text has {len(text)} characters, WhatsApp accepts at most {LONGEST_TEXT}")
     return {"body": text, "preview_url": bool(_LINK.search(text))}
 
 
 def _media(kind: str | None, url: str | None, caption: str | None) -> tuple[str, dict[str, Any]]:
     if kind not in _MEDIA_TYPES:
-        raise UnfitCampaign(f"whatsappMediaType is {kind!r}: it can be {', '.join(_MEDIA_TYPES)}")
+        raise UnfitCampaign(f"whatsappMediaType is {kind!r}; it must be one of {', '.join(_MEDIA_TYPES)}")
     if not url or not _LINK.match(url):
         raise UnfitCampaign("whatsappMediaUrl must be an http or https link")
     media = {"link": url}
     if caption and kind != "audio":
         if len(caption) > LONGEST_CAPTION:
             raise UnfitForRecipient(
-                f"the caption has {len(caption)} characters, WhatsApp takes at most {LONGEST_CAPTION}"
+                f"the caption has {len(caption)} characters, WhatsApp accepts at most {LONGEST_CAPTION}"
             )
         media["caption"] = caption
     if kind == "document":
@@ -92,11 +92,11 @@ def _media(kind: str | None, url: str | None, caption: str | None) -> tuple[str,
 
 
 def _filename(url: str) -> str:
-    """The name the document is shown with: the last part of the link's path."""
+    """The name that the document is shown with: the last part of the link's path."""
     try:
         last = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2]
     except ValueError as error:
-        raise UnfitCampaign("whatsappMediaUrl cannot be read") from error
+        raise UnfitCampaign("whatsappMediaUrl is not a valid URL") from error
     return "".join(c for c in last if c.isprintable()).strip()[-240:] or "document"
 
 
@@ -113,5 +113,5 @@ def _template(name: str | None, language: str | None, params: Sequence[str]) -> 
 def _parameter(number: int, param: str) -> str:
     text = _NOT_IN_PARAMETER.sub(" ", param).strip()
     if not text:
-        raise UnfitForRecipient(f"template parameter {number} is empty, which WhatsApp does not take")
+        raise UnfitForRecipient(f"template parameter {number} is empty, which WhatsApp does not accept")
     return text

@@ -1,1 +1,1 @@
-"""Single messages: claimed, sent, settled."""
+"""Notifications: single messages of reminders and trial, claimed, sent and settled."""

@@ -1,108 +1,95 @@
-"""Single messages of reminders and trial on their way: held, marked before they may leave, settled once.
+"""Claims, marks, settles and releases notifications: all that is written to worker.notice.
 
-A message is a row of worker.notice from its claim to its settlement. It is marked as handed over, and that is
-committed, before its provider hears of it: what a dead process held without the mark never left and goes out again;
-what has the mark is unconfirmed, and asked after where the provider can be asked (Gmail).
+A notification is a row of worker.notice until it is settled. It is marked as handed over, and the mark is committed,
+before it is sent to its provider. What a dead process held without the mark was never sent, and is sent again; what
+has the mark is unconfirmed, and its provider is asked about it where it can be asked (Gmail).
 """
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.campaigns.batch import Kind, Outcome
-from worker.notifications.dispatcher import NotificationThreads, Queue
-from worker.notifications.notification import Delivery, Notification, OutgoingMessage
-from worker.runtime.db import Database, Row, queries
-from worker.runtime.process_token import is_from_dead_process, new_token
-from worker.runtime.signals import Signals
+from worker.notifications.delivery import Delivery
+from worker.notifications.notification import Notification
+from worker.runtime.db import Database, queries
+from worker.runtime.lease import LEASE_SECONDS, Lease
+from worker.sending.outcomes import ASK_AFTER_SECONDS
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 300.0  # messages of another machine that were not renewed for so long have lost their holder
-RENEW_SECONDS = 30.0
-ASK_AFTER_SECONDS = 30.0  # by then a provider has filed, or never will, what was on the wire
+
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """A notification that has to wait. ``may_have_arrived``: its provider is asked before anything is sent again."""
+
+    id: str
+    due_at: datetime
+    attempts: int
+    may_have_arrived: bool
 
 
 class NotificationClaims:
-    """The notices of one job in one process."""
+    """The notifications that one process has claimed for one job."""
 
-    def __init__(
-        self, db: Database, job: str, signals: Signals, grace_seconds: float, clock: Callable[[], datetime]
-    ) -> None:
-        self.holder = new_token()
+    def __init__(self, db: Database, job: str) -> None:
         self._db = db
         self._job = job
-        self._signals = signals
-        self._grace_seconds = grace_seconds
-        self._clock = clock
+        self._lease = Lease()
         self._sql = queries("notifications")
-        self._lanes = NotificationThreads(clock)
-        self._unsettled: list[Delivery] = []
-        self._renewed_at = time.monotonic()
-        self._grace_ends: float | None = None
+
+    @property
+    def holder(self) -> str:
+        """The name that this process's claims are held under."""
+        return self._lease.holder
 
     def claim_waiting(self, now: datetime, size: int) -> list[Notification]:
-        """Claims the messages that wait for this time, the longest waiting first."""
-        rows = self._db.all(self._sql["claim_waiting"], job=self._job, holder=self.holder, now=now, size=size)
+        """Claims notifications that wait and are due, those that waited longest first."""
+        rows = self._db.execute(self._sql["claim_waiting"], job=self._job, holder=self.holder, now=now, size=size)
         return [Notification(**row) for row in rows]
 
     def next_due(self) -> datetime | None:
-        """When the next waiting message is due."""
+        """When the next waiting notification is due."""
         row = self._db.one(self._sql["next_due"], job=self._job)
         return row["at"] if row else None
 
-    def release_orphans(self, now: datetime) -> None:
-        """Lets the messages of processes that are gone wait for their turn; those of the living are left alone.
+    def release_orphans(self, now: datetime, in_hand: Collection[str]) -> None:
+        """Lets the notifications wait that a dead process left behind; those of living processes are left alone.
 
-        To be called at the start of a tick: what this process holds then is what a tick that failed left behind.
+        To be called at the start of a tick. ``in_hand``: the ids that this process still works on. What it holds
+        beside them was left behind by a tick that failed.
         """
-        held = self._db.all(self._sql["held"], job=self._job, lease_seconds=LEASE_SECONDS)
-        gone = [row for row in held if self._left_behind(row)]
-        if not gone:
+        orphans = [
+            row
+            for row in self._db.all(self._sql["held"], job=self._job, lease_seconds=LEASE_SECONDS)
+            if self._lease.is_orphaned(row["holder"], lapsed=row["lapsed"], in_hand=row["id"] in in_hand)
+        ]
+        if not orphans:
             return
-        ids, holders = [row["id"] for row in gone], [row["holder"] for row in gone]
+        ids, holders = [row["id"] for row in orphans], [row["holder"] for row in orphans]
         ask_at = now + timedelta(seconds=ASK_AFTER_SECONDS)
-        self._db.all(self._sql["release"], ids=ids, holders=holders, now=now, ask_at=ask_at)
-        log.warning("messages of a dead worker taken over", {"job": self._job, "messages": len(gone)})
+        self._db.execute(self._sql["release_orphans"], ids=ids, holders=holders, now=now, ask_at=ask_at)
+        log.warning("messages left by a dead process were released", {"job": self._job, "messages": len(orphans)})
 
-    def deliver(
-        self,
-        notices: Sequence[Notification],
-        letter_of: Callable[[Notification], OutgoingMessage],
-        may_go_on: Callable[[], bool],
-    ) -> Iterator[list[Delivery]]:
-        """Sends the notices, a few at once, and yields what became of them, a few at a time, to be settled.
+    def hand_over(self, ids: Sequence[str]) -> set[str]:
+        """Marks messages as handed over, just before they are sent; returns the ids that this process still holds."""
+        if not ids:
+            return set()
+        rows = self._db.execute(self._sql["hand_over"], ids=ids, holder=self.holder)
+        return {row["id"] for row in rows}
 
-        A sender (tenant and channel) that is slow keeps its share of the lanes busy, and no others.
-        ``letter_of`` raises TransportMissing or SendError, or ValueError for an address that cannot be written to.
-        A notice that was handed over before is asked after instead. Who is not reached before ``may_go_on`` says
-        no is NOT_SENT; who is still on the wire after the grace time is not yielded at all, and stays held.
-        What could not be settled (the database went away) is yielded again, first of all, by the next call, which
-        also waits for what was on the wire then. Raises redis.RedisError when a pace cannot be asked.
-        """
-        if self._unsettled:
-            yield self._unsettled
-            self._unsettled = []
-        queue = Queue(notices)
-        while (queue or self._lanes) and not self._grace_is_over():
-            done = self._launch(queue, letter_of) if may_go_on() else self._untouched(queue)
-            landed, death = self._lanes.landed()
-            self._unsettled = done + landed
-            if death:
-                raise death  # the others' outcomes are yielded by the next call
-            if self._unsettled:
-                yield self._unsettled
-                self._unsettled = []
+    def renew(self) -> None:
+        """Says that this process is alive, when it is time to say so again."""
+        if self._lease.take_renewal():
+            self._db.execute(self._sql["renew"], job=self._job, holder=self.holder)
 
     def settle(self, deliveries: Iterable[Delivery]) -> set[str]:
-        """Forgets the notices and files the accepted e-mails; returns the ids that were still this process's.
+        """Deletes the notifications and files the accepted e-mails; returns the ids that this process still held.
 
-        An e-mail that "EmailLog" does not take (its user was deleted meanwhile) is forgotten unfiled.
+        Where "EmailLog" refuses an e-mail (its user was deleted meanwhile) the notification is settled without it.
         """
         ended = list(deliveries)
         try:
@@ -110,58 +97,24 @@ class NotificationClaims:
         except (psycopg2.IntegrityError, psycopg2.DataError) as error:
             if len(ended) == 1:
                 reason = error.diag.message_primary
-                log.warning("an e-mail was sent but not filed", {"notice": ended[0].notice.id, "reason": reason})
-                return self._settle([replace(ended[0], letter=None)])
+                log.warning(
+                    "an e-mail was sent but not filed", {"notice": ended[0].notification.id, "reason": reason}
+                )
+                return self._settle([replace(ended[0], outgoing=None)])
         return {settled for each in ended for settled in self.settle([each])}
 
     def _settle(self, ended: Sequence[Delivery]) -> set[str]:
-        outbox = [record for each in ended if (record := each.outbox_record())]
-        ids = [each.notice.id for each in ended]
+        ids = [each.notification.id for each in ended]
+        outbox = [
+            each.outgoing.outbox.record(each.outcome.accepted, each.outcome.at) | {"notice_id": each.notification.id}
+            for each in ended
+            if each.outcome.accepted and each.outgoing and each.outgoing.outbox
+        ]
         as_json = json.dumps(outbox, ensure_ascii=False, default=datetime.isoformat)
-        rows = self._db.all(self._sql["settle"], ids=ids, holder=self.holder, outbox=as_json)
+        rows = self._db.execute(self._sql["settle"], ids=ids, holder=self.holder, outbox=as_json)
         return {row["id"] for row in rows}
 
-    def put_back(self, deliveries: Iterable[tuple[Delivery, datetime, int]]) -> None:
-        """(delivery, when it is due again, attempts) of each notice that has to wait."""
-        back = [
-            {"id": each.notice.id, "due_at": due_at, "attempts": attempts, "unknown": each.may_have_arrived}
-            for each, due_at, attempts in deliveries
-        ]
-        as_json = json.dumps(back, default=datetime.isoformat)
-        self._db.all(self._sql["put_back"], back=as_json, holder=self.holder)
-
-    def close(self) -> bool:
-        """False: threads still wait for a provider."""
-        return self._lanes.close()
-
-    def _left_behind(self, row: Row) -> bool:
-        """Whether nobody will settle this held notice any more."""
-        if row["holder"] != self.holder:
-            return row["lapsed"] or is_from_dead_process(row["holder"])
-        # lapsed or not: what is on the wire, or came back and could not be settled, is settled by this process
-        return row["id"] not in self._lanes.ids | {each.notice.id for each in self._unsettled}
-
-    def _launch(self, queue: Queue, letter_of: Callable[[Notification], OutgoingMessage]) -> list[Delivery]:
-        """Marks and sends as many as there are lanes free; returns what became of those that have no message."""
-        if time.monotonic() - self._renewed_at > RENEW_SECONDS:
-            self._db.all(self._sql["renew"], job=self._job, holder=self.holder)
-            self._renewed_at = time.monotonic()
-        ready, done = self._lanes.choose(queue, letter_of)
-        fresh = [notice.id for notice, _ in ready if not notice.handed_over]
-        rows = self._db.all(self._sql["hand_over"], ids=fresh, holder=self.holder) if fresh else []
-        marked = {row["id"] for row in rows}
-        for notice, letter in ready:
-            if notice.handed_over or notice.id in marked:  # else it is somebody else's by now
-                self._lanes.send(notice, letter)
-        return done
-
-    def _untouched(self, queue: Queue) -> list[Delivery]:
-        """Nothing more may leave: all that wait in line."""
-        outcome = Outcome(Kind.NOT_SENT, self._clock())
-        return [Delivery(notice, outcome, None, notice.handed_over) for notice in queue.take_all()]
-
-    def _grace_is_over(self) -> bool:
-        """Whether a signal came so long ago that providers are not waited for any more."""
-        if self._signals.stopping and self._grace_ends is None:
-            self._grace_ends = time.monotonic() + self._grace_seconds
-        return self._grace_ends is not None and time.monotonic() > self._grace_ends
+    def defer(self, deferrals: Iterable[Deferral]) -> None:
+        """Releases claims: each notification waits until it is due."""
+        as_json = json.dumps([asdict(each) for each in deferrals], default=datetime.isoformat)
+        self._db.execute(self._sql["defer"], deferrals=as_json, holder=self.holder)

@@ -1,194 +1,164 @@
-"""Notices on the wire: the lanes they are sent through, and whose turn it is.
+"""Sends claimed notifications through a fixed number of threads, and yields what became of them.
 
-A sender is a tenant on one channel. All that have something to send share the lanes evenly, and one that its pace
-holds up gets none: whoever hangs or is paced holds up nobody else.
+Tenants that have something to send share the threads evenly, and a tenant whose pace is used up gets none: a slow or
+paced account delays no other.
 """
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 
-import redis
+from worker.errors import SendError, TransportMissing
+from worker.notifications.claims import NotificationClaims
+from worker.notifications.delivery import Delivery, ask, send
+from worker.notifications.fair_queue import FairQueue, TenantChannel
+from worker.notifications.notification import Notification, OutgoingMessage
+from worker.runtime.clock import boot_seconds
+from worker.runtime.signals import Signals
+from worker.sending.outcomes import Outcome, OutcomeKind, failed
+from worker.sending.requests import RequestThreads
 
-from worker.campaigns.batch import Kind, Outcome
-from worker.errors import RecipientDeferred, RetryLater, SendError, TransportMissing
-from worker.messages import Email
-from worker.notifications.notification import Delivery, Notification, OutgoingMessage, failed
-from worker.providers.google_token import InvalidGrant
-
-LANES = 8  # messages on the wire at once, so at most so many unconfirmed for each kill
-SEND_LIMIT_SECONDS = 60.0  # from the mark to the wire; after it somebody else may have taken over
+THREADS = 8  # messages that are sent at the same time, so at most so many are unconfirmed after a kill
+SEND_LIMIT_SECONDS = 60.0  # between the mark and the send; after it another process may have claimed the message
 POLL_SECONDS = 0.1  # how soon a signal is noticed
 
-Sender = tuple[str | None, str]  # tenant id and channel
-LetterOf = Callable[[Notification], OutgoingMessage]
+Prepare = Callable[[Notification], OutgoingMessage]
 
 
-class Queue:
-    """Notices in line, a line for each sender."""
+class NotificationDispatcher:
+    """The threads of one process. All methods are for the thread that has the database connection."""
 
-    def __init__(self, notices: Iterable[Notification]) -> None:
-        self._lines: dict[Sender, deque[Notification]] = {}  # the sender that waits longest first
-        for notice in notices:
-            self._lines.setdefault(sender_of(notice), deque()).append(notice)
-
-    def __bool__(self) -> bool:
-        return bool(self._lines)
-
-    def heads(self, busy: Counter[Sender]) -> Iterator[Notification]:
-        """The next notice of each sender, then a second one, and so on: who has fewer on the wire comes first."""
-        for share in range(1, LANES + 1):
-            for sender in [each for each in self._lines if busy[each] < share]:
-                yield self._lines[sender][0]
-
-    def take(self, head: Notification) -> None:
-        """Takes a head out; its sender goes behind the others."""
-        line = self._lines.pop(sender_of(head))
-        line.popleft()
-        if line:
-            self._lines[sender_of(head)] = line
-
-    def take_all(self) -> list[Notification]:
-        lines, self._lines = self._lines, {}
-        return [notice for line in lines.values() for notice in line]
-
-
-class NotificationThreads:
-    """As many threads as messages may be on the wire at once."""
-
-    def __init__(self, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        claims: NotificationClaims,
+        signals: Signals,
+        grace_seconds: float,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._claims = claims
+        self._signals = signals
+        self._grace_seconds = grace_seconds
         self._clock = clock
-        self._threads = ThreadPoolExecutor(LANES, thread_name_prefix="lane")
-        self._in_flight: dict[Future[Delivery], Notification] = {}
-        self._token_at: dict[Sender, float] = {}  # time.monotonic() before which asking for a token is in vain
-
-    def __bool__(self) -> bool:
-        """Whether any message is on the wire."""
-        return bool(self._in_flight)
+        self._requests: RequestThreads[Notification, Delivery] = RequestThreads(THREADS)
+        self._token_at: dict[TenantChannel, float] = {}  # time.monotonic() before which no token is granted
+        self._unsettled: list[Delivery] = []
+        self._grace_ends: float | None = None
 
     @property
-    def ids(self) -> set[str]:
-        """The notices on the wire."""
-        return {notice.id for notice in self._in_flight.values()}
+    def in_hand(self) -> set[str]:
+        """The ids of the notifications that are being sent, or have an outcome that is not settled yet."""
+        return {each.id for each in self._requests.owners} | {each.notification.id for each in self._unsettled}
 
-    def choose(
-        self, queue: Queue, letter_of: LetterOf
-    ) -> tuple[list[tuple[Notification, OutgoingMessage]], list[Delivery]]:
-        """Takes from the queue who may be sent now, and what became of those of which no message can be made.
+    def deliver(
+        self, notifications: Sequence[Notification], prepare: Prepare, may_continue: Callable[[], bool]
+    ) -> Iterator[list[Delivery]]:
+        """Sends the notifications, a few at once, and yields their outcomes, a few at a time, to be settled.
 
-        Raises redis.RedisError when a pace cannot be asked.
+        ``prepare`` raises TransportMissing or SendError, or ValueError for an address that cannot be written to.
+        For a notification that was handed over before, the provider is asked instead. Those not reached before
+        ``may_continue`` returns False are NOT_SENT; those still being sent after the grace time are not yielded, and
+        stay claimed. Outcomes that could not be settled (the database was unavailable) are yielded again, before all
+        others, by the next call, which also waits for the messages that were being sent then.
+        Raises redis.RedisError when a pace cannot be read.
         """
-        ready: list[tuple[Notification, OutgoingMessage]] = []
-        done: list[Delivery] = []
-        busy = Counter(sender_of(notice) for notice in self._in_flight.values())
-        for notice in queue.heads(busy):
-            if len(self._in_flight) + len(ready) >= LANES:
-                break
-            if self._token_at.get(sender_of(notice), 0.0) > time.monotonic():
-                continue
-            found = self._letter(notice, letter_of)
-            if isinstance(found, OutgoingMessage) and not self._granted(notice, found):
-                if sender_of(notice) in self._token_at:
-                    continue
-                found = Delivery(notice, Outcome(Kind.DEFERRED, self._clock(), "its sender's pace"), found)
-            queue.take(notice)
-            if isinstance(found, Delivery):
-                done.append(found)
-            else:
-                ready.append((notice, found))
-                busy[sender_of(notice)] += 1
-        return ready, done
-
-    def send(self, notice: Notification, letter: OutgoingMessage) -> None:
-        """Gives a lane the message, which is marked as handed over by now; an earlier one's fate is asked for."""
-        if notice.handed_over:
-            lane = self._threads.submit(self._ask, notice, letter)
-        else:
-            send_until = time.clock_gettime(time.CLOCK_BOOTTIME) + SEND_LIMIT_SECONDS
-            lane = self._threads.submit(self._send, notice, letter, send_until)
-        self._in_flight[lane] = notice
-
-    def landed(self) -> tuple[list[Delivery], BaseException | None]:
-        """What came back within a moment, and what a lane died of, a bug."""
-        if not self._in_flight:
-            until_token = min(self._token_at.values(), default=0.0) - time.monotonic()
-            time.sleep(min(max(until_token, 0.0), POLL_SECONDS))
-            return [], None
-        ended = wait(self._in_flight, POLL_SECONDS).done
-        for lane in ended:
-            del self._in_flight[lane]
-        deaths = [death for lane in ended if (death := lane.exception())]
-        return [lane.result() for lane in ended if not lane.exception()], next(iter(deaths), None)
+        if self._unsettled:
+            yield self._unsettled
+            self._unsettled = []
+        queue = FairQueue(notifications)
+        while (queue or len(self._requests)) and not self._grace_is_over():
+            done = self._start(queue, prepare) if may_continue() else self._skip(queue)
+            answered, bug = self._collect()
+            self._unsettled = done + answered
+            if bug:
+                raise bug  # the others' outcomes are yielded by the next call
+            if self._unsettled:
+                yield self._unsettled
+                self._unsettled = []
 
     def close(self) -> bool:
         """False: threads still wait for a provider."""
-        all_ended = all(lane.done() for lane in self._in_flight)
-        self._threads.shutdown(wait=all_ended, cancel_futures=True)
-        return all_ended
+        return self._requests.close()
 
-    def _letter(self, notice: Notification, letter_of: LetterOf) -> OutgoingMessage | Delivery:
+    def _start(self, queue: FairQueue, prepare: Prepare) -> list[Delivery]:
+        """Marks and sends as many as there are threads free; returns the outcomes of those without a message."""
+        self._claims.renew()
+        ready, done = self._choose(queue, prepare)
+        marked = self._claims.hand_over([each.id for each, _ in ready if not each.handed_over])
+        for notification, outgoing in ready:
+            if notification.handed_over:
+                self._requests.submit(notification, partial(ask, notification, outgoing, self._clock))
+            elif notification.id in marked:  # else another process holds it by now
+                send_until = boot_seconds() + SEND_LIMIT_SECONDS
+                self._requests.submit(notification, partial(send, notification, outgoing, send_until, self._clock))
+        return done
+
+    def _choose(
+        self, queue: FairQueue, prepare: Prepare
+    ) -> tuple[list[tuple[Notification, OutgoingMessage]], list[Delivery]]:
+        """Takes from the queue those that can be sent now, and the outcomes of those that cannot be sent at all."""
+        ready: list[tuple[Notification, OutgoingMessage]] = []
+        done: list[Delivery] = []
+        busy = Counter(TenantChannel.of(each) for each in self._requests.owners)
+        for notification in queue.heads(busy, THREADS):
+            if len(ready) >= self._requests.free:
+                break
+            key = TenantChannel.of(notification)
+            if self._token_at.get(key, 0.0) > time.monotonic():
+                continue
+            found = self._prepared(notification, prepare)
+            if isinstance(found, OutgoingMessage) and not self._has_token(notification, found):
+                if key in self._token_at:
+                    continue
+                reason = "its account may not send within the next minute"
+                found = Delivery(notification, Outcome(OutcomeKind.DEFERRED, self._clock(), reason), found)
+            queue.take(notification)
+            if isinstance(found, Delivery):
+                done.append(found)
+            else:
+                ready.append((notification, found))
+                busy[key] += 1
+        return ready, done
+
+    def _prepared(self, notification: Notification, prepare: Prepare) -> OutgoingMessage | Delivery:
         try:
-            return letter_of(notice)
+            return prepare(notification)
         except ValueError as error:
-            outcome = Outcome(Kind.REFUSED, self._clock(), reason=str(error))
+            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))
         except (TransportMissing, SendError) as error:
             outcome = failed(error, self._clock())
-        return Delivery(notice, outcome, None, notice.handed_over)
+        return Delivery(notification, outcome, may_have_arrived=notification.handed_over)
 
-    def _granted(self, notice: Notification, letter: OutgoingMessage) -> bool:
-        """Whether its pace lets the message through; when not within reason, its sender has no time to wait for."""
-        self._token_at.pop(sender_of(notice), None)
-        if letter.pace is None or notice.handed_over:
+    def _has_token(self, notification: Notification, outgoing: OutgoingMessage) -> bool:
+        """Whether the account's pace lets the message through now; remembers when it will, unless that takes long."""
+        key = TenantChannel.of(notification)
+        self._token_at.pop(key, None)
+        if outgoing.pace is None or notification.handed_over:
             return True
-        granted, wait_seconds = letter.pace.take(1)
+        granted, wait_seconds = outgoing.pace.take(1)
         if not granted and wait_seconds <= SEND_LIMIT_SECONDS:
-            self._token_at[sender_of(notice)] = time.monotonic() + wait_seconds
+            self._token_at[key] = time.monotonic() + wait_seconds
         return bool(granted)
 
-    def _send(self, notice: Notification, letter: OutgoingMessage, send_until: float) -> Delivery:
-        if time.clock_gettime(time.CLOCK_BOOTTIME) > send_until:
-            outcome = Outcome(Kind.DEFERRED, self._clock(), "the worker was frozen")  # it may be another's by now
-            return Delivery(notice, outcome, letter)
-        try:
-            accepted = letter.provider.send(letter.message)
-        except SendError as error:
-            _keep_silence(letter, error)
-            outcome = failed(error, self._clock())
-            unknown = outcome.kind is Kind.UNCONFIRMED
-            return Delivery(notice, outcome, letter, unknown, isinstance(error, InvalidGrant))
-        return Delivery(notice, Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted), letter)
+    def _collect(self) -> tuple[list[Delivery], BaseException | None]:
+        """The outcomes that are known within a moment, and the first error that is none of a provider's: a bug."""
+        if not len(self._requests):
+            until_token = min(self._token_at.values(), default=0.0) - time.monotonic()
+            time.sleep(min(max(until_token, 0.0), POLL_SECONDS))
+            return [], None
+        self._requests.wait(POLL_SECONDS, for_all=True)  # they are settled together
+        ended = [request for _, request in self._requests.collect()]
+        bugs = [bug for request in ended if (bug := request.exception())]
+        return [request.result() for request in ended if not request.exception()], next(iter(bugs), None)
 
-    def _ask(self, notice: Notification, letter: OutgoingMessage) -> Delivery:
-        """What became of a message that was handed over and never answered."""
-        if letter.gmail is None or not isinstance(letter.message, Email):
-            outcome = Outcome(Kind.UNCONFIRMED, self._clock(), "no answer came, and nobody can be asked")
-            return Delivery(notice, outcome, letter, may_have_arrived=True)
-        try:
-            accepted = letter.gmail.provider.find(letter.message.message_id)
-        except RetryLater as error:
-            return Delivery(notice, failed(error, self._clock()), letter, may_have_arrived=True)
-        except SendError as error:  # a grant that was withdrawn, or that only lets us send, will never tell
-            outcome = Outcome(Kind.UNCONFIRMED, self._clock(), str(error))
-            return Delivery(notice, outcome, letter, True, isinstance(error, InvalidGrant))
-        if accepted is None:
-            return Delivery(notice, Outcome(Kind.NOT_SENT, self._clock(), "Gmail does not know it"), letter)
-        return Delivery(notice, Outcome(Kind.ACCEPTED, self._clock(), accepted=accepted), letter)
+    def _skip(self, queue: FairQueue) -> list[Delivery]:
+        """Nothing more may be sent: the outcomes of all that are left."""
+        outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
+        return [Delivery(each, outcome, may_have_arrived=each.handed_over) for each in queue.take_all()]
 
-
-def sender_of(notice: Notification) -> Sender:
-    return notice.tenant_id, notice.channel
-
-
-def _keep_silence(letter: OutgoingMessage, error: SendError) -> None:
-    """Where the provider named a delay for its whole account, nobody sends through it for so long."""
-    if (
-        letter.pace
-        and isinstance(error, RetryLater)
-        and not isinstance(error, RecipientDeferred)
-        and error.delay_seconds
-    ):
-        with suppress(redis.RedisError):  # then the provider refuses once more
-            letter.pace.hold(error.delay_seconds)
+    def _grace_is_over(self) -> bool:
+        """Whether a signal came so long ago that providers are not waited for any more."""
+        if self._signals.stopping and self._grace_ends is None:
+            self._grace_ends = time.monotonic() + self._grace_seconds
+        return self._grace_ends is not None and time.monotonic() > self._grace_ends

@@ -1,42 +1,29 @@
-"""A single message of reminders or trial: what is claimed, what it becomes, and what became of it."""
+"""A notification of reminders or trial: the claimed row, and the message that is made from it."""
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from worker.campaigns.batch import Kind, Outcome
-from worker.errors import (
-    RecipientDeferred,
-    RecipientOptedOut,
-    RecipientRefused,
-    RetryLater,
-    SendError,
-    TransportMissing,
-    Unconfirmed,
-)
 from worker.messages import Email, WhatsAppMessage
 from worker.providers import Provider
-from worker.runtime.db import Row
 from worker.sending.accounts import GmailAccount
+from worker.sending.outbox import OutboxEmail
 from worker.sending.pacing import Pace
-
-# what an error makes of a message, the most special first; all others put it off, also those that stop a campaign
-KINDS: tuple[tuple[type[SendError], Kind], ...] = (
-    (RecipientDeferred, Kind.RECIPIENT_DEFERRED),
-    (RecipientOptedOut, Kind.OPTED_OUT),
-    (RecipientRefused, Kind.REFUSED),
-    (Unconfirmed, Kind.UNCONFIRMED),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """A row of worker.notice in this process's hands. ``content`` is all that its message is made of."""
+    """A row of worker.notice that this process has claimed.
+
+    ``content`` is what the row's JSON holds; its job reads from it what the message is made of. ``handed_over``: it
+    was given to a provider before, and the answer never came.
+    """
 
     id: str
-    tenant_id: str | None
+    tenant_id: str | None  # None: it is for the operator of the CRM
     channel: str
     address: str
-    content: Row
+    content: Any
     created_at: datetime
     attempts: int
     handed_over: bool
@@ -44,39 +31,10 @@ class Notification:
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """What a notice becomes: the message, the way out, and for "EmailLog" what it says."""
+    """The message of a notification, the account it leaves through, and what the CRM's outbox keeps of it."""
 
     message: Email | WhatsAppMessage
     provider: Provider
     pace: Pace | None = None
     gmail: GmailAccount | None = None
-    outbox: Row | None = None  # sender, subject, body, html, entity_type, entity_id, tenant_id, user_id
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What became of one notice; ``letter`` is None when none could be made."""
-
-    notice: Notification
-    outcome: Outcome
-    letter: OutgoingMessage | None = None
-    may_have_arrived: bool = False  # nobody knows, or could be asked just now
-    revoked: bool = False  # the user withdrew the grant of the Gmail account
-
-    def outbox_record(self) -> Row:
-        """Its row of "EmailLog", {} when it has none."""
-        accepted, outbox = self.outcome.accepted, self.letter and self.letter.outbox
-        if not (accepted and outbox):
-            return {}
-        return outbox | {
-            "notice_id": self.notice.id, "address": self.notice.address, "at": self.outcome.at,
-            "message_id": accepted.message_id, "gmail_id": accepted.gmail_message_id,
-            "gmail_thread_id": accepted.gmail_thread_id,
-        }  # fmt: skip
-
-
-def failed(error: SendError | TransportMissing, at: datetime) -> Outcome:
-    """What an error makes of a message."""
-    kind = next((kind for error_class, kind in KINDS if isinstance(error, error_class)), Kind.DEFERRED)
-    delay_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
-    return Outcome(kind, at, str(error), delay_seconds)
+    outbox: OutboxEmail | None = None

@@ -1,7 +1,7 @@
-"""Ways out into the world, behind one small interface: ``send(message) -> Accepted``.
+"""Providers that send messages, all with the same interface: ``send(message) -> Accepted``.
 
-Every provider raises only the ``SendError`` kinds of ``worker.errors``. ``send`` is called from several
-threads at once, each of which keeps a connection of its own.
+A provider raises only the kinds of ``SendError`` (worker/errors.py). Several threads may call ``send`` at the same
+time; connections are kept for the next message.
 """
 
 from typing import Any, Protocol
@@ -10,10 +10,10 @@ from worker.messages import Accepted
 
 
 class Provider(Protocol):
-    """What the campaign job needs of a way out."""
+    """What jobs need from a provider."""
 
     def send(self, message: Any) -> Accepted:
-        """Hand one message over. Raises the SendError kinds."""
+        """Sends one message. Raises the kinds of SendError."""
 
     def close(self) -> None:
-        """Close the kept connections of all threads."""
+        """Closes the kept connections."""

@@ -1,4 +1,4 @@
-"""E-mail through the Gmail API of the user who owns the campaign.
+"""E-mail through the Gmail API, as the user who connected the account.
 
 Source: https://developers.google.com/gmail/api/guides/handle-errors and the CRM contract's table.
 """
@@ -19,17 +19,15 @@ from worker.errors import (
     Unconfirmed,
 )
 from worker.messages import Accepted, Email
-from worker.providers.google_token import GoogleToken, InvalidGrant, RefreshedToken, utc_now
+from worker.providers.google_token import GoogleToken, aware_utc_now
 from worker.providers.http import Answer, HttpPool, bearer, json_body
-from worker.providers.untrusted import printable
+from worker.providers.untrusted import id_at, list_at, safe_text, text_at
 
-__all__ = ["GmailProvider", "GoogleToken", "InvalidGrant", "RefreshedToken"]
-
-# The contract's "tomorrow". Limits on sending count the last 24 hours; the API's own quota starts anew
-# at midnight Pacific time, which is sooner. So a day is right for both, without a table of time zones.
+# "Tomorrow" in the CRM contract. Limits on sending count the last 24 hours; the API's own quota is reset at midnight
+# Pacific time, which is sooner. So one day is right for both, and no time zone has to be known.
 _A_DAY_SECONDS = 24 * 3600.0
 
-# 403 or 429 with one of these reasons (in the old spelling or ErrorInfo's) -> seconds to wait, None: unknown
+# 403 or 429 with one of these reasons (in the old spelling or that of ErrorInfo) -> seconds to wait, None: unknown
 _LIMITS: dict[str, float | None] = {
     "ratelimitexceeded": None,
     "userratelimitexceeded": None,
@@ -40,12 +38,12 @@ _BAD_RECIPIENT = re.compile(r"invalid to\b|recipient address", re.IGNORECASE)
 
 
 class GmailProvider:
-    """Sends as one user. Safe for many threads at once."""
+    """Sends as one user. May be used by several threads at the same time."""
 
     def __init__(
-        self, api_url: str, token: GoogleToken, pool: HttpPool, clock: Callable[[], datetime] = utc_now
+        self, api_url: str, token: GoogleToken, pool: HttpPool, clock: Callable[[], datetime] = aware_utc_now
     ) -> None:
-        """``pool`` is shared and stays the caller's; ``clock`` returns aware times."""
+        """``pool`` is shared, and the caller closes it; ``clock`` returns aware times."""
         self._messages = f"{api_url.rstrip('/')}/gmail/v1/users/me/messages"
         self._token = token
         self._pool = pool
@@ -55,40 +53,39 @@ class GmailProvider:
         return f"GmailProvider({self._messages})"
 
     def send(self, message: Email) -> Accepted:
-        """Hand one message over. Raises the SendError kinds, InvalidGrant when the user's consent is gone."""
+        """Sends one message. Raises the kinds of SendError; InvalidGrant when the user has withdrawn the consent."""
         raw = base64.urlsafe_b64encode(message.content).decode("ascii")
         answer = self._ask("POST", f"{self._messages}/send", json_body({"raw": raw}))
-        if not 200 <= answer.status < 300:
+        if not answer.success:
             raise self._error(answer)
         accepted = _accepted(message.message_id, answer.body)
         if accepted is None:
-            raise Unconfirmed(f"Gmail answered {answer.status} without a message id")
+            raise Unconfirmed(f"Gmail {answer.without('a message id')}")
         return accepted
 
     def find(self, message_id: str) -> Accepted | None:
-        """Whether Gmail has the message with this Message-ID (with its angle brackets); None: it has not.
+        """Gmail's ids of the message with this Message-ID (with its angle brackets); None if Gmail does not have it.
 
-        Source: https://support.google.com/mail/answer/7190, operator rfc822msgid. Raises RetryLater when
-        the question was not answered, else as ``send``. Gmail's index may lag behind by some seconds.
+        Source: https://support.google.com/mail/answer/7190, operator rfc822msgid. Raises RetryLater when there was no
+        clear answer, else as ``send``. Gmail's index may be some seconds behind.
         """
         answer = self._ask("GET", f"{self._messages}?q={quote(f'rfc822msgid:{message_id}', safe='')}")
-        if not 200 <= answer.status < 300:
+        if not answer.success:
             raise self._error(answer)
-        found = answer.body.get("messages")
-        if isinstance(found, list) and found:
+        if found := list_at(answer.body, "messages"):
             accepted = _accepted(message_id, found[0])
             if accepted is not None:
                 return accepted
-        elif answer.body and not found:
+        elif answer.body and not answer.body.get("messages"):
             return None
-        # An empty or unreadable body must not pass for "not sent": a second copy would follow.
+        # An empty or unreadable body must not be taken as "not sent", or a second copy would be sent.
         raise RetryLater("Gmail's answer to the search cannot be read")
 
     def close(self) -> None:
-        """Nothing to close: the pool is the caller's."""
+        """Does nothing: the caller closes the pool."""
 
     def _ask(self, method: str, url: str, body: bytes = b"") -> Answer:
-        """The answer; after a 401, which processed nothing, that to a second try with a new token."""
+        """The answer to a request. After a 401, with which nothing was done, it is repeated with a new token."""
         token = self._token.current()
         answer = self._exchange(method, url, body, token)
         if answer.status == 401:
@@ -101,14 +98,14 @@ class GmailProvider:
         return self._pool.post(url, body, "application/json", bearer(token))
 
     def _error(self, answer: Answer) -> SendError:
-        message, reasons = _said(answer.body)
-        text = ": ".join([f"Gmail {answer.status}", *([message] if message else [])])
-        reason = printable(text, self._token.secrets())
+        message = text_at(answer.body, "error", "message")
+        text = f"Gmail {answer.status}: {message}" if message else f"Gmail {answer.status}"
+        reason = safe_text(text, self._token.secrets())
         delay = answer.retry_after_seconds
         if delay is None:
-            delay = _named_delay(message, self._clock())
+            delay = _delay_in_text(message, self._clock())
         if answer.status in (403, 429):
-            for limit in reasons & _LIMITS.keys():
+            for limit in _reasons(answer.body) & _LIMITS.keys():
                 return RetryLater(reason, max(_LIMITS[limit] or 0.0, delay or 0.0) or None)
         if answer.status in (401, 403):
             return AccountRejected(reason)
@@ -116,38 +113,23 @@ class GmailProvider:
             return RecipientRefused(reason)
         if 400 <= answer.status < 500 and answer.status != 429:
             return CampaignRejected(reason)
-        # 429 and 5xx by the contract. A redirect was not processed either: GMAIL_API_URL may be wrong.
+        # 429 and 5xx. A redirect was not processed either: GMAIL_API_URL may be wrong.
         return RetryLater(reason, delay)
 
 
 def _accepted(message_id: str, body: Any) -> Accepted | None:
-    gmail_id = body.get("id") if isinstance(body, dict) else None
-    if not isinstance(gmail_id, str) or not gmail_id:
-        return None
-    thread_id = body.get("threadId")
-    return Accepted(message_id, gmail_id, thread_id if isinstance(thread_id, str) else None)
+    gmail_id = id_at(body, "id")
+    return Accepted(message_id, gmail_id, id_at(body, "threadId") or None) if gmail_id else None
 
 
-def _said(body: dict[str, Any]) -> tuple[str, set[str]]:
-    """The error's text, and its reasons in lower case without underscores (rateLimitExceeded and
-    RATE_LIMIT_EXCEEDED are one).
-    """
-    error = body.get("error")
-    if not isinstance(error, dict):
-        return "", set()
-    lists = [entries for entries in (error.get("errors"), error.get("details")) if isinstance(entries, list)]
-    reasons = {
-        str(entry.get("reason")).replace("_", "").lower()
-        for entries in lists
-        for entry in entries
-        if isinstance(entry, dict)
-    }
-    message = error.get("message")
-    return message if isinstance(message, str) else "", reasons
+def _reasons(body: dict[str, Any]) -> set[str]:
+    """The error's reasons in lower case without underscores: rateLimitExceeded is also RATE_LIMIT_EXCEEDED."""
+    entries = list_at(body, "error", "errors") + list_at(body, "error", "details")
+    return {text_at(entry, "reason").replace("_", "").lower() for entry in entries}
 
 
-def _named_delay(message: str, now: datetime) -> float | None:
-    """Gmail names the end of a user's limit in the text: "Retry after 2026-01-31T08:00:00.000Z"."""
+def _delay_in_text(message: str, now: datetime) -> float | None:
+    """The seconds to wait until the time in a text such as "Retry after 2026-01-31T08:00:00.000Z"."""
     named = _RETRY_AFTER.search(message)
     if named is None:
         return None

@@ -1,4 +1,4 @@
-"""The access token of one Google account: refreshed in time, once, for all threads.
+"""The access token of one Google account, refreshed before it expires, once for all threads.
 
 Source: https://developers.google.com/identity/protocols/oauth2/web-server#offline
 """
@@ -11,34 +11,34 @@ from urllib.parse import urlencode
 
 from worker.errors import AccountRejected, RetryLater, SendError
 from worker.providers.http import Answer, HttpPool
-from worker.providers.untrusted import printable
+from worker.providers.untrusted import safe_text, text_at
 
 _REFRESH_BEFORE_EXPIRY = timedelta(minutes=5)
-# Google says 3,599 seconds; this is for an answer that names no lifetime.
+# Used when the answer names no lifetime; Google names 3,599 seconds.
 _DEFAULT_LIFETIME_SECONDS = 3600.0
-# While the token endpoint fails, all threads ask for a token at once: one question in this time is enough.
+# While the token endpoint fails, all threads would ask it at the same time: one request in this time is enough.
 _PAUSE_AFTER_FAILURE = timedelta(seconds=10)
 
 
 class InvalidGrant(AccountRejected):
-    """The user withdrew the consent, or it ran out: clear the User row's five gmail columns."""
+    """The user withdrew the consent, or it expired: the five gmail columns of the User row have to be cleared."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshedToken:
-    """A new access token, to be saved on the User row; ``expires_at`` is aware, in UTC."""
+    """A new access token that has to be saved in the User row; ``expires_at`` is aware, in UTC."""
 
     access_token: str = field(repr=False)
     expires_at: datetime
 
 
-def utc_now() -> datetime:
-    """The present, aware, in UTC."""
+def aware_utc_now() -> datetime:
+    """Now, with the time zone UTC."""
     return datetime.now(UTC)
 
 
 class GoogleToken:
-    """Safe for many threads. No database here: the job's main thread saves what ``take_changed`` returns."""
+    """May be used by several threads. The job's main thread saves what ``take_changed`` returns in the database."""
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class GoogleToken:
         access_token: str | None,
         expires_at: datetime | None,
         pool: HttpPool,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] = aware_utc_now,
     ) -> None:
-        """``expires_at`` without a zone is UTC, as in the database; None: refresh at first use."""
+        """``expires_at`` without a zone is UTC, as in the database; None: refresh at the first use."""
         if expires_at is not None and expires_at.tzinfo is None:
             expires_at = expires_at.replace(tzinfo=UTC)
-        self.changed: RefreshedToken | None = None
+        self._changed: RefreshedToken | None = None
         self._token_url = token_url
         self._client_id = client_id
         self._client_secret = client_secret
@@ -72,7 +72,7 @@ class GoogleToken:
         return f"GoogleToken(expires_at={self._expires_at})"
 
     def current(self) -> str:
-        """An access token that is good for a while, refreshed 5 minutes before it expires.
+        """A valid access token, refreshed 5 minutes before it expires.
 
         Raises InvalidGrant, AccountRejected (client id or secret refused) and RetryLater.
         """
@@ -83,13 +83,13 @@ class GoogleToken:
                     self._refresh(now)
                 except RetryLater:
                     if self._expires_at is None or now >= self._expires_at:
-                        raise  # else the old one does for now
+                        raise  # otherwise the old token is still valid
             return self._access_token
 
     def renewed(self, refused: str) -> str:
-        """A token other than ``refused``, which was answered with 401; raises as ``current``.
+        """A new token in place of ``refused``, which was answered with 401. Raises as ``current``.
 
-        Of several threads that were refused at once, the first refreshes and the others get its result.
+        If several threads were refused at the same time, the first one refreshes and the others get its result.
         """
         with self._lock:
             if self._access_token == refused:
@@ -98,13 +98,13 @@ class GoogleToken:
             return self._access_token
 
     def take_changed(self) -> RefreshedToken | None:
-        """What has to be saved, once: ``changed``, which is None afterwards."""
+        """A refreshed token that has to be saved; each one is returned once. None if there is none."""
         with self._lock:
-            changed, self.changed = self.changed, None
+            changed, self._changed = self._changed, None
             return changed
 
     def secrets(self) -> list[str]:
-        """What must not appear in any text."""
+        """Values that must not appear in any text."""
         return [self._client_secret, self._refresh_token, self._access_token]
 
     def _refresh(self, now: datetime) -> None:
@@ -131,23 +131,23 @@ class GoogleToken:
         return self._pool.post(self._token_url, body, "application/x-www-form-urlencoded", {}, repeatable=True)
 
     def _accept(self, answer: Answer, now: datetime) -> None:
-        token = answer.body.get("access_token")
-        if answer.status != 200 or not isinstance(token, str) or not token:
+        token = text_at(answer.body, "access_token")
+        if answer.status != 200 or not token:
             raise self._error(answer)
         seconds = answer.body.get("expires_in")
         if not isinstance(seconds, int | float) or not 0 < seconds <= 7 * 86_400:
             seconds = _DEFAULT_LIFETIME_SECONDS
         self._access_token = token
         self._expires_at = now + timedelta(seconds=seconds)
-        self.changed = RefreshedToken(token, self._expires_at)
+        self._changed = RefreshedToken(token, self._expires_at)
 
     def _error(self, answer: Answer) -> SendError:
-        said = [answer.body.get(key) for key in ("error", "error_description")]
-        text = ": ".join(part for part in said if isinstance(part, str) and part)
-        reason = printable(f"Google token: {text or f'HTTP {answer.status}'}", self.secrets())
+        error, description = text_at(answer.body, "error"), text_at(answer.body, "error_description")
+        text = ": ".join(filter(None, (error, description)))
+        reason = safe_text(f"Google token: {text or f'HTTP {answer.status}'}", self.secrets())
         if answer.status < 400 or answer.status == 429 or answer.status >= 500:
             return RetryLater(reason, answer.retry_after_seconds)
-        if said[0] == "invalid_grant":
+        if error == "invalid_grant":
             self._invalid_grant = reason
             return InvalidGrant(reason)
         return AccountRejected(reason)

@@ -1,4 +1,4 @@
-"""Reading an SMTP server's replies: from one buffer, each with a deadline, none without an end."""
+"""Reads an SMTP server's replies, each with a deadline and a size limit."""
 
 import re
 import socket
@@ -7,28 +7,28 @@ import struct
 import time
 from collections.abc import Sequence
 
-from worker.providers.untrusted import printable
+from worker.providers.untrusted import safe_text
 
 Reply = tuple[int, bytes]
 
-# Python's own timeout, and the kernel's.
+# The timeout of Python, and that of the kernel.
 TIMED_OUT = (TimeoutError, BlockingIOError)
 
 _REPLY_LINE = re.compile(rb"[2-5][0-9][0-9](?:[ -]|\r?\Z)")
 _LONGEST_REPLY = 65_536
-# A reply whose octets do arrive may be this late. One that trickles must not hold its thread for ever.
+# A reply that is arriving may be so late. One that arrives octet by octet must not block its thread for ever.
 _GRACE_SECONDS = 10.0
 
 
 class MalformedReply(Exception):
-    """The server answered with something that is no SMTP reply."""
+    """The server answered with something that is not an SMTP reply."""
 
 
-def let_kernel_time(sock: socket.socket, timeout_seconds: float) -> None:
-    """Time out in the kernel instead of Python, which calls poll before each send and recv.
+def set_kernel_timeout(sock: socket.socket, timeout_seconds: float) -> None:
+    """Sets the timeout in the kernel instead of in Python, which would call poll before each send and recv.
 
-    Half the system calls, half the fights for the interpreter lock: a quarter more messages a second
-    with 8 threads. OpenSSL cannot work this way, so lines inside TLS keep Python's timeout.
+    That halves the system calls and the competition for the interpreter lock: 25 % more messages a second with 8
+    threads. OpenSSL does not work with it, so connections with TLS keep Python's timeout.
     """
     whole, part = divmod(timeout_seconds, 1)
     timeval = struct.pack("ll", int(whole), max(int(part * 1_000_000), 1))
@@ -47,7 +47,7 @@ class ReplyReader:
 
     @property
     def pending(self) -> bool:
-        """Whether octets have been read that belong to no reply yet."""
+        """Whether octets have been received that are not part of a reply yet."""
         return bool(self._pending)
 
     def read(self, timeout_seconds: float) -> Reply:
@@ -63,7 +63,7 @@ class ReplyReader:
             line, self._pending = self._pending[:end], self._pending[end + 1 :]
             length += end
             if not _REPLY_LINE.match(line) or length > _LONGEST_REPLY:
-                raise MalformedReply(f"no SMTP reply: {printable(line, self._secrets)}")
+                raise MalformedReply(f"not an SMTP reply: {safe_text(line, self._secrets)}")
             lines.append(line[4:])
             if line[3:4] != b"-":
                 return int(line[:3]), b" ".join(lines)
@@ -80,6 +80,6 @@ class ReplyReader:
             raise ConnectionError("the server closed the connection")
         self._pending += octets
         if len(self._pending) > _LONGEST_REPLY:
-            raise MalformedReply("no SMTP reply: a line without an end")
+            raise MalformedReply("not an SMTP reply: a line without an end")
         if time.monotonic() > deadline + _GRACE_SECONDS:
             raise TimeoutError("the reply came too slowly")

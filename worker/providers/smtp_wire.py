@@ -1,16 +1,15 @@
-"""One e-mail over an open SMTP connection: the transaction, and what is known when it breaks off.
+"""Sends one e-mail over an open SMTP connection, and decides what is known when the connection breaks.
 
-Two exchanges a message: MAIL, RCPT and DATA in one write where the server announced PIPELINING
-(RFC 2920), then the content. smtplib takes four, and a regular expression over every content.
+A message takes two exchanges: MAIL, RCPT and DATA in one write if the server announced PIPELINING (RFC 2920), then
+the content. smtplib takes four, and applies a regular expression to every content.
 
-Where the border lies. A server may act on a message only once it has read the content's last octets,
-CRLF "." CRLF; a connection that ends before them means that nothing was sent (RFC 5321, 4.1.1.4 and
-4.1.1.10). So the content is written with ``send`` in a loop of our own, which counts what the kernel
-took; the documentation of ``sendall`` leaves that open. While one octet was not taken, the server
-cannot have read the end: ``RetryLater``. Once the last octet was taken, only a reply tells:
-``Unconfirmed`` without one. The same holds inside TLS: ``send`` counts whole records, and half a record
-cannot be decrypted. This is exact and costs nothing, where holding the terminator back would cost a
-packet for each message.
+"Not sent" and "may have been sent" are told apart like this. A server may act on a message only after it has read the
+content's last octets, CRLF "." CRLF; if the connection ends before them, nothing was sent (RFC 5321, 4.1.1.4 and
+4.1.1.10). So the content is written with ``send`` in a loop, which counts the octets that the kernel has taken (what
+``sendall`` has written when it fails is not documented). While one octet was not taken, the server cannot have read
+the end: RetryLater. After the last octet was taken, only a reply tells what happened: Unconfirmed if none comes. The
+same is true with TLS: ``send`` counts whole records, and a part of a record cannot be decrypted. This is exact and
+costs nothing; to send the final dot in a write of its own would cost a packet for each message.
 """
 
 import re
@@ -19,28 +18,34 @@ import socket
 import ssl
 from collections.abc import Sequence
 
-from worker.errors import CampaignRejected, RecipientDeferred, RecipientRefused, RetryLater, SendError, Unconfirmed
-from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, let_kernel_time
-from worker.providers.untrusted import printable
+from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
+from worker.providers.deadlines import Deadline, exchange
+from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, refusal
+from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
+from worker.providers.untrusted import safe_text
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_REFUSED_BY: dict[str, type[SendError]] = {
-    "sender": CampaignRejected,
-    "recipient": RecipientRefused,
-    "content": CampaignRejected,
-}
+EXCHANGE_SECONDS = 180.0  # for a message and all of its replies, and beyond that what this rate takes
+SLOWEST_OCTETS_A_SECOND = 50_000
 
 
 class ConnectionGone(Exception):
-    """The connection had ended before the first command of this message was answered."""
+    """The connection was closed before the first command of this message was answered.
+
+    ``refused``: the server said so (421), as it does when it accepts no more connections.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 def wire_content(content: bytes) -> bytes:
-    """The content as it goes over the wire: dots stuffed, the final dot added (RFC 5321, 4.5.2).
+    """The content in the form that is sent: dots stuffed, the final dot added (RFC 5321, 4.5.2).
 
-    A dot after a bare CR or LF must not get out: some servers take LF "." LF for the end of the message
-    and what follows for commands. Then all line ends are made CRLF (2.3.8). Without such a dot nothing
-    can be taken for the end, and looking for the two pairs is twice as fast as counting line ends.
+    A dot after a bare CR or LF must not be sent: some servers read LF "." LF as the end of the message, and what
+    follows as commands. In that case all line ends are made CRLF (2.3.8). Without such a dot nothing can be read as
+    the end, and to search for the two pairs is twice as fast as to count line ends.
     """
     if b"\n." in content or b"\r." in content:
         content = _LINE_END.sub(b"\r\n", content).replace(b"\r\n.", b"\r\n..")
@@ -50,19 +55,19 @@ def wire_content(content: bytes) -> bytes:
 
 
 class SmtpConnection:
-    """A greeted, protected and authenticated connection, used by one thread at a time.
+    """A connection after greeting, TLS and login; used by one thread at a time.
 
-    ``usable`` tells after each ``send``, however it ended, whether the next message can use it.
+    After each ``send``, however it ended, ``usable`` says whether the next message can use the connection.
     """
 
     def __init__(self, smtp: smtplib.SMTP, answer_timeout_seconds: float, secrets: Sequence[str]) -> None:
-        assert smtp.sock is not None  # noqa: S101 - it was connected by its maker
+        assert smtp.sock is not None  # noqa: S101 - the caller has connected it
         self._smtp = smtp
         self._sock: socket.socket | ssl.SSLSocket = smtp.sock
         self._timeout_seconds = self._sock.gettimeout() or 30.0
         self._replies = ReplyReader(self._sock, secrets)
         if not isinstance(self._sock, ssl.SSLSocket):
-            let_kernel_time(self._sock, self._timeout_seconds)
+            set_kernel_timeout(self._sock, self._timeout_seconds)
         self._answer_timeout_seconds = answer_timeout_seconds
         self._secrets = secrets
         self._pipelining = smtp.has_extn("pipelining")
@@ -74,35 +79,41 @@ class SmtpConnection:
         self.usable = True
 
     def send(self, envelope_from: str, to: str, content: bytes) -> None:
-        """Hand one message over; ``content`` comes from ``wire_content``.
+        """Sends one message; ``content`` comes from ``wire_content``.
 
-        Raises ConnectionGone when the server had left before this message, else the SendError kinds.
+        Raises ConnectionGone when the server had closed the connection before this message, else the kinds of
+        SendError.
         """
-        self.usable = False  # until the dialogue is known to be in step again
-        self._ask(self._mail(envelope_from, content), b"RCPT TO:<%b>\r\n" % to.encode("ascii"))
-        self._hand_over(content)
+        self.usable = False  # until it is known that each command had its reply
+        with exchange(EXCHANGE_SECONDS + len(content) / SLOWEST_OCTETS_A_SECOND, self._sock) as deadline:
+            self._send(self._mail(envelope_from, content), to, content, deadline)
+
+    def _send(self, mail: bytes, to: str, content: bytes, deadline: Deadline) -> None:
+        self._ask(mail, b"RCPT TO:<%b>\r\n" % to.encode("ascii"), deadline)
+        self._hand_over(content, deadline)
         try:
             reply = self._replies.read(self._answer_timeout_seconds)
         except (OSError, MalformedReply) as error:
-            raise Unconfirmed(f"the message was handed over, then came no answer: {error}") from error
+            reason = deadline.explain(error)
+            raise Unconfirmed(f"the message was handed over, but no answer came: {reason}") from error
         if reply[0] // 100 == 3:
-            raise Unconfirmed(f"the message was handed over, the answer makes no sense: {self._text(reply)}")
-        # After the final dot the transaction is over on both sides, whatever the answer was. Octets
-        # that follow the answer would be taken for the answer to the next message.
-        self.usable = reply[0] != 421 and not self._replies.pending
+            raise Unconfirmed(f"the message was handed over, but the answer is not valid: {self._text(reply)}")
+        # After the final dot the transaction is over on both sides, whatever the answer was. Octets after the answer
+        # would be read as the answer to the next message.
+        self.usable = reply[0] != SERVICE_NOT_AVAILABLE and not self._replies.pending
         if reply[0] // 100 != 2:
-            raise self._refusal("content", reply)
+            raise self._refusal(Step.CONTENT, reply)
 
     def abort(self) -> None:
-        """End the connection under a thread that is using it: its ``send`` raises at once."""
+        """Ends the connection while another thread is using it: its ``send`` raises at once."""
         try:
-            # Not SSLSocket.shutdown, which would make the other thread read the raw octets.
+            # Not SSLSocket.shutdown, which would make the other thread read encrypted octets.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
         except OSError:
             return  # it had ended already
 
     def say_quit(self) -> None:
-        """Take leave (RFC 5321, 4.1.1.10); ``close`` comes next."""
+        """Sends QUIT (RFC 5321, 4.1.1.10); ``close`` has to follow."""
         try:
             self._sock.settimeout(1.0)
             self._sock.sendall(b"QUIT\r\n")
@@ -110,36 +121,40 @@ class SmtpConnection:
             return  # it had ended already
 
     def close(self, wait_seconds: float = 0.0) -> None:
-        """Close the socket, after waiting this long for the answer to QUIT."""
+        """Closes the socket, after waiting at most so long for the answer to QUIT."""
         self.usable = False
         try:
             if wait_seconds > 0:
                 self._sock.settimeout(wait_seconds)
                 self._sock.recv(512)
         except OSError:
-            pass  # no answer, which changes nothing
+            pass  # no answer, which does not matter
         finally:
             self._smtp.close()
 
     def _mail(self, envelope_from: str, content: bytes) -> bytes:
         if 0 < self._largest < len(content):
             self.usable = True
-            raise CampaignRejected(f"the message has {len(content)} octets, the server takes at most {self._largest}")
+            raise CampaignRejected(
+                f"the message has {len(content)} octets, the server accepts at most {self._largest}"
+            )
         parameters = b" SIZE=%d" % len(content) if self._size_announced else b""
         if not content.isascii():
             if not self._eight_bit:
                 self.usable = True
-                raise CampaignRejected("the message holds 8-bit octets, and the server takes 7-bit messages only")
+                raise CampaignRejected(
+                    "the message contains 8-bit octets, and the server accepts 7-bit messages only"
+                )
             parameters += b" BODY=8BITMIME"
         return b"MAIL FROM:<%b>%b\r\n" % (envelope_from.encode("ascii"), parameters)
 
-    def _ask(self, mail: bytes, recipient: bytes) -> None:
-        """Everything up to the server's 354; raises when it does not come."""
+    def _ask(self, mail: bytes, recipient: bytes, deadline: Deadline) -> None:
+        """Sends the commands up to DATA; raises unless the server answers with 354."""
         commands = [mail, recipient, b"DATA\r\n"]
         if self._reset_first:
-            # What is left of a refused transaction is cleared in the same write as the next begins.
+            # Clears what is left of a refused transaction, in the same write as the next one.
             commands.insert(0, b"RSET\r\n")
-        replies = self._exchange(commands)
+        replies = self._exchange(commands, deadline)
         if self._reset_first and replies.pop(0)[0] // 100 != 2:
             raise ConnectionGone("RSET was refused")
         last = replies[-1]
@@ -147,16 +162,16 @@ class SmtpConnection:
         if codes == [2, 2, 3]:
             self._reset_first = False
             return
-        self._get_back_in_step(codes, last)
+        self._end_refused_transaction(codes, last)
         if codes[0] != 2:
-            raise self._refusal("sender", replies[0])
+            raise self._refusal(Step.SENDER, replies[0])
         if codes[1] != 2:
-            raise self._refusal("recipient", replies[1])
-        raise self._refusal("content", last)
+            raise self._refusal(Step.RECIPIENT, replies[1])
+        raise self._refusal(Step.CONTENT, last)
 
-    def _exchange(self, commands: list[bytes]) -> list[Reply]:
-        """The replies to the commands; fewer when the server was leaving (421), or refused one of them
-        where they go out one by one.
+    def _exchange(self, commands: list[bytes], deadline: Deadline) -> list[Reply]:
+        """The replies to the commands. Fewer if the server ended the connection (421), or refused a command and the
+        commands are sent one by one.
         """
         replies: list[Reply] = []
         groups = [commands] if self._pipelining else [[command] for command in commands]
@@ -168,28 +183,28 @@ class SmtpConnection:
         except TIMED_OUT as error:
             raise RetryLater("the server did not answer in time; the message was not handed over") from error
         except (OSError, MalformedReply) as error:
-            if not replies:
+            if not replies and not deadline.passed:
                 raise ConnectionGone(str(error)) from error
-            raise RetryLater(f"the message was not handed over: {error}") from error
-        if replies[0][0] == 421:
-            raise ConnectionGone(self._text(replies[0]))
+            raise RetryLater(f"the message was not handed over: {deadline.explain(error)}") from error
+        if replies[0][0] == SERVICE_NOT_AVAILABLE:
+            raise ConnectionGone(self._text(replies[0]), refused=True)
         return replies
 
     def _read_replies(self, replies: list[Reply], count: int) -> bool:
-        """Read ``count`` more; tells whether there is a point in going on with the next command."""
+        """Reads so many replies. Whether the next command may be sent."""
         for _ in range(count):
             replies.append(self._replies.read(self._timeout_seconds))
-            if replies[-1][0] == 421:
+            if replies[-1][0] == SERVICE_NOT_AVAILABLE:
                 return False
         return replies[-1][0] < 400
 
-    def _get_back_in_step(self, codes: list[int], last: Reply) -> None:
-        if last[0] == 421 or self._replies.pending:
+    def _end_refused_transaction(self, codes: list[int], last: Reply) -> None:
+        if last[0] == SERVICE_NOT_AVAILABLE or self._replies.pending:
             return
         if codes[-1] == 3:
-            # DATA was taken although a command before it was refused. With the recipient refused, a
-            # lone dot ends the transaction (RFC 2920, 3.1). With a recipient accepted, it would send
-            # an empty message: then only leaving is safe.
+            # DATA was accepted although a command before it was refused. If the recipient was refused, a single dot
+            # ends the transaction (RFC 2920, 3.1). If a recipient was accepted, the dot would send an empty message:
+            # then only closing the connection is safe.
             if codes[:2] != [2, 4] and codes[:2] != [2, 5]:
                 return
             try:
@@ -200,7 +215,7 @@ class SmtpConnection:
         self._reset_first = True
         self.usable = True
 
-    def _hand_over(self, content: bytes) -> None:
+    def _hand_over(self, content: bytes, deadline: Deadline) -> None:
         taken = 0
         view = memoryview(content)
         try:
@@ -209,26 +224,25 @@ class SmtpConnection:
         except TIMED_OUT as error:
             raise RetryLater("the server stopped reading before the end of the message") from error
         except OSError as error:
-            # A server that has seen enough says why and closes: its words are worth a look.
-            raise self._last_words(error) from error
+            if deadline.passed:
+                raise RetryLater(f"the message was not handed over: {deadline.explain(error)}") from error
+            # A server that stops reading may have said why before it closed the connection.
+            raise self._reply_before_close(error) from error
 
-    def _last_words(self, error: OSError) -> SendError:
+    def _reply_before_close(self, error: OSError) -> SendError:
         try:
             reply = self._replies.read(0.0)
         except (OSError, MalformedReply):
             return RetryLater(f"the connection was lost before the end of the message: {error}")
         if reply[0] // 100 == 2:
             return Unconfirmed(f"the server accepted before the end of the message: {self._text(reply)}")
-        return self._refusal("content", reply)
+        return self._refusal(Step.CONTENT, reply)
 
-    def _refusal(self, what: str, reply: Reply) -> SendError:
-        code = reply[0]
-        text = self._text(reply)
-        if code // 100 == 5:
-            return _REFUSED_BY[what](text if what == "recipient" else f"{what} refused: {text}")
-        if code // 100 != 4:
-            self.usable = False  # a 2xx or 3xx where none can be: out of step
-        return RecipientDeferred(text) if what == "recipient" and code // 100 == 4 else RetryLater(text)
+    def _refusal(self, step: Step, reply: Reply) -> SendError:
+        code, said = reply
+        if code // 100 not in (4, 5):
+            self.usable = False  # 2xx or 3xx is not valid here: replies and commands do not match any more
+        return refusal(step, code, said.decode("utf-8", "replace"), self._text(reply))
 
     def _text(self, reply: Reply) -> str:
-        return printable(f"{reply[0]} {reply[1].decode('utf-8', 'replace')}", self._secrets)
+        return safe_text(f"{reply[0]} {reply[1].decode('utf-8', 'replace')}", self._secrets)

@@ -1,10 +1,8 @@
 """WhatsApp messages through Meta's Cloud API, and what its error codes mean for a campaign.
 
-Source of the codes: https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes, sorted
-by what has to happen next as the CRM contract does.
+Source of the codes: https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes, sorted by what has
+to happen next, as in the CRM contract.
 """
-
-from typing import Any
 
 from worker.errors import (
     AccountRejected,
@@ -19,26 +17,31 @@ from worker.errors import (
 )
 from worker.messages import Accepted, WhatsAppMessage
 from worker.providers.http import Answer, HttpPool, bearer, json_body
-from worker.providers.untrusted import printable
+from worker.providers.untrusted import id_at, number_at, safe_text, text_at
 
-# error.code -> seconds to wait when the answer names none (None: the caller's own back-off)
+# error.code -> seconds to wait when the answer names none (None: the caller's own backoff)
 RETRY: dict[int, float | None] = {
-    4: None,  # too many calls of the app
-    80007: None,  # too many calls of the business account
-    130429: None,  # throughput of the phone id
+    4: None,  # too many requests of the app
+    80007: None,  # too many requests of the business account
+    130429: None,  # too many messages of the phone id
     131000: None,  # something went wrong
     131016: None,  # service unavailable
+    131057: None,  # the business account is in maintenance
+    133004: None,  # the server is temporarily unavailable
     131056: 6.0,  # too many messages to this recipient: one in 6 seconds is allowed
     131049: 24 * 3600.0,  # Meta limits marketing messages to one person: not before tomorrow
 }
 
-ONE_PERSONS = {131049, 131056}  # limits of one recipient: they say nothing about others
+RECIPIENT_LIMITS = {131049, 131056}  # limits of one recipient: they say nothing about others
 
 # error.code -> what is refused
 REFUSED: dict[int, type[SendError]] = {
-    131026: RecipientRefused,  # not on WhatsApp, or an app too old
+    131026: RecipientRefused,  # not on WhatsApp, or with an app that is too old
     131047: RecipientRefused,  # the 24-hour window is closed: needs a template
     131050: RecipientOptedOut,  # opted out of marketing messages
+    130472: RecipientRefused,  # takes part in an experiment of Meta: gets no marketing messages
+    130497: RecipientRefused,  # the business may not send to this country
+    131021: RecipientRefused,  # the number is the sender's own
     131008: CampaignRejected,  # a parameter is missing
     131009: CampaignRejected,  # a parameter has a wrong value
     132000: CampaignRejected,  # wrong number of template parameters
@@ -48,23 +51,35 @@ REFUSED: dict[int, type[SendError]] = {
     132012: CampaignRejected,  # a template parameter has a wrong format
     132015: CampaignRejected,  # the template is paused
     132016: CampaignRejected,  # the template is disabled
+    0: AccountRejected,  # authentication failed
+    3: AccountRejected,  # the app may not do this
     10: AccountRejected,  # permission denied
+    200: AccountRejected,  # permission denied
+    33: AccountRejected,  # the phone number was deleted
     190: AccountRejected,  # the access token has expired
     368: AccountRejected,  # blocked for violating a policy
+    131005: AccountRejected,  # access denied
     131031: AccountRejected,  # the account is locked
+    131037: AccountRejected,  # the display name of the number is not approved
     131042: AccountRejected,  # payment
     131048: AccountRejected,  # too many messages of this number were reported as spam
+    131045: AccountRejected,  # the phone number's certificate is wrong
+    133010: AccountRejected,  # the phone number is not registered
 }
+# Code 100 means an invalid parameter, unless this subcode says that the phone id itself is not there, or not ours.
+NO_SUCH_OBJECT = (100, 33)
 
-# Codes that neither table knows go by the HTTP status; the rest of 4xx is taken to mean this one message.
-_BY_STATUS: dict[int, type[SendError]] = {401: AccountRejected, 403: AccountRejected, 404: AccountRejected}
+# For codes in neither table the HTTP status decides; other statuses 4xx are taken to concern this message only. An
+# unknown code with 403 may concern the account or one recipient's country: the message is tried again, and many of
+# them in a row make the campaign back off.
+_BY_STATUS: dict[int, type[SendError]] = {401: AccountRejected, 403: RetryLater, 404: AccountRejected}
 
 
 class WhatsAppProvider:
-    """Sends from one phone id of one tenant. Safe for many threads at once."""
+    """Sends from one phone id of one tenant. May be used by several threads at the same time."""
 
     def __init__(self, api_url: str, phone_id: str, token: str, pool: HttpPool) -> None:
-        """``pool`` is shared and stays the caller's. TransportMissing: settings that cannot work."""
+        """``pool`` is shared, and the caller closes it. Raises TransportMissing for settings that cannot work."""
         if not (phone_id.isascii() and phone_id.isdigit()):
             raise TransportMissing("WhatsApp: the tenant's whatsapp.phoneId must be the digits of a phone number id")
         if not token:
@@ -78,46 +93,39 @@ class WhatsAppProvider:
         return f"WhatsAppProvider(phone id {self._phone_id})"
 
     def send(self, message: WhatsAppMessage) -> Accepted:
-        """Hand one message over; ``Accepted.message_id`` is the wamid. Raises the SendError kinds."""
+        """Sends one message; ``Accepted.message_id`` is the wamid. Raises the kinds of SendError."""
         body = json_body(message.payload)
         answer = self._pool.post(self._url, body, "application/json", bearer(self._token))
-        if 200 <= answer.status < 300:
-            wamid = _wamid(answer.body)
-            if wamid is None:
-                raise Unconfirmed(f"WhatsApp answered {answer.status} without a message id")
-            return Accepted(message_id=wamid)
-        raise self._error(answer)
+        if not answer.success:
+            raise self._error(answer)
+        wamid = id_at(answer.body, "messages", 0, "id")
+        if not wamid:
+            raise Unconfirmed(f"WhatsApp {answer.without('a message id')}")
+        return Accepted(message_id=wamid)
 
     def close(self) -> None:
-        """Nothing to close: the pool is the caller's."""
+        """Does nothing: the caller closes the pool."""
 
     def _error(self, answer: Answer) -> SendError:
-        error = answer.body.get("error")
-        error = error if isinstance(error, dict) else {}
-        code = error.get("code")
-        code = code if isinstance(code, int) else None
-        reason = self._reason(answer.status, code, error)
+        code = number_at(answer.body, "error", "code")
+        reason = self._reason(answer, code)
         if code in RETRY:
             waits = [seconds for seconds in (RETRY[code], answer.retry_after_seconds) if seconds is not None]
-            kind = RecipientDeferred if code in ONE_PERSONS else RetryLater
+            kind = RecipientDeferred if code in RECIPIENT_LIMITS else RetryLater
             return kind(reason, max(waits, default=None))
+        if (code, number_at(answer.body, "error", "error_subcode")) == NO_SUCH_OBJECT:
+            return AccountRejected(reason)
         if code in REFUSED:
             return REFUSED[code](reason)
+        if code is None and answer.status == 403:
+            return AccountRejected(reason)
         if 400 <= answer.status < 500 and answer.status != 429:
             return _BY_STATUS.get(answer.status, RecipientRefused)(reason)
-        # 429 and 5xx by the contract. A redirect was not processed either: WHATSAPP_API_URL may be wrong.
+        # 429 and 5xx. A redirect was not processed either: WHATSAPP_API_URL may be wrong.
         return RetryLater(reason, answer.retry_after_seconds)
 
-    def _reason(self, status: int, code: int | None, error: dict[str, Any]) -> str:
-        data = error.get("error_data")
-        details = data.get("details") if isinstance(data, dict) else None
-        said = ": ".join(part for part in (error.get("message"), details) if isinstance(part, str) and part)
-        name = f"WhatsApp {code}" if code is not None else f"WhatsApp HTTP {status}"
-        return printable(f"{name}: {said}" if said else name, [self._token])
-
-
-def _wamid(body: dict[str, Any]) -> str | None:
-    messages = body.get("messages")
-    first = messages[0] if isinstance(messages, list) and messages else None
-    wamid = first.get("id") if isinstance(first, dict) else None
-    return wamid if isinstance(wamid, str) and wamid else None
+    def _reason(self, answer: Answer, code: int | None) -> str:
+        name = f"WhatsApp {code}" if code is not None else f"WhatsApp HTTP {answer.status}"
+        message = text_at(answer.body, "error", "message")
+        details = text_at(answer.body, "error", "error_data", "details")
+        return safe_text(": ".join(filter(None, (name, message, details))), [self._token])

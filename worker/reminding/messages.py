@@ -1,6 +1,7 @@
-"""From a digest's notice to the message and its way out."""
+"""From a digest to the message on the wire and the account it leaves through."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from worker.content.mime import EmailSkeleton, message_id_for
@@ -9,106 +10,116 @@ from worker.content.whatsapp import whatsapp_payload
 from worker.errors import TransportMissing
 from worker.messages import Email, WhatsAppMessage
 from worker.notifications.notification import Notification, OutgoingMessage
-from worker.reminding.recipients import gmail_address
-from worker.runtime.db import Database, Row, queries
-from worker.sending.accounts import Accounts, EmailAccount, part, text
+from worker.reminding.digest import DigestContent
+from worker.reminding.tenants import ReminderTenant
+from worker.runtime.db import Database, queries
+from worker.sending.accounts import EmailAccount, SendingAccounts, settings_object, settings_text
+from worker.sending.outbox import OutboxEmail
+
+
+@dataclass(frozen=True, slots=True)
+class ReminderTemplate:
+    """A tenant's own e-mail template."""
+
+    subject: str | None
+    html: str | None
 
 
 class DigestMessages:
-    """The letters of one tick. ``tenants``: rows of the statement ``tenants`` by tenant id."""
+    """The messages of one tick at a time."""
 
-    def __init__(self, db: Database, accounts: Accounts, clock: Callable[[], datetime]) -> None:
+    def __init__(self, db: Database, accounts: SendingAccounts, clock: Callable[[], datetime]) -> None:
+        """``clock`` returns UTC without a zone."""
         self._db = db
         self._accounts = accounts
         self._clock = clock
         self._sql = queries("reminders")
-        self._tenants: dict[str, Row] = {}
-        self._templates: dict[str, Row] = {}
+        self._tenants: Mapping[str, ReminderTenant] = {}
+        self._templates: Mapping[str, ReminderTemplate] = {}
 
-    def begin(self, tenants: Iterable[Row]) -> None:
-        self._tenants = {row["tenantId"]: row for row in tenants}
+    def begin(self, tenants: Iterable[ReminderTenant]) -> None:
+        """A tick begins, with these tenants."""
+        self._tenants = {tenant.id: tenant for tenant in tenants}
         self._templates = {}
 
-    def read_templates(self, notices: Iterable[Notification]) -> None:
-        """Keeps the templates that these notices need, and no others: their texts may be long."""
-        ids = list({each for notice in notices if (each := notice.content["templateId"])})
+    def read_templates(self, notifications: Iterable[Notification]) -> None:
+        """Keeps the templates that these digests need, and no others: their texts may be long."""
+        ids = list({each for digest in notifications if (each := DigestContent.of(digest).template_id)})
         rows = self._db.all(self._sql["templates"], ids=ids) if ids else []
-        self._templates = {row["id"]: row for row in rows}
+        self._templates = {row["id"]: ReminderTemplate(row["subject"], row["htmlBody"]) for row in rows}
 
-    def letter(self, notice: Notification) -> OutgoingMessage:
+    def prepare(self, notification: Notification) -> OutgoingMessage:
         """Raises TransportMissing, and ValueError for an address that cannot be written to."""
-        tenant = self._tenants.get(notice.tenant_id or "")
+        tenant = self._tenants.get(notification.tenant_id or "")
         if tenant is None:
-            raise TransportMissing("the tenant's reminders were switched off meanwhile")
-        return self._whatsapp(notice, tenant) if notice.channel == "whatsapp" else self._email(notice, tenant)
+            raise TransportMissing("the tenant has switched its reminders off in the meantime")
+        content = DigestContent.of(notification)
+        if notification.channel == "whatsapp":
+            return self._whatsapp(notification, content, tenant)
+        return self._email(notification, content, tenant)
 
-    def _whatsapp(self, notice: Notification, tenant: Row) -> OutgoingMessage:
-        account = self._accounts.whatsapp(tenant["tenant_settings"])
-        body = whatsapp_text(_digest(notice, tenant))
-        payload = whatsapp_payload(recipient_row_id=notice.id, to=notice.address, message_type="text", text=body)
-        return OutgoingMessage(WhatsAppMessage(notice.address, payload), account.provider, account.pace)
+    def _whatsapp(
+        self, notification: Notification, content: DigestContent, tenant: ReminderTenant
+    ) -> OutgoingMessage:
+        account = self._accounts.whatsapp(tenant.settings)
+        to, body = notification.address, whatsapp_text(_digest(notification, content, tenant))
+        payload = whatsapp_payload(recipient_row_id=notification.id, to=to, message_type="text", text=body)
+        return OutgoingMessage(WhatsAppMessage(to, payload), account.provider, account.pace)
 
-    def _email(self, notice: Notification, tenant: Row) -> OutgoingMessage:
-        account = self._email_account(tenant)
-        texts = self._texts(notice, tenant)
-        message = self._message(notice, account, texts)
-        outbox = self._outbox(notice, tenant, message, texts)
-        # asked is only the account that it left through: another one would say that it knows nothing
-        same = notice.content["gmail"] == gmail_address(tenant)
-        gmail = account.gmail if same or not notice.handed_over else None
-        return OutgoingMessage(message, account.provider, account.pace, gmail, outbox)
+    def _email(self, notification: Notification, content: DigestContent, tenant: ReminderTenant) -> OutgoingMessage:
+        account = self._accounts.email(tenant.user)
+        template = self._templates.get(content.template_id or "")  # the tenant may have deleted it in the meantime
+        digest = _digest(notification, content, tenant)
+        texts = email_texts(digest, template.subject, template.html) if template else email_texts(digest)
+        message = self._message(notification, content, account, texts)
+        # only the account that it was sent through can be asked: another one would say that it does not know it
+        same_account = content.gmail == tenant.gmail_address
+        return OutgoingMessage(
+            message,
+            account.provider,
+            account.pace,
+            account.gmail if same_account or not notification.handed_over else None,
+            _outbox_email(notification, content, tenant, texts, message.envelope_from),
+        )
 
-    def _email_account(self, tenant: Row) -> EmailAccount:
-        sender = text(part(part(tenant["tenant_settings"], "mail"), "smtp"), "fromEmail")
-        if tenant["user_id"] is None and sender is None:
-            raise TransportMissing(
-                "E-mail is not configured: the tenant has no active user, and no mail.smtp.fromEmail in its settings"
-            )
-        return self._accounts.email(tenant)
-
-    def _texts(self, notice: Notification, tenant: Row) -> DigestTexts:
-        template = self._templates.get(notice.content["templateId"])
-        if template is None:  # the tenant has none, or deleted it meanwhile
-            return email_texts(_digest(notice, tenant))
-        return email_texts(_digest(notice, tenant), template["subject"], template["htmlBody"])
-
-    def _message(self, notice: Notification, account: EmailAccount, texts: DigestTexts) -> Email:
-        sender = account.sender
+    def _message(
+        self, notification: Notification, content: DigestContent, account: EmailAccount, texts: DigestTexts
+    ) -> Email:
+        sender, to = account.sender, notification.address
         skeleton = EmailSkeleton(
             texts.subject, texts.text, texts.html, from_name=sender.name, from_email=sender.email,
-            reply_to=sender.reply_to, boundary_seed=notice.id,
+            reply_to=sender.reply_to, boundary_seed=notification.id,
         )  # fmt: skip
-        message_id = message_id_for(notice.id, skeleton.from_email)
+        message_id = message_id_for(notification.id, skeleton.from_email)
         date = self._clock().replace(tzinfo=UTC)
-        name = notice.content["recipientName"]
-        content = skeleton.build(name, notice.address, texts.values, message_id, date)
-        return Email(skeleton.from_email, notice.address, message_id, content)
-
-    def _outbox(self, notice: Notification, tenant: Row, message: Email, texts: DigestTexts) -> Row | None:
-        """For "EmailLog", whose rows belong to a user: none where the tenant has no active one."""
-        user_id = notice.content["userId"] or tenant["user_id"]
-        if user_id is None:
-            return None
-        return {
-            "sender": message.envelope_from,
-            "subject": texts.subject.fill(texts.values),
-            "body": texts.text.fill(texts.values),
-            "html": texts.html.fill_html(texts.values),
-            "entity_type": "LeadReminder",
-            "entity_id": tenant["tenantId"],
-            "tenant_id": tenant["tenantId"],
-            "user_id": user_id,
-        }
+        built = skeleton.build(content.recipient_name, to, texts.values, message_id, date)
+        return Email(skeleton.from_email, to, message_id, built)
 
 
-def _digest(notice: Notification, tenant: Row) -> Digest:
-    content = notice.content
-    company = text(part(tenant["tenant_settings"], "openai"), "companyName") or tenant["tenant_name"]
+def _outbox_email(
+    notification: Notification, content: DigestContent, tenant: ReminderTenant, texts: DigestTexts, sender: str
+) -> OutboxEmail | None:
+    """None where the tenant has no active user: a row of "EmailLog" belongs to a user."""
+    user_id = content.user_id or tenant.user.user_id
+    if user_id is None:
+        return None
+    return OutboxEmail(
+        texts.copy(sender),
+        address=notification.address,
+        entity_type="LeadReminder",
+        entity_id=tenant.id,
+        tenant_id=tenant.id,
+        user_id=user_id,
+    )
+
+
+def _digest(notification: Notification, content: DigestContent, tenant: ReminderTenant) -> Digest:
+    company = settings_text(settings_object(tenant.settings, "openai"), "companyName") or tenant.name
     return Digest(
-        recipient_name=content["recipientName"],
-        address=notice.address,
-        count=content["leadsCount"],
-        leads=content["leads"],
-        hours=content["checkIntervalHours"],
+        recipient_name=content.recipient_name,
+        address=notification.address,
+        count=content.leads_count,
+        leads=content.leads,
+        hours=content.check_interval_hours,
         company_name=company,
     )

@@ -1,150 +1,163 @@
-"""How digests end: filed and counted, forgotten so that their leads are due again, or left to be asked after.
+"""How digests end: filed and counted, forgotten so that their leads are due again, or deferred until Gmail is asked.
 
-What was reminded of stays remembered for what was sent and for what nobody knows; it is forgotten, in one statement
-with the digest, for what surely did not leave.
+The leads of a digest that was sent, or is unconfirmed, stay remembered. Those of a digest that was surely not sent
+are forgotten in one statement with the digest.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 import psycopg2
 
-from worker.campaigns.batch import Kind
-from worker.notifications.claims import ASK_AFTER_SECONDS, NotificationClaims
-from worker.notifications.notification import Delivery, Notification
-from worker.runtime.backoff import backoff_seconds
+from worker.notifications.claims import Deferral, NotificationClaims
+from worker.notifications.delivery import Delivery
+from worker.notifications.notification import Notification
+from worker.reminding.digest import DigestContent
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.settings import Settings
-from worker.sending.accounts import GmailAccount
+from worker.sending.gmail_grants import update_grant
+from worker.sending.outcomes import NextStep, OutcomeKind, RetryPolicy
+from worker.sending.suppression import suppress
 
 log = logging.getLogger(__name__)
 
-ASKS = 12  # times that Gmail is asked while it puts off the question: about six hours
-ASK_LIMIT_SECONDS = 3600.0
 
-
-class DigestEnding(StrEnum):
-    """What has to happen with a digest."""
+class DigestResult(StrEnum):
+    """What a settled digest counts as."""
 
     SENT = "sent"
-    OPTED_OUT = "opted out"
-    LOST = "lost"  # nobody will ever know: not sent again
-    DUE_AGAIN = "due again"
-    ASK_LATER = "ask later"
+    FAILED = "failed"
+    UNCONFIRMED = "unconfirmed"
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> "DigestResult":
+        if delivery.outcome.kind is OutcomeKind.ACCEPTED:
+            return cls.SENT
+        return cls.UNCONFIRMED if delivery.may_have_arrived else cls.FAILED
 
 
 @dataclass(frozen=True, slots=True)
 class SettledDigest:
-    """A digest that this process settled: sent, failed or unconfirmed."""
+    """A digest that this process settled."""
 
     delivery: Delivery
-    outcome: str
+    result: DigestResult
 
 
 class DigestSettlement:
+    """Settles the digests of one process."""
+
     def __init__(
-        self, db: Database, notices: NotificationClaims, settings: Settings, clock: Callable[[], datetime]
+        self, db: Database, claims: NotificationClaims, settings: Settings, clock: Callable[[], datetime]
     ) -> None:
+        """``clock`` returns UTC without a zone."""
         self._db = db
-        self._notices = notices
-        self._resend = settings.unconfirmed_sends == "resend"
+        self._claims = claims
         self._clock = clock
         self._sql = queries("reminders")
-        self._grants = queries("campaign")  # what Google says of a user's grant is kept in one way
+        self._policy = RetryPolicy(
+            max_attempts=None,
+            first_delay_seconds=0.0,  # the next tick claims a new digest of the same leads
+            longest_delay_seconds=0.0,
+            resend_unconfirmed=settings.unconfirmed_sends == "resend",
+            after_rejection=NextStep.RETRY,
+        )
 
-    def settle(self, wave: Sequence[Delivery]) -> list[SettledDigest]:
-        """Settles them all in one transaction; returns what ended, but for what somebody else settled meanwhile.
+    def settle(self, deliveries: Sequence[Delivery]) -> list[SettledDigest]:
+        """Settles them all in one transaction; returns those that ended and that this process still held.
 
-        Where the database refuses that, each by itself, so that one tenant's row stops no other's.
+        Where the database refuses that, each is settled by itself: one tenant's row must not stop the others.
         """
         try:
             with self._db.transaction():
-                return self._settle(wave)
+                return self._settle(deliveries)
         except psycopg2.Error as error:
             if is_unavailable(error):
                 raise
-            if len(wave) > 1:
-                return [ended for each in wave for ended in self.settle([each])]
-            return self._settle_unfiled(wave[0], error)
+            if len(deliveries) > 1:
+                return [ended for each in deliveries for ended in self.settle([each])]
+            return self._settle_unfiled(deliveries[0], error)
 
-    def forget(self, notices: Sequence[Notification]) -> set[str]:
-        """Gives the leads of digests back that surely did not leave: due at once, as they are by then.
+    def forget(self, notifications: Sequence[Notification]) -> set[str]:
+        """Deletes digests that were surely not sent: their leads are due again at once.
 
-        Returns the ids of those that were still this process's.
+        Returns the ids of those that this process still held.
         """
-        ids = [notice.id for notice in notices]
-        return {row["id"] for row in self._db.all(self._sql["forget"], ids=ids, holder=self._notices.holder)}
+        ids = [notification.id for notification in notifications]
+        return {row["id"] for row in self._db.execute(self._sql["forget"], ids=ids, holder=self._claims.holder)}
 
     def _settle_unfiled(self, delivery: Delivery, error: psycopg2.Error) -> list[SettledDigest]:
-        """What was sent was sent, even where it cannot be filed (its user was deleted meanwhile, say)."""
+        """A digest that was sent stays sent, even where it cannot be filed (its user was deleted meanwhile, say)."""
+        notification = delivery.notification
         reason = error.diag.message_primary or type(error).__name__  # its details may hold addresses
-        which = {"tenant": delivery.notice.tenant_id, "channel": delivery.notice.channel, "reason": reason}
-        if delivery.outcome.kind is not Kind.ACCEPTED:
-            log.error("a digest stays unsettled: the database refuses it", which)
+        about = {"tenant": notification.tenant_id, "channel": notification.channel, "reason": reason}
+        if delivery.outcome.kind is not OutcomeKind.ACCEPTED:
+            log.error("a digest cannot be settled: the database refuses it", about)
             return []
-        log.error("a digest was sent, and the database refuses to file it", which)
-        settled = self._notices.settle([replace(delivery, letter=None)])
-        return [SettledDigest(delivery, "sent")] if delivery.notice.id in settled else []
+        log.error("a digest was sent but not filed: the database refuses it", about)
+        settled = self._claims.settle([replace(delivery, outgoing=None)])
+        return [SettledDigest(delivery, DigestResult.SENT)] if notification.id in settled else []
 
-    def _settle(self, wave: Sequence[Delivery]) -> list[SettledDigest]:
-        self._keep_grants(wave)
-        ended: list[SettledDigest] = []
-        by_ending: dict[DigestEnding, list[Delivery]] = {}
-        for delivery in wave:
-            by_ending.setdefault(self._ending(delivery), []).append(delivery)
-        sent, opted_out, lost = (
-            by_ending.get(each, []) for each in (DigestEnding.SENT, DigestEnding.OPTED_OUT, DigestEnding.LOST)
-        )
-        again = by_ending.get(DigestEnding.DUE_AGAIN, [])
-        if over := [*sent, *opted_out, *lost]:
-            mine = self._notices.settle(over)
-            self._count_templates([each for each in sent if each.notice.id in mine])
-            self._suppress([each for each in opted_out if each.notice.id in mine])
-            ended += [SettledDigest(each, _outcome(each)) for each in over if each.notice.id in mine]
-        if again:
-            mine = self.forget([each.notice for each in again])
-            tried = [each for each in again if each.outcome.kind is not Kind.NOT_SENT]
-            ended += [SettledDigest(each, _outcome(each)) for each in tried if each.notice.id in mine]
-        back = [self._put_back(each) for each in by_ending.get(DigestEnding.ASK_LATER, [])]
-        if back:
-            self._notices.put_back(back)
-        return ended
+    def _settle(self, deliveries: Sequence[Delivery]) -> list[SettledDigest]:
+        self._update_grants(deliveries)
+        final: list[Delivery] = []
+        due_again: list[Delivery] = []
+        to_ask: list[Delivery] = []
+        for each in deliveries:
+            match each.next_step(self._policy):
+                case NextStep.SENT | NextStep.FAIL_UNCONFIRMED:
+                    final.append(each)
+                case NextStep.FAIL if each.outcome.kind is OutcomeKind.OPTED_OUT:
+                    final.append(each)
+                case NextStep.ASK:
+                    to_ask.append(each)
+                case NextStep.FAIL | NextStep.RETRY | NextStep.RELEASE:
+                    due_again.append(each)
+        if to_ask:
+            self._claims.defer([self._deferral(each) for each in to_ask])
+        return [*self._settle_final(final), *self._forget(due_again)]
 
-    def _ending(self, delivery: Delivery) -> DigestEnding:
-        kind, asked = delivery.outcome.kind, delivery.notice.handed_over
-        if kind is Kind.ACCEPTED:
-            return DigestEnding.SENT
-        if kind is Kind.OPTED_OUT:
-            return DigestEnding.OPTED_OUT
-        if kind is Kind.UNCONFIRMED and not asked and delivery.letter and delivery.letter.gmail:
-            return DigestEnding.ASK_LATER
-        if not delivery.may_have_arrived:
-            return DigestEnding.DUE_AGAIN
-        put_off = kind in (Kind.DEFERRED, Kind.RECIPIENT_DEFERRED)
-        if kind is Kind.NOT_SENT or (put_off and delivery.letter and delivery.notice.attempts < ASKS):
-            return DigestEnding.ASK_LATER
-        return DigestEnding.DUE_AGAIN if self._resend else DigestEnding.LOST
+    def _settle_final(self, final: Sequence[Delivery]) -> list[SettledDigest]:
+        if not final:
+            return []
+        ids = self._claims.settle(final)
+        settled = [each for each in final if each.notification.id in ids]
+        self._count_templates([each for each in settled if each.outcome.kind is OutcomeKind.ACCEPTED])
+        for each in settled:
+            if each.outcome.kind is OutcomeKind.OPTED_OUT:
+                self._suppress(each)
+        return [SettledDigest(each, DigestResult.of(each)) for each in settled]
 
-    def _put_back(self, delivery: Delivery) -> tuple[Delivery, datetime, int]:
-        """When it is asked after, again and again where the question was put off."""
-        if delivery.outcome.kind is Kind.NOT_SENT:
-            return delivery, self._clock(), delivery.notice.attempts
-        attempts = delivery.notice.attempts + 1
-        pause = max(
-            backoff_seconds(attempts, ASK_AFTER_SECONDS, ASK_LIMIT_SECONDS), delivery.outcome.delay_seconds or 0
-        )
-        return delivery, delivery.outcome.at + timedelta(seconds=min(pause, ASK_LIMIT_SECONDS)), attempts
+    def _forget(self, due_again: Sequence[Delivery]) -> list[SettledDigest]:
+        """Those that were not tried, or that Gmail does not know, count as nothing."""
+        if not due_again:
+            return []
+        ids = self.forget([each.notification for each in due_again])
+        tried = [each for each in due_again if each.outcome.kind is not OutcomeKind.NOT_SENT]
+        return [SettledDigest(each, DigestResult.of(each)) for each in tried if each.notification.id in ids]
+
+    def _deferral(self, delivery: Delivery) -> Deferral:
+        """Gmail is asked half a minute later, and again, later each time, while it defers the question."""
+        notification, outcome = delivery.notification, delivery.outcome
+        if outcome.kind is OutcomeKind.NOT_SENT:  # the question was not asked
+            due_at, attempts = self._clock(), notification.attempts
+        else:
+            attempts = notification.attempts + 1
+            due_at = outcome.at + timedelta(seconds=self._policy.question_delay_seconds(outcome, attempts))
+        return Deferral(notification.id, due_at, attempts, may_have_arrived=delivery.may_have_arrived)
 
     def _count_templates(self, sent: Sequence[Delivery]) -> None:
-        made_from = [
-            (template, each.notice.tenant_id) for each in sent if (template := each.notice.content["templateId"])
-        ]
-        for (template_id, tenant_id), count in sorted(Counter(made_from).items()):
-            self._db.all(
+        used = Counter(
+            (template_id, each.notification.tenant_id)
+            for each in sent
+            if (template_id := DigestContent.of(each.notification).template_id)
+        )
+        for (template_id, tenant_id), count in sorted(used.items()):
+            self._db.execute(
                 self._sql["count_template"],
                 template_id=template_id,
                 tenant_id=tenant_id,
@@ -152,37 +165,29 @@ class DigestSettlement:
                 now=self._clock(),
             )
 
-    def _suppress(self, opted_out: Sequence[Delivery]) -> None:
-        for each in opted_out:
-            notice = each.notice
-            self._db.all(
-                self._sql["suppress"], tenant_id=notice.tenant_id, channel=notice.channel, address=notice.address,
-                reason=each.outcome.reason, now=self._clock(),
-            )  # fmt: skip
+    def _suppress(self, delivery: Delivery) -> None:
+        notification = delivery.notification
+        digits = notification.channel != "email"
+        suppress(
+            self._db,
+            tenant_id=notification.tenant_id or "",
+            channel=notification.channel,
+            address=f"+{notification.address}" if digits else notification.address,
+            reason=delivery.outcome.reason or "",
+            now=self._clock(),
+        )
 
-    def _keep_grants(self, wave: Sequence[Delivery]) -> None:
-        """Saves refreshed Gmail tokens, and clears those of a grant that was withdrawn."""
+    def _update_grants(self, deliveries: Sequence[Delivery]) -> None:
+        """Saves refreshed Gmail tokens, and clears those of revoked grants."""
         accounts = {
-            each.letter.gmail.user_id: each.letter.gmail for each in wave if each.letter and each.letter.gmail
+            each.outgoing.gmail.user_id: each.outgoing.gmail
+            for each in deliveries
+            if each.outgoing and each.outgoing.gmail
         }
-        revoked = {each.letter.gmail.user_id for each in wave if each.revoked and each.letter and each.letter.gmail}
+        revoked = {
+            each.outgoing.gmail.user_id
+            for each in deliveries
+            if each.grant_revoked and each.outgoing and each.outgoing.gmail
+        }
         for user_id, account in accounts.items():
-            self._keep_grant(account, revoked=user_id in revoked)
-
-    def _keep_grant(self, account: GmailAccount, *, revoked: bool) -> None:
-        which = {
-            "user_id": account.user_id, "tenant_id": account.tenant_id, "refresh_token": account.refresh_token,
-            "now": self._clock(),
-        }  # fmt: skip
-        if revoked:
-            self._db.all(self._grants["clear_gmail"], **which)
-        elif changed := account.token.take_changed():
-            expiry = changed.expires_at.astimezone(UTC).replace(tzinfo=None)
-            self._db.all(self._grants["save_token"], **which, token=changed.access_token, expiry=expiry)
-
-
-def _outcome(delivery: Delivery) -> str:
-    kind = delivery.outcome.kind
-    if kind is Kind.ACCEPTED:
-        return "sent"
-    return "unconfirmed" if delivery.may_have_arrived else "failed"
+            update_grant(self._db, account, self._clock(), revoked=user_id in revoked)

@@ -2,5 +2,5 @@
 
 
 def backoff_seconds(failures: int, first_seconds: float, limit_seconds: float) -> float:
-    """Seconds to wait after ``failures`` (at least 1) failures in a row: doubles, up to the limit."""
+    """Seconds to wait after so many failures in a row (at least 1): doubles with each one, up to the limit."""
     return min(limit_seconds, first_seconds * 2.0 ** min(failures - 1, 30))

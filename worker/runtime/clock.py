@@ -1,10 +1,10 @@
-"""The clocks: the wall clock as the CRM's database writes it, and one that never stands still."""
+"""Two clocks: the wall clock as the CRM's database writes it, and one that also counts while the machine sleeps."""
 
 import time
 from datetime import UTC, datetime
 
-# Counts on while the process is stopped and while the machine sleeps; systems without it have the next best.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# Where a system has no CLOCK_BOOTTIME, the clock that stands still while the machine sleeps has to do.
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def utc_now() -> datetime:
@@ -13,5 +13,5 @@ def utc_now() -> datetime:
 
 
 def boot_seconds() -> float:
-    """Seconds since the machine booted, sleep included: to find out whether this process was frozen."""
-    return time.clock_gettime(_CLOCK)
+    """Seconds since the machine booted, including the time it slept: shows whether this process was frozen."""
+    return time.clock_gettime(_BOOT_CLOCK)

@@ -42,16 +42,16 @@ class JobState:
     """What is known of one job. Times are Unix seconds, None when it never happened."""
 
     job: str
-    running: bool  # as its process said last: one that was killed says nothing more, see heartbeat
+    running: bool  # as its process reported last; a killed process reports nothing more, see heartbeat
     interval_seconds: float | None
     last_run: float | None  # start of the latest tick
     last_success: float | None  # end of the latest tick that succeeded
     heartbeat: float | None
-    last_error: str | None  # stays after a success; compare last_error_at with last_success
+    last_error: str | None  # stays after a success: compare last_error_at with last_success
     last_error_at: float | None
     pid: int | None
     host: str | None
-    duration_buckets: tuple[tuple[float, int], ...]  # (at most so many seconds, ticks), cumulative, last is infinity
+    duration_buckets: tuple[tuple[float, int], ...]  # (upper bound in seconds, ticks), cumulative, up to infinity
     duration_sum_seconds: float
     duration_count: int
 
@@ -68,6 +68,7 @@ class CounterReadings:
 
 
 def job_key(job: str) -> str:
+    """The Redis key of the hash with a job's own state."""
     return f"worker:job:{job}"
 
 

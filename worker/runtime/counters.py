@@ -1,12 +1,12 @@
-"""What a job tells about itself: counters, gauges and its own state, as hashes in Redis that `web` reads.
+"""What a job reports about itself: counters, gauges and its own state, as hashes in Redis that `web` reads.
 
-    worker:counters     messages_total{channel="email",outcome="sent"} -> number, only ever added to
+    worker:counters     messages_total{channel="email",outcome="sent"} -> a number that only grows
     worker:gauges       the same kind of field -> the latest value
     worker:job:<job>    running, last_run, last_success, interval, durations, last_error, pid, host, heartbeat
-    worker:jobs         the set of the names of jobs that ever ran
+    worker:jobs         the set of the names of all jobs that ever ran
 
-The job adds in memory and writes now and then, all at once. While Redis is away everything is kept and
-added up.
+``add``, ``gauge`` and ``job_ended`` work in memory only; ``flush`` writes everything in one round trip. While Redis
+is unavailable, everything is kept in memory and added up.
 """
 
 import json
@@ -73,35 +73,35 @@ return {refused, aside}
 
 
 class Counters:
-    """The counters of one process of ``job``. Thread-safe; no method raises for want of Redis."""
+    """The counters of one process of ``job``. Thread-safe; no method raises an error of Redis."""
 
     def __init__(self, client: redis.Redis, job: str) -> None:
         self.job = job
         self._apply = client.register_script(_APPLY)
         self._host, self._pid = socket.gethostname(), os.getpid()
         self._process = f"{self._host}:{self._pid}:{secrets.token_hex(8)}"
-        self._pending = threading.Lock()  # guards the next three
+        self._pending = threading.Lock()  # guards _sums, _values and _ended
         self._sums: dict[tuple[str, str], float] = {}
         self._values: dict[tuple[str, str], str] = {}
         self._ended = False
-        self._writing = threading.Lock()  # guards the next three
-        self._batch: list[list[str]] = []
-        self._number = 0
+        self._writing = threading.Lock()  # guards _batch, _number and _failing
+        self._batch: list[list[str]] = []  # commands that Redis has not confirmed yet
+        self._number = 0  # of the batch
         self._failing = False
 
     def add(self, metric: str, amount: float = 1, **labels: str) -> None:
-        """Adds to a counter, in memory. Raises ValueError for an amount below 0 and for bad names."""
+        """Adds to a counter, in memory. Raises ValueError for an amount below 0 and for an invalid name."""
         if not 0 <= amount < math.inf:
             raise ValueError(f"a counter only grows, not by {amount}")
         self._add((COUNTERS, series_name(metric, labels)), amount)
 
     def gauge(self, metric: str, value: float, **labels: str) -> None:
-        """Sets a gauge, in memory; only the latest value is written."""
+        """Sets a gauge, in memory; ``flush`` writes the latest value."""
         with self._pending:
             self._values[GAUGES, series_name(metric, labels)] = repr(float(value))
 
     def job_started(self, at: datetime, interval_seconds: float) -> None:
-        """A tick of the job begins in this process: written at once. ``at`` is UTC if it has no zone."""
+        """Reports that a tick begins in this process, and writes it at once. ``at`` without a zone is UTC."""
         self._set(
             running=self._process,
             pid=str(self._pid),
@@ -113,7 +113,7 @@ class Counters:
         self.flush()
 
     def job_ended(self, at: datetime, outcome: str, duration_seconds: float, error: str | None) -> None:
-        """A tick ended (success, failure), or another process had the lock (skipped): kept for ``flush``."""
+        """Reports how a tick ended, in memory: success, failure, or skipped (another process has the lock)."""
         self.add("job_runs_total", job=self.job, outcome=outcome)
         if outcome == "skipped":
             return  # the job's state belongs to the process that has the lock
@@ -134,26 +134,28 @@ class Counters:
             self._values.pop((job_key(self.job), "running"), None)
 
     def heartbeat(self, at: datetime) -> None:
-        """The job is alive: written at once. To be called by the process that has the lock."""
+        """Reports that the job is alive, and writes it at once. For the process that has the lock."""
         self._set(heartbeat=_unix(at), pid=str(self._pid), host=self._host)
         self.flush()
 
     def flush(self) -> bool:
-        """Writes all that is pending, in one round trip. False when Redis did not take it: it is kept."""
+        """Writes everything that is pending, in one round trip. False when Redis did not take it; it is kept."""
         with self._writing:
             while self._batch or self._next_batch():
                 try:
                     self._write()
                 except redis.RedisError as error:
-                    self._say_once(error)
+                    self._log_once(error)
                     return False
                 self._batch = []
                 self._failing = False
             return True
 
-    def _say_once(self, error: redis.RedisError) -> None:
+    def _log_once(self, error: redis.RedisError) -> None:
         if not self._failing:
-            log.warning("counters cannot be written, they are kept", {"job": self.job, "reason": error})
+            log.warning(
+                "counters cannot be written to Redis, they are kept in memory", {"job": self.job, "reason": error}
+            )
         self._failing = True
 
     def _add(self, series: tuple[str, str], amount: float) -> None:
@@ -167,7 +169,7 @@ class Counters:
                 self._values[job_key(self.job), field] = text
 
     def _next_batch(self) -> bool:
-        """Makes the commands of the next write; False when there is nothing to write."""
+        """Prepares the commands of the next write; False when there is nothing to write."""
         with self._pending:
             sums, self._sums = self._sums, {}
             values, self._values = self._values, {}
@@ -176,7 +178,7 @@ class Counters:
         self._batch += [["HSET", key, field, text] for (key, field), text in values.items()]
         if any(key == job_key(self.job) for key, _ in values):
             self._batch.append(["SADD", JOBS, self.job])
-        if ended:  # another process may have got the lock meanwhile and say that it is running
+        if ended:  # only if no other process has got the lock meanwhile and reported that it is running
             self._batch.append(["HDELIF", job_key(self.job), "running", self._process])
         self._number += bool(self._batch)
         return bool(self._batch)

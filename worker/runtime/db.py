@@ -1,8 +1,8 @@
-"""PostgreSQL: one kept connection, named queries, short transactions.
+"""PostgreSQL: one kept connection, named statements, short transactions.
 
-A connection runs in autocommit: a single statement is its own transaction, and ``transaction()`` groups
-several. Sessions run in UTC, since the CRM's times carry no zone. When the server goes away the call that
-notices raises psycopg2.OperationalError or InterfaceError, and the next call connects anew.
+A connection runs in autocommit: a single statement is its own transaction, and ``transaction()`` groups several.
+Sessions run in UTC, because the CRM's times have no zone. When the server is lost, the call that notices it raises
+psycopg2.OperationalError or InterfaceError, and the next call connects again.
 """
 
 import json
@@ -20,38 +20,39 @@ import psycopg2.extras
 
 from worker.errors import SettingsError
 
-_PARAMETER = re.compile(r"%\((\w+)\)s")
 UNAVAILABLE = (psycopg2.OperationalError, psycopg2.InterfaceError)  # what a lost or missing server raises
+# SQLSTATEs of a server that cannot work: connection failed, too few resources, shut down
+_UNAVAILABLE_CODES = ("08", "53", "57P")
 
-_AWAY_CODES = ("08", "53", "57P")  # connection, resources, shut down: classes of SQLSTATE
-
-STATEMENT_TIMEOUT_SECONDS = 300  # target building for a million rows takes about twenty
+STATEMENT_TIMEOUT_SECONDS = 300  # building the targets of a million recipients takes about 20
 LOCK_TIMEOUT_SECONDS = 30
-# Parameters that the CRM's Node.js client puts into DATABASE_URL and libpq does not know.
+
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+# Parameters that the CRM's Node.js client adds to DATABASE_URL and libpq does not know.
 _NODE_ONLY = {"schema", "connection_limit", "pool_timeout", "pgbouncer", "sslaccept", "socket_timeout"}
 
 
 class UnreadableJson(str):
-    """Stands for a JSON value that Python cannot hold: it has the wrong type wherever an object is expected."""
+    """Takes the place of a JSON value that Python cannot parse; it has the wrong type where an object is expected."""
 
     __slots__ = ()
 
 
-def _json(raw: str) -> Any:
-    """One row must not stop all others: a number of thousands of digits, or a thousand levels, is unreadable."""
+def _parse_json(raw: str) -> Any:
+    """A number with thousands of digits, or a thousand nested levels, must not make the whole statement fail."""
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
-        return UnreadableJson("a value that cannot be read")
+        return UnreadableJson("JSON that cannot be parsed")
 
 
 Row = dict[str, Any]
 
 
 def is_unavailable(error: psycopg2.Error) -> bool:
-    """Whether the server is lost or missing, rather than refuses a statement (a time-out or a lock, say)."""
+    """Whether the server itself is lost or missing, and has not only refused a statement (a timeout, a lock)."""
     code = error.pgcode
-    return isinstance(error, UNAVAILABLE) and (code is None or code.startswith(_AWAY_CODES))
+    return isinstance(error, UNAVAILABLE) and (code is None or code.startswith(_UNAVAILABLE_CODES))
 
 
 @cache
@@ -63,15 +64,15 @@ def queries(job: str) -> Mapping[str, str]:
 
 
 def _sql(name: str) -> str:
-    """The text of ``worker/sql/<name>.sql``; each line ``-- include: <file>`` stands for that file's text."""
+    """The text of ``worker/sql/<name>.sql``. A line ``-- include: <file>`` is replaced by the text of that file."""
     source = resources.files("worker").joinpath(f"sql/{name}.sql").read_text(encoding="utf-8")
     return re.sub(r"^ *-- include: (\w+)$", lambda found: _sql(found[1]).rstrip(), source, flags=re.MULTILINE)
 
 
 def libpq_url(url: str) -> tuple[str, str | None]:
-    """DATABASE_URL as libpq takes it, and the schema that a Node.js style ``?schema=`` named."""
+    """DATABASE_URL in the form that libpq takes, and the schema that Node.js clients name with ``?schema=``."""
     parts = urlsplit(url)
-    pairs = [pair for pair in parts.query.split("&") if pair]  # as they are: libpq reads percent signs, no plus
+    pairs = [pair for pair in parts.query.split("&") if pair]  # not decoded: libpq decodes percent signs, but no plus
     kept = [pair for pair in pairs if pair.partition("=")[0] not in _NODE_ONLY]
     schema = next((unquote(pair.partition("=")[2]) for pair in pairs if pair.startswith("schema=")), None)
     return urlunsplit(parts._replace(query="&".join(kept))), schema
@@ -84,12 +85,12 @@ class Database:
         self._url, self._schema = libpq_url(url)
         self._application_name = application_name
         self._connection: psycopg2.extensions.connection | None = None
-        self._prepared: dict[str, str] = {}  # how to run what this connection has prepared
+        self._prepared: dict[str, str] = {}  # EXECUTE statements of what this connection has prepared, by name
         try:
             ports = psycopg2.extensions.parse_dsn(self._url).get("port", "")
         except psycopg2.ProgrammingError:
             ports = "unknown"
-        # libpq and its error texts quote the part they stumble over, which may be a piece of the password
+        # libpq's error texts quote the part that is wrong, which may be a piece of the password
         if not all(port == "" or (port.isdecimal() and 0 < int(port) < 65536) for port in str(ports).split(",")):
             raise SettingsError(
                 "DATABASE_URL cannot be read by PostgreSQL's client library: check its user, password "
@@ -114,14 +115,14 @@ class Database:
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def execute_one(self, statement: str, /, **parameters: Any) -> Row | None:
-        """As ``execute``; returns the first row, None when there is none."""
+        """Runs one statement that writes, and returns its first row, None when there is none."""
         rows = self.execute(statement, **parameters)
         return rows[0] if rows else None
 
     def execute_prepared(self, name: str, statement: str, /, **parameters: Any) -> Row | None:
-        """As ``execute_one``, for a long statement that runs often: PostgreSQL parses and plans it once a connection.
+        """As ``execute_one``, for a long statement that runs often: PostgreSQL parses it once for each connection.
 
-        The types of its parameters are what PostgreSQL makes of their first use.
+        PostgreSQL infers the type of each parameter from its first use in the statement.
         """
         connection = self._connected()
         if name not in self._prepared:
@@ -147,6 +148,7 @@ class Database:
             cursor.execute("COMMIT")
 
     def close(self) -> None:
+        """Closes the connection; the next call connects again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -158,7 +160,7 @@ class Database:
         return self._connection
 
     def connect(self) -> psycopg2.extensions.connection:
-        """A new connection, not kept: the caller closes it."""
+        """A new connection, which the caller has to close."""
         connection = psycopg2.connect(
             self._url,
             application_name=self._application_name,
@@ -170,17 +172,17 @@ class Database:
             tcp_user_timeout=60_000,
         )
         connection.autocommit = True
-        psycopg2.extras.register_default_json(connection, loads=_json)
-        psycopg2.extras.register_default_jsonb(connection, loads=_json)
-        connection.set_client_encoding("UTF8")  # also where the database itself has no encoding (SQL_ASCII)
+        psycopg2.extras.register_default_json(connection, loads=_parse_json)
+        psycopg2.extras.register_default_jsonb(connection, loads=_parse_json)
+        connection.set_client_encoding("UTF8")  # also for a database without an encoding (SQL_ASCII)
         with connection.cursor() as cursor:
-            # set after connecting: connection poolers refuse start-up options
+            # set after connecting, because connection poolers refuse start-up options
             cursor.execute(
                 "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', %s, false), "
                 "set_config('lock_timeout', %s, false)",
                 (f"{STATEMENT_TIMEOUT_SECONDS}s", f"{LOCK_TIMEOUT_SECONDS}s"),
             )
-            # a claim that the server could forget in a crash would be claimed, and sent, again
+            # a claim that the server forgets in a crash would be made and sent again
             cursor.execute(
                 "SELECT set_config('synchronous_commit', 'on', false) "
                 "WHERE current_setting('synchronous_commit') = 'off'"

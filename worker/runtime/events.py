@@ -1,7 +1,7 @@
-"""Live events for the CRM's pages, as if one of its Socket.IO servers had sent them.
+"""Live events for the CRM's pages, published as if one of its Socket.IO servers had sent them.
 
-The app servers use @socket.io/redis-adapter. What it expects is what @socket.io/redis-emitter publishes: on
-the channel ``socket.io#/#<room>#`` a MessagePack array of the sender's id, the packet, and whom it is for.
+The CRM's app servers use @socket.io/redis-adapter, which reads what @socket.io/redis-emitter publishes: on the
+channel ``socket.io#/#<room>#`` a MessagePack array of the emitter's id, the packet, and the rooms that it is for.
 """
 
 import json
@@ -14,13 +14,13 @@ import redis
 
 log = logging.getLogger(__name__)
 
-SENDER = "emitter"  # the adapters drop what comes from their own id; this one is nobody's
+EMITTER_ID = "emitter"  # an adapter ignores events with its own id; no adapter has this one
 NAMESPACE = "/"
 EVENT_PACKET = 2  # socket.io-protocol: EVENT
 
 
 class LiveEvents:
-    """Publishes events, best effort: a page that misses one shows it when it is loaded again."""
+    """Publishes events without a guarantee: a page that misses one shows the change when it is loaded again."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -28,26 +28,26 @@ class LiveEvents:
         self._failing = False
 
     def emit(self, room: str, event: str, payload: dict[str, Any]) -> None:
-        """Sends ``event`` to the browsers in ``room`` (``user:<id>`` or ``tenant:<id>``).
+        """Publishes ``event`` to the browsers in ``room`` (``user:<id>`` or ``tenant:<id>``).
 
-        Redis errors are logged, once an outage. Raises TypeError or ValueError when the payload holds
+        Redis errors are logged, once for each outage. Raises TypeError or ValueError when the payload contains
         anything but JSON's types.
         """
         plain = json.loads(json.dumps(payload, allow_nan=False))
         packet = {"type": EVENT_PACKET, "data": [event, plain], "nsp": NAMESPACE}
-        whom = {"rooms": [room], "except": [], "flags": {}}
-        message = msgpack.packb([SENDER, packet, whom], unicode_errors="replace")
+        options = {"rooms": [room], "except": [], "flags": {}}
+        message = msgpack.packb([EMITTER_ID, packet, options], unicode_errors="replace")
         began = time.monotonic()
         if began < self._silent_until:
             return
         try:
             self._client.publish(f"socket.io#{NAMESPACE}#{room}#", message)
         except redis.RedisError as error:
-            # A server that lets us wait for its timeout would otherwise slow down the work each time.
+            # Otherwise each event would wait for the timeout of a server that does not answer.
             now = time.monotonic()
             self._silent_until = now + 10 * (now - began)
             if not self._failing:
-                log.warning("live events do not get through", {"reason": error})
+                log.warning("live events cannot be published, they are dropped", {"reason": error})
             self._failing = True
         else:
             self._failing = False

@@ -1,4 +1,4 @@
-"""What a job is: an object with a tick, and the context that it is given."""
+"""What a job is: an object with a ``tick``, and the context that it gets from its program."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from worker.runtime.signals import Signals
 class JobContext:
     """What every job works with: settings, servers, its lock and counters, signals and the clock.
 
-    ``clock`` returns UTC without a zone.
+    ``clock`` returns UTC without a zone. ``database``: None connects to the settings' DATABASE_URL when it is needed.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class JobContext:
         counters: Counters,
         signals: Signals,
         clock: Callable[[], datetime] = utc_now,
+        database: Database | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -39,6 +40,8 @@ class JobContext:
         self.counters = counters
         self.signals = signals
         self.clock = clock
+        if database is not None:
+            self.database = database
 
     @cached_property
     def database(self) -> Database:
@@ -47,7 +50,7 @@ class JobContext:
 
     @property
     def may_continue(self) -> bool:
-        """Whether the job may claim more work: it has its lock, and nobody told it to stop."""
+        """Whether the job may claim more work: it holds its lock, and no signal told it to stop."""
         return self.lock.held and not self.signals.stopping
 
     def close(self) -> None:
@@ -62,24 +65,24 @@ class TickResult:
     """What a tick did and when it wants to run next."""
 
     counts: dict[str, int] = field(default_factory=dict)  # for the log line; zeros are left out
-    next_at: datetime | None = None  # None: at the next interval
-    unfinished: bool = False  # work is left that only waits for its pace: --once goes on
+    next_at: datetime | None = None  # UTC without a zone; None: at the next interval
+    unfinished: bool = False  # work is left that waits only for a rate limit: --once continues with it
 
 
 class Job(Protocol):
-    """What the loop needs of a job."""
+    """What the loop needs from a job."""
 
     interval_seconds: float
 
     @property
     def zone(self) -> tzinfo:
-        """The time zone in which the interval is counted."""
+        """The time zone on whose clock the interval is counted."""
 
     def start(self) -> None:
-        """Called before the first tick, again and again until the servers can be reached."""
+        """Called before the first tick, and again after a pause while a server is unavailable."""
 
     def tick(self, now: datetime) -> TickResult:
         """Does what is due at ``now``."""
 
     def close(self) -> bool:
-        """Releases what the job made itself; False: threads still wait for a provider, do not wait for them."""
+        """Closes what the job has made. False: threads still wait for a provider, the program ends without them."""

@@ -1,8 +1,8 @@
-"""The lock that keeps two workers from running the same tick: one Redis server, or the majority of several.
+"""The lock that keeps two workers from running the same tick, on one Redis server or on the majority of several.
 
-It is an optimisation; the database decides who sends what. So when in doubt it says "not held": a holder
-whose renewals fail, or that was frozen for longer than the lock lives, stops claiming. Over several
-independent servers it follows the Redlock rule
+The lock is an optimisation; the database decides which worker sends what. So ``held`` is False whenever that is not
+certain: a holder whose renewals fail, or that was frozen for longer than the lock lives, stops claiming. On several
+independent servers the lock follows the Redlock rule
 (https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/).
 """
 
@@ -37,7 +37,7 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class _Hold:
-    """A lock that was acquired: whose token, and until when by ``boot_seconds`` it can be relied upon."""
+    """A lock that was acquired: until when it is certainly held and when to renew it, by ``boot_seconds``."""
 
     token: str
     until: float
@@ -47,9 +47,9 @@ class _Hold:
 class Lock:
     """``lock:<name>`` on one Redis server, or on the majority of several independent ones.
 
-    ``ttl_ms`` is how long it outlives a holder that says nothing; a thread renews it every third of that
-    while it is held. ``on_lost`` is called once, in whichever thread notices, when a lock that was held is
-    gone. One thread at a time may acquire and release; ``held`` may be read by any.
+    ``ttl_ms`` is how long it stays without being renewed; while it is held, a thread renews it every third of that.
+    When a lock that was held is gone, ``on_lost`` is called once, in the thread that notices it. Only one thread at a
+    time may acquire and release; any thread may read ``held``.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Lock:
         on_lost: Callable[[], None] | None = None,
     ) -> None:
         if not clients or ttl_ms < 100:
-            raise ValueError("a lock needs at least one Redis server and a ttl of at least 100 ms")
+            raise ValueError("a lock needs at least one Redis server and a ttl_ms of at least 100")
         self.key = f"lock:{name}"
         self.ttl_ms = ttl_ms
         self._clients = list(clients)
@@ -71,15 +71,15 @@ class Lock:
         self._renew_script, self._release_script, self._take_over_script = scripts
         self._changed = threading.Condition()
         self._hold: _Hold | None = None
-        self.token = ""  # host:pid:random of the latest try to acquire
-        self._unsettled = False  # an answer got lost: Redis may know the token against all appearance
+        self.token = ""  # host:pid:random of the latest attempt to acquire the lock
+        self._unsettled = False  # an answer of Redis was lost: it may have the token although that seemed to fail
         self._renewer: threading.Thread | None = None
         self._renewer_idle = False
         self._closed = False
 
     @property
     def held(self) -> bool:
-        """Whether the lock is surely ours now. Asks the clock, not Redis: cheap enough for every message."""
+        """Whether the lock is certainly ours now. Reads the clock, not Redis: cheap enough for every message."""
         hold = self._hold
         if hold is None:
             return False
@@ -89,7 +89,7 @@ class Lock:
         return False
 
     def acquire(self) -> bool:
-        """Whether the lock is ours now; does not wait for another holder.
+        """Acquires the lock if it is free. Whether it is ours now; does not wait for another holder.
 
         A lock left by a dead process of this host is taken over. Raises redis.RedisError when too few
         servers answer.
@@ -111,7 +111,7 @@ class Lock:
         return False
 
     def release(self) -> None:
-        """Gives the lock back if it is still ours. Redis may be away: then the lock runs out by itself."""
+        """Releases the lock if it is still ours. If Redis is unavailable, the lock expires by itself."""
         with self._changed:
             hold, self._hold = self._hold, None
         if hold is None:
@@ -120,12 +120,12 @@ class Lock:
         if deleted >= self._quorum:
             return
         if deleted + len(failures) < self._quorum:
-            self._report_loss("it was gone before its release")
+            self._report_loss("it was gone before it was released")
         else:
-            log.warning("lock not released, it runs out by itself", {"lock": self.key, "reason": failures[0]})
+            log.warning("lock not released, it expires by itself", {"lock": self.key, "reason": failures[0]})
 
     def holder(self) -> str | None:
-        """The token ``host:pid:random`` that most servers know, None when there is none.
+        """The token ``host:pid:random`` that most servers have, None when there is none.
 
         Raises redis.RedisError when too few servers answer.
         """
@@ -141,7 +141,7 @@ class Lock:
         return max(filter(None, tokens), key=tokens.count, default=None)
 
     def close(self) -> None:
-        """Releases the lock and ends its thread; the clients stay open."""
+        """Releases the lock and ends its thread. The clients stay open."""
         self.release()
         with self._changed:
             self._closed = True
@@ -163,7 +163,7 @@ class Lock:
 
     def _hold_of(self, token: str, began: float) -> _Hold:
         ttl = self.ttl_ms / 1000
-        drift = ttl * 0.01 + 0.002  # clocks of two machines differ in speed: the Redlock page's allowance
+        drift = ttl * 0.01 + 0.002  # what Redlock allows for clocks of different speed
         return _Hold(token, began + ttl - drift, began + ttl / 3)
 
     def _keep(self, hold: _Hold) -> None:
@@ -184,7 +184,7 @@ class Lock:
         return deleted, failures
 
     def _ask_all(self, question: Callable[[redis.Redis], bool]) -> tuple[int, list[redis.RedisError]]:
-        """How many servers say yes, and the errors of those that do not answer."""
+        """How many servers say yes, and the errors of those that did not answer."""
         yes, failures = 0, []
         for client in self._clients:
             try:
@@ -194,13 +194,13 @@ class Lock:
         return yes, failures
 
     def _renew_while_held(self) -> None:
-        """The thread. A tick is often over long before its lock is due, so it is not woken for each one."""
+        """The renewal thread. Most ticks end long before their lock has to be renewed, so a tick does not wake it."""
         unused = False
         while not self._closed:
             with self._changed:
                 hold = self._hold
                 self._renewer_idle = hold is None and unused
-                # A lock acquired during this wait is due a third of the ttl later, so not before its end.
+                # A lock acquired during this pause has to be renewed a third of the ttl later, so not before its end.
                 pause = self.ttl_ms / 3000 if hold is None else min(hold.renew_at, hold.until) - boot_seconds()
                 if pause > 0 and not self._closed:
                     self._changed.wait(None if self._renewer_idle else pause)
@@ -219,12 +219,12 @@ class Lock:
         elif renewed + len(failures) < self._quorum:
             self._lose(hold, "its key was deleted, taken or evicted")
         else:
-            log.debug("lock not renewed yet", {"lock": self.key, "reason": failures[0]})
+            log.debug("lock not renewed, will be tried again soon", {"lock": self.key, "reason": failures[0]})
             self._replace(hold, replace(hold, renew_at=boot_seconds() + self.ttl_ms / 20_000))
 
     def _replace(self, old: _Hold, new: _Hold | None) -> bool:
         with self._changed:
-            if self._hold is not old:  # released or given up meanwhile
+            if self._hold is not old:  # released or lost in the meantime
                 return False
             self._hold = new
             return True

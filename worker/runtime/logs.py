@@ -1,7 +1,7 @@
-"""Log lines: one line an event, ``message key=value``, or JSON with the same keys.
+"""Log lines: one line for each event, ``message key=value``, or JSON with the same keys.
 
-DEBUG and INFO go to stdout, warnings and errors to stderr, so that supervisord keeps them in
-``<program>.log`` and ``<program>-error.log``. Pass the keys as one mapping:
+DEBUG and INFO go to stdout, WARNING and ERROR to stderr, so that supervisord writes them to ``<program>.log`` and
+``<program>-error.log``. Pass the keys as one mapping:
 ``log.info("campaign started", {"campaign": id})``.
 """
 
@@ -18,24 +18,24 @@ from worker.content.one_line import printable
 def configure(level: str, log_format: str) -> None:
     """Sets up the root logger of a program."""
     formatter: logging.Formatter = JsonFormatter() if log_format == "json" else TextFormatter()
-    quiet = logging.StreamHandler(sys.stdout)
-    quiet.addFilter(lambda record: record.levelno < logging.WARNING)
-    loud = logging.StreamHandler(sys.stderr)
-    loud.setLevel(logging.WARNING)
+    to_stdout = logging.StreamHandler(sys.stdout)
+    to_stdout.addFilter(lambda record: record.levelno < logging.WARNING)
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setLevel(logging.WARNING)
     root = logging.getLogger()
-    root.handlers[:] = [quiet, loud]
+    root.handlers[:] = [to_stdout, to_stderr]
     for handler in root.handlers:
         handler.setFormatter(formatter)
     root.setLevel(level.upper())
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries and pools are our business
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of retries, which providers/ reports itself
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes a line for each request
 
 
-def _stamp(record: logging.LogRecord) -> str:
+def _timestamp(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
-def keys_of(record: logging.LogRecord) -> Mapping[str, Any]:
+def _event_keys(record: logging.LogRecord) -> Mapping[str, Any]:
     return record.args if isinstance(record.args, Mapping) else {}
 
 
@@ -43,23 +43,23 @@ class TextFormatter(logging.Formatter):
     """``2026-01-31T09:30:00.123Z INFO campaign started campaign=... recipients=500``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        pairs = "".join(f" {key}={_shown(value)}" for key, value in keys_of(record).items())
-        line = f"{_stamp(record)} {record.levelname} {_on_one_line(record.getMessage())}{pairs}"
+        pairs = "".join(f" {key}={_shown(value)}" for key, value in _event_keys(record).items())
+        line = f"{_timestamp(record)} {record.levelname} {_on_one_line(record.getMessage())}{pairs}"
         if record.exc_info:
             line += "".join(f"\n  {_on_one_line(each)}" for each in self.formatException(record.exc_info).split("\n"))
         return line
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the event's keys, and error when there is one."""
+    """One JSON object for each line: time, level, logger, message, the event's keys, and error for an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": _stamp(record),
+            "time": _timestamp(record),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **keys_of(record),
+            **_event_keys(record),
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
@@ -74,5 +74,5 @@ def _shown(value: object) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Text from the database or a provider must not forge a log line."""
+    """Text from the database or a provider must not look like a log line of its own."""
     return printable(text, "\N{REPLACEMENT CHARACTER}")

@@ -1,9 +1,9 @@
 """The loop that every job runs in: lock, tick, counters, sleep.
 
-Ticks are aligned to the wall clock of the job's zone (a 30 s job runs at :00 and :30, a daily one at midnight),
-never overlap, and a missed one is run once. A tick says when it wants to run next; it is woken then or at the next
-interval, whichever is sooner. When PostgreSQL or Redis is away the loop waits with a growing pause, says so once,
-and goes on by itself when both are back.
+Ticks are aligned to the wall clock of the job's zone (a 30 s job runs at :00 and :30, a daily one at midnight).
+They never overlap, and several missed ticks are run as one. A tick says when it wants to run next; the next tick is
+then or at the next interval, whichever is sooner. While PostgreSQL or Redis is unavailable, the loop retries with a
+growing pause; it logs the outage once, and continues by itself when the server is back.
 """
 
 import logging
@@ -20,13 +20,13 @@ from worker.runtime.schedule import next_aligned
 
 log = logging.getLogger(__name__)
 
-OUTAGE_PAUSE_SECONDS = 1.0  # doubles up to
+OUTAGE_PAUSE_SECONDS = 1.0  # doubles with each failure
 OUTAGE_PAUSE_LIMIT_SECONDS = 30.0
-IDLE_PAUSE_SECONDS = 0.05  # a tick that did nothing and wants to run at once waits so long all the same
+IDLE_PAUSE_SECONDS = 0.05  # before the next tick when a tick did nothing and wants to run again at once
 
 
 class Loop:
-    """Runs one job until it is told to stop."""
+    """Runs one job until a signal stops it."""
 
     def __init__(self, job: Job, context: JobContext) -> None:
         self._job = job
@@ -37,20 +37,20 @@ class Loop:
         self._signals = context.signals
         self._clock = context.clock
         self._started = False
-        self.all_ended = True  # whether no thread is left that waits for a provider
-        self._failures = 0  # in a row, because PostgreSQL or Redis was unavailable
-        self._failed = False  # the last round
-        self._skipped = False  # the last round
+        self.all_ended = True  # False: a thread still waits for a provider
+        self._failures = 0  # rounds in a row that failed because a server was unavailable
+        self._failed = False  # whether the last round failed
+        self._skipped = False  # whether the last round was skipped because another worker has the lock
 
     def run(self, *, once: bool) -> int:
-        """Runs ticks until a signal, or with ``once`` until all that is due is done. Returns the exit status."""
+        """Runs ticks until a signal, or with ``once`` until everything due is done. Returns the exit status."""
         try:
             while not self._signals.stopping:
                 result = self._round(self._clock())
                 if once and not result.unfinished:
                     return 1 if self._failed else 0
                 self._sleep_until(result.next_at or self._next_interval())
-            log.info("stopping on a signal", {"job": self._name})
+            log.info("signal received, stopping", {"job": self._name})
             return 0
         finally:
             self._lock.close()
@@ -59,7 +59,7 @@ class Loop:
             self._context.close()
 
     def _round(self, now: datetime) -> TickResult:
-        """One tick under the lock, and what to do next when it failed."""
+        """Runs one tick under the lock. The result says when the next one is, also after a failure."""
         began = time.monotonic()
         self._failed = False
         try:
@@ -106,7 +106,7 @@ class Loop:
             result.next_at = self._clock() + timedelta(seconds=IDLE_PAUSE_SECONDS)
 
     def _skip(self, now: datetime) -> TickResult:
-        """Another worker holds the lock: try again well before its lock could have run out unnoticed."""
+        """Another worker holds the lock: tries again soon enough to notice when that lock expires."""
         self._recovered()
         if not self._skipped:
             log.info(
@@ -151,7 +151,7 @@ class Loop:
             left = (wake_at - self._clock()).total_seconds()
             if left <= 0:
                 break
-            self._signals.wait(min(left, 60.0))  # in pieces: the wall clock may be set meanwhile
+            self._signals.wait(min(left, 60.0))  # not longer, because the wall clock may be changed in the meantime
         self._signals.tick_now = False
 
 

@@ -1,8 +1,8 @@
-"""Migrations: they make and update the worker's own tables and its indexes on the CRM's tables.
+"""Migrations: they make and update the worker's own tables, and its indexes on the CRM's tables.
 
-Migrations are the numbered files in worker/sql/migrations, run once each in their order. Most run in one
-transaction; those that begin with ``-- concurrently`` run statement by statement, so that indexes on the
-CRM's tables are built without blocking it. Safe to run twice, and by two at once: the second one waits.
+A migration is a numbered file in worker/sql/migrations; each runs once, in the order of the numbers. Most run in
+one transaction. Those that begin with ``-- concurrently`` run statement by statement, so that indexes on the CRM's
+tables are built without blocking the CRM. Migrating twice is safe; of two at the same time, the second one waits.
 """
 
 import time
@@ -17,11 +17,13 @@ from worker.runtime.db import Database
 
 ADVISORY_LOCK = 0x63726D77  # one number for all migrations of this product
 WAIT_SECONDS = 600
-LOCK_TIMEOUT = "5s"  # a migration gives way to the CRM rather than queue its users behind it
+LOCK_TIMEOUT = "5s"  # then the migration fails, so that the CRM's users do not queue behind it
 
 
 @dataclass(frozen=True)
 class Migration:
+    """One numbered file."""
+
     version: int
     name: str
     sql: str
@@ -37,6 +39,7 @@ class Migration:
 
 
 def migrations() -> list[Migration]:
+    """All migrations, in their order."""
     folder = resources.files("worker").joinpath("sql/migrations")
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(".sql")), key=lambda path: path.name)
     return [Migration(int(path.name[:4]), path.name[5:-4], path.read_text("utf-8")) for path in paths]
@@ -54,10 +57,10 @@ def require_current(db: Database) -> None:
 
 
 def migrate(connection: psycopg2.extensions.connection) -> list[str]:
-    """Brings the database up to date and returns the names of what was done."""
+    """Brings the database up to date and returns the names of the migrations that were run."""
     connection.autocommit = True
     with connection.cursor() as cursor:
-        # no limits: indexes are built concurrently, make nobody wait, and take as long as they take
+        # No limits: indexes are built concurrently, so nobody waits for them, and a large one takes long.
         cursor.execute(
             "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', '0', false), "
             "set_config('lock_timeout', '0', false)"
@@ -80,15 +83,15 @@ def migrate(connection: psycopg2.extensions.connection) -> list[str]:
 
 
 def _take_turn(cursor: psycopg2.extensions.cursor) -> None:
-    """Waits by asking again and again: a session that blocks on the lock would hold a snapshot, for which
-    CREATE INDEX CONCURRENTLY of the other one waits in turn."""
+    """Takes the advisory lock, by polling: a session that waits inside PostgreSQL would hold a snapshot, and
+    CREATE INDEX CONCURRENTLY of the other process would wait for that snapshot."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         cursor.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,))
         if (cursor.fetchone() or (False,))[0]:
             return
         if time.monotonic() > deadline:
-            raise WorkerError(f"another bin/migrate has been at work for {WAIT_SECONDS} s: look at it first")
+            raise WorkerError(f"another bin/migrate has been running for {WAIT_SECONDS} s: check that one first")
         time.sleep(0.2)
 
 
@@ -112,7 +115,7 @@ def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
 
 
 def _drop_invalid_indexes(cursor: psycopg2.extensions.cursor) -> None:
-    """An index whose concurrent building was cut short stays behind unusable; it has to be built anew."""
+    """An interrupted CREATE INDEX CONCURRENTLY leaves an unusable index, which has to be built again."""
     cursor.execute(
         "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
         "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND c.relname LIKE 'worker\\_%'"

@@ -1,7 +1,7 @@
-"""Who holds a lock: ``host:pid:random``, and whether that process is still there.
+"""Names the process that holds a lock or a claim (``host:pid:random``), and tells whether it is still alive.
 
-A pid says something only to processes that see the same ones. Containers may share a host name and machines
-may have the same one, so the random part begins with a mark of the kernel and its process namespace.
+A pid has a meaning only inside one process namespace. Several containers or machines may have the same host name, so
+the random part begins with an id of the running kernel and of the process namespace.
 """
 
 import functools
@@ -12,12 +12,12 @@ from pathlib import Path
 
 
 def new_token() -> str:
-    """A token of this process that was never used before."""
+    """A new token of this process."""
     return f"{socket.gethostname()}:{os.getpid()}:{_namespace()}.{secrets.token_hex(8)}"
 
 
 def is_from_dead_process(token: str) -> bool:
-    """Whether the token's process ran on this host and is no more. False when that cannot be known."""
+    """Whether the token's process ran on this host and has ended. False when that cannot be known."""
     host, _, rest = token.partition(":")
     pid, _, random = rest.partition(":")
     if host != socket.gethostname() or not _is_pid(pid):
@@ -26,16 +26,16 @@ def is_from_dead_process(token: str) -> bool:
     if dot and namespace != _namespace():
         return False
     try:
-        os.kill(int(pid), 0)  # signal 0 only asks
+        os.kill(int(pid), 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False  # somebody else's, but alive
+        return False  # another user's process, and alive
     return False
 
 
 def _is_pid(text: str) -> bool:
-    # 0 and below mean groups of processes; no system has pids of more than 31 bits.
+    # 0 and below name groups of processes; no system has pids of more than 31 bits.
     return text.isascii() and text.isdigit() and len(text) < 11 and 0 < int(text) < 2**31
 
 
@@ -45,4 +45,4 @@ def _namespace() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         return f"{boot[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
-        return "unknown"  # not Linux: the host name alone has to do
+        return "unknown"  # not Linux: only the host name tells machines apart

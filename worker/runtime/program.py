@@ -1,7 +1,7 @@
-"""What every program of bin/ shares: arguments, settings, logs, exit statuses.
+"""What all programs of bin/ share: arguments, settings, logs, exit statuses.
 
-Exit status 0: done or stopped. 1: with --once, a round failed. 2: bad settings or missing tables; supervisord does
-not start the program again after it.
+Exit status 0: done, or stopped by a signal. 1: a round failed (with --once). 2: invalid settings or missing tables;
+supervisord does not start the program again after status 2.
 """
 
 import argparse
@@ -9,8 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import redis
 
@@ -18,18 +17,18 @@ from worker.errors import SchemaError, SettingsError
 from worker.registry import LOCKS
 from worker.runtime import logs, settings
 from worker.runtime.counters import Counters
+from worker.runtime.environment_variable import EnvironmentVariable
 from worker.runtime.job import Job, JobContext
 from worker.runtime.lock import Lock
 from worker.runtime.loop import Loop
 from worker.runtime.redis_client import READ_TIMEOUT_SECONDS, connect
-from worker.runtime.setting_parsers import concerns
 from worker.runtime.settings import Settings
 from worker.runtime.signals import Signals
 
 log = logging.getLogger(__name__)
 
 BAD_SETTINGS = 2
-SUPERVISOR_START_SECONDS = 1.5  # more than startsecs in conf/supervisord.worker.conf
+SUPERVISOR_START_SECONDS = 1.5  # longer than startsecs in conf/supervisord.worker.conf
 
 
 def run_job(name: str, description: str, build: Callable[[JobContext], Job], arguments: Sequence[str] | None) -> int:
@@ -39,60 +38,60 @@ def run_job(name: str, description: str, build: Callable[[JobContext], Job], arg
 
 
 def run_loop(name: str, build: Callable[[JobContext], Job], *, once: bool) -> int:
-    """Runs a job whose arguments are parsed already. Returns the exit status."""
-    return guarded(lambda: _run_job(name, build, once=once))
+    """Runs a job whose arguments have been parsed. Returns the exit status."""
+    return run_main(lambda: _run_job(name, build, once=once))
 
 
 def job_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The argument parser of a job."""
     result = parser(
         name,
         description,
-        "SIGTERM and SIGINT end it in good order, SIGUSR1 makes it run a tick now.\n"
-        "Exit status: 0 done or stopped, 1 a round failed (--once), 2 bad settings or bin/migrate has to run.",
+        "SIGTERM and SIGINT stop it after the messages in flight, SIGUSR1 makes it run a tick now.\n"
+        "Exit status: 0 done or stopped, 1 a round failed (--once), 2 invalid settings or bin/migrate has to run.",
     )
-    result.add_argument("--once", action="store_true", help="do all that is due now and end")
+    result.add_argument("--once", action="store_true", help="do everything that is due now, then end")
     return result
 
 
 def parser(name: str, description: str, how_it_ends: str) -> argparse.ArgumentParser:
-    """The parser of bin/<name>, whose --help lists every variable that it reads."""
-    known = [each.metadata for each in settings.variables(name)]
-    width = max(len(meta["name"]) for meta in known)
-    reads = "\n".join(_described(meta, name, width) for meta in known)
+    """The argument parser of bin/<name>, whose --help lists every environment variable that the program reads."""
+    known = settings.variables(name)
+    width = max(len(each.name) for each in known)
+    reads = "\n".join(_help_line(each, name, width) for each in known)
     return argparse.ArgumentParser(
         prog=f"bin/{name}",
         description=description,
-        epilog=f"It reads from the environment (any of them also from a file that NAME_FILE names):\n{reads}\n\n"
-        f"{how_it_ends}",
+        epilog=f"Environment variables (each may come from the file that NAME_FILE names):\n{reads}\n\n{how_it_ends}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def settings_from_environment(job: str) -> Settings:
-    """The checked settings of ``job``, with logs set up as they say. Raises SettingsError."""
-    loaded = settings.load(os.environ, job)
+def settings_from_environment(name: str) -> Settings:
+    """The checked settings of a program; also sets up its logs accordingly. Raises SettingsError."""
+    loaded = settings.load(os.environ, name)
     logs.configure(loaded.log_level, loaded.log_format)
     return loaded
 
 
-def settings_problems(jobs: Iterable[str]) -> list[str]:
-    """All that is wrong with the settings of these programs, a line each."""
-    return settings.problems(os.environ, jobs)
+def settings_problems(names: Iterable[str]) -> list[str]:
+    """All that is wrong with the settings of these programs, one line each."""
+    return settings.problems(os.environ, names)
 
 
 def is_worker() -> bool:
-    """Whether the jobs of this machine are to work (IS_WORKER). Raises SettingsError."""
+    """Whether the jobs on this machine should run (IS_WORKER). Raises SettingsError."""
     return settings.is_worker(os.environ)
 
 
-def guarded(main: Callable[[], int]) -> int:
-    """Runs a program's main part and turns its configuration errors into exit status 2 and one line."""
+def run_main(main: Callable[[], int]) -> int:
+    """Runs the main function of a program. Turns a configuration error into one log line and exit status 2."""
     logs.configure("info", "text")
     try:
         return main()
     except (SettingsError, SchemaError) as error:
         log.error("cannot start", {"reason": error})
-        _outlast_start()
+        _wait_past_startsecs()
         return BAD_SETTINGS
 
 
@@ -113,44 +112,44 @@ def create_lock(loaded: Settings, client: redis.Redis, name: str, on_lost: Calla
     return Lock(clients or [client], name, loaded.lock_ttl_ms, on_lost=on_lost)
 
 
-def exit_idle(reason: str, name: str) -> int:
-    """Says why a program has nothing to do on this machine. Returns its exit status."""
-    log.info("nothing to do here", {"program": name, "reason": reason})
-    _outlast_start()
+def end_without_work(reason: str, name: str) -> int:
+    """Logs why a program has nothing to do on this machine. Returns its exit status."""
+    log.info("nothing to do on this machine", {"program": name, "reason": reason})
+    _wait_past_startsecs()
     return 0
 
 
 def secret_variables() -> Iterator[str]:
-    """The names of the variables that hold a secret, and of those that name a file with one."""
-    for each in fields(Settings):
-        if each.metadata["secret"]:
-            yield each.metadata["name"]
-            yield f"{each.metadata['name']}_FILE"
+    """The names of the variables that contain a secret, and of those that name a file with one."""
+    for each in settings.variables():
+        if each.secret:
+            yield each.name
+            yield f"{each.name}_FILE"
 
 
-def become(command: Sequence[str], environment: Mapping[str, str | None]) -> NoReturn:
-    """Goes on as another program, with this one's environment but for ``environment`` (None: without that variable).
+def replace_process(command: Sequence[str], environment: Mapping[str, str | None]) -> NoReturn:
+    """Replaces this process by another program. ``environment`` changes this process's one; None removes a variable.
 
-    Raises SettingsError when it cannot be started.
+    Raises SettingsError when the program cannot be started.
     """
-    wanted = os.environ | environment
+    changed = os.environ | environment
     logging.shutdown()
     try:
-        left = {name: value for name, value in wanted.items() if value is not None}
-        os.execve(command[0], [*command], left)  # noqa: S606 - a command of ours
+        remaining = {name: value for name, value in changed.items() if value is not None}
+        os.execve(command[0], [*command], remaining)  # noqa: S606 - a command of ours
     except OSError as error:
         raise SettingsError(f"{command[0]} cannot be started: {error.strerror}") from error
 
 
-def _outlast_start() -> None:
-    """An exit within startsecs is a failed start to supervisord, which it repeats whatever the status."""
+def _wait_past_startsecs() -> None:
+    """Under supervisord, waits: an exit within startsecs is a failed start, which it repeats whatever the status."""
     if "SUPERVISOR_ENABLED" in os.environ:
         time.sleep(SUPERVISOR_START_SECONDS)
 
 
 def _run_job(name: str, build: Callable[[JobContext], Job], *, once: bool) -> int:
     if not is_worker():
-        return exit_idle("IS_WORKER is false", name)
+        return end_without_work("IS_WORKER is false", name)
     loaded = settings_from_environment(name)
     signals = Signals()
     signals.install()
@@ -166,11 +165,11 @@ def _run_job(name: str, build: Callable[[JobContext], Job], *, once: bool) -> in
     log.info("ended", {"job": name, "status": status})
     if not loop.all_ended:
         logging.shutdown()
-        os._exit(status)  # without waiting for threads; what they sent is settled as unconfirmed
+        os._exit(status)  # without waiting for the threads; their messages are settled as unconfirmed
     signals.close()
     return status
 
 
-def _described(meta: Mapping[str, Any], job: str, width: int) -> str:
-    default = "required" if concerns(job, meta["required_by"]) else f"default {meta['default'] or 'none'}"
-    return f"  {meta['name']:<{width}} {meta['purpose']} ({default})"
+def _help_line(variable: EnvironmentVariable, name: str, width: int) -> str:
+    default = "required" if variable.is_required_by(name) else f"default {variable.default or 'none'}"
+    return f"  {variable.name:<{width}} {variable.purpose} ({default})"

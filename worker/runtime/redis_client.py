@@ -1,11 +1,11 @@
-"""Connections to Redis, from the forms that REDIS_URL may have.
+"""Connections to Redis, for each form that REDIS_URL may have.
 
-    redis://user:password@host:6379/0       in clear
+    redis://user:password@host:6379/0       without TLS
     rediss://user:password@host:6379/0      TLS, with a valid certificate; ?ssl_ca_certs=/path/ca.pem
     unix://user:password@/path/redis.sock?db=0
     redis+sentinel://user:password@host1:26379,host2:26379/mymaster/0?sentinel_password=...
 
-Nothing here waits long: an outage belongs to the loop, which knows how to pause and what to say.
+Timeouts are short and there is one retry: the loop (worker/runtime/loop.py) handles outages, with pauses and logs.
 """
 
 import re
@@ -20,7 +20,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 READ_TIMEOUT_SECONDS = 5.0
-HEALTH_CHECK_SECONDS = 30  # a connection idle for longer is asked for a PONG before it is used
+HEALTH_CHECK_SECONDS = 30  # a connection that was idle for longer is tested with PING before it is used
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
 
@@ -33,11 +33,10 @@ _OPTIONS = {
 }
 _HOST = re.compile(r"\[(?P<six>[0-9a-fA-F:.]+)\](:(?P<six_port>\d+))?|(?P<host>[\w.-]+)(:(?P<port>\d+))?", re.ASCII)
 _SERVICE = re.compile(r"[\w.-]+", re.ASCII)
-_SECRET_OPTION = re.compile(r"(password=).*", re.DOTALL)
 
 
 class _SentinelPool(SentinelConnectionPool):
-    """A pool that closes its connections to the Sentinels too; the library leaves them to the collector."""
+    """A pool that also closes its connections to the Sentinels; the library leaves that to the garbage collector."""
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         super().disconnect(inuse_connections)
@@ -47,19 +46,19 @@ class _SentinelPool(SentinelConnectionPool):
 
 
 def connect(url: str, *, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> redis.Redis:
-    """A client whose answers are text; it connects when it is first used.
+    """A client that returns text; it connects when it is first used.
 
-    A command that gets no answer within ``timeout_seconds`` raises redis.TimeoutError; connecting may take
-    2 seconds at most. A broken connection is made anew once, at once. Raises ValueError with a text for the
-    operator, which repeats nothing of the URL but its scheme: any other piece of a mistyped URL may be a
-    piece of the password.
+    A command that gets no answer within ``timeout_seconds`` raises redis.TimeoutError; connecting may take 2 seconds
+    at most. When a connection is broken, the client connects again at once, one time. Raises ValueError with a text
+    for the operator, which repeats nothing of the URL but its scheme: another piece of a mistyped URL may be a piece
+    of the password.
     """
     parts, options = _split(url)
     common: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
         "socket_connect_timeout": min(CONNECT_TIMEOUT_SECONDS, timeout_seconds),
-        # Once is enough for a server that was restarted. A command that timed out is not sent again: the
-        # server may be busy with it, and twice the wait helps nobody.
+        # One retry is enough for a server that was restarted. A command that timed out is not sent again: the
+        # server may be busy with it, and waiting twice as long does not help.
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     }
     settings = common | {
@@ -72,7 +71,7 @@ def connect(url: str, *, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> redis
         return _through_sentinel(parts, options, settings, common)
     if parts.scheme == "unix":
         if parts.netloc.rpartition("@")[2] or len(parts.path) < 2:
-            raise ValueError("a unix:// URL names a socket by its absolute path: unix:///run/redis.sock?db=0")
+            raise ValueError("a unix:// URL must name a socket by its absolute path: unix:///run/redis.sock?db=0")
         return redis.Redis(unix_socket_path=unquote(parts.path), db=_number(options.get("db")), **settings)
     host, port = _address(parts.netloc.rpartition("@")[2], REDIS_PORT)
     db = _number(options.get("db") or parts.path.strip("/"))
@@ -82,20 +81,9 @@ def connect(url: str, *, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> redis
     return redis.Redis(host=host, port=port, db=db, **settings)
 
 
-def masked(url: str) -> str:
-    """The URL without its secrets, for logs: neither the password before '@' nor those among its options."""
-    url = _SECRET_OPTION.sub(r"\1***", url)
-    scheme, separator, rest = url.partition("://")
-    credentials, at, rest = rest.rpartition("@") if separator else scheme.rpartition("@")
-    if not at:
-        return url
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme if separator else ''}{separator}{user if colon else ''}{colon}***@{rest}"
-
-
 def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
-    # The standard library's errors quote the URL, and must not become the context of ours: so it is raised
-    # outside of the except block.
+    # The standard library's errors quote the URL and must not become the context of our error, so ours is raised
+    # outside the except block.
     try:
         parts = urlsplit(url.strip())
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -103,21 +91,21 @@ def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
         parts = None
     if parts is None or parts.fragment or "@" in parts.path:
         raise ValueError(
-            "the Redis URL cannot be read: '/', '?', '#', '@', ':' and '%' in a user or password are written "
+            "the Redis URL cannot be parsed: write '/', '?', '#', '@', ':' and '%' in a user or password "
             "as %2F, %3F, %23, %40, %3A and %25"
         )
     if parts.scheme not in _OPTIONS:
-        raise ValueError("a Redis URL begins with redis://, rediss://, unix:// or redis+sentinel://")
+        raise ValueError("a Redis URL must begin with redis://, rediss://, unix:// or redis+sentinel://")
     allowed = _OPTIONS[parts.scheme]
     if not {name for name, _ in pairs} <= allowed:
-        raise ValueError(f"the options of a {parts.scheme}:// URL are {', '.join(sorted(allowed))}")
+        raise ValueError(f"a {parts.scheme}:// URL may only have the options {', '.join(sorted(allowed))}")
     return parts, dict(pairs)
 
 
 def _credentials(parts: SplitResult) -> dict[str, str]:
     user, colon, password = parts.netloc.rpartition("@")[0].partition(":")
     if user and not colon:
-        raise ValueError("the Redis URL has a user without a password; a password alone is written :password@host")
+        raise ValueError("the Redis URL has a user without a password; write a password alone as :password@host")
     found = {"username": unquote(user), "password": unquote(password)}
     return {name: value for name, value in found.items() if value}
 
@@ -126,13 +114,13 @@ def _address(text: str, default_port: int) -> tuple[str, int]:
     match = _HOST.fullmatch(text)
     port = int(match["port"] or match["six_port"] or default_port) if match else 0
     if match is None or not 0 < port < 65536:
-        raise ValueError("the Redis URL names a host and a port between 1 and 65535: redis://host:6379/0")
+        raise ValueError("the Redis URL must name a host and a port between 1 and 65535: redis://host:6379/0")
     return match["host"] or match["six"], port
 
 
 def _number(text: str | None) -> int:
     if text and not (text.isascii() and text.isdigit()):
-        raise ValueError("the database of the Redis URL is a number: redis://host:6379/0")
+        raise ValueError("the database of the Redis URL must be a number: redis://host:6379/0")
     return int(text or 0)
 
 
@@ -142,7 +130,7 @@ def _through_sentinel(
     service, _, db = parts.path.strip("/").partition("/")
     if not _SERVICE.fullmatch(service):
         raise ValueError(
-            "the Redis URL names the master's service: redis+sentinel://host1:26379,host2:26379/mymaster/0"
+            "the Redis URL must name the master's service: redis+sentinel://host1:26379,host2:26379/mymaster/0"
         )
     hosts = [_address(each, SENTINEL_PORT) for each in parts.netloc.rpartition("@")[2].split(",")]
     secrets = {

@@ -1,4 +1,4 @@
-"""When the next tick is: multiples of an interval on the wall clock of a time zone."""
+"""When the next tick is due: at multiples of an interval on the wall clock of a time zone."""
 
 from bisect import bisect_left
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -9,9 +9,10 @@ EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - a reading of any zone's clock
 def next_aligned(now: datetime, interval_seconds: float, zone: tzinfo = UTC) -> datetime:
     """The next time, later than ``now``, that the clock of ``zone`` shows a multiple of the interval.
 
-    Multiples count from 1970-01-01T00:00 on that clock; ``now`` and the result are UTC without zone. Where the clock
-    is put forward over a multiple, the tick is at that very moment. Where a reading comes twice, its first time
-    counts: both do only for an interval shorter than the stretch that comes twice, so that such a job is not silent.
+    Multiples count from 1970-01-01T00:00 on that clock; ``now`` and the result are UTC without a zone. When the clock
+    is put forward and skips a multiple, the tick is at that moment. When the clock is put back and shows a multiple
+    twice, only the first time counts; but both count if the interval is shorter than the repeated stretch, because
+    otherwise the job would not run during that stretch.
     """
     interval = timedelta(seconds=interval_seconds)
     offset = _offset(now, zone)
@@ -33,18 +34,18 @@ def _multiple_after(reading: datetime, interval: timedelta) -> datetime:
 
 
 def _offset(at: datetime, zone: tzinfo) -> timedelta:
-    """How far the zone's clock is ahead of UTC."""
+    """How far the zone's clock is ahead of UTC at this time."""
     return at.replace(tzinfo=UTC).astimezone(zone).utcoffset() or timedelta(0)
 
 
 def _repeated(at: datetime, zone: tzinfo) -> timedelta:
-    """How long ago the zone's clock has shown the same before; 0: never."""
+    """How long ago the zone's clock showed the same time before; 0: it never did."""
     local = at.replace(tzinfo=UTC).astimezone(zone)
     return local.fold * ((local.replace(fold=0).utcoffset() or timedelta(0)) - _offset(at, zone))
 
 
 def _change_after(early: datetime, late: datetime, zone: tzinfo) -> datetime:
-    """When, between two times, the zone's offset changes; it does so at full seconds."""
+    """When the zone's offset changes between two times; it changes at full seconds only."""
     before = _offset(early, zone)
     start = early.replace(microsecond=0)
     seconds = range(int((late - start).total_seconds()) + 2)

@@ -1,70 +1,44 @@
-"""How a variable of the environment is read: one reader for each kind of value.
+"""Parsers for the values of environment variables, one for each kind of value.
 
-A reader takes the raw text and returns the value, or raises ValueError whose text says what is allowed.
+A parser takes the variable's text and returns the value, or raises ValueError, whose text says what is allowed.
 """
 
 import os
 import re
 from collections.abc import Callable
-from dataclasses import field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from worker.content.addresses import parse_address
 
-EVERY_JOB = "every job"
 LONGEST_SECONDS = 31 * 86_400.0
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _UNIT_WORDS = {"sec": "s", "m": "min", "": ""} | {unit: unit for unit in UNIT_SECONDS}
 
 
-def variable(
-    name: str,
-    read: Callable[[str], Any],
-    default: str | None,
-    purpose: str,
-    *,
-    jobs: str = EVERY_JOB,
-    secret: bool = False,
-    required_by: str = "",
-) -> Any:
-    """A field of Settings that is read from the environment variable ``name``.
-
-    ``jobs`` read it, and those in ``required_by`` do not start without it: names separated by spaces, or EVERY_JOB.
-    """
-    meta = {"name": name, "read": read, "default": default, "purpose": purpose}
-    return field(metadata=meta | {"jobs": jobs, "secret": secret, "required_by": required_by})
-
-
-def concerns(job: str, jobs: str) -> bool:
-    """Whether ``job`` is one of ``jobs``."""
-    return jobs == EVERY_JOB or job in jobs.split()
-
-
 def duration(unit: str, minimum: float = 0.0) -> Callable[[str], float]:
-    """Reads seconds from '90', '90s', '5 min', '500ms' or '2h'; a bare number counts in ``unit``."""
+    """Parses '90', '90s', '5 min', '500ms' or '2h' into seconds; a number without a unit counts in ``unit``."""
 
-    def read(raw: str) -> float:
+    def parse(raw: str) -> float:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|)", raw.strip().lower())
         if not match:
-            raise ValueError(f"a duration such as 30s, 5min or 500ms (a bare number counts in {unit})")
+            raise ValueError(f"a duration such as 30s, 5min or 500ms (a number without a unit counts in {unit})")
         seconds = float(match[1]) * UNIT_SECONDS[_UNIT_WORDS[match[2]] or unit]
         if not minimum <= seconds <= LONGEST_SECONDS:
             raise ValueError(f"from {minimum:g} seconds to 31 days")
         return seconds
 
-    return read
+    return parse
 
 
 def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
-    def read(raw: str) -> int:
+    def parse(raw: str) -> int:
         if not re.fullmatch(r"\d{1,9}", raw.strip()) or not minimum <= int(raw) <= maximum:
             raise ValueError(f"a whole number from {minimum} to {maximum}")
         return int(raw)
 
-    return read
+    return parse
 
 
 def rate(raw: str) -> float:
@@ -73,23 +47,23 @@ def rate(raw: str) -> float:
     return float(raw)
 
 
-def truth(raw: str) -> bool:
+def boolean(raw: str) -> bool:
     if raw.strip().lower() not in {"true", "false", "1", "0", "yes", "no"}:
         raise ValueError("true or false")
     return raw.strip().lower() in {"true", "1", "yes"}
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    def read(raw: str) -> str:
+    def parse(raw: str) -> str:
         if raw.strip().lower() not in choices:
             raise ValueError("one of " + ", ".join(choices))
         return raw.strip().lower()
 
-    return read
+    return parse
 
 
 def url(*schemes: str) -> Callable[[str], str]:
-    def read(raw: str) -> str:
+    def parse(raw: str) -> str:
         try:
             parts = urlsplit(raw.strip())
         except ValueError:
@@ -99,11 +73,11 @@ def url(*schemes: str) -> Callable[[str], str]:
             raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
         return raw.strip().rstrip("/") if web else raw.strip()
 
-    return read
+    return parse
 
 
 def qdrant_url(raw: str) -> str:
-    """A URL that says its port, so that everybody who reads it means the same."""
+    """A URL with its port written out, so that all programs and Qdrant's clients use the same one."""
     checked = url("http", "https")(raw)
     parts = urlsplit(checked)
     try:
@@ -116,7 +90,7 @@ def qdrant_url(raw: str) -> str:
     return f"{parts.scheme}://{host}:{port}{parts.path}"
 
 
-def urls(*schemes: str) -> Callable[[str], list[str]]:
+def url_list(*schemes: str) -> Callable[[str], list[str]]:
     return lambda raw: [url(*schemes)(part) for part in raw.split()]
 
 
@@ -132,21 +106,21 @@ def hex_key(raw: str) -> str:
     return raw.strip()
 
 
-def address(raw: str) -> str:
+def email_address(raw: str) -> str:
     try:
         return parse_address(raw.strip())
     except ValueError:
         raise ValueError("an e-mail address such as owner@example.in") from None
 
 
-def zone(raw: str) -> ZoneInfo:
+def time_zone(raw: str) -> ZoneInfo:
     try:
         return ZoneInfo(raw.strip())
-    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):  # TypeError: the path of a module in tzdata
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):  # TypeError: a path that names a module of tzdata
         raise ValueError("a time zone such as Asia/Kolkata or UTC") from None
 
 
-def secret_text(raw: str) -> str:
+def token(raw: str) -> str:
     if not re.fullmatch(r"[!-~]{1,500}", raw.strip()):
         raise ValueError("1 to 500 printable ASCII characters without spaces")
     return raw.strip()
@@ -158,8 +132,8 @@ def collection_name(raw: str) -> str:
     return raw.strip()
 
 
-def folder(raw: str) -> Path:
-    path = Path(os.path.expanduser(raw))  # leaves an unknown user's name as it is
+def absolute_path(raw: str) -> Path:
+    path = Path(os.path.expanduser(raw))  # does not change the name of an unknown user
     if not path.is_absolute():
         raise ValueError("an absolute path")
     return path

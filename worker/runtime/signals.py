@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGUSR1 as flags; the handlers do nothing else."""
+    """SIGTERM and SIGINT set ``stopping``, SIGUSR1 sets ``tick_now``; a signal also ends ``wait``."""
 
     def __init__(self) -> None:
         self.stopping = False
@@ -18,7 +18,7 @@ class Signals:
         self._waker.setblocking(False)
 
     def install(self) -> None:
-        """To be called in the main thread."""
+        """Installs the handlers. For the main thread only."""
         self._installed = True
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._stop)
@@ -26,14 +26,14 @@ class Signals:
         signal.signal(signal.SIGUSR1, self._tick)
 
     def close(self) -> None:
-        """At the very end: signals are no longer noticed."""
+        """Closes the sockets; signals do not wake anything afterwards."""
         if self._installed:
             signal.set_wakeup_fd(-1)
         self._woken.close()
         self._waker.close()
 
     def wait(self, seconds: float) -> None:
-        """Sleeps until a signal comes, at most so long."""
+        """Sleeps until a signal arrives, but not longer than this."""
         ready, _, _ = select.select([self._woken], [], [], max(0.0, seconds))
         if ready:
             self._woken.recv(4096)

@@ -1,14 +1,14 @@
-"""The accounts that messages leave through, from a tenant's and a user's settings; providers are kept in use.
+"""The accounts that messages leave through, made from a tenant's and a user's settings; providers are kept in use.
 
 E-mail leaves through Gmail when the user has both tokens and the tenant has mail.oauth, else through SMTP_URL;
-WhatsApp through the tenant's phone id. Nothing configured: TransportMissing, with what to do.
+WhatsApp through the tenant's phone id. Where nothing is configured, TransportMissing says what to do.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
@@ -21,16 +21,68 @@ from worker.providers.google_token import GoogleToken
 from worker.providers.http import HttpPool
 from worker.providers.smtp import SmtpProvider
 from worker.providers.whatsapp import WhatsAppProvider
-from worker.runtime.db import Row
 from worker.runtime.settings import Settings
 from worker.sending.pacing import Pace
 
-KEPT = 512  # of each kind; the least used go first
+MOST_KEPT = 512  # accounts kept in use; the least recently used go first
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class GmailConnection:
+    """A user's connection to Gmail, as the CRM has stored it; the client secret is encrypted."""
+
+    user_id: str
+    tenant_id: str
+    address: str
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    token_expiry: datetime | None
+    client_id: str
+    client_secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EmailUser:
+    """The user whom e-mails are sent for, and the user's tenant.
+
+    The user's fields are None where the tenant has no such user. ``gmail_token_expiry`` is UTC without a zone.
+    """
+
+    user_id: str | None
+    user_name: str | None
+    user_email: str | None
+    tenant_id: str
+    tenant_name: str
+    tenant_settings: object = field(repr=False)  # whatever JSON holds
+    google_email: str | None = None
+    gmail_access_token: str | None = field(default=None, repr=False)
+    gmail_refresh_token: str | None = field(default=None, repr=False)
+    gmail_token_expiry: datetime | None = None
+
+    def gmail_connection(self) -> GmailConnection | None:
+        """None: the user's e-mails leave through SMTP_URL."""
+        oauth = settings_object(settings_object(self.tenant_settings, "mail"), "oauth")
+        address = self.google_email or self.user_email
+        if not (self.user_id and address and self.gmail_access_token and self.gmail_refresh_token and oauth):
+            return None
+        return GmailConnection(
+            user_id=self.user_id,
+            tenant_id=self.tenant_id,
+            address=address,
+            access_token=self.gmail_access_token,
+            refresh_token=self.gmail_refresh_token,
+            token_expiry=self.gmail_token_expiry,
+            client_id=settings_text(oauth, "clientId") or "",
+            client_secret=str(oauth.get("clientSecret")),
+        )
 
 
 @dataclass(frozen=True)
 class GmailAccount:
-    """The Gmail connection of a user."""
+    """The Gmail account of a user, in use by this process."""
 
     provider: GmailProvider
     token: GoogleToken
@@ -57,7 +109,7 @@ class EmailAccount:
     gmail: GmailAccount | None = None
 
 
-class Accounts:
+class SendingAccounts:
     """All accounts that one process sends through."""
 
     def __init__(
@@ -76,7 +128,7 @@ class Accounts:
 
     def whatsapp(self, tenant_settings: object) -> WhatsAppAccount:
         """The tenant's phone id. Raises TransportMissing."""
-        account = part(tenant_settings, "whatsapp")
+        account = settings_object(tenant_settings, "whatsapp")
         token, phone_id = account.get("token"), account.get("phoneId")
         if not (isinstance(token, str) and token and isinstance(phone_id, str | int) and phone_id):
             raise TransportMissing("WhatsApp is not configured: enter token and phone id in the tenant's settings")
@@ -86,25 +138,24 @@ class Accounts:
             raise TransportMissing(f"WhatsApp is not configured: {error}") from None
         return WhatsAppAccount(provider, Pace(self._redis, f"pace:whatsapp:{phone_id}", self._settings.whatsapp_rate))
 
-    def email(self, user: Row) -> EmailAccount:
-        """The user's Gmail or SMTP_URL. Raises TransportMissing.
-
-        ``user``: user_id, user_name, user_email, tenantId, tenant_name, tenant_settings, and the columns googleEmail,
-        gmailAccessToken, gmailRefreshToken, gmailTokenExpiry.
-        """
-        mail = part(user["tenant_settings"], "mail")
-        smtp, oauth = part(mail, "smtp"), part(mail, "oauth")
-        name = text(smtp, "fromName") or user["user_name"] or user["tenant_name"]
-        reply_to = text(smtp, "replyTo")
-        if user["gmailAccessToken"] and user["gmailRefreshToken"] and oauth:
-            account = self._gmail_account(user, oauth)
-            sender = Sender(name, user["googleEmail"] or user["user_email"], reply_to)
+    def email(self, user: EmailUser) -> EmailAccount:
+        """The user's Gmail, else SMTP_URL. Raises TransportMissing."""
+        smtp = settings_object(settings_object(user.tenant_settings, "mail"), "smtp")
+        name = settings_text(smtp, "fromName") or user.user_name or user.tenant_name
+        reply_to = settings_text(smtp, "replyTo")
+        if connection := user.gmail_connection():
+            account = self._gmail_account(connection)
             pace = Pace(self._redis, f"pace:gmail:{account.user_id}", self._settings.gmail_rate)
-            return EmailAccount(account.provider, sender, pace, account)
-        return EmailAccount(self.smtp(), Sender(name, text(smtp, "fromEmail") or user["user_email"], reply_to))
+            return EmailAccount(account.provider, Sender(name, connection.address, reply_to), pace, account)
+        address = settings_text(smtp, "fromEmail") or user.user_email
+        if address is None:
+            raise TransportMissing(
+                "E-mail is not configured: the tenant has no active user, and no mail.smtp.fromEmail in its settings"
+            )
+        return EmailAccount(self.smtp(), Sender(name, address, reply_to))
 
     def smtp(self) -> SmtpProvider:
-        """The operator's own way out. Raises TransportMissing."""
+        """The operator's own mail server. Raises TransportMissing."""
         if self._smtp is None:
             raise TransportMissing(
                 "E-mail is not configured: connect the user's Gmail (with mail.oauth in the tenant's settings), or "
@@ -117,46 +168,47 @@ class Accounts:
         if self._smtp:
             self._smtp.close()
 
-    def _gmail_account(self, user: Row, oauth: Row) -> GmailAccount:
-        """Kept as long as nobody connected the account anew: its token is refreshed once for all that it sends."""
-        client_id, stored = text(oauth, "clientId"), oauth.get("clientSecret")
-        refresh_token = user["gmailRefreshToken"]
-        key = (user["user_id"], refresh_token, client_id or "", str(stored))
+    def _gmail_account(self, connection: GmailConnection) -> GmailAccount:
+        """Kept until the user connects the account again, so that its token is refreshed once for all messages."""
+        key = (connection.user_id, connection.refresh_token, connection.client_id, connection.client_secret)
         account = self._gmail.get(key)
         if account is None:
             token = GoogleToken(
-                self._settings.google_token_url, client_id or "", self._client_secret(stored), refresh_token,
-                user["gmailAccessToken"], user["gmailTokenExpiry"], self._pool, self._aware_clock,
+                self._settings.google_token_url, connection.client_id, self._client_secret(connection.client_secret),
+                connection.refresh_token, connection.access_token, connection.token_expiry, self._pool,
+                self._aware_clock,
             )  # fmt: skip
             provider = GmailProvider(self._settings.gmail_api_url, token, self._pool, self._aware_clock)
-            account = GmailAccount(provider, token, user["user_id"], user["tenantId"], refresh_token)
+            account = GmailAccount(
+                provider, token, connection.user_id, connection.tenant_id, connection.refresh_token
+            )
             self._gmail[key] = account
-        trim(self._gmail, key)
+        evict_oldest(self._gmail, key, MOST_KEPT)
         return account
 
-    def _client_secret(self, stored: object) -> str:
+    def _client_secret(self, encrypted: str) -> str:
         if self._settings.encryption_key is None:
             raise TransportMissing("Gmail cannot be used: the operator has to set ENCRYPTION_KEY")
         try:
-            return decrypt(str(stored), self._settings.encryption_key)
+            return decrypt(encrypted, self._settings.encryption_key)
         except ValueError as error:
             raise TransportMissing(f"Gmail cannot be used: mail.oauth.clientSecret: {error}") from None
 
 
-def part(settings: object, name: str) -> Row:
-    """A part of the tenant's settings; {} when it is missing or no object."""
+def settings_object(settings: object, name: str) -> dict[str, Any]:
+    """An object inside a tenant's settings; {} when it is missing or not an object."""
     found = settings.get(name) if isinstance(settings, dict) else None
     return found if isinstance(found, dict) else {}
 
 
-def text(settings: Row, name: str) -> str | None:
-    """A text among the tenant's settings; None when it is missing, blank or no text."""
+def settings_text(settings: dict[str, Any], name: str) -> str | None:
+    """A string inside a tenant's settings, stripped; None when it is missing, blank or not a string."""
     found = settings.get(name)
     return found.strip() or None if isinstance(found, str) else None
 
 
-def trim(kept: OrderedDict[Any, Any], used: object) -> None:
-    """Forgets what was used least, once there is more than KEPT."""
-    kept.move_to_end(used)
-    while len(kept) > KEPT:
+def evict_oldest(kept: OrderedDict[_Key, _Value], just_used: _Key, limit: int) -> None:
+    """Removes the entries that were used least recently, down to ``limit``; ``just_used`` is the newest now."""
+    kept.move_to_end(just_used)
+    while len(kept) > limit:
         kept.popitem(last=False)

@@ -18,7 +18,8 @@ from worker.errors import (
 from worker.messages import Accepted
 from worker.runtime.backoff import backoff_seconds
 
-ASK_AFTER_SECONDS = 30.0  # by then a provider has filed, or never will, what was on the wire
+ASK_AFTER_SECONDS = 30.0  # by then a provider has filed what it was sending, or never will
+ASK_LIMIT_SECONDS = 3600.0  # the longest pause between two questions about one message
 
 
 class OutcomeKind(StrEnum):
@@ -84,8 +85,8 @@ class NextStep(StrEnum):
 class RetryPolicy:
     """How often and after which pause a message is tried again, and the provider asked about it.
 
-    ``max_attempts`` None: without end. ``after_rejection``: RELEASE where somebody else ends the whole (a campaign),
-    RETRY where the message has to wait for a better configuration by itself.
+    ``max_attempts`` None: without end. ``after_rejection``: RELEASE where a rejection ends something larger (a
+    campaign), RETRY where the message itself waits for a better configuration.
     """
 
     max_attempts: int | None
@@ -93,7 +94,7 @@ class RetryPolicy:
     longest_delay_seconds: float
     resend_unconfirmed: bool  # UNCONFIRMED_SENDS=resend
     after_rejection: NextStep
-    max_questions: int = 12  # how often a provider is asked that defers the question
+    max_questions: int = 12  # how often a provider is asked that defers the question: for about six hours
 
     def next_step(
         self, outcome: Outcome, attempts: int, *, can_ask: bool, may_have_arrived: bool = False
@@ -125,6 +126,11 @@ class RetryPolicy:
         if outcome.delay_seconds is not None:
             return outcome.delay_seconds
         return backoff_seconds(attempts, self.first_delay_seconds, self.longest_delay_seconds)
+
+    def question_delay_seconds(self, outcome: Outcome, attempts: int) -> float:
+        """The pause before the provider is asked (again): it grows with ``attempts`` so far, up to an hour."""
+        backoff = backoff_seconds(attempts, ASK_AFTER_SECONDS, ASK_LIMIT_SECONDS)
+        return min(max(backoff, outcome.delay_seconds or 0.0), ASK_LIMIT_SECONDS)
 
     def _after_question(self, outcome: Outcome, attempts: int) -> NextStep:
         if outcome.kind is OutcomeKind.NOT_SENT or (outcome.deferred and attempts < self.max_questions):

@@ -1,21 +1,22 @@
-"""How fast a sender may send, counted in Redis over all processes and machines.
+"""How fast an account may send, counted in Redis over all processes and machines.
 
-A token bucket in the form of the generic cell rate algorithm: Redis keeps for each sender one number, the
-time at which the bucket would be full again, and one script moves it by Redis's own clock. Blocks are small
-(100 ms worth), so a second never sees much more than the rate, and many workers share it evenly.
+A token bucket in the form of the generic cell rate algorithm: Redis keeps one number for each account, the time at
+which its bucket would be full again, and one script moves it by Redis's own clock. Bursts are small (what may be sent
+in 100 ms), so no second sees much more than the rate, and many workers share it evenly.
 """
 
 import math
 
 import redis
 
-_NOW = """
+# Lua that sets ``now`` to Redis's own time, in microseconds.
+REDIS_CLOCK = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 """
 
-# All times are whole microseconds: rounded up, a sender is at worst a microsecond too slow. %.0f, because
-# Lua's own way to write a number keeps 14 digits and these have 16.
+# All times are whole microseconds, rounded up: an account is at worst a microsecond too slow. %.0f, because Lua's own
+# way to write numbers keeps 14 digits, and these have 16.
 _TAKE = """
 local interval, want, capacity = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local burst = (capacity - 1) * interval
@@ -29,7 +30,7 @@ end
 return {granted, string.format('%.0f', math.max(0, math.ceil(full_at - burst - now)))}
 """
 
-_HOLD = """
+_BACK_OFF = """
 local full_at = math.ceil(now + tonumber(ARGV[1]) + tonumber(ARGV[2]))
 if full_at > tonumber(redis.call('GET', KEYS[1]) or 0) then
   redis.call('SET', KEYS[1], string.format('%.0f', full_at), 'PX', math.ceil((full_at - now) / 1000) + 1)
@@ -38,39 +39,41 @@ end
 
 
 class Pace:
-    """The pace of one sender. ``key`` is ``pace:<channel>:<sender>``; a full bucket's key goes by itself.
+    """The pace of one account. ``key`` is ``pace:<channel>:<account>``; it expires when the bucket is full.
 
-    ``capacity`` is the burst that is allowed after silence: a tenth of a second's worth, at least one. No
+    ``capacity`` is the burst that is allowed after a pause: what may be sent in a tenth of a second, at least one. No
     window of one second sees more than rate + capacity tokens.
     """
 
-    def __init__(self, client: redis.Redis, key: str, rate_per_second: float) -> None:
-        """Raises ValueError for a rate that is not above 0 and for a key of another kind."""
+    def __init__(
+        self, client: redis.Redis, key: str, rate_per_second: float, clock_script: str = REDIS_CLOCK
+    ) -> None:
+        """Raises ValueError for a rate that is not above 0, and for a key that does not begin with ``pace:``."""
         if not rate_per_second or not 0 < rate_per_second < math.inf:
             raise ValueError(f"a pace needs a rate above 0 per second, not {rate_per_second!r}")
         if not key.startswith("pace:"):
-            raise ValueError(f"the key of a pace is pace:<channel>:<sender>, not {key!r}")
+            raise ValueError(f"the key of a pace is pace:<channel>:<account>, not {key!r}")
         self.key = key
         self.rate_per_second = rate_per_second
         self.capacity = max(1, math.ceil(rate_per_second / 10))
         self._interval = 1_000_000 / rate_per_second  # microseconds from token to token
-        self._take = client.register_script(_NOW + _TAKE)
-        self._hold = client.register_script(_NOW + _HOLD)
+        self._take = client.register_script(clock_script + _TAKE)
+        self._back_off = client.register_script(clock_script + _BACK_OFF)
 
     def take(self, want: int) -> tuple[int, float]:
-        """How many of ``want`` tokens are granted now, and seconds until the next one may be had.
+        """How many of ``want`` tokens are granted now, and the seconds until the next one is available.
 
         Never waits, and grants at most ``capacity`` at once. Raises redis.RedisError.
         """
         granted, wait_microseconds = self._take([self.key], [repr(self._interval), want, self.capacity])
         return int(granted), int(wait_microseconds) / 1_000_000
 
-    def hold(self, seconds: float) -> None:
-        """Nobody gets a token of this key for so long; after it there is no burst. A longer hold stays.
+    def back_off(self, seconds: float) -> None:
+        """No token of this key is granted for so long, and no burst after it. A longer backoff stays in force.
 
         Raises redis.RedisError.
         """
         if not 0 <= seconds < math.inf:
-            raise ValueError(f"a pace is held for 0 or more seconds, not {seconds!r}")
+            raise ValueError(f"a backoff lasts 0 or more seconds, not {seconds!r}")
         burst = (self.capacity - 1) * self._interval
-        self._hold([self.key], [repr(seconds * 1_000_000), repr(burst)])
+        self._back_off([self.key], [repr(seconds * 1_000_000), repr(burst)])

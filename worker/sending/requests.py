@@ -1,7 +1,7 @@
 """Threads for requests to providers. Their answers are collected by the one thread that has the database."""
 
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 Owner = TypeVar("Owner")
@@ -36,9 +36,13 @@ class RequestThreads(Generic[Owner, Answer]):
     def submit(self, owner: Owner, request: Callable[[], Answer]) -> None:
         self._open[self._threads.submit(request)] = owner
 
-    def wait(self, seconds: float, *, for_all: bool = False) -> bool:
-        """Waits until a request, or all of them, ended, at most so long. Whether any ended."""
-        return bool(wait(self._open, seconds, "ALL_COMPLETED" if for_all else FIRST_COMPLETED).done)
+    def wait(self, seconds: float, *, for_all: bool = False, owners: Collection[Owner] | None = None) -> bool:
+        """Waits until a request, or all of them, ended, at most so long. Whether any ended.
+
+        ``owners``: whose requests to wait for; None: everybody's.
+        """
+        requests = [each for each, owner in self._open.items() if owners is None or owner in owners]
+        return bool(wait(requests, seconds, ALL_COMPLETED if for_all else FIRST_COMPLETED).done)
 
     def collect(self) -> list[tuple[Owner, Future[Answer]]]:
         """The requests that ended since the last call."""

@@ -1,6 +1,6 @@
--- Statements of the call-cleanup job. Times are UTC without zone.
+-- Statements of the call-cleanup job. Times are UTC without a zone.
 
--- name: delete_old  One batch of rows that ended long ago, but none that somebody has locked or a claim holds.
+-- name: delete_old  Deletes one batch of rows that ended long ago, except those that are locked or claimed.
 WITH old AS (
     SELECT q.id FROM "CallQueue" q
     WHERE q.status IN ('completed', 'failed', 'cancelled') AND q."updatedAt" < %(before)s

@@ -1,9 +1,9 @@
 -- Statements of the campaign job. %(now)s is UTC without zone, as in the whole CRM.
 
--- name: survey  What is there to do? The one statement of an idle tick.
+-- name: survey  What there is to do: the one statement of an idle tick.
 SELECT
     (SELECT min("scheduledAt") FROM "Campaign"
-     WHERE status = 'scheduled' AND "scheduledAt" < '9000-01-01') AS next_scheduled, -- later ones Python cannot hold
+     WHERE status = 'scheduled' AND "scheduledAt" < '9000-01-01') AS next_scheduled, -- later: Python cannot hold it
     EXISTS (SELECT FROM "Campaign" WHERE status = 'running')                AS any_running,
     EXISTS (SELECT FROM worker.campaign_batch)                              AS any_batch,
     (SELECT min(next_batch_at) FROM worker.campaign_run)                    AS next_batch,
@@ -33,7 +33,7 @@ WITH due AS (
 )
 SELECT * FROM started;
 
--- name: disown  Gives up runs that somebody paused, stopped or resumed since: they are no longer the worker's.
+-- name: disown  Gives up runs that a user paused, stopped or resumed: they are not the worker's any more.
 DELETE FROM worker.campaign_run r
 WHERE NOT EXISTS (
     SELECT FROM "Campaign" c WHERE c.id = r.campaign_id AND c.status = 'running'
@@ -43,7 +43,7 @@ WHERE NOT EXISTS (
 )
 RETURNING r.campaign_id AS id;
 
--- name: adopt  Takes over running campaigns that nobody seems to send: nothing changed for so many seconds.
+-- name: adopt  Takes over running campaigns that no process seems to send: nothing changed for so many seconds.
 WITH orphan AS (
     SELECT c.id FROM "Campaign" c, (
         SELECT statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(quiet_seconds)s) AS since
@@ -65,7 +65,7 @@ WITH orphan AS (
 ), logged AS (
     INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
     SELECT gen_random_uuid()::text, tenant_id, campaign_id, 'resumed',
-           'The worker took over: nobody was sending', started_at
+           'The worker took over: no process was sending', started_at
     FROM adopted
 )
 SELECT campaign_id AS id FROM adopted;
@@ -79,14 +79,14 @@ ORDER BY next_batch_at LIMIT 50;
 SELECT c.id, c."tenantId", c."userId", c.name, c.channel, c.subject, c."htmlContent", c."textContent",
        c."whatsappMessageType", c."whatsappMediaType", c."whatsappMediaUrl", c."whatsappCaption",
        c."whatsappTemplateName", c."whatsappTemplateLanguage", c."whatsappTemplateParams",
-       c."targetType", c."targetFilters", c."totalRecipients",
+       c."targetType", c."targetFilters",
        c."utmSource", c."utmMedium", c."utmCampaign", c."utmTerm", c."utmContent", c."platformUtmConfig",
-       c."autoTagLinks", c."trackClicks", c."useShortLinks",
-       coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS holds, r.started_at,
+       c."autoTagLinks", c."useShortLinks",
+       coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS backoffs, r.started_at,
        t.name AS tenant_name, t.settings AS tenant_settings,
        u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail", u."gmailAccessToken",
        u."gmailRefreshToken",
-       -- what Python cannot hold has expired
+       -- a time that Python cannot represent is taken as expired
        CASE WHEN u."gmailTokenExpiry" BETWEEN '1970-01-01' AND '9000-01-01' THEN u."gmailTokenExpiry" END
            AS "gmailTokenExpiry"
 FROM "Campaign" c
@@ -138,7 +138,7 @@ WITH wanted AS (
       AND (w.search IS NULL OR strpos(lower(k.name), w.search) > 0 OR strpos(lower(k.email), w.search) > 0
            OR strpos(lower(k.company), w.search) > 0)
     UNION ALL
-    SELECT 'custom', left(item, 254), left(item, 254),  -- what is longer is no address, and fails with the reason
+    SELECT 'custom', left(item, 254), left(item, 254),  -- longer texts are no addresses, and fail with the reason
            CASE WHEN %(channel)s = 'email' THEN left(item, 300) END,
            CASE WHEN %(channel)s = 'whatsapp' THEN left(item, 300) END
     FROM unnest(%(custom)s::text[]) AS item
@@ -161,7 +161,7 @@ UPDATE "Campaign" SET "totalRecipients" = (SELECT count(*) FROM built), "updated
 WHERE id = %(campaign_id)s
 RETURNING "totalRecipients" AS built;
 
--- name: fail_doubles  Takes out pending recipients whose address another recipient of the campaign has.
+-- name: fail_duplicates  Fails pending recipients whose address another recipient of the campaign has.
 WITH numbered AS (
     SELECT id, status, row_number() OVER (
         PARTITION BY worker.address(%(channel)s, "recipientEmail", "recipientPhone")
@@ -173,12 +173,12 @@ WITH numbered AS (
 ), failed AS (
     UPDATE "CampaignRecipient" r
     SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
-        "errorMessage" = 'The same address is another recipient of this campaign'
+        "errorMessage" = 'Another recipient of this campaign has the same address'
     FROM numbered n
     WHERE r.id = n.id AND n.number > 1 AND n.status = 'pending' AND r.status = 'pending'
     RETURNING 1
 )
-SELECT count(*) AS doubles FROM failed;
+SELECT count(*) AS duplicates FROM failed;
 
 -- name: mark_prepared  From here on the run's recipients may be claimed, from the first one.
 UPDATE worker.campaign_run SET prepared = true, position = '' WHERE campaign_id = %(campaign_id)s;
@@ -193,9 +193,9 @@ WITH run AS (
           WHERE l."campaignId" = %(campaign_id)s AND l.action IN ('paused', 'resumed')
             AND l."createdAt" > r.started_at
       )
-      -- whoever changed the row while this statement waited for it may have paused and resumed: look again later
+      -- a session that changed the row while this statement waited for it may have paused and resumed: look again later
       AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
-    FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could wait for each other
+    FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could deadlock
 ), retried AS (
     SELECT q.recipient_id AS id, q.attempts
     FROM run JOIN worker.campaign_retry q ON q.campaign_id = run.campaign_id
@@ -241,18 +241,19 @@ LEFT JOIN worker.suppression s
     ON s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s
    AND s.address = worker.address(%(channel)s, claimed.email, claimed.phone);
 
--- name: renew  Says that the holder of these batches is alive.
-UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC' WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s
+-- name: renew  Renews the lease of batches: their holder is alive.
+UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
+WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s
 RETURNING id;
 
--- name: settle  Writes the outcome of a batch, once: only while the claim that sent it still holds it.
-WITH held AS (
+-- name: settle  Writes the outcomes of a batch, once: only while its holder still has it.
+WITH own_batch AS (
     SELECT id, campaign_id FROM worker.campaign_batch
     WHERE id = %(batch_id)s AND holder = %(holder)s
     FOR UPDATE
 ), outcome AS (
-    SELECT o.*, held.campaign_id
-    FROM held, json_to_recordset(%(outcomes)s::json)
+    SELECT o.*, own_batch.campaign_id
+    FROM own_batch, json_to_recordset(%(outcomes)s::json)
         AS o (id text, status text, message_id text, reason text, attempts int, at timestamp(3))
 ), settled AS (
     UPDATE "CampaignRecipient" p
@@ -266,14 +267,14 @@ WITH held AS (
     WHERE p.id = o.id AND o.status <> 'sending'
       AND p.id = ANY (ARRAY(SELECT id FROM outcome)) AND p.status || '' = 'sending'  -- both: only by primary key
     RETURNING p.status
-), put_back AS (
+), retries AS (
     INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)
     SELECT id, campaign_id, attempts, at, coalesce(reason, '') FROM outcome WHERE status = 'pending'
     ON CONFLICT (recipient_id) DO UPDATE
     SET attempts = excluded.attempts, due_at = excluded.due_at, reason = excluded.reason
-), over AS (
+), no_retries AS (
     DELETE FROM worker.campaign_retry q USING outcome o
-    WHERE q.recipient_id = o.id AND o.status <> 'pending'  -- of one that is asked about, its tries are kept there
+    WHERE q.recipient_id = o.id AND o.status <> 'pending'  -- while a provider is asked, unconfirmed_send has the attempts
 ), to_ask AS (
     INSERT INTO worker.unconfirmed_send (recipient_id, campaign_id, sender, attempts, ask_at)
     SELECT id, campaign_id, %(sender)s, attempts, at FROM outcome WHERE status = 'sending'
@@ -286,39 +287,39 @@ WITH held AS (
     WHERE o.id = ANY (%(opted_out)s::text[])
     ON CONFLICT DO NOTHING
 ), email AS (
-    SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, held.campaign_id AS entity_id,
+    SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, own_batch.campaign_id AS entity_id,
            %(tenant_id)s::text AS tenant_id, %(user_id)s::text AS user_id
-    FROM held, json_to_recordset(%(outbox)s::json)
+    FROM own_batch, json_to_recordset(%(outbox)s::json)
         AS e (address text, subject text, body text, html text, message_id text, gmail_id text, gmail_thread_id text,
               at timestamp(3))
 ), outbox AS (
     -- include: email_log
 ), paced AS (
     UPDATE worker.campaign_run r
-    SET next_batch_at = greatest(r.next_batch_at, %(next_batch_at)s),  -- a hold by another batch stays
-        holds = CASE WHEN r.next_batch_at > %(now)s THEN r.holds ELSE %(holds)s END
-    FROM held WHERE r.campaign_id = held.campaign_id
+    SET next_batch_at = greatest(r.next_batch_at, %(next_batch_at)s),  -- a backoff by another batch stays
+        holds = CASE WHEN r.next_batch_at > %(now)s THEN r.holds ELSE %(backoffs)s END
+    FROM own_batch WHERE r.campaign_id = own_batch.campaign_id
 ), released AS (
-    DELETE FROM worker.campaign_batch b USING held WHERE b.id = held.id
+    DELETE FROM worker.campaign_batch b USING own_batch WHERE b.id = own_batch.id
 )
 UPDATE "Campaign" c
 SET "sentCount" = c."sentCount" + n.sent, "failedCount" = c."failedCount" + n.failed, "updatedAt" = %(now)s
-FROM held, (
+FROM own_batch, (
     SELECT count(*) FILTER (WHERE status = 'sent') AS sent, count(*) FILTER (WHERE status = 'failed') AS failed
     FROM settled
 ) AS n
-WHERE c.id = held.campaign_id
+WHERE c.id = own_batch.campaign_id
 RETURNING c."sentCount", c."failedCount", c."totalRecipients", c.status;
 
 -- name: postpone  Nothing of the run can be claimed before this time.
-UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s, holds = %(holds)s
+UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s, holds = %(backoffs)s
 WHERE campaign_id = %(campaign_id)s;
 
 -- name: remaining  What keeps a run from its end, when nothing could be claimed.
 SELECT
     (SELECT min(due_at) FROM worker.campaign_retry q
      WHERE q.campaign_id = %(campaign_id)s)                                             AS next_retry,
-    EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)  AS held_elsewhere,
+    EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)  AS claimed_elsewhere,
     (SELECT min(ask_at) FROM worker.unconfirmed_send s
      WHERE s.campaign_id = %(campaign_id)s)                                             AS next_ask,
     EXISTS (SELECT FROM "CampaignRecipient" p
@@ -329,10 +330,10 @@ SELECT
               AND NOT EXISTS (SELECT FROM worker.campaign_retry q WHERE q.recipient_id = p.id)) AS behind
 FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s;
 
--- name: unprepare  Looks at the campaign from its start again: recipients were added or set back meanwhile.
+-- name: unprepare  Makes the run start from the first recipient again: some were added or set back meanwhile.
 UPDATE worker.campaign_run SET prepared = false, next_batch_at = %(next_batch_at)s WHERE campaign_id = %(campaign_id)s;
 
--- name: fail_lost  Recipients held by no batch at all: somebody emptied the worker's own tables.
+-- name: fail_lost  Fails recipients that no batch holds: the worker's own tables were emptied.
 UPDATE "CampaignRecipient" SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
     "errorMessage" = 'Unconfirmed: the worker lost its record of this message'
 WHERE "campaignId" = %(campaign_id)s AND status = 'sending'
@@ -384,34 +385,34 @@ WITH ended AS (
 )
 SELECT * FROM ended;
 
--- name: batches  Claimed batches, to find those whose holder died.
+-- name: batches  All claimed batches, to find the orphaned ones.
 SELECT id::text, campaign_id, holder, machine, sender, asking, recipient_ids,
        renewed_at < statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(lease_seconds)s) AS lapsed
 FROM worker.campaign_batch;
 
--- name: batch_recipients  The recipients of a batch that a dead holder left.
+-- name: batch_recipients  The recipients of an orphaned batch.
 SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
        coalesce(q.attempts, 0) AS attempts, NULL AS opted_out
 FROM "CampaignRecipient" p LEFT JOIN worker.campaign_retry q ON q.recipient_id = p.id
 WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" = %(campaign_id)s;
 
--- name: drop_batch  Forgets a batch whose campaign was deleted.
+-- name: drop_batch  Deletes a batch whose campaign was deleted.
 DELETE FROM worker.campaign_batch WHERE id = %(batch_id)s;
 
--- name: drop_unconfirmed  Forgets unconfirmed sends whose campaign or recipient was deleted.
+-- name: drop_unconfirmed  Deletes unconfirmed messages whose campaign or recipient was deleted.
 DELETE FROM worker.unconfirmed_send s
 WHERE NOT EXISTS (SELECT FROM "CampaignRecipient" p WHERE p.id = s.recipient_id);
 
--- name: drop_retries  Forgets retries of campaigns that ended without the worker, or were deleted.
+-- name: drop_retries  Deletes retries of campaigns that ended without the worker, or were deleted.
 DELETE FROM worker.campaign_retry q
 WHERE NOT EXISTS (
     SELECT FROM "Campaign" c WHERE c.id = q.campaign_id AND c.status NOT IN ('completed', 'failed')
 );
 
--- name: due_to_ask  The campaigns with sends that a provider can be asked about now, and through whom those left.
+-- name: due_to_ask  Campaigns with messages that a provider can be asked about now, and the accounts they left through.
 SELECT DISTINCT campaign_id, sender FROM worker.unconfirmed_send WHERE ask_at <= %(now)s;
 
--- name: claim_unconfirmed  Takes the unconfirmed sends of a campaign, to ask what became of them.
+-- name: claim_unconfirmed  Takes unconfirmed messages of a campaign, to ask the provider whether it has them.
 WITH picked AS (
     DELETE FROM worker.unconfirmed_send s
     WHERE s.recipient_id IN (
@@ -445,16 +446,6 @@ ON CONFLICT (id) DO UPDATE
 SET "taggedUrl" = excluded."taggedUrl", "shortCode" = excluded."shortCode", "shortUrl" = excluded."shortUrl",
     "utmSource" = excluded."utmSource", "utmMedium" = excluded."utmMedium", "utmCampaign" = excluded."utmCampaign",
     "utmTerm" = excluded."utmTerm", "utmContent" = excluded."utmContent", "updatedAt" = excluded."updatedAt";
-
--- name: save_token  Keeps a refreshed Gmail access token.
-UPDATE "User" SET "gmailAccessToken" = %(token)s, "gmailTokenExpiry" = %(expiry)s, "updatedAt" = %(now)s
-WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s AND "gmailRefreshToken" = %(refresh_token)s;
-
--- name: clear_gmail  Google revoked the user's grant: the connection has to be made again in the CRM.
-UPDATE "User"
-SET "gmailAccessToken" = NULL, "gmailRefreshToken" = NULL, "gmailTokenExpiry" = NULL, "gmailConnectedAt" = NULL,
-    "gmailScopes" = NULL, "updatedAt" = %(now)s
-WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s AND "gmailRefreshToken" = %(refresh_token)s;
 
 -- name: account_runs  The running campaigns of a tenant that send through one account.
 SELECT c.id FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id

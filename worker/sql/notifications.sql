@@ -1,25 +1,25 @@
--- Statements about messages of reminders and trial in the worker's hands. %(now)s is UTC without zone.
+-- Statements about notifications: messages of reminders and trial. %(now)s is UTC without zone.
 
--- name: hand_over  Just before they may leave: which of these messages does this process still hold?
+-- name: hand_over  Marks messages just before they are sent: those that this process still holds.
 UPDATE worker.notice SET handed_over = true, renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
 WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s AND NOT handed_over
 RETURNING id::text;
 
--- name: renew  Tells other machines that this process still works on its messages.
+-- name: renew  Shows other machines that this process still works on its messages.
 UPDATE worker.notice SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
 WHERE job = %(job)s AND holder = %(holder)s;
 
--- name: held  The messages in anybody's hands, and whether their holders went on renewing them.
+-- name: held  The messages that any process has claimed, and whether the claim lapsed.
 SELECT id::text, holder,
        renewed_at < statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(lease_seconds)s) AS lapsed
 FROM worker.notice
 WHERE job = %(job)s AND holder IS NOT NULL;
 
--- name: release  Lets the messages of processes that are gone wait: at once, or until their provider can be asked.
+-- name: release_orphans  Lets messages wait that dead processes left: due at once, or when a provider can be asked.
 UPDATE worker.notice n
 SET holder = NULL, due_at = CASE WHEN n.handed_over THEN %(ask_at)s ELSE %(now)s END
-FROM unnest(%(ids)s::uuid[], %(holders)s::text[]) AS gone (id, holder)
-WHERE n.id = gone.id AND n.holder = gone.holder;
+FROM unnest(%(ids)s::uuid[], %(holders)s::text[]) AS orphan (id, holder)
+WHERE n.id = orphan.id AND n.holder = orphan.holder;
 
 -- name: claim_waiting  Claims the messages that wait and are due.
 WITH due AS (
@@ -35,13 +35,14 @@ RETURNING n.id::text, n.tenant_id, n.channel, n.address, n.content, n.created_at
 -- name: next_due  When the next waiting message is due.
 SELECT min(due_at) AS at FROM worker.notice WHERE job = %(job)s AND holder IS NULL;
 
--- name: put_back  Lets messages wait that did not leave, or (unknown) of which the provider can be asked later.
+-- name: defer  Lets messages wait until they are due: to be sent, or (may_have_arrived) until a provider is asked.
 UPDATE worker.notice n
-SET holder = NULL, due_at = back.due_at, attempts = back.attempts, handed_over = back.unknown
-FROM jsonb_to_recordset(%(back)s::jsonb) AS back (id uuid, due_at timestamp, attempts integer, unknown boolean)
-WHERE n.id = back.id AND n.holder = %(holder)s;
+SET holder = NULL, due_at = d.due_at, attempts = d.attempts, handed_over = d.may_have_arrived
+FROM jsonb_to_recordset(%(deferrals)s::jsonb)
+    AS d (id uuid, due_at timestamp, attempts integer, may_have_arrived boolean)
+WHERE n.id = d.id AND n.holder = %(holder)s;
 
--- name: settle  Forgets messages that came to an end, and files those e-mails that were accepted.
+-- name: settle  Deletes messages that are sent or failed, and files the e-mails that were accepted.
 WITH ended AS (
     DELETE FROM worker.notice WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s RETURNING id
 ), email AS (

@@ -1,13 +1,13 @@
 -- Statements of the reminders job. %(now)s is UTC without zone, as in the whole CRM.
 
--- name: tenants  The tenants that saved reminders and did not switch them off, with whom they name and who sends.
+-- name: tenants  The tenants that saved reminders and did not switch them off, with the users they name and a sender.
 WITH template AS (
     SELECT DISTINCT ON ("tenantId") "tenantId", id AS template_id
     FROM "EmailTemplate"
     WHERE type = 'reminder' AND "isActive"
     ORDER BY "tenantId", "isDefault", "createdAt" DESC, id
 )
-SELECT t.id AS "tenantId", t.name AS tenant_name,
+SELECT t.id AS tenant_id, t.name AS tenant_name,
        jsonb_build_object(
            'leadReminders', t.settings -> 'leadReminders', 'mail', t.settings -> 'mail',
            'whatsapp', t.settings -> 'whatsapp',
@@ -17,11 +17,11 @@ SELECT t.id AS "tenantId", t.name AS tenant_name,
 FROM "Tenant" t
 LEFT JOIN template ON template."tenantId" = t.id
 LEFT JOIN LATERAL (
-    SELECT u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail", u."gmailAccessToken",
-           u."gmailRefreshToken",
+    SELECT u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail" AS google_email,
+           u."gmailAccessToken" AS gmail_access_token, u."gmailRefreshToken" AS gmail_refresh_token,
            -- what Python cannot hold has expired
            CASE WHEN u."gmailTokenExpiry" BETWEEN '1970-01-01' AND '9000-01-01' THEN u."gmailTokenExpiry" END
-               AS "gmailTokenExpiry"
+               AS gmail_token_expiry
     FROM "User" u
     WHERE u."tenantId" = t.id AND u."isActive"
     ORDER BY u.role <> 'ADMIN', u."createdAt", u.id
@@ -41,8 +41,8 @@ ORDER BY t.id;
 
 -- name: claim  Claims a digest for each recipient who has leads to be reminded of, in one transaction of two statements.
 SELECT pg_advisory_xact_lock(hashtext('worker.lead_reminder'));
--- Only one worker at a time looks: a statement sees what was committed before it began, so what another one claims,
--- sends and settles meanwhile would be claimed again.
+-- Only one worker claims at a time: a statement sees what was committed before it began, so it would claim again what
+-- another worker claims, sends and settles meanwhile.
 WITH recipient AS MATERIALIZED (
     SELECT row_number() OVER () AS number, r.*
     FROM jsonb_to_recordset(%(recipients)s::jsonb) AS r (
@@ -58,8 +58,8 @@ WITH recipient AS MATERIALIZED (
           AND s.address = worker.address(r.channel, r.address, '+' || r.address)
     )
 ), due AS MATERIALIZED (
-    -- A full join is hashed or merged; of an anti join the planner, which expects a row or two, makes nested loops
-    -- that take half a minute for half a million leads.
+    -- A full join is hashed or merged. An anti join becomes nested loops, because the planner expects a row or two:
+    -- half a minute for half a million leads.
     SELECT r.number, quiet.id, row_number() OVER longest AS rank, count(*) OVER (PARTITION BY r.number) AS total
     FROM recipient r
     CROSS JOIN LATERAL (
@@ -104,9 +104,9 @@ WITH recipient AS MATERIALIZED (
 )
 SELECT id::text, tenant_id, channel, address, content, created_at, attempts, handed_over
 FROM claimed
-ORDER BY id; -- at random: nobody stands behind the same failing recipients each time
+ORDER BY id; -- at random: no recipient has to wait behind the same failing ones each time
 
--- name: forget  Takes back digests of which no message left, with the memory of their leads.
+-- name: forget  Deletes digests that were not sent, and the memory of their leads: those are due again.
 WITH gone AS (
     DELETE FROM worker.notice WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s
     RETURNING id, tenant_id, channel, address
@@ -117,15 +117,10 @@ WITH gone AS (
 )
 SELECT id::text FROM gone;
 
--- name: suppress  Remembers that somebody wants no more messages.
-INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
-VALUES (%(tenant_id)s, %(channel)s, worker.address(%(channel)s, %(address)s, '+' || %(address)s), %(reason)s, %(now)s)
-ON CONFLICT DO NOTHING;
-
 -- name: templates  The e-mail templates that digests are made from.
 SELECT id, subject, "htmlBody" FROM "EmailTemplate" WHERE id = ANY (%(ids)s);
 
--- name: count_template  Counts digests that a template was used for; not while somebody has it locked.
+-- name: count_template  Counts the digests that a template was used for; skipped while another session has it locked.
 UPDATE "EmailTemplate"
 SET "usageCount" = LEAST("usageCount"::bigint + %(used)s, 2147483647), "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
 WHERE id = (
@@ -133,7 +128,7 @@ WHERE id = (
     FOR NO KEY UPDATE SKIP LOCKED
 );
 
--- name: drop_memory  Forgets leads that are gone, and what no checkIntervalHours reaches back to.
+-- name: drop_memory  Forgets deleted leads, and reminders longer ago than any checkIntervalHours.
 DELETE FROM worker.lead_reminder
 WHERE ctid = ANY (ARRAY (
     SELECT m.ctid

@@ -1,8 +1,8 @@
 -- Statements of the trial job. %(now)s is UTC without zone, as in the whole CRM.
 
--- name: lock_expired  Locks the expired trials with their active users; one of which anything is locked waits.
+-- name: lock_expired  Locks the expired trials with their active users; a tenant with a locked row is left.
 WITH expired AS (
-    -- FOR UPDATE: until the end of this transaction the CRM can add no user, who would stay active
+    -- FOR UPDATE: until this transaction ends the CRM cannot add a user, who would stay active
     SELECT id FROM "Tenant"
     WHERE plan = 'FREE' AND status IN ('ACTIVE', 'TRIAL') AND "subscriptionEnd" < %(now)s
     FOR UPDATE SKIP LOCKED
@@ -12,24 +12,24 @@ WITH expired AS (
     SELECT u."tenantId" AS id FROM "User" u JOIN expired e ON e.id = u."tenantId" WHERE u."isActive"
     FOR NO KEY UPDATE OF u SKIP LOCKED
 )
--- counted rather than joined: linear, whatever the planner thinks of the sizes
+-- counted rather than joined: linear, whatever sizes the planner expects
 SELECT id FROM (
     SELECT id, 0 AS missed FROM expired UNION ALL SELECT id, 1 FROM active UNION ALL SELECT id, -1 FROM free
 ) AS locks
 GROUP BY id HAVING sum(missed) = 0;
 
--- name: supersede  Forgets what these tenants were to be told of an earlier suspension and were not yet.
+-- name: supersede  Deletes notifications of these tenants about an earlier suspension that were not sent yet.
 DELETE FROM worker.notice WHERE id IN (
     SELECT id FROM worker.notice
     WHERE job = 'trial' AND tenant_id = ANY (%(ids)s::text[]) AND holder IS NULL AND NOT handed_over
     FOR UPDATE SKIP LOCKED
 );
 
--- name: suspend  Suspends the locked tenants with their users, and writes down who has to be told.
+-- name: suspend  Suspends the locked tenants with their users, and writes down who has to be notified.
 WITH suspended AS (
     UPDATE "Tenant" SET status = 'SUSPENDED', "updatedAt" = %(now)s
     WHERE id = ANY (%(ids)s::text[])
-    -- cut: longer than any address or name that is shown, but nothing that an index or a jsonb could refuse
+    -- cut to more than any address or name that is shown, and to what an index and a jsonb can take
     RETURNING id, left(name, 200) AS name, left(slug, 200) AS slug, left(btrim("contactEmail"), 320) AS contact,
               "subscriptionEnd" AS ended_at
 ), deactivated AS (
@@ -60,13 +60,13 @@ WITH suspended AS (
 )
 SELECT (SELECT count(*)::integer FROM suspended) AS tenants, (SELECT count(*)::integer FROM deactivated) AS users;
 
--- name: any_expired  Was a tenant left to the next tick?
+-- name: any_expired  Whether a tenant was left to the next tick.
 SELECT EXISTS (
     SELECT FROM "Tenant"
     WHERE plan = 'FREE' AND status IN ('ACTIVE', 'TRIAL') AND "subscriptionEnd" < %(now)s
 ) AS found;
 
--- name: drop_stale  Forgets mails that are true no more: too old, or the tenant is not suspended now.
+-- name: drop_stale  Deletes notifications that are no longer true: too old, or the tenant is not suspended now.
 DELETE FROM worker.notice n
 WHERE n.job = 'trial' AND n.holder IS NULL AND (
     n.created_at < %(oldest)s

@@ -1,1 +1,1 @@
-"""What happens before supervisord starts."""
+"""What bin/entrypoint does before the programs start."""

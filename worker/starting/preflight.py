@@ -1,4 +1,4 @@
-"""What would keep programs from working, found before any of them is started. No server is asked."""
+"""Finds what would keep programs from working before any of them is started. It connects to no server."""
 
 import os
 import tempfile
@@ -21,7 +21,7 @@ _NOT_WORKER_ONLY = frozenset(each.name for each in SUPERVISED.values() if not ea
 
 
 def problems(conf: Path) -> list[str]:
-    """All that is wrong with the settings and the folders of supervisord's programs, a line each."""
+    """All problems with the settings and the folders of supervisord's programs, one line each."""
     parser = RawConfigParser(inline_comment_prefixes=(";",))
     if not parser.read(conf):
         return [f"{conf} cannot be read"]
@@ -35,14 +35,14 @@ def problems(conf: Path) -> list[str]:
 
 
 def _folders(conf: RawConfigParser) -> set[Path]:
-    """Where supervisord writes: its socket, its pid, its logs and those of its programs."""
+    """The folders that supervisord writes to: of its socket, its pid file, its logs and the programs' logs."""
     server = conf["supervisord"]
     files = [conf["unix_http_server"]["file"], server["pidfile"], server["logfile"]]
     return {Path(server["childlogdir"]), *(Path(each).parent for each in files)}
 
 
 def _unwritable(folders: Iterable[Path]) -> Iterator[str]:
-    """Makes those that are missing; names those in which nothing can be written."""
+    """Creates folders that are missing; names those that cannot be written to."""
     user = f"{os.getuid()}:{os.getgid()}"
     for folder in sorted(folders):
         try:
@@ -52,12 +52,12 @@ def _unwritable(folders: Iterable[Path]) -> Iterator[str]:
         except OSError as error:
             yield (
                 f"{folder} cannot be written by user {user} ({error.strerror}): what is mounted there has to belong "
-                f"to that user (chown -R {user}); a named volume does by itself"
+                f"to that user (chown -R {user}); a named volume does without further steps"
             )
 
 
 def _unusable(programs: Sequence[str]) -> Iterator[str]:
-    """What each program finds out at its start about settings that are right in themselves."""
+    """Problems that each program would find at its start, in settings whose form is right."""
     settings = program.settings_from_environment("entrypoint")
     checks: list[Callable[[], object]] = [
         lambda: Database(settings.database_url, "crm-worker entrypoint"),
@@ -70,7 +70,7 @@ def _unusable(programs: Sequence[str]) -> Iterator[str]:
     if "knowledge" in programs and (copies := program.settings_from_environment("knowledge").knowledge_snapshot_dir):
         yield from _unwritable([copies])
     if "qdrant" in programs:
-        checks.extend(_checks_of_qdrant(program.settings_from_environment("qdrant")))
+        checks.extend(_qdrant_checks(program.settings_from_environment("qdrant")))
     for check in checks:
         try:
             check()
@@ -95,8 +95,8 @@ def _require_smtp(settings: Settings) -> None:
         raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
 
 
-def _checks_of_qdrant(settings: Settings) -> Iterator[Callable[[], object]]:
+def _qdrant_checks(settings: Settings) -> Iterator[Callable[[], object]]:
     if settings.qdrant_embedded:
-        yield lambda: server_program.command_of(settings)
+        yield lambda: server_program.server_command(settings)
         yield lambda: server_program.require_writable(settings.qdrant_storage_path)
         yield lambda: server_program.require_writable(settings.qdrant_snapshots_path)

@@ -1,6 +1,6 @@
-"""What bin/entrypoint does: it checks, waits, migrates if it is asked to, and becomes supervisord.
+"""What bin/entrypoint does: checks, waits, migrates if MIGRATE is true, and becomes supervisord.
 
-Whatever would keep all programs from working is said here, on the container's own output, before they are started.
+Problems that would keep all programs from working are written to the container's own output before they start.
 """
 
 import argparse
@@ -27,28 +27,28 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONF = PROJECT / "conf" / "supervisord.worker.conf"
-ANSWER_SECONDS = 2.0  # for Redis's answer to a PING
-NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit statuses, as a shell has them
+REDIS_TIMEOUT_SECONDS = 2.0  # for the answer to a PING
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit statuses, the same as a shell's
 
 DESCRIPTION = """\
-Starts the worker server in a container: checks the settings of all programs and the folders they write to, waits
+Starts the worker server in a container: checks the settings of all programs and the folders that they write to, waits
 for PostgreSQL and Redis, runs bin/migrate if MIGRATE=true, and becomes supervisord. With a COMMAND it becomes that
-instead (bin/migrate, bin/status, bin/campaign --once) and checks nothing."""
+command instead (bin/migrate, bin/status, bin/campaign --once) and checks nothing."""
 
 HOW_IT_ENDS = """\
-Exit status, if it does not become another program: 0 stopped by a signal, 1 PostgreSQL or Redis did not answer in
-time or bin/migrate failed, 2 bad settings, a folder that cannot be written, or bin/migrate has to run."""
+Exit status, unless it becomes another program: 0 stopped by a signal, 1 PostgreSQL or Redis did not answer in time
+or bin/migrate failed, 2 bad settings, a folder that cannot be written to, or bin/migrate has to run."""
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """Returns the exit status, if it returns at all."""
+    """Returns the exit status, unless the process becomes another program."""
     parser = program.parser("entrypoint", DESCRIPTION, HOW_IT_ENDS)
     parser.add_argument("--conf", type=Path, default=CONF, help="another configuration for supervisord")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="what to run instead")
     options = parser.parse_args(arguments)
     if options.command:
         return become_command(options.command)
-    return program.guarded(lambda: start(options.conf))
+    return program.run_main(lambda: start(options.conf))
 
 
 def start(conf: Path) -> int:
@@ -60,31 +60,33 @@ def start(conf: Path) -> int:
         return program.BAD_SETTINGS
     settings = program.settings_from_environment("entrypoint")
     if settings.is_worker or settings.migrate:
-        status = await_servers(settings) or bring_up_to_date(settings)
+        status = await_servers(settings) or prepare_database(settings)
         if status:
             return status
     log.info("starting supervisord", {"conf": conf})
-    program.become([sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)], {})
+    program.replace_process([sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)], {})
 
 
 def await_servers(settings: Settings) -> int:
     """Waits for PostgreSQL and Redis. Returns 0 when both answer, else 1."""
     database = Database(settings.database_url, "crm-worker entrypoint")
-    client = connect(settings.redis_url, timeout_seconds=ANSWER_SECONDS)
-    check = "is it up and reachable from here, and are address, user and password in {} right?"
+    client = connect(settings.redis_url, timeout_seconds=REDIS_TIMEOUT_SECONDS)
+    check = "is it running and reachable from here, and are address, user and password in {} right?"
     servers = [
         AwaitedService("PostgreSQL", lambda: database.connect().close(), check.format("DATABASE_URL")),
         AwaitedService("Redis", client.ping, check.format("REDIS_URL")),
     ]
     silent = wait_for_all(servers, settings.entrypoint_wait_seconds)
     for server in silent:
-        told = {"server": server.name, "reason": server.reason, "check": server.check}
-        log.error("a server did not answer within ENTRYPOINT_WAIT", told)
+        log.error(
+            "a server did not answer within ENTRYPOINT_WAIT",
+            {"server": server.name, "reason": server.reason, "check": server.check},
+        )
     return 1 if silent else 0
 
 
-def bring_up_to_date(settings: Settings) -> int:
-    """Runs bin/migrate if that is wanted. Returns its exit status, 0 when all is well; raises SchemaError."""
+def prepare_database(settings: Settings) -> int:
+    """Runs bin/migrate if MIGRATE is true, checks the worker's tables. Returns an exit status; raises SchemaError."""
     status = _migrate(PROJECT / "bin" / "migrate") if settings.migrate else 0
     if status or not settings.is_worker:
         return status
@@ -94,22 +96,22 @@ def bring_up_to_date(settings: Settings) -> int:
         except SchemaError as error:
             raise SchemaError(f"{error}, or start the container with MIGRATE=true") from error
         except psycopg2.Error as error:
-            log.error("PostgreSQL does not tell whether bin/migrate has run", {"reason": str(error).strip()})
+            log.error("cannot check whether bin/migrate has run", {"reason": str(error).strip()})
             return 1
     return 0
 
 
 def become_command(command: Sequence[str]) -> int:
-    """Returns only when there is no such command."""
+    """Returns an exit status only when the command cannot be started."""
     try:
-        os.execvp(command[0], [*command])  # noqa: S606 - no shell is wanted
+        os.execvp(command[0], [*command])  # noqa: S606 - without a shell
     except OSError as error:
         sys.stderr.write(f"bin/entrypoint: {command[0]}: {error.strerror}\n")
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
 
 
 def _migrate(command: Path) -> int:
-    """Runs a program to its end, which comes early when this one is stopped. Returns its exit status."""
+    """Runs a program to its end, and stops it when this process is stopped. Returns its exit status."""
     process = subprocess.Popen([command])  # noqa: S603 - a program of our own
     try:
         return process.wait()

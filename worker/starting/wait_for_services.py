@@ -1,4 +1,4 @@
-"""Waiting until servers answer, for so long and no longer, and saying for which."""
+"""Waits for a limited time until servers answer, and logs which of them do not."""
 
 import logging
 import threading
@@ -10,17 +10,17 @@ import redis
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 1.0  # nothing is said of a server that answers within it
-PAUSE_SECONDS = 1.0  # between two questions
-SAID_EVERY_SECONDS = 10.0
-_LOOK_SECONDS = 0.05
+QUIET_SECONDS = 1.0  # a server that answers within it is not mentioned in the log
+RETRY_SECONDS = 1.0
+LOG_EVERY_SECONDS = 10.0
+_POLL_SECONDS = 0.05
 
 
 class AwaitedService:
-    """One server that is asked again and again, in a thread of its own, until it answers."""
+    """One server, which is asked again and again, in a thread of its own, until it answers."""
 
     def __init__(self, name: str, ask: Callable[[], object], check: str) -> None:
-        """``ask`` raises psycopg2.Error or redis.RedisError; ``check``: what to look at when it never answers."""
+        """``ask`` raises psycopg2.Error or redis.RedisError; ``check``: what to check if the server never answers."""
         self.name = name
         self.check = check
         self.reason = "no answer yet"
@@ -31,8 +31,8 @@ class AwaitedService:
     def answered(self) -> bool:
         return self._answered.is_set()
 
-    def begin(self) -> None:
-        """The thread ends with the process at the latest: a name server may keep it waiting for long."""
+    def start(self) -> None:
+        """The thread does not delay the end of the process: it may wait long for a name server."""
         threading.Thread(target=self._ask_until_answered, name=self.name, daemon=True).start()
 
     def _ask_until_answered(self) -> None:
@@ -41,29 +41,31 @@ class AwaitedService:
                 self._ask()
             except (psycopg2.Error, redis.RedisError) as error:
                 self.reason = " ".join(str(error).split()) or repr(error)
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(RETRY_SECONDS)
             else:
                 self._answered.set()
 
 
 def wait_for_all(servers: Sequence[AwaitedService], seconds: float) -> list[AwaitedService]:
-    """Those that did not answer within ``seconds``. A signal's handler may raise through it at any time."""
+    """The servers that did not answer within ``seconds``. A signal handler may raise at any time."""
     for server in servers:
-        server.begin()
+        server.start()
     began = time.monotonic()
-    say_at = PATIENCE_SECONDS
+    log_at = QUIET_SECONDS
     while True:
         waited = time.monotonic() - began
         silent = [server for server in servers if not server.answered]
         if not silent:
-            if say_at > PATIENCE_SECONDS:
+            if log_at > QUIET_SECONDS:
                 log.info("all servers answer", {"after_seconds": round(waited)})
             return []
-        if waited >= max(seconds, PATIENCE_SECONDS):
+        if waited >= max(seconds, QUIET_SECONDS):
             return silent
-        if waited >= say_at:
-            say_at = waited + SAID_EVERY_SECONDS
+        if waited >= log_at:
+            log_at = waited + LOG_EVERY_SECONDS
             for server in silent:
-                told = {"server": server.name, "reason": server.reason, "seconds_left": round(seconds - waited)}
-                log.warning("waiting for a server", told)
-        time.sleep(_LOOK_SECONDS)
+                log.warning(
+                    "waiting for a server",
+                    {"server": server.name, "reason": server.reason, "seconds_left": round(seconds - waited)},
+                )
+        time.sleep(_POLL_SECONDS)

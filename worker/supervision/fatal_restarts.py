@@ -1,4 +1,4 @@
-"""When a program that supervisord gave up (FATAL) is started again. Pure: the clock is passed in."""
+"""When a program that supervisord gave up on (FATAL) is started again. Pure: the clock is passed in."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,54 +6,54 @@ from dataclasses import dataclass
 from supervisor.states import ProcessStates
 
 from worker.runtime.backoff import backoff_seconds
-from worker.supervision.hang_detector import USUAL, Limits
-from worker.supervision.supervisord_client import Program
+from worker.supervision.limits import DEFAULT_LIMITS, WatchdogLimits
+from worker.supervision.supervisord_client import ProgramStatus
 
 
 @dataclass(slots=True)
-class _Fall:
-    """How often a program was started again in vain, and since when it is down (monotonic seconds)."""
+class _History:
+    """How often the watchdog started a program without lasting success, and since when it is FATAL."""
 
-    tries: int = 0
-    since: float | None = None  # None: it is not down just now
+    starts: int = 0
+    fatal_since: float | None = None  # monotonic seconds; None: it is not FATAL now
 
 
 class FatalRestarts:
-    """Remembers the falls of each program until it ran for long, or somebody stopped it."""
+    """Keeps the history of each program until the program has run for long, or an operator stopped it."""
 
-    def __init__(self, limits: Limits = USUAL) -> None:
+    def __init__(self, limits: WatchdogLimits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self._falls: dict[str, _Fall] = {}
+        self._histories: dict[str, _History] = {}
 
-    def look(self, programs: Iterable[Program], clock: float) -> list[str]:
-        """The names of those that have been down for long enough. ``clock`` are monotonic seconds."""
-        due = []
+    def due(self, programs: Iterable[ProgramStatus], clock: float) -> list[str]:
+        """The names of the programs to start now. ``clock`` is in monotonic seconds."""
+        names = []
         for program in programs:
             if program.state == ProcessStates.FATAL:
-                fall = self._falls.setdefault(program.name, _Fall())
-                fall.since = clock if fall.since is None else fall.since
-                if clock - fall.since >= self.pause_seconds(program.name):
-                    due.append(program.name)
+                history = self._histories.setdefault(program.name, _History())
+                history.fatal_since = clock if history.fatal_since is None else history.fatal_since
+                if clock - history.fatal_since >= self.pause_seconds(program.name):
+                    names.append(program.name)
             elif self._is_over(program):
-                self._falls.pop(program.name, None)
-            elif program.name in self._falls:
-                self._falls[program.name].since = None
-        return due
+                self._histories.pop(program.name, None)
+            elif program.name in self._histories:
+                self._histories[program.name].fatal_since = None
+        return names
 
-    def started(self, program: str) -> int:
-        """Notes a start; returns how many there were in a row. If it does not help, the next pause is longer."""
-        fall = self._falls.setdefault(program, _Fall())
-        fall.tries += 1
-        fall.since = None
-        return fall.tries
+    def record_start(self, program: str) -> int:
+        """Returns how many starts there were in a row. If this one does not help, the next pause is longer."""
+        history = self._histories.setdefault(program, _History())
+        history.starts += 1
+        history.fatal_since = None
+        return history.starts
 
     def pause_seconds(self, program: str) -> float:
-        """How long a program that falls now is left down."""
-        fall = self._falls.get(program, _Fall())
+        """How long a program that becomes FATAL now stays down."""
+        history = self._histories.get(program, _History())
         limits = self._limits
-        return backoff_seconds(fall.tries + 1, limits.fatal_pause_seconds, limits.fatal_pause_limit_seconds)
+        return backoff_seconds(history.starts + 1, limits.fatal_pause_seconds, limits.fatal_pause_limit_seconds)
 
-    def _is_over(self, program: Program) -> bool:
+    def _is_over(self, program: ProgramStatus) -> bool:
         if program.state == ProcessStates.RUNNING:
-            return program.running_seconds >= self._limits.settled_seconds
+            return program.running_seconds >= self._limits.stable_seconds
         return bool(program.state == ProcessStates.STOPPED)  # by an operator, who decides from here on

@@ -1,7 +1,7 @@
-"""The programs that were told to stop and have to be started when they have.
+"""The programs that the watchdog has stopped and still has to start again.
 
-A hung program takes its ``stopwaitsecs`` to end. Should the watchdog itself end meanwhile, nobody would start it, so
-what is under way also stands in Redis, for the watchdog's successor on the same host:
+A hung program takes its ``stopwaitsecs`` to end. If the watchdog itself ends in between, nothing else would start the
+program. So the pending restarts are also in Redis, for the next watchdog process on the same host:
 
     worker:restarting   <host>:<program> -> Unix seconds of the stop
 """
@@ -15,33 +15,36 @@ import redis
 log = logging.getLogger(__name__)
 
 RESTARTING = "worker:restarting"
-KEPT_SECONDS = 300.0  # an older entry could not be deleted in time, and says nothing any more
+KEPT_SECONDS = 300.0  # an older entry could not be deleted in time and is ignored
 
 
 class PendingRestarts:
-    """Those of one host."""
+    """The pending restarts of one host."""
 
     def __init__(self, client: redis.Redis, host: str) -> None:
         self._client = client
         self._host = host
-        self.names: set[str] = set()
+        self._programs: set[str] = set()
 
-    def recall(self) -> None:
-        """Takes over what a predecessor left. Redis may be away: then there is nothing to be known."""
+    def __contains__(self, program: str) -> bool:
+        return program in self._programs
+
+    def load(self) -> None:
+        """Takes over the entries of the previous process; none while Redis is unavailable."""
         with suppress(redis.RedisError):
             for field, at in self._client.hgetall(RESTARTING).items():
                 host, _, program = str(field).partition(":")
                 if host == self._host and time.time() - float(at) < KEPT_SECONDS:
-                    self.names.add(program)
+                    self._programs.add(program)
 
-    def begin(self, program: str) -> None:
+    def add(self, program: str) -> None:
         """To be called before the stop. Raises redis.RedisError, and then the program must not be stopped."""
         self._client.hset(RESTARTING, self._field(program), repr(time.time()))
-        self.names.add(program)
+        self._programs.add(program)
 
-    def done(self, program: str) -> None:
-        """The program was started, or somebody else decided what becomes of it."""
-        self.names.discard(program)
+    def remove(self, program: str) -> None:
+        """The program was started, or it is no longer the watchdog's to start."""
+        self._programs.discard(program)
         with suppress(redis.RedisError):
             self._client.hdel(RESTARTING, self._field(program))
 

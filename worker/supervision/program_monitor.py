@@ -1,13 +1,13 @@
-"""What the watchdog does for supervisord's programs: count, tell, restart, bring back.
+"""What the watchdog does for supervisord's programs: counts exits, reports states, restarts what hangs or is FATAL.
 
-It reads what supervisord (supervisord_client.py) and the jobs' heartbeats say; hang_detector.py and fatal_restarts.py
-decide.
+It reads supervisord's answers (supervisord_client.py) and the jobs' heartbeats in Redis; hang_detector.py and
+fatal_restarts.py decide what to restart.
 """
 
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import redis
 from supervisor.states import ProcessStates
@@ -18,55 +18,60 @@ from worker.runtime.counters import Counters
 from worker.runtime.db import UNAVAILABLE, Database
 from worker.supervision.event_listener import SupervisordEvent
 from worker.supervision.fatal_restarts import FatalRestarts
-from worker.supervision.hang_detector import USUAL, Hang, HangDetector, Limits
+from worker.supervision.hang_detector import Hang, HangDetector
+from worker.supervision.limits import WatchdogLimits
 from worker.supervision.pending_restarts import PendingRestarts
-from worker.supervision.supervisord_client import Program, RequestRefused, ShuttingDown, Supervisord, SupervisordError
+from worker.supervision.supervisord_client import (
+    ProgramStatus,
+    RequestRefused,
+    ShuttingDown,
+    Supervisord,
+    SupervisordError,
+)
 
 log = logging.getLogger(__name__)
 
-ENDS = (ProcessStates.EXITED, ProcessStates.BACKOFF)  # by itself; an operator's stop is no exit
+EXITS = (ProcessStates.EXITED, ProcessStates.BACKOFF)  # by itself; a stop by an operator is not an exit
 
 
 class ProgramMonitor:
-    """One supervisord's programs."""
+    """Watches the programs of one supervisord."""
 
     def __init__(
         self,
         supervisord: Supervisord,
         client: redis.Redis,
         database: Database,
-        limits: Limits = USUAL,
-        clock: Callable[[], float] = time.monotonic,
+        limits: WatchdogLimits,
     ) -> None:
         self._supervisord = supervisord
         self._client = client
         self._database = database
-        self._clock = clock
         self._counters = Counters(client, "watchdog")
         host = socket.gethostname()
-        self._hangs = HangDetector(host, limits)
-        self._comebacks = FatalRestarts(limits)
-        self._restarts = PendingRestarts(client, host)
+        self._hang_detector = HangDetector(host, limits)
+        self._fatal_restarts = FatalRestarts(limits)
+        self._pending_restarts = PendingRestarts(client, host)
         self._known: set[str] = set()
         self._with_bad_settings: set[str] = set()
-        self._said: set[str] = set()  # what is away, and was said to be
+        self._reported_unavailable: set[str] = set()  # servers
 
-    def begin(self) -> None:
-        """What happened before this process was there is only known from the programs' present states."""
-        self._restarts.recall()
+    def start(self) -> None:
+        """Reads the present states: the events before the start of this process are lost."""
+        self._pending_restarts.load()
         self.handle([])
 
     def handle(self, events: Sequence[SupervisordEvent]) -> None:
-        """Counts, tells, and on a tick looks after the programs."""
+        """Counts exits and reports states; on a tick also restarts what hangs or is FATAL."""
         for event in events:
             self._count(event)
         programs = self._programs()
-        due = self._comebacks.look(programs, self._clock())
-        self._tell(programs)
+        due = self._fatal_restarts.due(programs, time.monotonic())
+        self._report(programs)
         self._finish_restarts(programs)
         if any(event.is_tick for event in events):
-            self._look_after(programs, due)
-            self._counters.heartbeat(utc_now())  # a reader of the states may want to know how old they are
+            self._restart_programs(programs, due)
+            self._counters.heartbeat(utc_now())  # shows readers of the states how old they are
         else:
             self._counters.flush()
 
@@ -77,75 +82,82 @@ class ProgramMonitor:
         if event.state is None:
             return
         self._counters.gauge("program_state", event.state, program=event.program)
-        if event.state in ENDS:
+        if event.state in EXITS:
             self._counters.add("program_exits_total", program=event.program)
         if event.state == ProcessStates.FATAL:
-            pause = self._comebacks.pause_seconds(event.program)
+            pause = self._fatal_restarts.pause_seconds(event.program)
             log.warning(
-                "supervisord gave a program up, it will be started again",
+                "supervisord gave up on a program, it will be started again",
                 {"program": event.program, "after_seconds": pause},
             )
 
-    def _programs(self) -> list[Program]:
-        """None of them while supervisord cannot be asked."""
+    def _programs(self) -> list[ProgramStatus]:
+        """Empty while supervisord does not answer."""
         try:
             programs = self._supervisord.programs()
         except ShuttingDown:
             return []  # and this process is about to be stopped
         except SupervisordError as error:
-            self._say_away("supervisord", str(error))
+            self._warn_unavailable("supervisord", str(error))
             return []
-        self._said.discard("supervisord")
+        self._reported_unavailable.discard("supervisord")
         return programs
 
-    def _tell(self, programs: Iterable[Program]) -> None:
+    def _report(self, programs: Iterable[ProgramStatus]) -> None:
         for each in programs:
             self._counters.gauge("program_state", each.state, program=each.name)
             self._counters.gauge("program_bad_settings", each.has_bad_settings, program=each.name)
             if each.name not in self._known:
                 self._known.add(each.name)
-                # Prometheus sees an increase only from one sample to the next: the first exit would go unseen
+                # Prometheus sees an increase only between two samples: without this zero it would miss the first exit
                 self._counters.add("program_exits_total", 0, program=each.name)
             if not each.has_bad_settings:
                 self._with_bad_settings.discard(each.name)
             elif each.name not in self._with_bad_settings:
                 self._with_bad_settings.add(each.name)
-                log.warning("program stays down: bad settings, its error log says which", {"program": each.name})
+                log.warning(
+                    "program stays down because of bad settings, its error log names them", {"program": each.name}
+                )
 
-    def _finish_restarts(self, programs: Iterable[Program]) -> None:
+    def _finish_restarts(self, programs: Iterable[ProgramStatus]) -> None:
         for each in programs:
-            if each.name not in self._restarts.names or each.state == ProcessStates.STOPPING:
+            if each.name not in self._pending_restarts or each.state == ProcessStates.STOPPING:
                 continue
-            if each.state == ProcessStates.STOPPED and not self._start(each.name, "it was stopped for its hanging"):
+            if each.state == ProcessStates.STOPPED and not self._start(each.name, "it was stopped because it hung"):
                 continue  # tried again at the next event
-            self._restarts.done(each.name)
+            self._pending_restarts.remove(each.name)
 
-    def _look_after(self, programs: Sequence[Program], due: Sequence[str]) -> None:
+    def _restart_programs(self, programs: Sequence[ProgramStatus], due: Sequence[str]) -> None:
         readings = self._readings()
         jobs = readings.jobs if readings else None
-        hung = self._hangs.look(programs, jobs, time.time(), self._clock())
+        hung = self._hang_detector.check(programs, jobs, time.time(), time.monotonic())
         if not (hung or due) or readings is None or not self._database_answers():
-            return  # a job that waits for a server does not hang, and starting one would be in vain
+            return  # a job that waits for a server does not hang, and starting one would not help
         for hang in hung:
             self._restart(hang)
         for name in due:
-            tries = self._comebacks.started(name)
-            self._start(name, f"supervisord gave it up, try {tries}")
+            starts = self._fatal_restarts.record_start(name)
+            self._start(name, f"supervisord gave up on it, attempt {starts}")
 
     def _restart(self, hang: Hang) -> None:
         try:
-            self._restarts.begin(hang.program)
+            self._pending_restarts.add(hang.program)
             self._supervisord.stop(hang.program)
         except (redis.RedisError, SupervisordError) as error:
             log.error("a hung program could not be stopped", {"program": hang.program, "reason": error})
             if isinstance(error, redis.RedisError | RequestRefused):
-                self._restarts.done(hang.program)  # else it may be stopping all the same
+                self._pending_restarts.remove(hang.program)  # otherwise supervisord may be stopping it
             return
-        restarts = self._hangs.restarted(hang.program, self._clock())
-        told = {"program": hang.program, "pid": hang.pid, "heartbeat_seconds_ago": round(hang.silent_seconds)}
+        restarts = self._hang_detector.record_restart(hang.program, time.monotonic())
         log.warning(
             "program hangs, it is restarted",
-            told | {"interval_seconds": hang.interval_seconds, "restarts": restarts},
+            {
+                "program": hang.program,
+                "pid": hang.pid,
+                "heartbeat_seconds_ago": round(hang.silent_seconds),
+                "interval_seconds": hang.interval_seconds,
+                "restarts": restarts,
+            },
         )
 
     def _start(self, name: str, reason: str) -> bool:
@@ -161,21 +173,22 @@ class ProgramMonitor:
         try:
             readings = read_all(self._client)
         except redis.RedisError as error:
-            self._say_away("Redis", str(error))
+            self._warn_unavailable("Redis", str(error))
             return None
-        self._said.discard("Redis")
+        self._reported_unavailable.discard("Redis")
         return readings
 
     def _database_answers(self) -> bool:
         try:
             self._database.connect().close()
         except UNAVAILABLE as error:
-            self._say_away("PostgreSQL", str(error).strip())
+            self._warn_unavailable("PostgreSQL", str(error).strip())
             return False
-        self._said.discard("PostgreSQL")
+        self._reported_unavailable.discard("PostgreSQL")
         return True
 
-    def _say_away(self, server: str, reason: str) -> None:
-        if server not in self._said:
-            log.warning("cannot check the programs, a server is unavailable", {"server": server, "reason": reason})
-        self._said.add(server)
+    def _warn_unavailable(self, server: str, reason: str) -> None:
+        """Once for each outage."""
+        if server not in self._reported_unavailable:
+            log.warning("programs cannot be checked: a server is unavailable", {"server": server, "reason": reason})
+        self._reported_unavailable.add(server)

@@ -1,18 +1,18 @@
-"""The supervisord that started this program: what its programs do, and starting and stopping one of them.
+"""The supervisord that started this program: the states of its programs, and starting and stopping one of them.
 
-It is asked over XML-RPC (http://supervisord.org/api.html), at the address that it leaves in the environment of its
-children. Nothing here waits for a program: supervisord is told, and its events say later what came of it.
+It answers over XML-RPC (http://supervisord.org/api.html), at the address that it puts into the environment of its
+children. No call waits for a program: supervisord takes the request, and its events report the result later.
 """
 
 import xmlrpc.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 from xml.parsers.expat import ExpatError
 
 from supervisor import childutils
-from supervisor.states import ProcessStates, getProcessStateDescription
+from supervisor.states import ProcessStates
 from supervisor.xmlrpc import Faults
 
 from worker.errors import SettingsError, WorkerError
@@ -20,47 +20,43 @@ from worker.runtime.program import BAD_SETTINGS
 
 
 class SupervisordError(WorkerError):
-    """supervisord does not answer, and may have done what it was told or not; the text is the reason."""
+    """supervisord did not answer, and may have done what was requested or not; the text is the reason."""
 
 
 class RequestRefused(SupervisordError):
-    """supervisord answers that it does not do that."""
+    """supervisord answered that it does not do that."""
 
 
 class ShuttingDown(RequestRefused):
-    """It is on its way to its end or to a reload, and takes no orders."""
+    """supervisord is about to end or to reload, and takes no requests."""
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """One program at one moment, as supervisord knows it."""
+class ProgramStatus:
+    """One program at one moment, as supervisord reports it."""
 
     name: str
     state: int  # of supervisor.states.ProcessStates
     pid: int = 0  # 0: it has no process
-    exit_status: int = 0  # of its latest end; says something in the state EXITED only
-    running_seconds: float = 0.0  # since its latest start; says something while it has a process
-
-    @property
-    def state_name(self) -> str:
-        return str(getProcessStateDescription(self.state))
+    exit_status: int = 0  # of its latest end; only meaningful in the state EXITED
+    running_seconds: float = 0.0  # since its latest start; only meaningful while it has a process
 
     @property
     def has_bad_settings(self) -> bool:
-        """Whether it ended by itself with the status that stands for settings it cannot run with."""
+        """Whether it ended by itself with the exit status for settings that it cannot run with."""
         return self.state == ProcessStates.EXITED and self.exit_status == BAD_SETTINGS
 
 
 def program_name(process: str, group: str) -> str:
-    """The name by which supervisorctl knows it: alone, or ``group:process`` where that is not the same."""
+    """The name by which supervisorctl knows it: the process alone, or ``group:process`` where the two differ."""
     return process if process == group else f"{group}:{process}"
 
 
 class Supervisord:
-    """Asks and tells. Every method raises SupervisordError."""
+    """A client. Every method raises SupervisordError."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Raises SettingsError when ``environ`` does not say where supervisord listens."""
+        """Raises SettingsError when ``environ`` does not name supervisord's address."""
         if not environ.get("SUPERVISOR_SERVER_URL", "").startswith(("unix://", "http://")):
             raise SettingsError(
                 "SUPERVISOR_SERVER_URL is not set: bin/watchdog is an event listener, which supervisord starts "
@@ -68,20 +64,20 @@ class Supervisord:
             )
         self._environ = dict(environ)
 
-    def programs(self) -> list[Program]:
+    def programs(self) -> list[ProgramStatus]:
         """All of its programs, event listeners included."""
-        return list(_programs(self._ask("getAllProcessInfo")))
+        return [_program_status(info) for info in self._call("getAllProcessInfo")]
 
     def start(self, name: str) -> None:
-        """Has a program started that is not running."""
-        self._ask("startProcess", name, False)
+        """Requests the start of a program that is not running."""
+        self._call("startProcess", name, False)
 
     def stop(self, name: str) -> None:
-        """Has a program stopped: its stop signal, and after its ``stopwaitsecs`` SIGKILL."""
-        self._ask("stopProcess", name, False)
+        """Requests the stop of a program: its stop signal, and after its ``stopwaitsecs`` SIGKILL."""
+        self._call("stopProcess", name, False)
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        # a connection of its own for each question: a kept one that broke would have to be noticed and made anew
+    def _call(self, method: str, *arguments: Any) -> Any:
+        # a new connection for each call: a kept one that broke would have to be detected and opened again
         try:
             with childutils.getRPCInterface(self._environ) as server:
                 return getattr(server.supervisor, method)(*arguments)
@@ -92,12 +88,12 @@ class Supervisord:
             raise SupervisordError(f"{method}: {error!r}") from error
 
 
-def _programs(infos: Iterable[Mapping[str, Any]]) -> Iterable[Program]:
-    for info in infos:
-        yield Program(
-            name=program_name(info["name"], info["group"]),
-            state=info["state"],
-            pid=info["pid"],
-            exit_status=info["exitstatus"],
-            running_seconds=float(info["now"] - info["start"]),
-        )
+def _program_status(info: Mapping[str, Any]) -> ProgramStatus:
+    """From supervisord's own form (http://supervisord.org/api.html, getProcessInfo)."""
+    return ProgramStatus(
+        name=program_name(info["name"], info["group"]),
+        state=info["state"],
+        pid=info["pid"],
+        exit_status=info["exitstatus"],
+        running_seconds=float(info["now"] - info["start"]),
+    )

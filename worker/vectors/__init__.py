@@ -1,1 +1,1 @@
-"""The CRM's vector database: its collection and its snapshots."""
+"""The CRM's vector database: its server program, its collection and the snapshots of that collection."""

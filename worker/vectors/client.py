@@ -1,4 +1,4 @@
-"""Qdrant, as much of it as the job knowledge needs: a collection, its snapshots, and putting one back.
+"""A client of Qdrant, with what the job knowledge needs: a collection, its snapshots, and restoring one.
 
 Only this module imports qdrant-client (60 MB and half a second). Every method raises ServerUnavailable when Qdrant
 does not answer, and VectorStoreError with Qdrant's own words when it refuses. Source: https://api.qdrant.tech/
@@ -25,24 +25,24 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 
 from worker.errors import ServerUnavailable, WorkerError
 
-QUESTION_SECONDS = 5  # a program that is stopped meanwhile has to end within ten
-WORK_SECONDS = 3600  # for a snapshot, or for putting one back: as long as its disk needs
+READ_TIMEOUT_SECONDS = 5  # a program that is stopped meanwhile has to end within ten
+WRITE_TIMEOUT_SECONDS = 3600  # to take or restore a snapshot: Qdrant's disk may need long
 TENANT_FIELD = "metadata.tenantId"
-PART = ".part"  # end of the name of a file that is being written
+PARTIAL_SUFFIX = ".part"  # of a file that is being written
 REASON_LENGTH = 300
 CHUNK_BYTES = 1 << 20
 LONG_AGO = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
-KEY_REFUSED = (401, 403)
-GATEWAY_SAYS_AWAY = (502, 503, 504)
+KEY_REFUSED = (401, 403)  # HTTP statuses
+GATEWAY_ERRORS = (502, 503, 504)  # a proxy in front of Qdrant cannot reach it
 
 
 class VectorStoreError(WorkerError):
-    """Qdrant refuses; the text has its reason."""
+    """Qdrant refused; the text has its reason."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What a collection is. ``size`` and ``distance`` are None where it has named vectors, or none."""
+    """The parameters of a collection. ``size`` and ``distance`` are None if it has named vectors, or none."""
 
     name: str
     size: int | None
@@ -70,18 +70,18 @@ class VectorStore:
         self._url = url
         self._headers = {"api-key": api_key} if api_key else {}
         self._api_key = api_key
-        self._client = self._connect(QUESTION_SECONDS)
-        self._patient = self._connect(WORK_SECONDS)
+        self._client = self._connect(READ_TIMEOUT_SECONDS)
+        self._slow_client = self._connect(WRITE_TIMEOUT_SECONDS)
         self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=5.0, read=60.0))
 
     def close(self) -> None:
         self._client.close()
-        self._patient.close()
+        self._slow_client.close()
         self._http.clear()
 
     def collection(self, name: str) -> Collection | None:
-        """None: there is no such collection."""
-        with self._asked(f"collection {name}"):
+        """None if it does not exist."""
+        with self._errors_translated(f"collection {name}"):
             if not self._client.collection_exists(name):
                 return None
             found = self._client.get_collection(name)
@@ -101,85 +101,85 @@ class VectorStore:
 
     def names(self) -> list[str]:
         """The names of all collections."""
-        with self._asked("list of collections"):
+        with self._errors_translated("list of collections"):
             return [each.name for each in self._client.get_collections().collections]
 
-    def make(self, name: str, size: int) -> bool:
-        """Makes a collection for vectors of ``size`` numbers, compared by cosine, with an index on the tenant.
+    def create(self, name: str, size: int) -> bool:
+        """Creates a collection for vectors of ``size`` numbers, compared by cosine, with an index on the tenant.
 
-        False: it is there already.
+        False: it exists already.
         """
-        with self._asked(f"making collection {name}"):
+        with self._errors_translated(f"creating collection {name}"):
             if self._client.collection_exists(name):
                 return False
             parameters = models.VectorParams(size=size, distance=models.Distance.COSINE)
             try:
-                self._patient.create_collection(name, vectors_config=parameters)
+                self._slow_client.create_collection(name, vectors_config=parameters)
             except UnexpectedResponse:
-                if self._client.collection_exists(name):  # somebody was quicker
+                if self._client.collection_exists(name):  # created by another process in the meantime
                     return False
                 raise
         self.index_tenants(name)
         return True
 
     def index_tenants(self, name: str) -> None:
-        """Makes the payload index on the tenant, which keeps each tenant's points together."""
-        with self._asked(f"payload index of collection {name}"):
+        """Creates the payload index on the tenant, which stores each tenant's points together."""
+        with self._errors_translated(f"payload index of collection {name}"):
             schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
-            self._patient.create_payload_index(name, TENANT_FIELD, schema, wait=True)
+            self._slow_client.create_payload_index(name, TENANT_FIELD, schema, wait=True)
 
     def count(self, name: str) -> int:
         """The exact number of points."""
-        with self._asked(f"points of collection {name}"):
+        with self._errors_translated(f"counting points of collection {name}"):
             return self._client.count(name, exact=True).count
 
     def drop(self, name: str) -> None:
-        """Deletes a collection, if it is there. Its snapshots stay, unlisted until there is one of that name."""
-        with self._asked(f"deleting collection {name}"):
-            self._patient.delete_collection(name)
+        """Deletes a collection if it exists. Its snapshots stay; Qdrant lists them while one has that name."""
+        with self._errors_translated(f"deleting collection {name}"):
+            self._slow_client.delete_collection(name)
 
     def snapshots(self, name: str) -> list[CollectionSnapshot]:
-        """The collection's snapshots, the newest first."""
-        with self._asked(f"snapshots of collection {name}"):
+        """The collection's snapshots, newest first."""
+        with self._errors_translated(f"snapshots of collection {name}"):
             found = self._client.list_snapshots(name)
         return sorted(map(_snapshot, found), key=lambda each: (each.taken_at, each.name), reverse=True)
 
     def take_snapshot(self, name: str) -> CollectionSnapshot:
-        """Waits until it is taken, which may be minutes."""
-        with self._asked(f"snapshot of collection {name}"):
-            taken = self._patient.create_snapshot(name, wait=True)
+        """Waits until it is taken, which may take minutes."""
+        with self._errors_translated(f"snapshot of collection {name}"):
+            taken = self._slow_client.create_snapshot(name, wait=True)
         if taken is None:
-            raise VectorStoreError(f"snapshot of collection {name}: Qdrant does not say that it took one")
+            raise VectorStoreError(f"snapshot of collection {name}: Qdrant does not confirm that it took one")
         return _snapshot(taken)
 
     def delete_snapshot(self, name: str, snapshot: str) -> None:
-        with self._asked(f"deleting snapshot {snapshot}"):
-            self._patient.delete_snapshot(name, snapshot, wait=True)
+        with self._errors_translated(f"deleting snapshot {snapshot}"):
+            self._slow_client.delete_snapshot(name, snapshot, wait=True)
 
     def download(self, name: str, snapshot: CollectionSnapshot, path: Path) -> None:
-        """Copies a snapshot to ``path``, which appears whole and right or not at all; readable by its owner only.
+        """Copies a snapshot to ``path``, readable by its owner only. The file appears complete or not at all.
 
         Raises OSError too.
         """
-        part = path.with_name(f".{path.name}{PART}")
+        part = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
         try:
             with open(part, "wb", opener=_private) as file:
                 digest = self._stream(name, snapshot, file)
                 os.fsync(file.fileno())
             if snapshot.sha256 and digest != snapshot.sha256:
-                raise VectorStoreError(f"copy of snapshot {snapshot.name}: what arrived has another checksum")
+                raise VectorStoreError(f"copy of snapshot {snapshot.name}: the checksum of what arrived is wrong")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
-    def recover(self, name: str, source: str, snapshot: CollectionSnapshot) -> None:
-        """Puts a snapshot of the collection ``source`` in the place of collection ``name``, which may be missing.
+    def restore(self, name: str, source: str, snapshot: CollectionSnapshot) -> None:
+        """Replaces the collection ``name``, which may be missing, by a snapshot of the collection ``source``.
 
-        Qdrant fetches it from itself, by the address at which it is known here.
+        Qdrant downloads the snapshot from itself, from the address that is configured here.
         """
         location = self._snapshot_url(source, snapshot.name)
-        with self._asked(f"putting back snapshot {snapshot.name}"):
-            self._patient.recover_snapshot(
+        with self._errors_translated(f"restoring snapshot {snapshot.name}"):
+            self._slow_client.recover_snapshot(
                 name,
                 location,
                 api_key=self._api_key,
@@ -188,17 +188,17 @@ class VectorStore:
                 wait=True,
             )
 
-    def upload(self, name: str, path: Path) -> None:
-        """As ``recover``, from a file of this machine. Raises OSError too."""
+    def restore_file(self, name: str, path: Path) -> None:
+        """As ``restore``, from a file of this machine. Raises OSError too."""
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            # Qdrant keeps what it is sent among the collection's snapshots: under a name that is nobody else's
+            # Qdrant keeps an uploaded file among the collection's snapshots: so under a name that nothing else has
             sent_as = f"uploaded-{secrets.token_hex(8)}.snapshot"
             try:
-                with self._asked(f"putting back {path}"):
+                with self._errors_translated(f"restoring {path}"):
                     # as text: the client would send the name of the enumeration
-                    self._patient.http.snapshots_api.recover_from_uploaded_snapshot(
+                    self._slow_client.http.snapshots_api.recover_from_uploaded_snapshot(
                         name,
                         wait=True,
                         priority="snapshot",  # type: ignore[arg-type]
@@ -206,17 +206,17 @@ class VectorStore:
                         snapshot=(sent_as, file),  # type: ignore[arg-type]
                     )
             finally:
-                with suppress(VectorStoreError, ServerUnavailable):  # the reason why it was not put back matters more
+                with suppress(VectorStoreError, ServerUnavailable):  # the reason why the restore failed matters more
                     if any(each.name == sent_as for each in self.snapshots(name)):
                         self.delete_snapshot(name, sent_as)
 
     def _connect(self, seconds: int) -> QdrantClient:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a key without TLS: the network between is the operator's
+            warnings.simplefilter("ignore")  # about a key without TLS: the operator chooses the network
             return QdrantClient(url=self._url, api_key=self._api_key, timeout=seconds, check_compatibility=False)
 
     def _stream(self, name: str, snapshot: CollectionSnapshot, file: BinaryIO) -> str:
-        """Writes a snapshot; returns its SHA-256 in hex."""
+        """Downloads a snapshot into ``file``; returns its SHA-256 in hex."""
         digest = hashlib.sha256()
         url = self._snapshot_url(name, snapshot.name)
         try:
@@ -237,8 +237,8 @@ class VectorStore:
         return f"{self._url}/collections/{quote(name, safe='')}/snapshots/{quote(snapshot, safe='')}"
 
     @contextmanager
-    def _asked(self, what: str) -> Iterator[None]:
-        """Turns the client's errors into the worker's."""
+    def _errors_translated(self, what: str) -> Iterator[None]:
+        """Turns the client's errors into the worker's. ``what`` was attempted: the start of the error's text."""
         try:
             yield
         except ResponseHandlingException as error:
@@ -253,10 +253,10 @@ class VectorStore:
             status = error.status_code
             if status in KEY_REFUSED:
                 raise VectorStoreError(f"{what}: Qdrant refuses the key in QDRANT_API_KEY (HTTP {status})") from error
-            if status in GATEWAY_SAYS_AWAY:
+            if status in GATEWAY_ERRORS:
                 raise ServerUnavailable("Qdrant", f"{self._url}: HTTP {status}") from error
             raise VectorStoreError(f"{what}: {_reason(error)}") from error
-        except (ApiException, QdrantException, AssertionError, ValueError) as error:  # no JSON, or without a result
+        except (ApiException, QdrantException, AssertionError, ValueError) as error:  # not JSON, or without a result
             reason = str(error)[:REASON_LENGTH] or type(error).__name__
             raise VectorStoreError(f"{what}: Qdrant's answer is not understood: {reason}") from error
 
@@ -265,17 +265,17 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _snapshot(told: models.SnapshotDescription) -> CollectionSnapshot:
+def _snapshot(description: models.SnapshotDescription) -> CollectionSnapshot:
     taken_at = LONG_AGO
-    with suppress(ValueError):  # a server that does not say when
-        taken_at = datetime.fromisoformat(told.creation_time or "")
+    with suppress(ValueError):  # the server may not report the time
+        taken_at = datetime.fromisoformat(description.creation_time or "")
     if taken_at.tzinfo:
         taken_at = taken_at.astimezone(UTC).replace(tzinfo=None)
-    return CollectionSnapshot(told.name, taken_at, told.size, told.checksum)
+    return CollectionSnapshot(description.name, taken_at, description.size, description.checksum)
 
 
 def _reason(error: UnexpectedResponse) -> str:
-    """Qdrant's own words, where its answer has some."""
+    """Qdrant's own words, if its answer has some."""
     try:
         words = error.structured()["status"]["error"]
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError):

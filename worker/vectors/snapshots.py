@@ -1,4 +1,4 @@
-"""Snapshots of a collection: when one is due, how many stay, their copies, and how many points each should hold."""
+"""Snapshots of a collection: when one is due, their copies, and how many points each of them should have."""
 
 import logging
 import math
@@ -13,54 +13,60 @@ import redis
 
 from worker.runtime.clock import utc_now
 from worker.runtime.schedule import next_aligned
-from worker.vectors.client import PART, WORK_SECONDS, CollectionSnapshot, VectorStore, VectorStoreError
+from worker.vectors.client import (
+    PARTIAL_SUFFIX,
+    WRITE_TIMEOUT_SECONDS,
+    CollectionSnapshot,
+    VectorStore,
+    VectorStoreError,
+)
 
 log = logging.getLogger(__name__)
 
-RECORDS = "worker:knowledge"  # :<collection>, a hash: name of a snapshot -> Unix seconds, least, most
-UNFINISHED, ACCEPTED = "", "accepted"  # in the place of a name
+RECORDS = "worker:knowledge"  # worker:knowledge:<collection>, a hash: snapshot name -> Unix seconds, least, most
+UNFINISHED, ACCEPTED = "", "accepted"  # fields of that hash that are not the name of a snapshot
 PINNED = "pinned"  # worker:knowledge:<collection>:pinned, a set of names
 SUFFIX = ".snapshot"
-PARTS = f".*{SUFFIX}{PART}"
+PARTIAL_FILES = f".*{SUFFIX}{PARTIAL_SUFFIX}"
 TIME_LENGTH = len("2026-01-31-09-30-00")
-CLOCKS_DIFFER = timedelta(minutes=10)  # at most, between us and Qdrant
-LONGEST_SNAPSHOT = timedelta(seconds=WORK_SECONDS)
-LEAST_LOSS = 20  # points; of a few of them nobody is told
+CLOCK_DIFFERENCE = timedelta(minutes=10)  # at most, between this machine and Qdrant's
+LONGEST_SNAPSHOT = timedelta(seconds=WRITE_TIMEOUT_SECONDS)
+MIN_LOST_POINTS = 20  # a loss of fewer points is not reported
 
 
 @dataclass(frozen=True)
 class SnapshotRecord:
-    """What was known when a snapshot was taken: when, by the worker's clock, and how many points it may hold."""
+    """When a snapshot was taken, by the worker's clock, and how many points it can have."""
 
     taken_at: datetime  # naive UTC
-    least: int  # points just before or just after, whichever were fewer
-    most: int
+    least: int  # points just before or just after it was taken, the smaller number
+    most: int  # the larger number
 
     def fits(self, points: int) -> bool:
         return self.least <= points <= self.most
 
     @property
     def points(self) -> str:
-        """For people."""
+        """As text for the operator."""
         return f"{self.least:,}" if self.least == self.most else f"{self.least:,} to {self.most:,}"
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A snapshot in Qdrant, or a copy of one. ``record`` is None where nobody counted."""
+    """A snapshot in Qdrant, or a copy of one. ``record`` is None if the number of points is unknown."""
 
     name: str
-    taken_at: datetime  # naive UTC: by the worker's clock where it has a record, else by Qdrant's
+    taken_at: datetime  # naive UTC: by the worker's clock if it has a record, else by Qdrant's
     record: SnapshotRecord | None = None
 
-    def outdoes(self, points: int) -> bool:
-        """Whether a collection of so many points has lost most of what this one holds, or may hold."""
+    def is_fuller_than(self, points: int) -> bool:
+        """Whether a collection with this many points has lost most of the points that the backup has, or may have."""
         if points == 0:
             return self.record is None or self.record.most > 0
-        return self.record is not None and self.record.least >= max(2 * points, points + LEAST_LOSS)
+        return self.record is not None and self.record.least >= max(2 * points, points + MIN_LOST_POINTS)
 
 
-class RecordStore:
+class SnapshotRecordStore:
     """The records of one collection's snapshots, in Redis. Every method raises redis.RedisError."""
 
     def __init__(self, client: redis.Redis, collection: str) -> None:
@@ -68,28 +74,28 @@ class RecordStore:
         self._key = f"{RECORDS}:{collection}"
         self._pinned = f"{self._key}:{PINNED}"
 
-    def begin(self, record: SnapshotRecord) -> None:
-        """Before a snapshot is taken, whose name nobody knows yet: the worker may die meanwhile."""
-        self._client.hset(self._key, UNFINISHED, _written(record))
+    def put_unfinished(self, record: SnapshotRecord) -> None:
+        """Before a snapshot is taken, whose name is not known yet: the worker may die in the meantime."""
+        self._client.hset(self._key, UNFINISHED, _to_text(record))
 
     def put(self, snapshot: str, record: SnapshotRecord) -> None:
-        """Once it is taken."""
+        """After the snapshot was taken."""
         with self._client.pipeline() as pipeline:
-            pipeline.hset(self._key, snapshot, _written(record))
+            pipeline.hset(self._key, snapshot, _to_text(record))
             pipeline.hdel(self._key, UNFINISHED)
             pipeline.execute()
 
-    def accept(self, now: datetime) -> None:
-        """A person took a snapshot: what was fuller before is no loss."""
-        self._client.hset(self._key, ACCEPTED, _written(SnapshotRecord(now, 0, 0)))
+    def put_accepted(self, now: datetime) -> None:
+        """An operator took or restored a snapshot: older snapshots with more points are not a loss."""
+        self._client.hset(self._key, ACCEPTED, _to_text(SnapshotRecord(now, 0, 0)))
 
     def all(self) -> dict[str, SnapshotRecord]:
-        """By the snapshots' names, UNFINISHED and ACCEPTED. What Redis lost, or somebody else took, is missing."""
-        known = {str(name): _record(str(value)) for name, value in self._client.hgetall(self._key).items()}
+        """By the snapshots' names, UNFINISHED and ACCEPTED. Lost records, and snapshots of others, are missing."""
+        known = {str(name): _from_text(str(value)) for name, value in self._client.hgetall(self._key).items()}
         return {name: record for name, record in known.items() if record}
 
     def pin(self, snapshot: str) -> None:
-        """It is being put back: not to be pruned before that has come to a good end."""
+        """It is being restored: it must not be deleted before that has succeeded."""
         self._client.sadd(self._pinned, snapshot)
 
     def unpin(self, snapshot: str) -> None:
@@ -99,7 +105,7 @@ class RecordStore:
         return {str(name) for name in self._client.smembers(self._pinned)}
 
     def keep_only(self, snapshots: Iterable[str]) -> None:
-        """Forgets all others."""
+        """Deletes the records of all other snapshots."""
         gone = {str(name) for name in self._client.hkeys(self._key)} - {UNFINISHED, ACCEPTED, *snapshots}
         if gone:
             self._client.hdel(self._key, *gone)
@@ -114,7 +120,7 @@ class SnapshotCopies:
         self._pattern = re.compile(re.escape(collection) + r"-\d+-\d{4}(-\d\d){5}" + re.escape(SUFFIX))
 
     def names(self) -> dict[str, datetime]:
-        """When each was taken, by the time in its name. Other files in the folder are nobody's business."""
+        """When each was taken, by the time in its name. Other files in the folder are ignored."""
         if not self._folder.is_dir():
             return {}
         found = [path.name for path in self._folder.iterdir() if self._pattern.fullmatch(path.name)]
@@ -136,25 +142,25 @@ class SnapshotCopies:
             ) from error
         log.info("snapshot copied", {"snapshot": snapshot.name, "to": path, "bytes": snapshot.size_bytes})
 
-    def lacks(self, snapshot: CollectionSnapshot) -> bool:
-        """Whether it is to be copied. What is not called like a snapshot of this collection is not."""
+    def needs(self, snapshot: CollectionSnapshot) -> bool:
+        """Whether it has to be copied. Only a name of this collection's snapshots becomes a file name."""
         return bool(self._pattern.fullmatch(snapshot.name)) and not self.path(snapshot.name).exists()
 
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
 
-    def remove_parts(self) -> None:
-        """What a copying that was killed left."""
-        for part in self._folder.glob(PARTS):
-            if self._pattern.fullmatch(part.name.removeprefix(".").removesuffix(PART)):
+    def remove_partial_files(self) -> None:
+        """What a killed process left of its copies."""
+        for part in self._folder.glob(PARTIAL_FILES):
+            if self._pattern.fullmatch(part.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX)):
                 part.unlink(missing_ok=True)
 
 
-def take(store: VectorStore, records: RecordStore, collection: str) -> CollectionSnapshot:
+def take(store: VectorStore, records: SnapshotRecordStore, collection: str) -> CollectionSnapshot:
     """Takes a snapshot and records it. Raises what VectorStore raises; without Redis nothing is recorded."""
     began, before = utc_now(), store.count(collection)
     with _best_effort():
-        records.begin(SnapshotRecord(began, before, before))
+        records.put_unfinished(SnapshotRecord(began, before, before))
     snapshot = store.take_snapshot(collection)
     after = store.count(collection)
     with _best_effort():
@@ -163,7 +169,7 @@ def take(store: VectorStore, records: RecordStore, collection: str) -> Collectio
 
 
 def backups(names: Mapping[str, datetime], records: Mapping[str, SnapshotRecord]) -> list[Backup]:
-    """The newest first. ``names``: when each was taken, by Qdrant's clock."""
+    """Newest first. ``names``: when each was taken, by Qdrant's clock."""
     found = []
     for name, taken_at in names.items():
         record = records.get(name)
@@ -171,42 +177,45 @@ def backups(names: Mapping[str, datetime], records: Mapping[str, SnapshotRecord]
     return sorted(found, key=lambda each: (each.taken_at, each.name), reverse=True)
 
 
-def unrecorded(
+def unfinished_snapshot(
     snapshots: Iterable[CollectionSnapshot], records: Mapping[str, SnapshotRecord]
 ) -> CollectionSnapshot | None:
-    """The snapshot that UNFINISHED is about: Qdrant took it to its end, and the worker did not see that.
+    """The snapshot of the record UNFINISHED: Qdrant completed it after the worker had stopped waiting.
 
-    The first one since then that has no record; later ones are somebody else's.
+    It is the first one since then that has no record; later ones were not taken by the worker.
     """
-    begun = records.get(UNFINISHED)
-    if begun is None:
+    unfinished = records.get(UNFINISHED)
+    if unfinished is None:
         return None
-    earliest, latest = begun.taken_at - CLOCKS_DIFFER, begun.taken_at + LONGEST_SNAPSHOT + CLOCKS_DIFFER
-    open_ones = [each for each in snapshots if each.name not in records and earliest <= taken_at(each) <= latest]
-    return min(open_ones, key=taken_at, default=None)
+    earliest = unfinished.taken_at - CLOCK_DIFFERENCE
+    latest = unfinished.taken_at + LONGEST_SNAPSHOT + CLOCK_DIFFERENCE
+    candidates = [each for each in snapshots if each.name not in records and earliest <= taken_at(each) <= latest]
+    return min(candidates, key=taken_at, default=None)
 
 
 def is_due(known: Iterable[Backup], now: datetime, interval_seconds: float) -> bool:
-    """Whether none was taken since the latest moment at which one had to be.
+    """Whether no snapshot was taken since the latest scheduled time.
 
-    So a restart takes none, and one that was missed while the worker was down is taken at once. A snapshot out of
-    Qdrant's future says nothing.
+    So a restart takes none, and one that was missed while the worker was down is taken at once. A snapshot whose time
+    is in the future does not count.
     """
-    latest_moment = next_aligned(now - timedelta(seconds=interval_seconds), interval_seconds)
-    return not any(latest_moment <= each.taken_at <= now + CLOCKS_DIFFER for each in known)
+    scheduled_at = next_aligned(now - timedelta(seconds=interval_seconds), interval_seconds)
+    return not any(scheduled_at <= each.taken_at <= now + CLOCK_DIFFERENCE for each in known)
 
 
-def fuller(known: Iterable[Backup], points: int, records: Mapping[str, SnapshotRecord]) -> Backup | None:
-    """The newest backup that holds, or may hold, most of what a collection of so many ``points`` has lost."""
+def backup_of_lost_points(
+    known: Iterable[Backup], points: int, records: Mapping[str, SnapshotRecord]
+) -> Backup | None:
+    """The newest backup that has, or may have, what a collection that is down to ``points`` has lost."""
     accepted = records.get(ACCEPTED)
     for each in known:
-        if each.outdoes(points):
+        if each.is_fuller_than(points):
             return None if accepted and each.taken_at < accepted.taken_at else each
     return None
 
 
 def taken_at(snapshot: CollectionSnapshot) -> datetime:
-    """By the time in its name, else by that of its file, which a copied folder does not keep."""
+    """By the time in its name, else by the time of its file, which copying a folder changes."""
     return _time_in(snapshot.name) or snapshot.taken_at
 
 
@@ -216,23 +225,24 @@ def _best_effort() -> Iterator[None]:
         yield
     except redis.RedisError as error:
         log.warning(
-            "Redis is away: nobody will know how many points the snapshot has", {"reason": str(error).strip()}
+            "Redis is unavailable: the number of points in the snapshot is not recorded",
+            {"reason": str(error).strip()},
         )
 
 
 def _time_in(name: str) -> datetime | None:
-    """Qdrant's snapshots are called collection-number-2026-01-31-09-30-00.snapshot, in UTC."""
+    """Qdrant names snapshots <collection>-<number>-2026-01-31-09-30-00.snapshot, in UTC."""
     with suppress(ValueError):
         return datetime.strptime(name.removesuffix(SUFFIX)[-TIME_LENGTH:], "%Y-%m-%d-%H-%M-%S")  # noqa: DTZ007 - naive UTC
     return None
 
 
-def _written(record: SnapshotRecord) -> str:
+def _to_text(record: SnapshotRecord) -> str:
     seconds = math.floor(record.taken_at.replace(tzinfo=UTC).timestamp())  # never later than it was
     return f"{seconds} {record.least} {record.most}"
 
 
-def _record(value: str) -> SnapshotRecord | None:
+def _from_text(value: str) -> SnapshotRecord | None:
     match = re.fullmatch(r"(\d{1,12}) (\d{1,15}) (\d{1,15})", value)
     if not match:
         return None

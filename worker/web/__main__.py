@@ -17,7 +17,7 @@ CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "gunicorn.conf.py
 
 def main(arguments: Sequence[str] | None = None) -> int:
     program.parser("web", DESCRIPTION, "SIGTERM and SIGINT stop it gracefully.").parse_args(arguments)
-    return program.guarded(_become_gunicorn)
+    return program.run_main(_become_gunicorn)
 
 
 def _become_gunicorn() -> int:

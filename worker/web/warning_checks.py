@@ -36,7 +36,7 @@ CONTRACT: Mapping[str, str] = MappingProxyType(
         "Campaign": "id name channel status subject htmlContent textContent whatsappMessageType whatsappMediaType "
         "whatsappMediaUrl whatsappCaption whatsappTemplateName whatsappTemplateLanguage whatsappTemplateParams "
         "scheduledAt completedAt targetType targetFilters totalRecipients sentCount failedCount utmSource utmMedium "
-        "utmCampaign utmTerm utmContent platformUtmConfig autoTagLinks trackClicks useShortLinks tenantId userId "
+        "utmCampaign utmTerm utmContent platformUtmConfig autoTagLinks useShortLinks tenantId userId "
         "updatedAt",
         "CampaignLog": "id tenantId campaignId action message metadata createdAt",
         "CampaignRecipient": "id tenantId campaignId recipientType recipientId recipientName recipientEmail "

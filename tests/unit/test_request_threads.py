@@ -1,0 +1,141 @@
+"""The threads for requests to providers: how many run at once, whose they are, and how they end."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from worker.sending.requests import RequestThreads
+
+DEADLINE_SECONDS = 30.0
+
+
+class Gate:
+    """Requests that do not end until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.reached = threading.Semaphore(0)
+
+    def pass_with(self, answer: str) -> str:
+        self.reached.release()
+        assert self.opened.wait(DEADLINE_SECONDS)
+        return answer
+
+    def wait_for(self, number: int) -> None:
+        """Until so many requests run."""
+        for _ in range(number):
+            assert self.reached.acquire(timeout=DEADLINE_SECONDS)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.opened.set()
+
+
+@pytest.fixture
+def threads(gate: Gate) -> Iterator[RequestThreads[str, str]]:
+    made: RequestThreads[str, str] = RequestThreads(2)
+    yield made
+    gate.opened.set()
+    made.close()
+
+
+def answers(threads: RequestThreads[str, str]) -> list[tuple[str, str]]:
+    return sorted((owner, request.result()) for owner, request in threads.collect())
+
+
+def test_answers_by_owner(threads: RequestThreads[str, str]) -> None:
+    """Each answer comes back once, with the owner of its request."""
+    threads.submit("one", lambda: "1")
+    threads.submit("two", lambda: "2")
+    assert threads.wait(DEADLINE_SECONDS, for_all=True)
+    assert answers(threads) == [("one", "1"), ("two", "2")]
+    assert answers(threads) == []
+    assert len(threads) == 0
+
+
+def test_no_more_at_once_than_its_size(threads: RequestThreads[str, str], gate: Gate) -> None:
+    """More requests wait for a free thread."""
+    for number in range(3):
+        threads.submit(f"owner {number}", lambda: gate.pass_with("done"))
+    gate.wait_for(2)
+    assert not gate.reached.acquire(timeout=0.05)
+    assert (len(threads), threads.free) == (3, 0)
+    assert sorted(threads.owners) == ["owner 0", "owner 1", "owner 2"]
+    gate.opened.set()
+    assert threads.wait(DEADLINE_SECONDS, for_all=True)
+    assert len(answers(threads)) == 3
+    assert threads.free == 2
+
+
+def test_waiting_for_the_first(threads: RequestThreads[str, str], gate: Gate) -> None:
+    """One that hangs does not keep the others' answers back."""
+    threads.submit("slow", lambda: gate.pass_with("late"))
+    threads.submit("quick", lambda: "soon")
+    assert threads.wait(DEADLINE_SECONDS)
+    assert answers(threads) == [("quick", "soon")]
+    assert threads.owners == ["slow"]
+
+
+def test_waiting_in_vain(threads: RequestThreads[str, str], gate: Gate) -> None:
+    """Ends when the time is over."""
+    threads.submit("slow", lambda: gate.pass_with("late"))
+    began = time.monotonic()
+    assert not threads.wait(0.05)
+    assert time.monotonic() - began >= 0.05
+    assert answers(threads) == []
+
+
+def test_waiting_for_some_owners(threads: RequestThreads[str, str], gate: Gate) -> None:
+    """Requests of others that hang are not waited for."""
+    threads.submit("slow", lambda: gate.pass_with("late"))
+    threads.submit("quick", lambda: "soon")
+    assert threads.wait(DEADLINE_SECONDS, for_all=True, owners=["quick", "without a request"])
+    assert ("quick", "soon") in answers(threads)
+    began = time.monotonic()
+    assert not threads.wait(DEADLINE_SECONDS, owners=["quick"])
+    assert time.monotonic() - began < DEADLINE_SECONDS / 2
+
+
+def test_an_error_comes_back(threads: RequestThreads[str, str]) -> None:
+    """What a request raised is raised where its answer is read, and not before."""
+
+    def fail() -> str:
+        raise ZeroDivisionError
+
+    threads.submit("one", fail)
+    threads.wait(DEADLINE_SECONDS)
+    [(owner, request)] = threads.collect()
+    assert owner == "one"
+    with pytest.raises(ZeroDivisionError):
+        request.result()
+
+
+def test_cancelling(threads: RequestThreads[str, str], gate: Gate) -> None:
+    """Requests without a thread come back cancelled; those that run go on."""
+    for number in range(4):
+        threads.submit(f"owner {number}", lambda: gate.pass_with("done"))
+    gate.wait_for(2)
+    threads.cancel_waiting()
+    cancelled = threads.collect()
+    assert [request.cancelled() for _, request in cancelled] == [True, True]
+    assert sorted(owner for owner, _ in cancelled) == ["owner 2", "owner 3"]
+    gate.opened.set()
+    assert threads.wait(DEADLINE_SECONDS, for_all=True)
+    assert answers(threads) == [("owner 0", "done"), ("owner 1", "done")]
+
+
+def test_close(gate: Gate) -> None:
+    """Says whether all threads have ended; it does not wait for one that hangs."""
+    idle: RequestThreads[str, str] = RequestThreads(1)
+    assert idle.close()
+    busy: RequestThreads[str, str] = RequestThreads(1)
+    busy.submit("slow", lambda: gate.pass_with("late"))
+    gate.wait_for(1)
+    began = time.monotonic()
+    assert not busy.close()
+    assert time.monotonic() - began < DEADLINE_SECONDS / 2

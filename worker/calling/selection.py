@@ -1,0 +1,144 @@
+"""Chooses the calls that may be placed now: whose turn it is, and which of a tenant's calls come next."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
+from worker.calling.claims import CallClaims
+from worker.calling.queued_call import CallCandidate, CallFailure, QueuedCall
+from worker.content.phones import to_e164
+from worker.errors import TransportMissing
+from worker.runtime.db import queries
+from worker.runtime.job import JobContext
+
+CALLS_A_TURN = 5  # of one tenant, then it is the others' turn
+SPARE = 20  # calls looked at beyond those wanted, since some cannot be dialled
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAccount:
+    """An account that may call now. ``slots``: how many calls its tenant may start beside those on their way."""
+
+    account: TwilioAccount
+    slots: int
+
+    @property
+    def wanted(self) -> int:
+        """How many calls it may start in this turn, if its pace allows."""
+        return min(self.slots, CALLS_A_TURN)
+
+
+@dataclass(frozen=True, slots=True)
+class CallChoice:
+    """The calls that may be placed now, and for each tenant that has more the seconds until its next one."""
+
+    candidates: list[CallCandidate]
+    wait_seconds: list[float]
+
+
+class CallSelection:
+    """Chooses calls for one process; remembers when each tenant had its last turn."""
+
+    def __init__(
+        self,
+        context: JobContext,
+        accounts: CallingAccounts,
+        claims: CallClaims,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._context = context
+        self._db = context.database
+        self._accounts = accounts
+        self._claims = claims
+        self._monotonic = monotonic
+        self._sql = queries("calls")
+        self._served_at: dict[str, float] = {}  # tenant -> monotonic() of its last turn
+
+    def open_accounts(self, now: datetime) -> list[OpenAccount]:
+        """The accounts whose tenants may call now, the longest waiting first.
+
+        The calls of tenants without a usable account fail here.
+        """
+        found = []
+        for row in self._db.all(self._sql["due_tenants"], now=now):
+            if row["slots"] <= 0 or not self._context.may_continue:
+                continue
+            account = self._open_account(CallSettings.from_row(row), now)
+            if account is not None:
+                found.append(OpenAccount(account, row["slots"]))
+        return sorted(found, key=lambda each: self._served_at.get(each.account.tenant_id, float("-inf")))
+
+    def choose(self, accounts: Sequence[OpenAccount], now: datetime) -> CallChoice:
+        """The calls that the pace of these accounts allows. Raises redis.RedisError."""
+        candidates: list[CallCandidate] = []
+        waits: list[float] = []
+        dialable = self._dialable(accounts, now)
+        for each in accounts:
+            tenant_id = each.account.tenant_id
+            calls = dialable.get(tenant_id, [])
+            if not calls:
+                continue
+            granted, wait_seconds = each.account.pace.take(min(each.wanted, len(calls)))
+            candidates += calls[:granted]
+            if granted:
+                self._served_at[tenant_id] = self._monotonic()
+            if len(calls) > granted and each.slots > granted:
+                waits.append(wait_seconds)
+        return CallChoice(candidates, waits)
+
+    def _open_account(self, settings: CallSettings, now: datetime) -> TwilioAccount | None:
+        try:
+            if not settings.business_hours().open_at(now):
+                return None
+            account = self._accounts.account(settings)
+        except TransportMissing as error:
+            self._fail_next_calls(settings.tenant_id, str(error), now)
+        except ValueError as error:
+            self._accounts.report_problem(settings.tenant_id, str(error))
+        else:
+            return None if self._accounts.is_in_backoff(account) else account
+        return None
+
+    def _fail_next_calls(self, tenant_id: str, reason: str, now: datetime) -> None:
+        calls = self._candidates([tenant_id], [SPARE], now)
+        self._claims.fail_unclaimed([CallFailure(call, reason, is_final=False) for call in calls])
+
+    def _dialable(self, accounts: Sequence[OpenAccount], now: datetime) -> dict[str, list[CallCandidate]]:
+        """Each tenant's next calls; those that cannot be dialled fail here, and use no slot."""
+        by_tenant = {each.account.tenant_id: each.account for each in accounts}
+        candidates: list[CallCandidate] = []
+        failures: list[CallFailure] = []
+        for call in self._candidates(list(by_tenant), [each.wanted + SPARE for each in accounts], now):
+            try:
+                number = to_e164(call.phone_number, call.phone_country_code)
+            except ValueError as error:
+                failures.append(CallFailure(call, str(error), is_final=True))
+            else:
+                candidates.append(CallCandidate(by_tenant[call.tenant_id], number, call))
+        blocked = self._blocked_numbers(candidates)
+        found: dict[str, list[CallCandidate]] = {}
+        for each in candidates:
+            key = each.call.tenant_id, each.to_number
+            if key not in blocked:
+                found.setdefault(each.call.tenant_id, []).append(each)
+            elif reason := blocked[key]:
+                failures.append(CallFailure(each.call, f"not called: {reason}", is_final=True))
+        self._claims.fail_unclaimed(failures)
+        return found
+
+    def _candidates(self, tenant_ids: list[str], limits: list[int], now: datetime) -> list[QueuedCall]:
+        """The next calls of each tenant, at most as many as its limit."""
+        rows = self._db.all(self._sql["candidates"], tenant_ids=tenant_ids, limits=limits, now=now)
+        return [QueuedCall.from_row(row) for row in rows]
+
+    def _blocked_numbers(self, candidates: Sequence[CallCandidate]) -> dict[tuple[str, str], str | None]:
+        """(tenant, number) -> why the tenant may not call it; None: it has to wait for an unsettled call there."""
+        rows = self._db.all(
+            self._sql["blocked_numbers"],
+            tenant_ids=[each.call.tenant_id for each in candidates],
+            account_sids=[each.account.account_sid for each in candidates],
+            numbers=[each.to_number for each in candidates],
+        )
+        return {(row["tenant_id"], row["number"]): row["reason"] for row in rows}

@@ -1,0 +1,54 @@
+"""The recipients of one batch on their way to the threads."""
+
+import threading
+from collections import deque
+
+from worker.campaigns.batch import Batch, Recipient
+
+
+class BatchQueue:
+    """A recipient first waits for a token of the account's pace, then is ready for a thread.
+
+    Threads call ``take``; everything else is for the one thread that owns the dispatcher.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.threads = 0  # how many work on this batch
+        self.token_at = 0.0  # time.monotonic() before which the pace has no token
+        self._changing = threading.Lock()  # guards the next two
+        self._waiting = deque(batch.recipients)
+        self._ready: deque[Recipient] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a token."""
+        return len(self._waiting)
+
+    @property
+    def ready(self) -> int:
+        """How many wait for a thread."""
+        return len(self._ready)
+
+    @property
+    def done(self) -> bool:
+        """Whether no thread works on the batch, and none will."""
+        return not self.threads and not (self.batch.sending and (self._waiting or self._ready))
+
+    def let_through(self, number: int) -> None:
+        """So many tokens were granted."""
+        with self._changing:
+            for _ in range(number):
+                self._ready.append(self._waiting.popleft())
+
+    def take(self) -> Recipient | None:
+        """The next recipient to write to; None when there is none now, or the batch has stopped."""
+        with self._changing:
+            return self._ready.popleft() if self._ready and self.batch.sending else None
+
+    def unanswered(self) -> list[Recipient]:
+        """Of a batch that has stopped: the recipients that a thread took and that have no outcome yet."""
+        with self._changing:
+            not_taken = {recipient.id for recipient in (*self._waiting, *self._ready)}
+        known = not_taken | self.batch.outcomes.keys()
+        return [recipient for recipient in self.batch.recipients if recipient.id not in known]

@@ -1,0 +1,132 @@
+"""A deadline for a whole exchange with a server, however short each of its reads is.
+
+A socket's time-out is one for each read: a server that sends a byte every few seconds never exceeds it. So a thread
+checks the sockets that are in use twice a second, and shuts down those whose exchange takes too long. The thread that
+reads or writes there fails at once, with the error of a lost connection.
+
+An exchange costs a few assignments under a lock. It works for TLS too, and inside a library that knows no deadlines.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+CHECK_SECONDS = 0.5  # how late a deadline may be noticed
+
+
+class Deadline:
+    """The deadline of one connection's exchanges, one after the other. One thread at a time uses it."""
+
+    def __init__(self, watcher: "DeadlineWatcher") -> None:
+        self._watcher = watcher
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._until: float | None = None  # time.monotonic()
+        self._seconds = 0.0
+        self.passed = False  # whether the latest exchange was ended by its deadline
+
+    def begin(self, seconds: float, sock: socket.socket | None = None) -> None:
+        """An exchange begins that may take so long in all. ``sock``: what it goes over, if that is known already."""
+        with self._lock:
+            self.passed = False
+            self._seconds = seconds
+            self._until = time.monotonic() + seconds
+            self._socket = sock
+        self._watcher.watch(self)
+
+    def attach(self, sock: socket.socket) -> None:
+        """The exchange goes over this socket from now on. A deadline that has passed meanwhile ends it at once."""
+        with self._lock:
+            self._socket = sock
+            if self.passed:
+                _shut_down(sock)
+
+    def end(self) -> None:
+        """The exchange is over. Raises nothing; see ``passed``."""
+        with self._lock:
+            self._until = None
+
+    def explain(self, error: Exception | None) -> str:
+        """The text of ``error`` ('' without one), or the reason behind it when the deadline has passed."""
+        if self.passed:
+            return f"the exchange took longer than {self._seconds:g} seconds in all"
+        return str(error or "")
+
+    def check(self, now: float) -> bool:
+        """For the watcher: ends an exchange that takes too long. False: there is none."""
+        with self._lock:
+            if self._until is None:
+                return False
+            if now >= self._until:
+                self._until = None
+                self.passed = True
+                if self._socket is not None:
+                    _shut_down(self._socket)
+                return False
+            return True
+
+
+class DeadlineWatcher:
+    """The thread that checks deadlines. It begins with the first exchange and rests while there is none."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._watched: set[Deadline] = set()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, deadline: Deadline) -> None:
+        with self._changed:
+            if deadline in self._watched:
+                return
+            self._watched.add(deadline)
+            if self._thread is None:
+                # ends with the process: nobody has to wait for it
+                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._watched:
+                    self._changed.wait()
+                watched = list(self._watched)
+            now = time.monotonic()
+            idle = [each for each in watched if not each.check(now)]
+            with self._changed:
+                # checked once more, under the lock: an exchange may have begun just now
+                self._watched.difference_update(each for each in idle if not each.check(now))
+            time.sleep(CHECK_SECONDS)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    try:
+        # Not SSLSocket.shutdown, which would make the other thread read the raw octets.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        return  # it had ended already
+
+
+WATCHER = DeadlineWatcher()
+_of_thread = threading.local()
+
+
+def thread_deadline() -> Deadline:
+    """The deadline of the calling thread's exchanges; a thread has one exchange at a time."""
+    deadline: Deadline | None = getattr(_of_thread, "deadline", None)
+    if deadline is None:
+        deadline = _of_thread.deadline = Deadline(WATCHER)
+    return deadline
+
+
+@contextmanager
+def exchange(seconds: float, sock: socket.socket | None = None) -> Iterator[Deadline]:
+    """An exchange of the calling thread that may take so long in all."""
+    deadline = thread_deadline()
+    deadline.begin(seconds, sock)
+    try:
+        yield deadline
+    finally:
+        deadline.end()

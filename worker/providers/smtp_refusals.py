@@ -1,0 +1,58 @@
+"""What an SMTP server's refusal means: whose fault it is, and whether it is worth another try.
+
+A reply's code says whether the refusal is for good (5xx) or for now (4xx); the enhanced status code behind it
+(RFC 3463, "5.1.1"), where there is one, says what is refused. Some servers answer for the recipient only after the
+content, and some refuse a whole account with the codes of a recipient.
+"""
+
+import re
+from enum import StrEnum
+
+from worker.errors import CampaignRejected, RecipientDeferred, RecipientRefused, RetryLater, SendError
+
+SERVICE_NOT_AVAILABLE = 421  # RFC 5321, 3.8: the server closes the connection
+_ENHANCED = re.compile(r"[245]\.(\d{1,3})\.(\d{1,3})\b")
+# RFC 3463: 1 is about addresses, 2 about mailboxes; of the former 7 and 8 are about the sender's
+_SENDER_DETAILS = {"7", "8"}
+_OF_ACCOUNT = re.compile(
+    r"too many|too much|too fast|\brate|throttl|quota|limit|exceeded|connections?\b|blocked|black ?list|block ?list|"
+    r"reputation",
+    re.IGNORECASE,
+)
+_GREYLISTED = re.compile(r"gr[ea]y.?list", re.IGNORECASE)
+
+
+class Step(StrEnum):
+    """What the refused command named."""
+
+    SENDER = "sender"
+    RECIPIENT = "recipient"
+    CONTENT = "content"
+
+
+def refusal(step: Step, code: int, text: str, reason: str) -> SendError:
+    """The error for a reply of 4xx or 5xx, or an invalid one. ``reason`` is the text for the operator."""
+    concerns_recipient = _concerns_recipient(step, code, text)
+    if code // 100 == 5:
+        if concerns_recipient:
+            return RecipientRefused(reason)
+        return CampaignRejected(f"{step} refused: {reason}")
+    return RecipientDeferred(reason) if concerns_recipient else RetryLater(reason)
+
+
+def _concerns_recipient(step: Step, code: int, text: str) -> bool:
+    found = _ENHANCED.match(text)
+    subject, detail = found.groups() if found else ("", "")
+    if step is Step.SENDER or code == SERVICE_NOT_AVAILABLE:
+        return False
+    if subject == "1":
+        return detail not in _SENDER_DETAILS
+    if subject == "2":
+        return True
+    if step is Step.CONTENT:
+        return False
+    if code // 100 == 5:
+        return True  # to RCPT TO: whatever it is, others may be accepted
+    if subject in {"3", "4"}:  # the server's own system, or its network
+        return False
+    return bool(_GREYLISTED.search(text)) or not _OF_ACCOUNT.search(text)
