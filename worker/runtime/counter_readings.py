@@ -92,7 +92,7 @@ def parse_series(text: str) -> tuple[str, dict[str, str]]:
 
 
 def read_all(client: redis.Redis, known_jobs: Iterable[str] = ()) -> CounterReadings:
-    """All that the jobs of all processes have written, in two round trips, without what is poisoned.
+    """Everything that the jobs of all processes have written, in two round trips, without what is poisoned.
 
     ``known_jobs`` are looked for when the set of jobs was lost to a poisoned one. Raises redis.RedisError.
     """
@@ -102,7 +102,10 @@ def read_all(client: redis.Redis, known_jobs: Iterable[str] = ()) -> CounterRead
     lost = set(known_jobs) - set(jobs) if members.asides or members.found not in ("set", "none") else set()
     names = sorted({*jobs, *lost})
     states = read_keys(client, [OwnKey(job_key(job), "hash") for job in names])
-    (counted, bad_counts), (measured, bad_gauges) = _samples(counters, least=0.0), _samples(gauges, least=-LARGEST)
+    (counted, bad_counts), (measured, bad_gauges) = (
+        _metric_values(counters, least=0.0),
+        _metric_values(gauges, least=-LARGEST),
+    )
     found = [poisoned(counters, bad_counts), poisoned(gauges, bad_gauges), poisoned(members, bad_jobs)]
     read_jobs: dict[str, JobState] = {}
     for job, state in zip(names, states, strict=True):
@@ -134,7 +137,7 @@ def _job_names(members: StoredKey) -> tuple[list[str], _Bad]:
     return names, bad
 
 
-def _samples(stored: StoredKey, least: float) -> tuple[list[MetricValue], _Bad]:
+def _metric_values(stored: StoredKey, least: float) -> tuple[list[MetricValue], _Bad]:
     samples, bad = [], []
     for series, value in sorted(stored.fields.items()):
         try:
