@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import redis
 
-from worker.runtime.poisoned_keys import OwnKey, PoisonedKey, StoredKey, poisoned, read_keys
+from worker.runtime.poisoned_keys import BadEntry, OwnKey, PoisonedKey, StoredKey, poisoned, read_keys
 
 COUNTERS = "worker:counters"
 GAUGES = "worker:gauges"
@@ -123,28 +123,25 @@ def read_all(client: redis.Redis, known_jobs: Iterable[str] = ()) -> CounterRead
     )
 
 
-_Bad = list[tuple[bytes, bytes, str]]  # entry, value, reason
-
-
-def _job_names(members: StoredKey) -> tuple[list[str], _Bad]:
+def _job_names(members: StoredKey) -> tuple[list[str], list[BadEntry]]:
     names, bad = [], []
     for member in members.entries:
         name = member.decode("utf-8", "replace")
         if _JOB.fullmatch(name):
             names.append(name)
         else:
-            bad.append((member, b"", "is not the name of a job"))
+            bad.append(BadEntry(member, b"", "is not the name of a job"))
     return names, bad
 
 
-def _metric_values(stored: StoredKey, least: float) -> tuple[list[MetricValue], _Bad]:
+def _metric_values(stored: StoredKey, least: float) -> tuple[list[MetricValue], list[BadEntry]]:
     samples, bad = [], []
     for series, value in sorted(stored.fields.items()):
         try:
             samples.append(MetricValue(*_parse_strictly(series.decode()), _number(value, least, LARGEST)))
         except ValueError as error:
             reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-            bad.append((series, value, reason))
+            bad.append(BadEntry(series, value, reason))
     return samples, bad
 
 
@@ -169,7 +166,7 @@ class _JobFields:
 
     def __init__(self, fields: Mapping[bytes, bytes]) -> None:
         self._fields = fields
-        self.bad: _Bad = []
+        self.bad: list[BadEntry] = []
 
     def number(self, name: str, largest: float = LATEST, least: float = 0.0) -> float | None:
         """A number in these bounds; None when there is none."""
@@ -177,7 +174,7 @@ class _JobFields:
         try:
             return None if value is None else _number(value, least, largest)
         except ValueError as error:
-            self.bad.append((name.encode(), value or b"", str(error)))
+            self.bad.append(BadEntry(name.encode(), value or b"", str(error)))
             return None
 
     def text(self, name: str) -> str | None:

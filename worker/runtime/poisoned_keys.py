@@ -9,7 +9,7 @@ leave it out and name it. What is poisoned is put aside, so that the worker can 
 Both are kept for KEPT_SECONDS after the latest of them, for whoever wants to know who wrote it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import redis
@@ -143,6 +143,15 @@ class StoredKey:
 
 
 @dataclass(frozen=True, slots=True)
+class BadEntry:
+    """An entry that its reader cannot use: a field with its value, or a member of a set without one."""
+
+    entry: bytes
+    value: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoisonedKey:
     """A key that is poisoned, or has entries that are."""
 
@@ -168,20 +177,20 @@ def read_keys(client: redis.Redis, keys: Sequence[OwnKey]) -> list[StoredKey]:
     return stored
 
 
-def poisoned(stored: StoredKey, bad: Iterable[tuple[bytes, bytes, str]] = ()) -> PoisonedKey | None:
-    """How the key is poisoned, None if it is not. ``bad``: entry, value and reason of what its reader cannot use."""
-    own, unusable = stored.own, list(bad)
+def poisoned(stored: StoredKey, bad: Sequence[BadEntry] = ()) -> PoisonedKey | None:
+    """How the key is poisoned, None if it is not. ``bad``: what its reader cannot use."""
+    own = stored.own
     if stored.found not in (own.kind, "none"):
         return PoisonedKey(own, f"is a {stored.found}, not a {own.kind}")
     if stored.size > own.most and own.kind != "list":
         return PoisonedKey(own, f"has {stored.size:,} entries, at most {own.most:,} are possible")
-    reasons = [f"{_shown(entry)} {reason}" for entry, _, reason in unusable[:1]]
+    reasons = [f"{_shown(each.entry)} {each.reason}" for each in bad[:1]]
     reasons += [f"{_shown(entry)} is too long" for entry in stored.too_long[:1]]
     if not reasons:
         return None
-    number = len(unusable) + len(stored.too_long)
+    number = len(bad) + len(stored.too_long)
     more = f", and {number - 1:,} more" if number > 1 else ""
-    entries = tuple((entry, value) for entry, value, _ in unusable)
+    entries = tuple((each.entry, each.value) for each in bad)
     return PoisonedKey(own, f"has an entry that cannot be read: {reasons[0]}{more}", entries)
 
 

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from enum import Enum
 from http import HTTPStatus
 
-from worker.web.wsgi_answers import WebAnswer, refusal
+from worker.web.wsgi_answers import HttpAnswer, refusal
 
 REQUEST_SECONDS = 10.0  # for a request to arrive, since the connection opened or its previous answer was sent
 ANSWER_SECONDS = 10.0  # for the client to take an answer
@@ -33,7 +33,7 @@ class Phase(Enum):
 class HttpConnection:
     """One client's connection. All methods run in the thread of the event loop."""
 
-    def __init__(self, client: socket.socket, respond: Callable[[bytes], Awaitable[WebAnswer]]) -> None:
+    def __init__(self, client: socket.socket, respond: Callable[[bytes], Awaitable[HttpAnswer]]) -> None:
         """``client`` does not block; ``respond`` makes the answer to the head of a request."""
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENDING_BYTES)
         self._client = client
@@ -101,7 +101,7 @@ class HttpConnection:
         del self._received[: len(head)]
         return head
 
-    async def _answer(self, head: bytes) -> WebAnswer:
+    async def _answer(self, head: bytes) -> HttpAnswer:
         if len(head) > HEAD_BYTES:
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             return refusal(status, f"The request line and headers may have {HEAD_BYTES} bytes.")

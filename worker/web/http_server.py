@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from worker.web.http_connection import HttpConnection, Phase
-from worker.web.wsgi_answers import BadRequest, WebAnswer, WsgiAnswers, WsgiApplication, refusal
+from worker.web.wsgi_answers import BadRequest, HttpAnswer, WsgiAnswers, WsgiApplication, refusal
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
@@ -92,7 +92,7 @@ class HttpServer:
             longest = min(self._open, key=lambda each: (each.phase is Phase.ANSWERING, each.since))
             self._open.pop(longest).cancel()
 
-    async def _respond(self, head: bytes, client: tuple[str, int], answers: WsgiAnswers) -> WebAnswer:
+    async def _respond(self, head: bytes, client: tuple[str, int], answers: WsgiAnswers) -> HttpAnswer:
         try:
             request = answers.parse(head, client)
         except BadRequest as error:

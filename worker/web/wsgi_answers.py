@@ -44,7 +44,7 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class WebAnswer:
+class HttpAnswer:
     """The bytes of an answer, and whether the connection ends with it."""
 
     data: bytes
@@ -68,7 +68,7 @@ class WsgiAnswers:
             status = next((each for kind, each in _STATUSES if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
             raise BadRequest(status, "The request is not HTTP, or larger than allowed.") from error
 
-    def answer(self, request: "Request", *, last: bool) -> WebAnswer:
+    def answer(self, request: "Request", *, last: bool) -> HttpAnswer:
         """What the application answers; ``last``: the connection ends with it in any case.
 
         It also ends with the answer to a request that has a body: no resource takes one, so it is not read.
@@ -87,15 +87,15 @@ class WsgiAnswers:
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
-        return WebAnswer(bytes(written.data), response.should_close())
+        return HttpAnswer(bytes(written.data), response.should_close())
 
 
-def refusal(status: HTTPStatus, description: str) -> WebAnswer:
+def refusal(status: HTTPStatus, description: str) -> HttpAnswer:
     """The answer to a request that does not reach the application, in the form of the application's errors."""
     body = json.dumps({"title": f"{status.value} {status.phrase}", "description": description}).encode()
     headers = {"Connection": "close", "Content-Type": "application/json", "Content-Length": str(len(body)), **HEADERS}
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-    return WebAnswer("\r\n".join([*lines, "", ""]).encode() + body, last=True)
+    return HttpAnswer("\r\n".join([*lines, "", ""]).encode() + body, last=True)
 
 
 class _Written:
