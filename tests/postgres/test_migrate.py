@@ -114,6 +114,7 @@ def test_once_and_again(fresh: Connection) -> None:
         (2, "campaign_indexes"),
         (3, "jobs"),
         (4, "job_indexes"),
+        (6, "campaign_log"),
     ]
 
 

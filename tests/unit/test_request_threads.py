@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.sending.requests import AccountKey, RequestThreads
+from worker.sending.requests import ProviderAccount, RequestThreads
 
 DEADLINE_SECONDS = 30.0
 
@@ -163,9 +163,9 @@ class Accounts:
         return ended
 
 
-def account(owner: str) -> AccountKey:
+def account(owner: str) -> ProviderAccount:
     kind, name = owner.split()
-    return AccountKey(kind, name)
+    return ProviderAccount(kind, name)
 
 
 @pytest.fixture
