@@ -122,6 +122,7 @@ def test_once_and_again(fresh: Connection) -> None:
         (3, "jobs"),
         (4, "job_indexes"),
         (5, "addresses"),
+        (6, "campaign_log"),
     ]
 
 

@@ -138,7 +138,7 @@ class TwoTenants:
                  "gmail_id": None, "gmail_thread_id": None, "at": now.isoformat()}  # fmt: skip
         notice = email | {"notice_id": self.notice, "sender": "s@x.example", "entity_type": "Tenant",
                           "entity_id": self.tenant, "tenant_id": self.tenant,
-                          "for_user": self.other_user}  # fmt: skip
+                          "user_id": self.other_user}  # fmt: skip
         outcome = [
             {
                 "id": each,

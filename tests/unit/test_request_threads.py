@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.sending.requests import RequestAccount, RequestThreads
+from worker.sending.requests import ProviderAccount, RequestThreads
 
 DEADLINE_SECONDS = 30.0
 
@@ -187,9 +187,9 @@ class Accounts:
         return ended
 
 
-def account(owner: str) -> RequestAccount:
+def account(owner: str) -> ProviderAccount:
     kind, name = owner.split()
-    return RequestAccount(kind, name)
+    return ProviderAccount(kind, name)
 
 
 @pytest.fixture

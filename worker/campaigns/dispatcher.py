@@ -16,7 +16,7 @@ from worker.campaigns.batch_queue import BatchQueue
 from worker.errors import AccountRejected, CampaignRejected, SendError
 from worker.runtime.clock import boot_seconds
 from worker.sending.outcomes import Outcome, OutcomeKind, failed
-from worker.sending.requests import RequestAccount, RequestThreads
+from worker.sending.requests import ProviderAccount, RequestThreads
 
 LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
 # How long a message keeps the interpreter busy. Threads that wait for their provider no longer than that only compete
@@ -26,10 +26,10 @@ NO_MEMORY_SECONDS = 300.0  # how long a campaign waits whose messages need more 
 POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are on the wire
 
 
-def account_of(queue: BatchQueue) -> RequestAccount:
+def account_of(queue: BatchQueue) -> ProviderAccount:
     """The account that a batch leaves through: as its provider sees it, and each tenant for itself."""
     transport, campaign = queue.batch.transport, queue.batch.campaign
-    return RequestAccount(type(transport.provider).__name__, f"{campaign.tenant_id} {transport.account_key}")
+    return ProviderAccount(type(transport.provider).__name__, f"{campaign.tenant_id} {transport.account_key}")
 
 
 class Dispatcher:

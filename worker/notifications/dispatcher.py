@@ -20,7 +20,7 @@ from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.signals import Signals
 from worker.sending.limits import too_large, wire_bytes
 from worker.sending.outcomes import Outcome, OutcomeKind, failed
-from worker.sending.requests import RequestAccount, RequestThreads
+from worker.sending.requests import ProviderAccount, RequestThreads
 
 THREADS = 8  # messages that are sent at the same time, so at most so many are unconfirmed after a kill
 SEND_LIMIT_SECONDS = 60.0  # between the mark and the send; after it another process may have claimed the message
@@ -29,8 +29,8 @@ POLL_SECONDS = 0.1  # how soon a signal is noticed
 Prepare = Callable[[Notification], OutgoingMessage]
 
 
-def _account_of(notification: Notification) -> RequestAccount:
-    return RequestAccount(notification.channel, notification.tenant_id or "")
+def _account_of(notification: Notification) -> ProviderAccount:
+    return ProviderAccount(notification.channel, notification.tenant_id or "")
 
 
 class NotificationDispatcher:

@@ -59,5 +59,5 @@ class OutboxEmail:
             "entity_id": self.entity_id,
             "at": at,
             "tenant_id": self.tenant_id,
-            "for_user": self.user_id,
+            "user_id": self.user_id,
         }

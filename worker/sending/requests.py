@@ -23,7 +23,7 @@ MOST_TIMES = 6  # so many times the usual number of threads, while the others ar
 ACCOUNTS_KEPT = 4096  # whose limits are remembered
 
 
-class RequestAccount(NamedTuple):
+class ProviderAccount(NamedTuple):
     """What becomes slow as a whole: ``name`` is an account at a ``kind`` of provider."""
 
     kind: str
@@ -33,7 +33,7 @@ class RequestAccount(NamedTuple):
 class _Request(Generic[Owner, Answer]):
     """A request, from its submission until it is collected."""
 
-    def __init__(self, owner: Owner, account: RequestAccount | None, call: Callable[[], Answer]) -> None:
+    def __init__(self, owner: Owner, account: ProviderAccount | None, call: Callable[[], Answer]) -> None:
         self.owner = owner
         self.account = account
         self.call = call
@@ -52,7 +52,7 @@ class RequestThreads(Generic[Owner, Answer]):
     def __init__(
         self,
         size: int,
-        account_of: Callable[[Owner], RequestAccount] | None = None,
+        account_of: Callable[[Owner], ProviderAccount] | None = None,
         *,
         stuck_seconds: float = STUCK_SECONDS,
         first_threads: int = FIRST_THREADS,
@@ -67,7 +67,7 @@ class RequestThreads(Generic[Owner, Answer]):
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: deque[_Request[Owner, Answer]] = deque()
         self._running: set[_Request[Owner, Answer]] = set()
-        self._limits: dict[RequestAccount, int] = {}
+        self._limits: dict[ProviderAccount, int] = {}
         self._threads: list[threading.Thread] = []
         self._closed = False
 
@@ -85,7 +85,8 @@ class RequestThreads(Generic[Owner, Answer]):
         """How many more requests would find a thread at once."""
         with self._changed:
             self._relieve()
-            return max(0, self._places() - len(self._waiting))
+            stuck = sum(request.stuck for request in self._running)
+            return max(0, min(self.size - len(self._open) + stuck, self.most - len(self._open)))
 
     @property
     def stuck(self) -> int:
@@ -101,7 +102,7 @@ class RequestThreads(Generic[Owner, Answer]):
             self._relieve()
             return bool(self._running) and all(request.stuck for request in self._running)
 
-    def has_room(self, account: RequestAccount, before: int = 0) -> bool:
+    def has_room(self, account: ProviderAccount, before: int = 0) -> bool:
         """Whether one more request through this account would find a thread after ``before`` others of it."""
         with self._changed:
             self._relieve()
@@ -221,7 +222,7 @@ class RequestThreads(Generic[Owner, Answer]):
         working = sum(not request.stuck for request in self._running)
         return min(self.size - working, self.most - len(self._running))
 
-    def _admits(self, account: RequestAccount, waiting: int) -> bool:
+    def _admits(self, account: ProviderAccount, waiting: int) -> bool:
         """Whether the account may have one more request beside those that run and so many that wait."""
         own = [request for request in self._running if request.account == account]
         of_kind = sum(

@@ -46,12 +46,14 @@ WHERE n.id = d.id AND n.holder = %(holder)s;
 WITH ended AS (
     DELETE FROM worker.notice WHERE id = ANY (%(ids)s::uuid[]) AND holder = %(holder)s RETURNING id
 ), email AS (
-    SELECT o.*, u.id AS user_id -- null, which "EmailLog" refuses, where the tenant has no such user any more
+    SELECT o.address, o.sender, o.subject, o.body, o.html, o.message_id, o.gmail_id, o.gmail_thread_id, o.entity_type,
+           o.entity_id, o.at, o.tenant_id,
+           u.id AS user_id -- null, which "EmailLog" refuses, where the tenant has no such user any more
     FROM jsonb_to_recordset(%(outbox)s::jsonb) AS o (notice_id uuid, address text, sender text, subject text,
         body text, html text, message_id text, gmail_id text, gmail_thread_id text, entity_type text,
-        entity_id text, at timestamp, tenant_id text, for_user text)
+        entity_id text, at timestamp, tenant_id text, user_id text)
     JOIN ended ON ended.id = o.notice_id
-    LEFT JOIN "User" u ON u.id = o.for_user AND u."tenantId" = o.tenant_id
+    LEFT JOIN "User" u ON u.id = o.user_id AND u."tenantId" = o.tenant_id
 ), filed AS (
     -- include: email_log
 )
