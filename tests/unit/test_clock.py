@@ -81,3 +81,20 @@ def test_large_steps() -> None:
     for at in (NOON, NOON - DAY, NOON + DAY, NOON - SECOND):
         clock.set(at)
         assert clock() == at
+
+
+def test_when_to_read_it() -> None:
+    """At first, after 25 s (also while the machine slept), and after a lost connection."""
+    machine = Machine(NOON)
+    clock = machine.clock()
+    assert clock.needs_reading
+    clock.set(NOON)
+    machine.pass_by(25)
+    assert not clock.needs_reading
+    machine.pass_by(0.1)
+    assert clock.needs_reading
+    clock.set(NOON)
+    clock.forget()
+    assert clock.needs_reading
+    clock.set(NOON)
+    assert not clock.needs_reading

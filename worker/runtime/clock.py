@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 SKEW_SECONDS = 30.0  # a larger difference between the machine's clock and the database's is reported
+READING_SECONDS = 25.0  # a reading serves ticks that follow each other sooner; clocks differ by microseconds then
 JITTER = timedelta(seconds=1)  # two readings may disagree by so much: their answers travelled for different times
 
 
@@ -48,6 +49,7 @@ class DatabaseClock:
         self._machine_clock = machine_clock
         self._elapsed = elapsed
         self._reading: _Reading | None = None
+        self._lost = False
         self._reported = False
 
     def __call__(self) -> datetime:
@@ -56,6 +58,16 @@ class DatabaseClock:
         if reading is None:
             return self._machine_clock()
         return max(reading.floor, reading.at + timedelta(seconds=self._elapsed() - reading.seconds))
+
+    @property
+    def needs_reading(self) -> bool:
+        """Whether the latest reading is too old for another tick, or there is none."""
+        reading = self._reading
+        return self._lost or reading is None or self._elapsed() - reading.seconds > READING_SECONDS
+
+    def forget(self) -> None:
+        """The connection was lost: behind the same address there may be another server, with another clock."""
+        self._lost = True
 
     def set(self, at: datetime) -> None:
         """To be called with the database's time as soon as it arrives.
@@ -66,6 +78,7 @@ class DatabaseClock:
         before = self()
         is_jitter = self._reading is not None and timedelta(0) < before - at < JITTER
         self._reading = _Reading(at, self._elapsed(), before if is_jitter else at)
+        self._lost = False
         self._compare(at)
 
     def _compare(self, at: datetime) -> None:

@@ -58,17 +58,19 @@ class JobContext:
         return self.lock.held and not self.signals.stopping
 
     def read_time(self) -> None:
-        """Sets ``clock`` by the database's, if the program has a database: one statement.
+        """Sets ``clock`` by the database's, if the program has a database: one statement, unless it did so just now.
 
         Raises psycopg2.Error, also when the database takes no writes.
         """
-        if self._database_clock is not None:
+        if self._database_clock is not None and self._database_clock.needs_reading:
             self._database_clock.set(self.database.read_time())
 
     def disconnect(self) -> None:
         """Closes the connections to the servers; the next use of each connects again."""
         if "database" in vars(self):
             self.database.close()
+        if self._database_clock is not None:
+            self._database_clock.forget()
         self.redis.connection_pool.disconnect(inuse_connections=False)
         self.lock.disconnect()
 

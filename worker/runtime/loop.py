@@ -5,7 +5,7 @@ They never overlap, and several missed ticks are run as one. A tick says when it
 then or at the next interval, whichever is sooner. While PostgreSQL or Redis cannot work, or the machine lacks
 resources, the loop retries with a growing pause; it logs the outage once, and continues by itself when it is over.
 
-All times of a tick are the database's, read once at its start (worker/runtime/clock.py).
+All times of a tick are the database's, read at its start (worker/runtime/clock.py).
 """
 
 import logging
