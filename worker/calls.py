@@ -54,7 +54,7 @@ class CallsJob:
         self._sql = queries("calls")
         self._reporter = CallReporter(context)
         self._claims = CallClaims(context, self._reporter)
-        self._accounts = CallingAccounts(settings, context.redis, REQUEST_THREADS, monotonic)
+        self._accounts = CallingAccounts(settings, context.redis, REQUEST_THREADS, monotonic, context.clock)
         self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds)
         self._selection = CallSelection(context, self._accounts, self._claims, monotonic)
         self._placement = CallPlacement(settings.app_url or "", self._accounts, self._claims, self._requests)
