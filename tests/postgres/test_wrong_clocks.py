@@ -1,7 +1,8 @@
 """Real jobs in the real loop on a machine whose clock is wrong: what they do is right by the database's clock."""
 
 import logging
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -116,6 +117,26 @@ def test_leads_are_due_when_they_are_due(off: timedelta, run_once: OneRun, crm: 
     assert [row[0] for row in crm.execute("SELECT lead_id FROM worker.lead_reminder")] == [quiet]
     assert run_once("reminders", RemindersJob, -off) == 0
     assert world.total("smtp") == 1
+
+
+@pytest.mark.parametrize("off", [DAY, -DAY], ids=str)
+@pytest.mark.parametrize("channel", ["whatsapp", "twilio"])
+def test_a_retry_after_that_is_a_date(channel: str, off: timedelta, run_once: OneRun, crm: Crm, world: World) -> None:
+    """It is compared with the true time: the account waits neither for a day more nor not at all."""
+    date = format_datetime((utc_now() + timedelta(minutes=10)).replace(tzinfo=UTC), usegmt=True)
+    world.script(channel, status=429, code=20429 if channel == "twilio" else 130429, retry_after=date)
+    if channel == "twilio":
+        crm.add_call_settings()
+        crm.add_call()
+        assert run_once("calls", CallsJob, off) == 0
+    else:
+        crm.add_campaign("whatsapp", recipients=1)
+        assert run_once("campaign", CampaignJob, off) == 0
+    assert world.total(channel) == 0
+    retry = (
+        'SELECT "nextRetryAt" FROM "CallQueue"' if channel == "twilio" else "SELECT due_at FROM worker.campaign_retry"
+    )
+    assert timedelta(minutes=9) < crm.value(retry) - utc_now() <= timedelta(minutes=10, seconds=1)
 
 
 def test_a_right_clock_is_not_mentioned(run_once: OneRun, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import redis
@@ -15,6 +16,7 @@ from worker.errors import AccountRejected, RetryLater, SendError, TransportMissi
 from worker.providers.http import HttpPool
 from worker.providers.twilio import TwilioProvider
 from worker.runtime.backoff import backoff_seconds
+from worker.runtime.clock import utc_now
 from worker.runtime.settings import Settings
 from worker.sending.pacing import Pace
 
@@ -96,11 +98,15 @@ class CallingAccounts:
         client: redis.Redis,
         concurrency: int,
         monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        """``concurrency``: requests at once. ``monotonic``: the clock, in seconds, that backoff goes by."""
+        """``concurrency``: requests at once. ``monotonic``: the clock, in seconds, that backoff goes by.
+
+        ``clock``: UTC without a zone, for a Retry-After that is a date.
+        """
         self._settings = settings
         self._redis = client
-        self._pool = HttpPool(concurrency)
+        self._pool = HttpPool(concurrency, clock=lambda: clock().replace(tzinfo=UTC).timestamp())
         self._monotonic = monotonic
         self._deferrals: dict[str, int] = {}  # account SID -> deferrals in a row
         self._backoff_until: dict[str, float] = {}  # account SID or settings_key -> monotonic()

@@ -118,8 +118,8 @@ class SendingAccounts:
         """``concurrency``: threads that send at once. Raises SettingsError when SMTP_URL cannot be used."""
         self._settings = settings
         self._redis = client
-        self._pool = HttpPool(concurrency)
         self._aware_clock = lambda: clock().replace(tzinfo=UTC)
+        self._pool = HttpPool(concurrency, clock=lambda: clock().replace(tzinfo=UTC).timestamp())
         self._gmail: OrderedDict[tuple[str, ...], GmailAccount] = OrderedDict()
         try:
             self._smtp = SmtpProvider(settings.smtp_url) if settings.smtp_url else None
