@@ -109,6 +109,7 @@ FROM unnest(%(names)s::text[]) AS wanted (name)
 JOIN pg_catalog.pg_index i ON i.indexrelid = to_regclass(quote_ident(wanted.name))
 """
 _CREATED = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS "(worker_\w+)"\s+ON "(\w+)"')
+_DROPPED = re.compile(r'DROP INDEX CONCURRENTLY IF EXISTS "(worker_\w+)"')
 
 
 def redis_warnings(client: redis.Redis) -> list[str]:
@@ -183,10 +184,15 @@ def _own_warnings(db: Database) -> Iterator[str]:
 
 
 def _indexes() -> Iterator[_Index]:
+    """Those that all migrations together make."""
+    found: dict[str, _Index] = {}
     for migration in migrations():
         source = f"worker/sql/migrations/{migration.version:04d}_{migration.name}.sql"
         for name, table in _CREATED.findall(migration.sql):
-            yield _Index(name, table, source)
+            found[name] = _Index(name, table, source)
+        for name in _DROPPED.findall(migration.sql):
+            found.pop(name, None)
+    yield from found.values()
 
 
 def _listed(noun: str, names: Sequence[str]) -> str:
