@@ -1,5 +1,6 @@
 """worker.address and Python call the same addresses one: both are fed the same inputs."""
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sandbox.crm import apply_schema
-from worker.content import invisible
+from worker.content import invisible_characters as invisible
 from worker.content.addresses import parse_address
 from worker.content.phones import to_e164, whatsapp_id
 from worker.runtime import migrations
@@ -121,8 +122,11 @@ def test_two_email_addresses(db: Connection, one: str, other: str) -> None:
 
 
 def mapped_characters() -> list[str]:
-    """Characters that UTS 46 changes or drops, and a good many that it keeps or forbids."""
-    kept = [chr(code) for code in range(1, 0x3400)] + [chr(code) for code in range(0xA000, 0xA100)]
+    """Characters that UTS 46 changes or drops, and a good many that it keeps or forbids.
+
+    Not those that an older idna library than the migration's does not know yet: it refuses them.
+    """
+    kept = [chr(code) for code in range(1, 0x3400) if unicodedata.category(chr(code)) != "Cn"]
     changed = []
     for code in [*range(0xA640, 0xD7FB), *range(0xF900, 0x30000), *range(0xE0000, 0xE0200)]:
         try:

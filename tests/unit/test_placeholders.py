@@ -248,6 +248,7 @@ def test_html_the_worker_made_is_markup_only_where_text_stands() -> None:
         "{{&nbsp;name&nbsp;}}",
         "{{&#160;name&#xA0;}}",
         "{{&#0160;name&ensp;&thinsp;}}",
+        "{{&nbspname&nbsp}}",
         "{{\u00a0name\u2003}}",
         "{{\u200bname\ufeff}}",
         "{{&ZeroWidthSpace;&shy;name&#8203;}}",

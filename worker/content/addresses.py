@@ -9,7 +9,7 @@ import re
 
 import idna
 
-from worker.content import invisible
+from worker.content import invisible_characters as invisible
 
 LONGEST_WRITTEN = 1000  # characters, with what is dropped; what is longer is refused before it is looked at
 ADDRESS_LIMIT = 254  # octets, RFC 5321 4.5.3.1.3 less the angle brackets

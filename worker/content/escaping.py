@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from worker.content import invisible
+from worker.content import invisible_characters as invisible
 from worker.content.addresses import parse_address
 from worker.content.markup import Attribute, Passage, Tag, comment_end, pieces, unescape
 from worker.content.phones import to_e164

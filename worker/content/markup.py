@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from worker.content.visibility import Element, OpenElements, StyleSheet
+from worker.content.hidden_elements import Element, OpenElements, StyleSheet
 
 # Elements whose content is text and never holds a tag.
 RAW_TEXT = frozenset({"style", "script", "title", "textarea", "xmp", "iframe", "noembed", "noframes", "plaintext"})

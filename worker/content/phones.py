@@ -10,7 +10,7 @@ import re
 import phonenumbers
 from phonenumbers import PhoneNumber, PhoneNumberFormat, PhoneNumberType, ValidationResult
 
-from worker.content import invisible
+from worker.content import invisible_characters as invisible
 
 LONGEST_WRITTEN = 1000  # characters; what is longer is refused before it is looked at
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from worker.content import invisible
+from worker.content import invisible_characters as invisible
 
 # A tag, but of none whose content is text: a placeholder does not reach into a script.
 _TAG = (
@@ -19,6 +19,7 @@ _TAG = (
 )
 _REFERENCE = (
     r"&(?!#0{0,5}12[35];|#x0{0,5}7[bd];|[lr]brace;|[lr]cub;)(?:#[0-9]{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,20});"
+    r"|&nbsp"
 )
 _PERCENT = r"%(?:0[9ad]|20|c2%a0|e2%80%8[0-f]|ef%bb%bf)"
 _BETWEEN = rf"(?i:{_TAG}|{_REFERENCE}|{_PERCENT}|[\s{invisible.CLASS}])*+"

@@ -1,16 +1,18 @@
--- One spelling for each address, whatever encoding and locale the database has: worker.address says when two are one.
+-- worker.address: the one spelling of an address, by which the same one is found twice.
 --
--- It gives parse_address(email).lower() for every e-mail address that worker/content/addresses.py takes, and for every
--- phone number that worker/content/phones.py takes the digits of the number that it is sent to. What those refuse keeps
--- a spelling of its own, so that nobody who can be written to is taken for the double of somebody who cannot.
--- tests/postgres/test_address_agreement.py feeds both sides the same inputs.
+-- For every e-mail address that worker/content/addresses.py accepts it is parse_address(email).lower(); for phone numbers
+-- that worker/content/phones.py accepts it is the number that is sent to. Two spellings that are one here are one there:
+-- both are accepted, and lead to the same place, or both are refused. (But a domain that IDNA 2008 forbids may exist, and
+-- is accepted in its ASCII form only: fail_doubles keeps the plainest spelling.)
+-- tests/postgres/test_address_agreement.py gives both sides the same inputs.
 --
--- All of it is computed here rather than looked up in a table that Python fills: claims, settlements and the targets of
--- a campaign ask for addresses that Python has not seen. The data below is not in PostgreSQL: its lower() depends on the
--- locale, and it has no Punycode. For domains outside ASCII it takes a UTF-8 database to tell all spellings of one;
--- elsewhere, composed letters (as keyboards write them) and their case are told.
+-- It is computed in SQL, not looked up in a table that Python fills: claims, settlements and the targets of a campaign
+-- ask for addresses that Python has not seen. The tables of letters below are needed because PostgreSQL has no Punycode,
+-- and because its lower() depends on the locale of the database. Domains in other scripts than Latin need a UTF-8
+-- database to have all their spellings recognised; elsewhere only composed letters, as keyboards write them, and their
+-- case are recognised.
 
--- The same ranges as worker/content/invisible.py.
+-- The same ranges as worker/content/invisible_characters.py.
 CREATE FUNCTION worker.is_invisible(code integer) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT code BETWEEN 0 AND 32 OR code BETWEEN 127 AND 160 OR code = 173 OR code = 847 OR code = 1564 OR
@@ -121,7 +123,8 @@ END $$;
 
 -- The characters of a domain as UTS 46 maps them (non-transitional: sharp s and the joiners stay), in NFC. Letters that
 -- have a lower case are in runs: each steps-th character from firsts to lasts, with deltas added; a run that adds 0 is
--- of characters that are not allowed, which stay so. All others are mapped by their compatibility decomposition.
+-- of characters that are not allowed, which stay so. All others are mapped by their compatibility decomposition. The
+-- runs come from the table of UTS 46 in Unicode 18, as the idna library has it.
 CREATE FUNCTION worker.mapped_domain(domain integer[]) RETURNS integer[]
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
@@ -363,7 +366,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     END
 $$;
 
--- Whether digits can only be a number with its country code: inside the country none has this length.
+-- Whether digits can only be a number with its country code: inside the country none has this length (from the metadata
+-- of libphonenumber 9.0; where a country has numbers of many lengths, the longest are told).
 CREATE FUNCTION worker.has_country_code(digits text) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT digits ~ '^(?:(?:290)[0-9]{4,5}|(?:247|500|67[6-8]|682|82)[0-9]{5}|(?:685)[0-9]{5,6}|(?:688'
@@ -396,7 +400,8 @@ DECLARE
     again text;
 BEGIN
     IF digits IS NULL THEN
-        RETURN CASE WHEN phone ~ '[0-9]' THEN phone END;  -- no number: fails with the reason when it is sent to
+        -- no number: it fails with the reason when it is sent to, unless there is no digit in it at all
+        RETURN CASE WHEN worker.phone_text(left(phone, 1000)) ~ '[0-9]' THEN phone END;
     ELSIF starts_with(digits, '+') THEN
         digits := substr(digits, 2);
     ELSE
