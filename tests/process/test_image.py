@@ -184,7 +184,7 @@ def test_a_campaign_is_sent_and_only_volumes_are_written(run: Run, image: Image,
         world.script("smtp", action="hang", seconds=60)
         crm.add_campaign("email", recipients=50)
         held = world.total("smtp")
-        wait_for(lambda: world.total("smtp") >= held + 8, "messages hang on the wire", SLOW_SECONDS)
+        wait_for(lambda: world.total("smtp") > held, "a message hangs on the wire", SLOW_SECONDS)
         assert container.stop(STOP_SECONDS) == 0
     assert users.ids == {USER}
     assert {"python", "gunicorn"} & users.names

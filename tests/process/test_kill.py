@@ -19,6 +19,7 @@ from workers import Start, wait_for
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
+from worker.sending.requests import FIRST_THREADS
 
 CONCURRENCY = 8
 
@@ -80,12 +81,12 @@ def test_messages_on_the_wire_at_a_kill_are_unconfirmed_and_all_others_are_sent_
     world.script(channel, action="hang", seconds=60)
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=60)
     worker = start()
-    world.wait_for(channel, CONCURRENCY)
+    world.wait_for(channel, FIRST_THREADS)
     worker.kill()
     world.clear_script()
     start()
     wait_for(lambda: books.ended(campaign), "the campaign ends")
-    assert books.balance(campaign, channel) == CONCURRENCY
+    assert books.balance(campaign, channel) == FIRST_THREADS
     assert world.total(channel) == 60
 
 
@@ -210,12 +211,12 @@ def test_gmail_is_asked_about_messages_on_the_wire_and_has_them(
     world.script("gmail", action="hang", seconds=60)
     campaign = gmail_campaign(crm, gmail_user, 30)
     worker = start()
-    world.wait_for("gmail", CONCURRENCY)
+    world.wait_for("gmail", FIRST_THREADS)
     worker.kill()
     world.clear_script()
     start()
-    wait_for(lambda: waiting_to_ask(crm) == CONCURRENCY, "the dead worker's batch is settled")
-    wait_for(lambda: books.sent(campaign) == 30 - CONCURRENCY, "the others are sent")
+    wait_for(lambda: waiting_to_ask(crm) == FIRST_THREADS, "the dead worker's batch is settled")
+    wait_for(lambda: books.sent(campaign) == 30 - FIRST_THREADS, "the others are sent")
     assert books.status(campaign) == "running"
     ask_now(crm)
     wait_for(lambda: books.ended_early(campaign), "the campaign ends")
@@ -231,11 +232,11 @@ def test_messages_that_gmail_does_not_have_are_sent_again_once(
     campaign = gmail_campaign(crm, gmail_user, 30)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         worker = start(GMAIL_API_URL=f"http://127.0.0.1:{listener.getsockname()[1]}")
-        wait_for(lambda: started_messages(books) == CONCURRENCY, "the first messages are on the wire")
+        wait_for(lambda: started_messages(books) == FIRST_THREADS, "the first messages are on the wire")
         worker.kill()
     start()
-    wait_for(lambda: waiting_to_ask(crm) == CONCURRENCY, "the dead worker's batch is settled")
-    wait_for(lambda: books.sent(campaign) == 30 - CONCURRENCY, "the others are sent")
+    wait_for(lambda: waiting_to_ask(crm) == FIRST_THREADS, "the dead worker's batch is settled")
+    wait_for(lambda: books.sent(campaign) == 30 - FIRST_THREADS, "the others are sent")
     ask_now(crm)
     wait_for(lambda: books.ended_early(campaign), "the campaign ends")
     assert books.balance(campaign, "gmail") == 0
@@ -271,21 +272,21 @@ def test_a_gmail_that_cannot_be_asked_ends_the_waiting(
 ) -> None:
     """The grant was withdrawn, or allows sending only: the recipients are unconfirmed, nothing waits any longer."""
     world.script("gmail", action="hang", seconds=60)
-    campaign = gmail_campaign(crm, gmail_user, 4)
+    campaign = gmail_campaign(crm, gmail_user, FIRST_THREADS)
     worker = start()
-    world.wait_for("gmail", 4)
+    world.wait_for("gmail", FIRST_THREADS)
     worker.kill()
     world.clear_script()
     if revoked:
         world.revoke(accounts.GMAIL_ACCESS_TOKEN)
         world.revoke(accounts.GMAIL_REFRESH_TOKEN)
     start(**({} if revoked else {"GMAIL_API_URL": send_only_gmail}))
-    wait_for(lambda: waiting_to_ask(crm) == 4, "the dead worker's batch is settled")
+    wait_for(lambda: waiting_to_ask(crm) == FIRST_THREADS, "the dead worker's batch is settled")
     ask_now(crm)
-    wait_for(lambda: crm.counts(campaign) == {"failed": 4}, "the recipients fail", 20)
-    assert books.unconfirmed(campaign) == 4
+    wait_for(lambda: crm.counts(campaign) == {"failed": FIRST_THREADS}, "the recipients fail", 20)
+    assert books.unconfirmed(campaign) == FIRST_THREADS
     assert waiting_to_ask(crm) == 0
     wait_for(lambda: books.ended(campaign) or not revoked, "the campaign fails")
     connected = crm.value('SELECT "gmailRefreshToken" IS NOT NULL FROM "User" WHERE id = %s', gmail_user)
     assert connected == (not revoked)
-    assert world.total("gmail") == 4
+    assert world.total("gmail") == FIRST_THREADS
