@@ -14,6 +14,7 @@ from workers import LOCK, Start, wait_for
 from sandbox.crm import Crm, utc_now
 from sandbox.ports import free_port
 from sandbox.world import World
+from worker.sending.requests import FIRST_THREADS
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -55,17 +56,17 @@ def test_a_provider_that_hangs_longer_than_the_grace_time_does_not_delay_the_end
     world.script(channel, action="hang", seconds=60)
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=30)
     worker = start(SHUTDOWN_GRACE_SECONDS="1")
-    world.wait_for(channel, 8)
+    world.wait_for(channel, FIRST_THREADS)
     began = time.monotonic()
     assert worker.stop() == 0
     assert 0.9 < time.monotonic() - began < 10
-    assert crm.counts(campaign) == {"failed": 8, "pending": 22}
-    assert books.unconfirmed(campaign) == 8
+    assert crm.counts(campaign) == {"failed": FIRST_THREADS, "pending": 30 - FIRST_THREADS}
+    assert books.unconfirmed(campaign) == FIRST_THREADS
     assert books.held() == 0
     assert not redis_client.exists(LOCK)
     world.clear_script()
     assert start("--once").wait() == 0
-    assert books.balance(campaign, channel) == 8
+    assert books.balance(campaign, channel) == FIRST_THREADS
 
 
 def test_a_stop_while_postgresql_is_unavailable_ends_at_once(start: Start) -> None:

@@ -309,7 +309,7 @@ def test_the_words_of_a_link_are_those_that_a_browser_shows() -> None:
 def test_an_address_with_an_encoded_placeholder_is_personal() -> None:
     """It is tagged, never shortened, and what a user chose for a utm_* value is never taken for a placeholder."""
     html = '<a href="https://x.in?e=%7B%7Bemail%7D%7D">x</a>'
-    row = campaign(htmlContent=html, useShortLinks=True, utmSource="%7B%7Bname%7D%7D {{phone}}")
+    row = campaign(html=html, use_short_links=True, utm_source="%7B%7Bname%7D%7D {{phone}}")
     content = prepare_links(row, "https://crm.example")
     [link] = content.links
     assert (link.short_code, link.original_url) == (None, "https://x.in?e={{email}}")
