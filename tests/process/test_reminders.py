@@ -13,9 +13,9 @@ from workers import Start, Worker, wait_for
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
+from worker.sending.requests import FIRST_THREADS
 
 LOCK = "lock:lead-reminder-scheduler"
-THREADS = 8
 
 
 class Tenants:
@@ -111,17 +111,17 @@ def test_a_kill_while_sending(channel: str, policy: str, tenants: Tenants, world
     tenants.of_channel(channel, 20)
     world.script(channel, action="hang", seconds=60)
     worker = remind()
-    world.wait_for(channel, THREADS)
+    world.wait_for(channel, FIRST_THREADS)
     worker.kill()
     world.clear_script()
     second = remind("--once", UNCONFIRMED_SENDS=policy)
     assert second.wait() == 0
     assert world.total(channel) == 20
-    assert tenants.notifications() == THREADS, "they wait until a provider could be asked"
+    assert tenants.notifications() == FIRST_THREADS, "they wait until a provider could be asked"
     tenants.ask_now()
     assert remind("--once", UNCONFIRMED_SENDS=policy).wait() == 0
     assert remind("--once", UNCONFIRMED_SENDS=policy).wait() == 0
-    assert world.total(channel) == 20 + (THREADS if policy == "resend" else 0)
+    assert world.total(channel) == 20 + (FIRST_THREADS if policy == "resend" else 0)
     assert (tenants.notifications(), tenants.remembered()) == (0, 20)
 
 
@@ -150,7 +150,7 @@ def test_a_kill_before_the_settlement(
 @pytest.mark.parametrize("arrived", [True, False])
 def test_a_kill_while_sending_to_gmail(arrived: bool, tenants: Tenants, world: World, remind: Remind) -> None:
     """Gmail is asked by its Message-ID: what it knows is filed, what it does not know is sent again, once."""
-    tenant = tenants.of_channel("smtp", 4)
+    tenant = tenants.of_channel("smtp", FIRST_THREADS)
     mail = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
     columns = accounts.gmail_columns("asha@gmail.example")
     tenants.crm.execute(
@@ -164,17 +164,17 @@ def test_a_kill_while_sending_to_gmail(arrived: bool, tenants: Tenants, world: W
     )
     world.script("gmail", action="hang", seconds=60)
     worker = remind()
-    world.wait_for("gmail", 4)
+    world.wait_for("gmail", FIRST_THREADS)
     worker.kill()
     world.clear_script()
     if not arrived:
         world.reset()
     remind("--once").wait()
-    assert tenants.notifications() == 4
+    assert tenants.notifications() == FIRST_THREADS
     tenants.ask_now()
     assert remind("--once").wait() == 0
-    assert world.total("gmail") == 4
-    assert tenants.crm.value('SELECT count(DISTINCT "gmailMessageId") FROM "EmailLog"') == 4
+    assert world.total("gmail") == FIRST_THREADS
+    assert tenants.crm.value('SELECT count(DISTINCT "gmailMessageId") FROM "EmailLog"') == FIRST_THREADS
     assert tenants.notifications() == 0
 
 
@@ -205,10 +205,10 @@ def test_a_signal(tenants: Tenants, world: World, remind: Remind, redis_client: 
     tenants.of_channel("smtp", 30)
     world.script("smtp", action="hang", seconds=60)
     worker = remind(SHUTDOWN_GRACE_SECONDS="1")
-    world.wait_for("smtp", THREADS)
+    world.wait_for("smtp", FIRST_THREADS)
     assert worker.stop(seconds=10) == 0
     assert not redis_client.exists(LOCK)
-    assert (tenants.notifications(), tenants.remembered()) == (THREADS, THREADS)
+    assert (tenants.notifications(), tenants.remembered()) == (FIRST_THREADS, FIRST_THREADS)
     world.clear_script()
     assert remind("--once").wait() == 0
     assert (world.total("smtp"), world.duplicates("smtp")) == (30, {})
