@@ -29,6 +29,7 @@ FOUND = {
     ("settle", "CampaignRecipient"): {"sending"},
     ("finish", "Campaign"): {"running"},
     ("book", "CallQueue"): {"processing"},
+    ("book_without_references", "CallQueue"): {"processing"},
 }
 NOW = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
 
