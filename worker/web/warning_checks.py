@@ -43,14 +43,14 @@ CONTRACT: Mapping[str, str] = MappingProxyType(
         "CampaignLog": "id tenantId campaignId action message metadata createdAt",
         "CampaignRecipient": "id tenantId campaignId recipientType recipientId recipientName recipientEmail "
         "recipientPhone status sentAt failedAt errorMessage messageId createdAt updatedAt",
-        "Contact": "id name company email phone phoneNormalized whatsapp whatsappNormalized type industry tags "
-        "assignedTo tenantId userId createdAt",
+        "Contact": "id name company email phone phoneCountryCode phoneNormalized whatsapp whatsappNormalized type "
+        "industry tags assignedTo tenantId userId createdAt",
         "EmailLog": "id to from subject body htmlBody status messageId gmailMessageId gmailThreadId entityType "
         "entityId sentAt tenantId userId createdAt updatedAt",
         "EmailTemplate": "id type subject htmlBody isActive isDefault usageCount lastUsedAt tenantId createdAt "
         "updatedAt",
-        "Lead": "id name company email phone phoneNormalized whatsapp whatsappNormalized status priority assignedTo "
-        "tags tenantId userId stageId lastContactedAt lastCalledAt callCount createdAt updatedAt",
+        "Lead": "id name company email phone phoneCountryCode phoneNormalized whatsapp whatsappNormalized status "
+        "priority assignedTo tags tenantId userId stageId lastContactedAt lastCalledAt callCount createdAt updatedAt",
         "PipelineStage": "id slug tenantId",
         "Tenant": "id name slug status plan subscriptionEnd settings contactEmail updatedAt",
         "User": "id email name role isActive tenantId googleEmail gmailAccessToken gmailRefreshToken "
