@@ -23,7 +23,7 @@ from worker.content.utm import UtmParameters, tag_url
 from worker.content.whatsapp import whatsapp_payload
 
 SMALL, LARGE = 100_000, 1_000_000  # characters
-GROWTH = 30  # at most: linear is 10, and some more for memory; quadratic is 100
+GROWTH = 50  # at most: linear is 10, up to 32 where a busy machine has to find the memory; quadratic is 100
 NOTHING_SECONDS = 0.01  # of CPU time: what takes less for the small text says nothing about growth
 TRIES = 4
 
