@@ -290,6 +290,20 @@ def test_a_call_that_waited_too_long_for_a_thread_is_not_placed(desk: Desk, monk
     assert desk.work() == {"placed": 1}
 
 
+def test_a_process_that_is_frozen_while_it_connects_places_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked at its time before, and looks again before the request leaves: the call is released."""
+    clock = iter([1000.0, 1000.0])  # at the claim, at the thread's first look; then five minutes are over
+    monkeypatch.setattr("worker.calling.placement.boot_seconds", lambda: next(clock, 1300.0))
+    desk.crm.add_call_settings()
+    queued = add_call(desk)
+    desk.tick()
+    assert (desk.status(queued), desk.placed(), desk.row(queued)["attempts"]) == ("pending", [], 0)
+    monkeypatch.undo()
+    assert desk.work() == {"placed": 1}
+
+
 def test_an_account_that_was_changed_meanwhile(desk: Desk) -> None:
     """The new account does not know the call: it is not asked, and after a day the call fails."""
     crm = desk.crm

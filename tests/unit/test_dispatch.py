@@ -26,9 +26,11 @@ from worker.errors import (
     RecipientRefused,
     RetryLater,
     SendError,
+    TooLate,
     Unconfirmed,
 )
 from worker.messages import Accepted
+from worker.providers.handover import check_handover
 from worker.runtime.clock import boot_seconds
 from worker.sending.accounts import EmailUser
 from worker.sending.outcomes import Outcome, OutcomeKind
@@ -542,6 +544,29 @@ def test_frozen_too_long(workshop: Workshop) -> None:
     assert account.given == []
     assert set(kinds(batch).values()) <= {OutcomeKind.NOT_SENT}
     assert batch.state is BatchState.LEASE_LOST
+
+
+def test_frozen_between_the_look_and_the_hand_over(workshop: Workshop) -> None:
+    """The provider's last look finds the lease expired: not sent, no attempt counted, and nobody else is written to."""
+    account = Account(answer=refusing(lambda: TooLate("frozen")))
+    batch = workshop.sent(workshop.batch(account, people(3)))
+    assert account.given == ["r-0"]
+    assert set(kinds(batch).values()) <= {OutcomeKind.NOT_SENT}
+    assert batch.state is BatchState.LEASE_LOST
+
+
+def test_the_lease_is_looked_at_until_the_message_is_handed_over(workshop: Workshop) -> None:
+    """A provider that took long to connect asks again, and is told that the lease expired meanwhile."""
+
+    def answer(recipient_id: str) -> Accepted:
+        check_handover()
+        batch.renew_lease(boot_seconds() - 1.0)
+        check_handover()
+        return Accepted(recipient_id)
+
+    batch = workshop.batch(Account(answer=answer), people(1))
+    workshop.sent(batch)
+    assert kinds(batch) == {"r-0": OutcomeKind.NOT_SENT}
 
 
 def test_a_bug_in_a_provider(workshop: Workshop) -> None:

@@ -19,9 +19,11 @@ from worker.errors import (
     RecipientRefused,
     RetryLater,
     SendError,
+    TooLate,
     Unconfirmed,
 )
 from worker.messages import Accepted, Email
+from worker.providers.handover import handed_over_while
 from worker.providers.smtp import SmtpProvider
 
 MAIL = Email("from@shop.example", "to@customer.example", "<1@shop.example>", b"Subject: Hi\r\n\r\nHello\r\n")
@@ -107,6 +109,31 @@ def test_pipelined_commands_arrive_in_one_write_and_wait_for_no_answer(provider_
     with RawServer(script) as server:
         provider_of(server).send(MAIL)
         provider_of(server).send(MAIL)
+
+
+@pytest.mark.parametrize("parts", [0, 1], ids=["before the content", "within it"])
+def test_a_claim_that_was_lost_on_the_way(parts: int, provider_of) -> None:
+    """The process was frozen while it connected or wrote: the server never gets the end, and the session is over."""
+    seen: list[bytes] = []
+    looks = iter([True] * parts)
+
+    def script(connection: Connection) -> None:
+        greet(connection)
+        connection.until(b"DATA\r\n")
+        connection.say(b"250 ok\r\n250 ok\r\n354 go\r\n")
+        while octets := connection.sock.recv(65536):
+            seen.append(octets[-5:])
+
+    def once_more() -> bool:
+        return next(looks, False)
+
+    with RawServer(script) as server:
+        provider = provider_of(server)
+        with pytest.raises(TooLate), handed_over_while(once_more):
+            provider.send(HUGE)
+        assert server.closed.acquire(timeout=20)
+    assert b"\r\n.\r\n" not in seen
+    assert bool(seen) is bool(parts)
 
 
 def test_size_is_announced_and_kept(provider_of) -> None:

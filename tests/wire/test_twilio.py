@@ -20,9 +20,11 @@ from worker.errors import (
     RecipientOptedOut,
     RecipientRefused,
     RetryLater,
+    TooLate,
     TransportMissing,
     Unconfirmed,
 )
+from worker.providers.handover import handed_over_while
 from worker.providers.http import HttpPool
 from worker.providers.twilio import PlacedCall, TwilioProvider
 
@@ -189,6 +191,24 @@ class TestPlace:
                     with pytest.raises(RetryLater, match="307"):
                         ask()
         assert other.connections == 0
+
+    @pytest.mark.parametrize("parts", [0, 1], ids=["before the body", "within it"])
+    def test_a_claim_that_was_lost_on_the_way(self, parts: int, provider_of: Make) -> None:
+        """The process was frozen while it connected or wrote: the server never gets the whole request."""
+        seen: list[bytes] = []
+        looks = iter([True] * parts)
+
+        def script(connection: Connection) -> None:
+            connection.until(b"\r\n\r\n")
+            while octets := connection.sock.recv(65536):
+                seen.append(octets)
+
+        with RawServer(script) as server:
+            provider = provider_of(server)
+            with pytest.raises(TooLate), handed_over_while(lambda: next(looks, False)):
+                provider.place([*FORM, ("Twiml", "x" * 400_000)])
+            assert server.closed.acquire(timeout=20)
+        assert len(b"".join(seen)) < 400_000 * bool(parts) + 1
 
     def test_nobody_listening_is_retry_later(self, provider_of: Make) -> None:
         with RawServer(Connection.hang) as server:

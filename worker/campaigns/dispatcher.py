@@ -13,7 +13,8 @@ from functools import partial
 
 from worker.campaigns.batch import BackoffCause, Batch, Recipient
 from worker.campaigns.batch_queue import BatchQueue
-from worker.errors import AccountRejected, CampaignRejected, SendError
+from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
+from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
 from worker.sending.outcomes import Outcome, OutcomeKind, failed
 from worker.sending.requests import ProviderAccount, RequestThreads
@@ -206,8 +207,12 @@ class Dispatcher:
             return Outcome(OutcomeKind.NOT_SENT, self._clock())
         batch.journal.started(recipient.id)
         try:
-            accepted = batch.transport.send(message)
+            with handed_over_while(lambda: boot_seconds() <= batch.lease_until):
+                accepted = batch.transport.send(message)
             outcome = Outcome(OutcomeKind.ACCEPTED, self._clock(), accepted=accepted)
+        except TooLate:
+            batch.lose_lease()
+            outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
         except SendError as error:
             outcome = self._failed(batch, error)
         except MemoryError:

@@ -28,11 +28,13 @@ from urllib3.response import BaseHTTPResponse
 
 from worker.errors import AccountRejected, RetryLater, SendError, Unconfirmed
 from worker.providers.deadlines import Deadline, exchange, thread_deadline
+from worker.providers.handover import check_handover
 from worker.providers.untrusted import safe_text
 
 EXCHANGE_SECONDS = 60.0  # for a request and its whole answer, however it arrives
 
 _LONGEST_ANSWER = 1_048_576  # octets
+_PART = 262_144  # octets of a request body that are written at once
 _LONGEST_WAIT_SECONDS = 24 * 3600.0
 
 
@@ -63,7 +65,9 @@ class _Body:
         self.handed_over = False
 
     def __iter__(self) -> Iterator[bytes]:
-        yield self._content
+        for start in range(0, len(self._content), _PART):
+            check_handover()
+            yield self._content[start : start + _PART]
         self.handed_over = True
 
 
@@ -135,8 +139,8 @@ class HttpPool:
     ) -> Answer:
         """POST ``body``. A redirect is an answer like any other; nothing is retried here.
 
-        Raises RetryLater when the request was not handed over, or is ``repeatable`` (does no harm when it is sent
-        twice); Unconfirmed when it was handed over and no answer came; AccountRejected when the server's certificate
+        Raises RetryLater when the request was not handed over (TooLate: see handover.py), or is ``repeatable`` (does
+        no harm when it is sent twice); Unconfirmed when it was handed over and no answer came; AccountRejected when the server's certificate
         is not valid: waiting does not help, and the recipients stay pending.
         """
         sent = _Body(body)

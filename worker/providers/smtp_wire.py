@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
 from worker.providers.deadlines import Deadline, exchange
+from worker.providers.handover import check_handover
 from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, refusal
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
 from worker.providers.untrusted import safe_text
@@ -27,6 +28,7 @@ from worker.providers.untrusted import safe_text
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 EXCHANGE_SECONDS = 180.0  # for a message and all of its replies, and beyond that what this rate takes
 SLOWEST_OCTETS_A_SECOND = 50_000
+_PART = 262_144  # octets of a content that are written at once
 
 
 class ConnectionGone(Exception):
@@ -220,7 +222,8 @@ class SmtpConnection:
         view = memoryview(content)
         try:
             while taken < len(content):
-                taken += self._sock.send(view[taken:])
+                check_handover()
+                taken += self._sock.send(view[taken : taken + _PART])
         except TIMED_OUT as error:
             raise RetryLater("the server stopped reading before the end of the message") from error
         except OSError as error:
