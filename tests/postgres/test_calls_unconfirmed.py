@@ -15,6 +15,7 @@ from worker.calling.accounts import CallingAccounts
 from worker.calling.claims import CallClaims
 from worker.calling.queued_call import ClaimedCall
 from worker.calling.reporting import CallReporter
+from worker.calling.requests import CallRequests
 from worker.calling.selection import CallSelection
 from worker.calling.settlement import CallSettlement
 from worker.errors import RecipientRefused
@@ -245,7 +246,8 @@ def claim_next(desk: Desk) -> tuple[CallSettlement, ClaimedCall]:
     settlement = CallSettlement(desk.context, CallReporter(desk.context), lease.holder)
     claims = CallClaims(desk.context, lease, settlement)
     with closing(CallingAccounts(desk.context.settings, desk.redis, concurrency=1)) as accounts:
-        selection = CallSelection(desk.context, accounts, settlement)
+        requests = CallRequests(1, desk.signals, grace_seconds=0.0)
+        selection = CallSelection(desk.context, accounts, settlement, requests)
         choice = selection.choose(selection.open_accounts(desk.now), desk.now)
         (ready,) = claims.claim(choice.candidates, desk.now)
     return settlement, ready.claim
@@ -302,6 +304,18 @@ def test_a_process_that_is_frozen_while_it_connects_places_nothing(
     assert (desk.status(queued), desk.placed(), desk.row(queued)["attempts"]) == ("pending", [], 0)
     monkeypatch.undo()
     assert desk.work() == {"placed": 1}
+
+
+def test_a_call_that_another_worker_put_back_waits_for_this_ones_request(desk: Desk) -> None:
+    """Otherwise the first request, when it ends, would settle the claim of the second one."""
+    desk.crm.add_call_settings()
+    queued = add_call(desk)
+    desk.world.script("twilio", action="hang", seconds=2, times=1)
+    desk.tick()
+    desk.crm.execute("DELETE FROM worker.call_claim")
+    desk.crm.execute("""UPDATE "CallQueue" SET status = 'pending'""")
+    desk.tick()
+    assert (desk.status(queued), len(desk.placed()), desk.claims()) == ("pending", 1, 0)
 
 
 def test_an_account_that_was_changed_meanwhile(desk: Desk) -> None:

@@ -68,6 +68,12 @@ def styled(text: str) -> str:
     return plain_text(f'<style>{text}</style><p style="{text}" class="{text}">x')
 
 
+def numbers(text: str) -> str:
+    text = text[: len(text) // 4]
+    hiding = f"opacity:{text}1;font:{text}x;font-size:{text}!;overflow:hidden;height:{text}z9"
+    return plain_text(f'<p style="{hiding}">x')
+
+
 def linked(text: str) -> object:
     return anchor_texts(f'<a href="http://x">{text}</a>')
 
@@ -127,6 +133,7 @@ TEXTS = {
     "links": ["http://x", "http://x ", "http://x) ", "(http://x/(", ")", "(", ").", "https://{{", "?a=&", "#"],
     "styles": ["display:none;", "a{opacity:0}", "a,", ".a ", "{", "(", "/*", "@media{", ";", "'"],
     "words": ["a", "a.", "@", "ü.", "9", "-", "९", "a ", " ", ",", "=?", "\r", "é"],
+    "numbers": ["0", "1", ".", "0.", "0 ", " ", "0a", "+"],
     "few": ["<b>", "{{name}}", "a "],
 }  # fmt: skip
 PARSERS: list[tuple[Parser, tuple[str, ...]]] = [
@@ -134,6 +141,7 @@ PARSERS: list[tuple[Parser, tuple[str, ...]]] = [
     (lambda text: list(tags(text)), ("few",)),
     (linked, ("few",)),
     (styled, ("styles",)),
+    (numbers, ("numbers",)),
     (lambda text: rewrite_html(text, tagged), ("html",)),
     (lambda text: rewrite_html(f'<a href="http://x/{text}">', tagged), ("links",)),
     (lambda text: rewrite_text(text, tagged), ("links", "placeholders")),

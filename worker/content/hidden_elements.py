@@ -26,8 +26,8 @@ _SPECIAL = _NEVER_SHOWN | {"dialog"}  # hidden by their name alone
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _DECLARATION = re.compile(r"""((?:[^;"'()]|"[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|\([^)]*(?:\)|\Z)|\))*+);?""")
 _SELECTOR = re.compile(r"(?:(?:html|body|\*)\s+)?([a-z][a-z0-9]*|\*)?(?:([.#])([\w-]+))?", re.IGNORECASE)
-_ZERO = re.compile(r"[+-]?(?:0+\.?0*|\.0+)(?:[a-z]+|%)?")
-_FONT_SIZE = re.compile(r"(?:\A|\s)((?:\d+\.?\d*|\.\d+)(?:[a-z]+|%)?)(?:\s*/|\s)")
+_ZERO = re.compile(r"[+-]?(?:0++(?:\.0*+)?|\.0++)(?:[a-z]++|%)?")
+_FONT_SIZE = re.compile(r"(?:\A|\s)((?:\d++(?:\.\d*+)?|\.\d++)(?:[a-z]++|%)?)(?:\s*+/|\s)")
 _RELATIVE = re.compile(r".*(?:em|ex|ch|%)|smaller|larger|inherit|unset", re.DOTALL)
 
 # A start tag closes the elements on the right that are open, unless one of SCOPES was opened since.

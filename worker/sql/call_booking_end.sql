@@ -5,6 +5,12 @@ queue AS (
         "callLogId" = logged.id, "errorMessage" = NULL, "nextRetryAt" = NULL, "updatedAt" = %(now)s
     FROM logged WHERE q.id = %(id)s AND q."tenantId" = logged."tenantId"
     RETURNING q.*
+), moved AS (
+    -- the CRM gave the row to another tenant, whose account would place the call again
+    UPDATE "CallQueue" q
+    SET status = 'failed', "errorMessage" = 'Given to another tenant while it was called', "updatedAt" = %(now)s
+    FROM logged
+    WHERE q.id = %(id)s AND q."tenantId" <> logged."tenantId" AND q.status || '' = 'processing'  -- only by primary key
 ), ended AS (
     DELETE FROM worker.call_claim c USING logged WHERE c.queue_id = %(id)s
 )
