@@ -210,6 +210,26 @@ class TestPlace:
             assert server.closed.acquire(timeout=20)
         assert len(b"".join(seen)) < 400_000 * bool(parts) + 1
 
+    @pytest.mark.parametrize("status", [100, 102, 103, 199])
+    @pytest.mark.parametrize("times", [1, 30])
+    def test_what_a_server_says_before_its_answer(self, times: int, status: int, provider_of: Make) -> None:
+        """It is no answer: the call is placed, once."""
+
+        def script(connection: Connection) -> None:
+            request(connection)
+            connection.say(f"HTTP/1.1 {status} Status\r\nLink: </style.css>\r\n\r\n".encode() * times)
+            answer(connection, 201, {"sid": sid(1), "status": "queued"})
+            connection.hang()
+
+        with RawServer(script) as server:
+            assert provider_of(server).place(FORM) == PlacedCall(sid(1), "queued")
+        assert server.connections == 1
+
+    def test_what_is_no_answer_to_a_request_is_unconfirmed(self, provider_of: Make) -> None:
+        """The server changes to another protocol, and may have placed the call."""
+        with RawServer(answering(101, b"")) as server, pytest.raises(Unconfirmed, match="answered 101"):
+            provider_of(server).place(FORM)
+
     def test_nobody_listening_is_retry_later(self, provider_of: Make) -> None:
         with RawServer(Connection.hang) as server:
             provider = provider_of(server)

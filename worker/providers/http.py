@@ -11,6 +11,7 @@ before each use and connects again. A close can still cross the request on its w
 server that failed while it worked on the request, so it is Unconfirmed, and nothing is ever sent again automatically.
 """
 
+import http.client
 import json
 import socket
 import time
@@ -23,7 +24,7 @@ from typing import Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import HTTPError, ProtocolError, SSLError
 from urllib3.response import BaseHTTPResponse
 
 from worker.errors import AccountRejected, RetryLater, SendError, Unconfirmed
@@ -71,8 +72,24 @@ class _Body:
         self.handed_over = True
 
 
+class _FinalResponse(http.client.HTTPResponse):
+    """The answer to a request, whatever a server says before it (102, 103: RFC 9110, 15.2).
+
+    http.client knows 100 only, and takes any other for the answer: the message would be sent a second time.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status in (http.HTTPStatus.CONTINUE, http.HTTPStatus.SWITCHING_PROTOCOLS) or status >= 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
 class _ConnectionWithDeadline(HTTPConnection):
     """A connection that the deadline of its thread's exchange can end."""
+
+    response_class = _FinalResponse
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
@@ -165,7 +182,13 @@ class HttpPool:
 
     def _request(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> BaseHTTPResponse:
         # The status must be known even if the connection breaks in the body, so the body is read separately.
-        return self._pools.request(method, url, body=body, headers=headers, redirect=False, preload_content=False)
+        response = self._pools.request(
+            method, url, body=body, headers=headers, redirect=False, preload_content=False
+        )
+        if response.status < 200:
+            response.close()
+            raise ProtocolError(f"answered {response.status}, which is no answer to this request")
+        return response
 
     def _answer(self, response: BaseHTTPResponse, deadline: Deadline) -> Answer:
         retry_after = retry_after_seconds(response.headers.get("Retry-After"), self._clock())

@@ -46,6 +46,7 @@ _BATCH_MEMORY_SECONDS = 86_400
 _APPLY = (
     LUA_PUT_ASIDE
     + """
+keep_type(KEYS[1], 'string')
 if redis.call('GET', KEYS[1]) == ARGV[1] then return {{}, {}} end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 local refused, aside = {}, {}
