@@ -157,7 +157,9 @@ class CampaignJob:
                 return
             with self._runs.contained(campaign_id):
                 campaign = self._runs.find(campaign_id)
-                if campaign and self._may_open(campaign):
+                if campaign is None:
+                    self._runs.fail([campaign_id], "its tenant was deleted")  # nothing, if it was deleted itself
+                elif self._may_open(campaign):
                     self._claim(campaign)
 
     def _large_open(self) -> int:

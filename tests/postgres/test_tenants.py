@@ -334,6 +334,28 @@ def test_given_to_another_tenant_while_it_is_sent(crm: Crm, office: Office, worl
     assert world.deliveries() == []
 
 
+@pytest.mark.parametrize(
+    ("moved", "reason"),
+    [(False, "its tenant was deleted"), (True, "it was given to another tenant while it was sent")],
+)
+def test_a_tenant_that_is_deleted_while_its_campaign_is_sent(
+    moved: bool, reason: str, crm: Crm, office: Office, world: World, database_url: str
+) -> None:
+    """The CRM's schema lets the campaign stay: it fails with the reason, and is not looked at for ever."""
+    first, other = crm.add_tenant("first"), crm.add_tenant("other", settings=whatsapp("2"))
+    # a user of its own would take the campaign along
+    campaign = crm.add_campaign(recipients=3, tenant_id=first, user_id=crm.add_user(other))
+    with closing(Database(database_url, "test")) as db:
+        db.execute(queries("campaign")["start_due"], now=utc_now())
+    if moved:
+        crm.execute('UPDATE "Campaign" SET "tenantId" = %s', (other,))
+    crm.execute('DELETE FROM "Tenant" WHERE id = %s', (first,))
+    assert office.run("campaign", CampaignJob) == 0
+    assert office.reasons(campaign) == [reason]
+    assert crm.counts(campaign) == {"pending": 3}
+    assert world.deliveries() == []
+
+
 def test_pauses_in_the_log_of_another_tenant(crm: Crm, office: Office) -> None:
     """A row of "CampaignLog" that belongs to another tenant ends nobody's run."""
     campaign = crm.add_campaign(recipients=3)

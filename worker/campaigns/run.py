@@ -79,7 +79,7 @@ class CampaignRuns:
         return [row["id"] for row in self._db.all(self._sql["ready"], now=self._clock(), busy=list(busy))]
 
     def find(self, campaign_id: str) -> Campaign | None:
-        """The campaign as it is now; None when it was deleted."""
+        """The campaign as it is now; None when it or its tenant was deleted."""
         row = self._db.one(self._sql["campaign"], campaign_id=campaign_id, largest=self._message_max_bytes)
         return Campaign.from_row(row) if row else None
 

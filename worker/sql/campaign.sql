@@ -100,7 +100,8 @@ SELECT c.id, t.id AS "tenantId", c."userId", c.name, c.channel,
            AS "gmailTokenExpiry"
 FROM "Campaign" c
 LEFT JOIN worker.campaign_run r ON r.campaign_id = c.id
-JOIN "Tenant" t ON t.id = coalesce(r.tenant_id, c."tenantId")
+-- the run's tenant may have been deleted since the CRM gave the campaign to another one
+JOIN "Tenant" t ON t.id = coalesce((SELECT o.id FROM "Tenant" o WHERE o.id = r.tenant_id), c."tenantId")
 LEFT JOIN "User" u ON u.id = c."userId" AND u."tenantId" = t.id,
 LATERAL (
     SELECT coalesce(octet_length(c.subject), 0) + coalesce(octet_length(c."htmlContent"), 0)
