@@ -547,7 +547,7 @@ def test_frozen_too_long(workshop: Workshop) -> None:
 
 
 def test_frozen_between_the_look_and_the_hand_over(workshop: Workshop) -> None:
-    """The provider's last look finds the lease expired: not sent, no attempt counted, and nobody else is written to."""
+    """The provider's last look finds the lease expired: not sent, no attempt counted, and nobody else is next."""
     account = Account(answer=refusing(lambda: TooLate("frozen")))
     batch = workshop.sent(workshop.batch(account, people(3)))
     assert account.given == ["r-0"]

@@ -15,10 +15,15 @@ def test_without_a_condition_everything_may_leave() -> None:
 
 def test_a_condition_counts_until_its_end() -> None:
     """It is looked at each time; afterwards it is forgotten, also when the message failed."""
-    looks = [True, False]
-    with pytest.raises(TooLate), handed_over_while(lambda: looks.pop(0)):
-        check_handover()
-        check_handover()
+    looks = [False, True]
+
+    def send() -> None:
+        with handed_over_while(looks.pop):
+            check_handover()
+            check_handover()
+
+    with pytest.raises(TooLate):
+        send()
     assert looks == []
     check_handover()
 

@@ -14,6 +14,7 @@ from functools import partial
 from worker.campaigns.batch import BackoffCause, Batch, Recipient
 from worker.campaigns.batch_queue import BatchQueue
 from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
+from worker.messages import Email, WhatsAppMessage
 from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
 from worker.sending.outcomes import Outcome, OutcomeKind, failed
@@ -206,20 +207,22 @@ class Dispatcher:
             batch.lose_lease()
             return Outcome(OutcomeKind.NOT_SENT, self._clock())
         batch.journal.started(recipient.id)
+        outcome = self._send(batch, message)
+        batch.journal.ended(recipient.id, outcome)
+        return outcome
+
+    def _send(self, batch: Batch, message: Email | WhatsAppMessage) -> Outcome:
         try:
             with handed_over_while(lambda: boot_seconds() <= batch.lease_until):
                 accepted = batch.transport.send(message)
-            outcome = Outcome(OutcomeKind.ACCEPTED, self._clock(), accepted=accepted)
         except TooLate:
             batch.lose_lease()
-            outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
+            return Outcome(OutcomeKind.NOT_SENT, self._clock())
         except SendError as error:
-            outcome = self._failed(batch, error)
+            return self._failed(batch, error)
         except MemoryError:
-            reason = "there was not enough memory to send it"
-            outcome = Outcome(OutcomeKind.UNCONFIRMED, self._clock(), reason)
-        batch.journal.ended(recipient.id, outcome)
-        return outcome
+            return Outcome(OutcomeKind.UNCONFIRMED, self._clock(), "there was not enough memory to send it")
+        return Outcome(OutcomeKind.ACCEPTED, self._clock(), accepted=accepted)
 
     def _failed(self, batch: Batch, error: SendError) -> Outcome:
         if isinstance(error, CampaignRejected | AccountRejected):

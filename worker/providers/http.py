@@ -157,8 +157,8 @@ class HttpPool:
         """POST ``body``. A redirect is an answer like any other; nothing is retried here.
 
         Raises RetryLater when the request was not handed over (TooLate: see handover.py), or is ``repeatable`` (does
-        no harm when it is sent twice); Unconfirmed when it was handed over and no answer came; AccountRejected when the server's certificate
-        is not valid: waiting does not help, and the recipients stay pending.
+        no harm when it is sent twice); Unconfirmed when it was handed over and no answer came; AccountRejected when
+        the server's certificate is not valid: waiting does not help, and the recipients stay pending.
         """
         sent = _Body(body)
         headers = {**headers, "Content-Type": content_type, "Content-Length": str(len(body))}
@@ -182,9 +182,7 @@ class HttpPool:
 
     def _request(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> BaseHTTPResponse:
         # The status must be known even if the connection breaks in the body, so the body is read separately.
-        response = self._pools.request(
-            method, url, body=body, headers=headers, redirect=False, preload_content=False
-        )
+        response = self._pools.request(method, url, body=body, headers=headers, redirect=False, preload_content=False)
         if response.status < 200:
             response.close()
             raise ProtocolError(f"answered {response.status}, which is no answer to this request")
