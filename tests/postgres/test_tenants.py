@@ -356,6 +356,23 @@ def test_a_tenant_that_is_deleted_while_its_campaign_is_sent(
     assert world.deliveries() == []
 
 
+def test_a_tenant_that_is_deleted_while_a_provider_is_to_be_asked(crm: Crm, office: Office) -> None:
+    """Nobody can be asked any more: the worker does not try again and again."""
+    first, other = crm.add_tenant("first"), crm.add_tenant("other")
+    campaign = crm.add_campaign(recipients=2, tenant_id=first, user_id=crm.add_user(other), status="failed")
+    kept = crm.add_campaign(recipients=1, status="paused")
+    for each in (campaign, kept):
+        crm.execute(
+            """INSERT INTO worker.unconfirmed_send (recipient_id, campaign_id, sender, attempts, ask_at)
+               SELECT id, "campaignId", 'gmail:x', 1, now() AT TIME ZONE 'UTC' + %s FROM "CampaignRecipient"
+               WHERE "campaignId" = %s""",
+            (timedelta(seconds=-1 if each == campaign else 60), each),
+        )
+    crm.execute('DELETE FROM "Tenant" WHERE id = %s', (first,))
+    assert office.run("campaign", CampaignJob) == 0
+    assert crm.execute("SELECT campaign_id FROM worker.unconfirmed_send") == [(kept,)]
+
+
 def test_pauses_in_the_log_of_another_tenant(crm: Crm, office: Office) -> None:
     """A row of "CampaignLog" that belongs to another tenant ends nobody's run."""
     campaign = crm.add_campaign(recipients=3)

@@ -457,10 +457,14 @@ WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" = %(campaign_id)s AND p."t
 -- name: drop_batch  Deletes a batch whose campaign was deleted.
 DELETE FROM worker.campaign_batch WHERE id = %(batch_id)s;
 
--- name: drop_unconfirmed  Deletes unconfirmed messages whose campaign or recipient was deleted.
+-- name: drop_unconfirmed  Deletes unconfirmed messages whose campaign, its tenant or recipient was deleted.
 DELETE FROM worker.unconfirmed_send s
 WHERE NOT EXISTS (
     SELECT FROM "CampaignRecipient" p WHERE p.id = s.recipient_id AND p."campaignId" || '' = s.campaign_id
+) OR NOT EXISTS (
+    SELECT FROM "Campaign" c LEFT JOIN worker.campaign_run r ON r.campaign_id = c.id
+    JOIN "Tenant" t ON t.id IN (r.tenant_id, c."tenantId")
+    WHERE c.id = s.campaign_id
 );
 
 -- name: drop_retries  Deletes retries of campaigns that ended without the worker, or were deleted.
