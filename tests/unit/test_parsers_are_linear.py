@@ -11,11 +11,12 @@ from worker.content.campaign_texts import CampaignTexts
 from worker.content.headers import mailbox, unstructured
 from worker.content.hours import BusinessHours
 from worker.content.links import anchor_texts, rewrite_html, rewrite_text
-from worker.content.markup import plain_text, tags
+from worker.content.markup import tags
 from worker.content.one_line import one_line
 from worker.content.phones import to_e164, whatsapp_id
 from worker.content.placeholder_spellings import unified
 from worker.content.placeholders import Template
+from worker.content.plain_text import plain_text
 from worker.content.reminder_settings import read_settings
 from worker.content.reminders import Digest, email_texts
 from worker.content.transfer import compiled
