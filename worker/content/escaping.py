@@ -194,16 +194,12 @@ def url_landing(before: str, *, in_query: bool) -> Landing:
         return Landing(Place.SCRIPT_URL)
     if whatsapp := _WHATSAPP.fullmatch(head):
         return Landing(Place.WHATSAPP_NUMBER, whatsapp[1] or whatsapp[2] or "")
-    if (
-        in_query
-        or found is None
-        or scheme in _HOST_SCHEMES
-        or found[2].startswith("//") > (scheme in _NUMBER_SCHEMES)
-    ):
+    has_host = found is None or found[2].startswith("//") or scheme in _HOST_SCHEMES
+    if in_query or (has_host and scheme not in _NUMBER_SCHEMES):
         return Landing(Place.URL)
     if scheme == "mailto":
         return Landing(Place.MAILBOX)
-    if scheme in _NUMBER_SCHEMES and (number := _LAST_NUMBER.search(unquote(found[2]))):
+    if found and scheme in _NUMBER_SCHEMES and (number := _LAST_NUMBER.search(unquote(found[2]))):
         return Landing(Place.NUMBER, re.sub(r"[^0-9+]", "", number[0]))
     return Landing(Place.OPAQUE)
 
