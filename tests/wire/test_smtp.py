@@ -808,10 +808,11 @@ class LimitedServer(RawServer):
         (False, TOO_MANY),
         (True, TOO_MANY),
         (False, b"450 4.7.0 too many connections from your address\r\n"),
+        (True, b"450 4.7.0 connection limit exceeded\r\n"),
         (False, b"554 5.7.1 too many sessions\r\n"),
         (False, b""),
     ],
-    ids=["greeting", "first command", "450", "554", "closed without a word"],
+    ids=["greeting", "first command", "450", "450 to a command", "554", "closed without a word"],
 )
 def test_a_server_that_allows_two_connections_gets_two(provider_of, greets_first: bool, refusal: bytes) -> None:
     """Eight threads share them; no message fails, and none is sent twice."""

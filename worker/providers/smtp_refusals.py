@@ -36,6 +36,11 @@ _OF_RECIPIENT = re.compile(
     r"|\b(?:unknown|invalid|no such|nonexistent) (?:local )?(?:user|recipient|mailbox|address)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_CONNECTIONS = re.compile(
+    r"(?:too many|limit|maximum|exceed|concurrent|simultaneous)\b.{0,60}\b(?:connection|session)s?\b"
+    r"|\b(?:connection|session)s?\b.{0,60}\b(?:limit|exceeded|maximum)",
+    re.IGNORECASE | re.DOTALL,
+)
 _GREYLISTED = re.compile(r"gr[ea]y.?list", re.IGNORECASE)
 
 
@@ -58,6 +63,11 @@ def refusal(step: Step, code: int, text: str, reason: str) -> SendError:
             return RecipientRefused(reason)
         return CampaignRejected(f"{step} refused: {reason}")
     return RecipientDeferred(reason) if concerns_recipient else RetryLater(reason)
+
+
+def is_one_too_many(code: int, text: str) -> bool:
+    """Whether a connection is refused because there are too many: 421, or another temporary reply that says so."""
+    return code == SERVICE_NOT_AVAILABLE or (code // 100 == 4 and _CONNECTIONS.search(text) is not None)
 
 
 def _enhanced_code(code: int, text: str) -> tuple[str, str]:
