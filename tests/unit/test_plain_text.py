@@ -71,6 +71,8 @@ def test_what_is_no_text_is_not_shown(source: str, shown: str) -> None:
         "font:0/0 arial",
         "opacity:0",
         "opacity:0.00",
+        "opacity:-1",
+        "opacity:0%",
         "dis\\70lay:none",
         "display:n\\6F ne",
         "display:none;display:",

@@ -18,7 +18,7 @@ VOID = frozenset({
 
 _NEVER_SHOWN = frozenset({"template", "datalist", "rp"})
 _SPECIAL = _NEVER_SHOWN | {"dialog"}  # hidden by their name alone
-_LENGTH = re.compile(r"([+-]?(?:[0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20}))([a-z]+|%)?")
+_LENGTH = re.compile(r"([+-]?(?:[0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20}))([a-z]+|%)?")  # also a number without a unit
 _PIXELS = {None: 1.0, "px": 1.0, "pt": 4 / 3, "em": 16.0, "rem": 16.0, "ex": 8.0, "ch": 8.0, "vw": 10.0, "vh": 10.0}
 _LEAST_PIXELS = 1.0  # what is no larger is not read
 _OUTSIDE_PIXELS = -900.0  # before the left or upper edge: no screen shows it
@@ -173,11 +173,10 @@ class OpenElements:
 
 def _is_transparent(style: Style) -> bool:
     filtered = re.fullmatch(r"opacity\(\s*(.*?)\s*\)", style.get("filter", ""))
-    return (
-        _pixels(style.get("opacity")) == 0
-        or (filtered is not None and _pixels(filtered[1]) == 0)
-        or style.get("content-visibility") == "hidden"
-    )
+    degrees = (_pixels(style.get("opacity")), _pixels(filtered[1] if filtered else None))
+    if any(degree is not None and degree <= 0 for degree in degrees):
+        return True
+    return style.get("content-visibility") == "hidden"
 
 
 def _has_no_size(style: Style) -> bool:
