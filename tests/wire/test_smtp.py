@@ -728,6 +728,17 @@ def test_a_server_whose_mechanisms_need_no_password_stops_the_account(provider_o
         (b"550 5.1.8 sender address has a null MX", CampaignRejected),
         (b"554 5.7.1 message refused as spam", CampaignRejected),
         (b"550 spam", CampaignRejected),
+        (b"550 #5.1.0 Address rejected", RecipientRefused),
+        (b"550 <asha@x.example>: (5.1.1) no mailbox here", RecipientRefused),
+        (b"550-Sorry\r\n550 5.1.1. user unknown", RecipientRefused),
+        (b"550 user unknown", RecipientRefused),
+        (b"550 No such user here", RecipientRefused),
+        (b"552 The mailbox of the recipient is full", RecipientRefused),
+        (b"452 mailbox full", RecipientDeferred),
+        (b"554 10.5.1.1 is on a list", CampaignRejected),
+        (b"550 5.7.1 recipient unknown to our policy", CampaignRejected),
+        (b"550 5.4.5 daily sending quota exceeded", AccountRejected),
+        (b"530 5.7.0 authentication required", AccountRejected),
         (b"452 4.2.2 mailbox full", RecipientDeferred),
         (b"451 4.3.0 try again", RetryLater),
     ],
@@ -763,6 +774,10 @@ def test_an_answer_to_the_content_may_concern_the_recipient(provider_of, reply: 
         (b"452 too many recipients this hour", RetryLater),
         (b"451 4.3.2 system not accepting messages", RetryLater),
         (b"550 5.1.8 bad sender", CampaignRejected),
+        (b"530 5.7.57 client not authenticated", AccountRejected),
+        (b"535 authentication required", AccountRejected),
+        (b"550 5.4.5 daily user sending limit exceeded", AccountRejected),
+        (b"450 #4.7.1 too many messages", RetryLater),
         (b"550 5.7.1 relaying denied", RecipientRefused),
     ],
 )
@@ -773,13 +788,17 @@ def test_a_refused_recipient_may_mean_the_whole_account(provider_of, reply: byte
         assert type(caught.value) is kind
 
 
-class LimitedServer(RawServer):
-    """Accepts so many connections at the same time; others are told 421, as a greeting or at their first command."""
+TOO_MANY = b"421 4.7.0 Too many concurrent connections\r\n"
 
-    def __init__(self, limit: int, *, greets_first: bool) -> None:
+
+class LimitedServer(RawServer):
+    """Accepts so many connections at the same time; others are refused, as a greeting or at their first command."""
+
+    def __init__(self, limit: int, *, greets_first: bool, refusal: bytes = TOO_MANY) -> None:
         super().__init__(self._serve)
         self.limit = limit
         self._greets_first = greets_first
+        self._refusal = refusal
         self._guard = threading.Lock()
         self._open = 0
         self.most = 0
@@ -794,7 +813,8 @@ class LimitedServer(RawServer):
             if self._greets_first:
                 greet(connection)
                 connection.line()
-            connection.say(b"421 4.7.0 Too many concurrent connections\r\n")
+            if self._refusal:
+                connection.say(self._refusal)
             return
         try:
             greet(connection)
@@ -809,10 +829,21 @@ class LimitedServer(RawServer):
                 self._open -= 1
 
 
-@pytest.mark.parametrize("greets_first", [False, True], ids=["greeting", "first command"])
-def test_a_server_that_allows_two_connections_gets_two(provider_of, greets_first: bool) -> None:
+@pytest.mark.parametrize(
+    ("greets_first", "refusal"),
+    [
+        (False, TOO_MANY),
+        (True, TOO_MANY),
+        (False, b"450 4.7.0 too many connections from your address\r\n"),
+        (True, b"450 4.7.0 connection limit exceeded\r\n"),
+        (False, b"554 5.7.1 too many sessions\r\n"),
+        (False, b""),
+    ],
+    ids=["greeting", "first command", "450", "450 to a command", "554", "closed without a word"],
+)
+def test_a_server_that_allows_two_connections_gets_two(provider_of, greets_first: bool, refusal: bytes) -> None:
     """Eight threads share them; no message fails, and none is sent twice."""
-    with LimitedServer(2, greets_first=greets_first) as server:
+    with LimitedServer(2, greets_first=greets_first, refusal=refusal) as server:
         provider = provider_of(server)
         assert provider.send(MAIL)  # one works, so that a refusal is known to be for the number
         with ThreadPoolExecutor(8) as threads:

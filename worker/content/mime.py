@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 from worker.content.addresses import message_id_for, parse_address
 from worker.content.headers import mailbox, unstructured
-from worker.content.markup import plain_text
 from worker.content.placeholders import Template
+from worker.content.plain_text import plain_text
 from worker.content.transfer import compiled
 
 __all__ = ["EmailSkeleton", "message_id_for", "parse_address"]

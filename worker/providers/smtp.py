@@ -4,8 +4,8 @@ smtp_session.py opens a connection (EHLO, STARTTLS, AUTH); smtp_wire.py does the
 
 The connections are kept in a stack: ``send`` takes the one that was used last, or makes a new one, and returns it. So
 there are never more connections than threads that send at the same time, the same few stay in use, and a thread that
-ends leaves no connection open. A server may accept fewer: when it refuses a connection with 421 while others work,
-threads share those for a while instead of failing their messages.
+ends leaves no connection open. A server may accept fewer: when it refuses a connection for now while others work (421
+says so, but some servers just close it), threads share those for a while instead of failing their messages.
 """
 
 import re
@@ -15,7 +15,7 @@ import time
 
 from worker.errors import CampaignRejected, RecipientRefused, RetryLater
 from worker.messages import Accepted, Email
-from worker.providers.smtp_session import TooManyConnections, open_session, passwords_of
+from worker.providers.smtp_session import open_session, passwords_of
 from worker.providers.smtp_url import SmtpUrl, parse_smtp_url
 from worker.providers.smtp_wire import ConnectionGone, SmtpConnection, wire_content
 from worker.providers.untrusted import safe_text
@@ -125,8 +125,8 @@ class SmtpProvider:
                 self._opening += 1
             try:
                 return self._opened()
-            except TooManyConnections:
-                if not self._keep_to_the_open_ones():
+            except RetryLater:
+                if time.monotonic() > deadline or not self._keep_to_the_open_ones():
                     raise
 
     def _opened(self) -> SmtpConnection:

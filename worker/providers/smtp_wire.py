@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
 from worker.providers.deadlines import Deadline, exchange
 from worker.providers.handover import check_handover
-from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, refusal
+from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, is_one_too_many, refusal
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
 from worker.providers.untrusted import safe_text
 
@@ -34,7 +34,7 @@ _PART = 262_144  # octets of a content that are written at once
 class ConnectionGone(Exception):
     """The connection was closed before the first command of this message was answered.
 
-    ``refused``: the server said so (421), as it does when it accepts no more connections.
+    ``refused``: the server said so (421), or that there are too many, when it accepts no more connections.
     """
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
@@ -188,15 +188,19 @@ class SmtpConnection:
             if not replies and not deadline.passed:
                 raise ConnectionGone(str(error)) from error
             raise RetryLater(f"the message was not handed over: {deadline.explain(error)}") from error
-        if replies[0][0] == SERVICE_NOT_AVAILABLE:
+        if self._is_one_too_many(replies[:1]):
             raise ConnectionGone(self._text(replies[0]), refused=True)
         return replies
+
+    def _is_one_too_many(self, replies: list[Reply]) -> bool:
+        """Whether the only reply so far refuses the connection itself."""
+        return len(replies) == 1 and is_one_too_many(replies[0][0], self._text(replies[0]))
 
     def _read_replies(self, replies: list[Reply], count: int) -> bool:
         """Reads so many replies. Whether the next command may be sent."""
         for _ in range(count):
             replies.append(self._replies.read(self._timeout_seconds))
-            if replies[-1][0] == SERVICE_NOT_AVAILABLE:
+            if replies[-1][0] == SERVICE_NOT_AVAILABLE or self._is_one_too_many(replies):
                 return False
         return replies[-1][0] < 400
 
