@@ -136,7 +136,7 @@ class Loop:
             log.error(diagnosis.message, details | ({"do": diagnosis.do} if diagnosis.do else {}))
         self._outage_reported = diagnosis
         self._context.disconnect()  # behind the same address there may be another server by now
-        self._failure(began, error)
+        self._failure(began, error, diagnosis.server if diagnosis.takes_no_writes else "")
         pause = backoff_seconds(self._failures, OUTAGE_PAUSE_SECONDS, OUTAGE_PAUSE_LIMIT_SECONDS)
         return TickResult(next_at=self._clock() + timedelta(seconds=pause))
 
@@ -169,9 +169,11 @@ class Loop:
                 log.warning("the server is available again, the job continues", over)
         self._failures, self._outage_reported = 0, None
 
-    def _failure(self, began: float, error: Exception) -> TickResult:
+    def _failure(self, began: float, error: Exception, refused_by: str = "") -> TickResult:
+        """``refused_by``: the server that answers, but takes no writes."""
         self._failed = True
-        self._counters.job_ended(self._clock(), "failure", time.monotonic() - began, _text(error))
+        seconds = time.monotonic() - began
+        self._counters.job_ended(self._clock(), "failure", seconds, _text(error), refused_by)
         self._counters.flush()
         return TickResult()
 
