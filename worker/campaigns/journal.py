@@ -37,7 +37,8 @@ LONGEST_REASON = 300  # characters
 LONGEST_ID = 255  # characters of a provider's id
 OLD_SECONDS = 3600.0  # longer than a statement of a dead process can run on in the database
 
-# How the file names the outcomes. Older and newer versions of the worker read them: they must not change.
+# How the file names the outcomes, in words of the first version. Older and newer versions of the worker read them:
+# they must not change.
 KIND_CODES: Mapping[OutcomeKind, str] = MappingProxyType(
     {
         OutcomeKind.ACCEPTED: "accepted",

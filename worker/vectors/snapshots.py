@@ -46,6 +46,12 @@ class SnapshotRecord:
     def fits(self, points: int) -> bool:
         return self.least <= points <= self.most
 
+    def is_fuller_than(self, points: int) -> bool:
+        """Whether a collection with this many points has lost most of those that were there then."""
+        if points == 0:
+            return self.most > 0
+        return self.least >= max(2 * points, points + MIN_LOST_POINTS)
+
     @property
     def points(self) -> str:
         """As text for the operator."""
@@ -62,9 +68,7 @@ class Backup:
 
     def is_fuller_than(self, points: int) -> bool:
         """Whether a collection with this many points has lost most of the points that the backup has, or may have."""
-        if points == 0:
-            return self.record is None or self.record.most > 0
-        return self.record is not None and self.record.least >= max(2 * points, points + MIN_LOST_POINTS)
+        return self.record.is_fuller_than(points) if self.record else points == 0
 
 
 class SnapshotRecordStore:
@@ -88,9 +92,12 @@ class SnapshotRecordStore:
             pipeline.hdel(self._key, UNFINISHED)
             pipeline.execute()
 
-    def put_accepted(self, now: datetime) -> None:
-        """An operator took or restored a snapshot: older snapshots with more points are not a loss."""
-        self._put(ACCEPTED, SnapshotRecord(now, 0, 0))
+    def put_accepted(self, record: SnapshotRecord) -> None:
+        """An operator took or restored a snapshot: the collection is as it should be, with the points of this record.
+
+        ``record.taken_at``: older snapshots with more points are not a loss.
+        """
+        self._put(ACCEPTED, record)
 
     def all(self) -> dict[str, SnapshotRecord]:
         """By the snapshots' names, UNFINISHED and ACCEPTED. Lost records, and snapshots of others, are missing."""
@@ -217,12 +224,21 @@ def is_due(known: Iterable[Backup], now: datetime, interval_seconds: float) -> b
 def backup_of_lost_points(
     known: Iterable[Backup], points: int, records: Mapping[str, SnapshotRecord]
 ) -> Backup | None:
-    """The newest backup that has, or may have, what a collection that is down to ``points`` has lost."""
+    """The newest backup that has, or may have, what a collection that is down to ``points`` has lost.
+
+    What an operator accepted is no loss, unless what was there then is lost as well.
+    """
     accepted = records.get(ACCEPTED)
+    if accepted and accepted.is_fuller_than(points):
+        return next((each for each in known if each.is_fuller_than(points) and _has_most_of(each, accepted)), None)
     for each in known:
         if each.is_fuller_than(points):
             return None if accepted and each.taken_at < accepted.taken_at else each
     return None
+
+
+def _has_most_of(backup: Backup, accepted: SnapshotRecord) -> bool:
+    return backup.record is None or not accepted.is_fuller_than(backup.record.most)
 
 
 def taken_at(snapshot: CollectionSnapshot) -> datetime:
