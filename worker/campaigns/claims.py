@@ -77,8 +77,8 @@ class BatchClaims:
         journal = self._journals.create(batch_id, size)
         lease_until = self._lease.expires_at()
         try:
-            rows = self._db.execute(
-                self._sql[statement], campaign_id=campaign.id, batch_id=batch_id, holder=holder,
+            rows = self._db.execute_prepared(
+                statement, self._sql[statement], campaign_id=campaign.id, batch_id=batch_id, holder=holder,
                 machine=self._journals.machine, sender=account_key, size=size, now=self._clock(),
                 tenant_id=campaign.tenant_id, **more,
             )  # fmt: skip
