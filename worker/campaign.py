@@ -126,6 +126,7 @@ class CampaignJob:
                 if not self._dispatcher.open:
                     return
                 for batch in self._finished_batches():
+                    self._claims.measured(batch)
                     with self._runs.contained(batch.campaign.id), closing(batch.journal):
                         self._settle(batch)
                     self._dispatcher.forget(batch)
