@@ -104,7 +104,7 @@ class Settings:
         "CAMPAIGN_BATCH_SIZE",
         whole_number(1, 10_000),
         "100",
-        "recipients in one batch; only the first with CAMPAIGN_BATCH_DELAY=0, then what is sent in a tenth of a second",
+        "recipients in one batch; with CAMPAIGN_BATCH_DELAY=0 in the first, later ones take a tenth of a second",
         programs="campaign",
     )
     campaign_batch_delay_seconds: float = variable(
