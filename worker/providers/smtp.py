@@ -17,8 +17,9 @@ from typing import NamedTuple
 from worker.errors import CampaignRejected, RecipientRefused, RetryLater
 from worker.messages import Accepted, Email
 from worker.providers.smtp_session import TooManyConnections, open_session, passwords_of
+from worker.providers.smtp_transaction import Transaction, wire_content
 from worker.providers.smtp_url import SmtpUrl, parse_smtp_url
-from worker.providers.smtp_wire import ConnectionGone, SmtpConnection, Transaction, wire_content
+from worker.providers.smtp_wire import ConnectionGone, SmtpConnection
 from worker.providers.untrusted import safe_text
 
 # What may stand between < and > in MAIL FROM and RCPT TO: nothing that could end the command or add a parameter to

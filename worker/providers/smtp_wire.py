@@ -14,22 +14,18 @@ same is true with TLS: ``send`` counts whole records, and a part of a record can
 costs nothing; to send the final dot in a write of its own would cost a packet for each message.
 """
 
-import re
 import smtplib
 import socket
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
 from worker.providers.deadlines import Deadline, exchange
 from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, refusal
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
+from worker.providers.smtp_transaction import Transaction
 from worker.providers.untrusted import safe_text
 
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-# Looks for the dots, of which there are fewer than line ends: three times as fast as to look for the pairs.
-_LEADING_DOT = re.compile(rb"\.(?<=[\r\n]\.)")
 EXCHANGE_SECONDS = 180.0  # for a message and all of its replies, and beyond that what this rate takes
 SLOWEST_OCTETS_A_SECOND = 50_000
 LONGEST_ANNOUNCED = 1024 * 1024  # octets of a content; with longer ones a round trip does not count
@@ -46,29 +42,6 @@ class ConnectionGone(Exception):
         super().__init__(reason)
         self.refused = refused
         self.too_early = too_early
-
-
-def wire_content(content: bytes) -> bytes:
-    """The content in the form that is sent: dots stuffed, the final dot added (RFC 5321, 4.5.2).
-
-    A dot after a bare CR or LF must not be sent: some servers read LF "." LF as the end of the message, and what
-    follows as commands. In that case all line ends are made CRLF (2.3.8). Without such a dot nothing can be read as
-    the end.
-    """
-    if _LEADING_DOT.search(content):
-        content = _LINE_END.sub(b"\r\n", content).replace(b"\r\n.", b"\r\n..")
-    if content.startswith(b"."):
-        content = b"." + content
-    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """A message on the wire: its envelope, and its content as ``wire_content`` makes it."""
-
-    envelope_from: str
-    to: str
-    content: bytes
 
 
 class SmtpConnection:
@@ -227,14 +200,10 @@ class SmtpConnection:
                     self._sock.sendall(b"".join(group))
                 if not self._read_replies(replies, len(group)):
                     break
-        except TIMED_OUT as error:
-            raise RetryLater("the server did not answer in time; the message was not handed over") from error
         except (OSError, MalformedReply) as error:
             if is_sent:
                 self._require_order_accepted(replies)
-            if not replies and not deadline.passed:
-                raise ConnectionGone(str(error)) from error
-            raise RetryLater(f"the message was not handed over: {deadline.explain(error)}") from error
+            raise _not_handed_over(error, deadline, answered=bool(replies)) from error
         if replies[0][0] == SERVICE_NOT_AVAILABLE:
             raise ConnectionGone(self._text(replies[0]), refused=True)
         return replies
@@ -305,3 +274,12 @@ class SmtpConnection:
 
     def _text(self, reply: Reply) -> str:
         return safe_text(f"{reply[0]} {reply[1].decode('utf-8', 'replace')}", self._secrets)
+
+
+def _not_handed_over(error: Exception, deadline: Deadline, *, answered: bool) -> RetryLater | ConnectionGone:
+    """The connection broke before the content. ``answered``: one of the commands was."""
+    if isinstance(error, TIMED_OUT):
+        return RetryLater("the server did not answer in time; the message was not handed over")
+    if not answered and not deadline.passed:
+        return ConnectionGone(str(error))
+    return RetryLater(f"the message was not handed over: {deadline.explain(error)}")
