@@ -4,13 +4,14 @@ import itertools
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import trustme
 from raw_server import Connection, RawServer, Script
+from smtp_scripts import HUGE, MAIL, PIPELINING, PLAIN, answering, deliver, greet
 
 from worker.errors import (
     AccountRejected,
@@ -24,58 +25,8 @@ from worker.errors import (
 )
 from worker.messages import Accepted, Email
 from worker.providers.handover import handed_over_while
-from worker.providers.smtp import SmtpProvider
 
-MAIL = Email("from@shop.example", "to@customer.example", "<1@shop.example>", b"Subject: Hi\r\n\r\nHello\r\n")
-# Larger than the kernel's buffers on both sides: its end is not sent unless the server reads.
-HUGE = Email(MAIL.envelope_from, MAIL.to, MAIL.message_id, b"Subject: Hi\r\n\r\n" + b"x" * 998 * 30_000 + b"\r\n")
-PIPELINING, PLAIN = b"250-test\r\n250 PIPELINING\r\n", b"250 test\r\n"
 EHLOS = pytest.mark.parametrize("ehlo", [PIPELINING, PLAIN], ids=["pipelining", "step by step"])
-
-
-def greet(connection: Connection, ehlo: bytes = PIPELINING) -> None:
-    connection.say(b"220 test\r\n")
-    assert connection.line().startswith(b"ehlo ")
-    connection.say(ehlo)
-
-
-def deliver(connection: Connection, answer: bytes = b"250 queued\r\n") -> bytes:
-    """One whole transaction; returns commands and content as they came."""
-    seen = b""
-    for reply in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
-        seen += connection.line()
-        connection.say(reply)
-    seen += connection.until(b"\r\n.\r\n")
-    connection.say(answer)
-    return seen
-
-
-def answering(
-    *replies: bytes, ehlo: bytes = PIPELINING, then: Callable[[Connection], object] | None = None
-) -> Script:
-    """A server that gives one reply a command line, then does ``then`` (else it waits)."""
-
-    def script(connection: Connection) -> None:
-        greet(connection, ehlo)
-        for reply in replies:
-            connection.line()
-            connection.say(reply)
-        (then or Connection.hang)(connection)
-
-    return script
-
-
-@pytest.fixture
-def provider_of() -> Iterator[Callable[..., SmtpProvider]]:
-    made: list[SmtpProvider] = []
-
-    def make(server: RawServer, prefix: str = "smtp://", suffix: str = "", **options: float) -> SmtpProvider:
-        made.append(SmtpProvider(f"{prefix}127.0.0.1:{server.port}{suffix}", **options))
-        return made[-1]
-
-    yield make
-    for provider in made:
-        provider.close()
 
 
 @EHLOS
@@ -518,17 +469,6 @@ def test_a_refused_login_stops_the_account_and_shows_no_password(provider_of, re
 def test_a_server_without_login_stops_the_account(provider_of) -> None:
     with RawServer(answering()) as server, pytest.raises(AccountRejected, match="AUTH"):
         provider_of(server, prefix="smtp://me:hunter2@").send(MAIL)
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, str]:
-    """A server's TLS context and the file of the authority that signed it."""
-    authority = trustme.CA()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(path)
-    return context, f"?ca_file={path}"
 
 
 def secured(context: ssl.SSLContext, prefix: str, end: Callable[[Connection], object]) -> Script:

@@ -53,8 +53,8 @@ class MessageSize:
 
     def check(self, recipient: MessageRecipient) -> None:
         """Raises ValueError when the message is too large with this recipient's values, without making it."""
-        values = {"name": recipient.name, "phone": recipient.phone or ""}
-        added = sum(self.times.get(name, 0.0) * len(value) for name, value in values.items())
+        added = self.times.get("name", 0.0) * len(recipient.name)
+        added += self.times.get("phone", 0.0) * len(recipient.phone or "")
         if self.fixed_bytes + added > self.largest_bytes:
             raise ValueError(
                 too_large(

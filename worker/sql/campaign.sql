@@ -258,7 +258,7 @@ WITH run AS (
     WHERE r.campaign_id = %(campaign_id)s AND last.id > r.position
 ), batch AS (
     INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, renewed_at)
-    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id),
+    SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id),
            statement_timestamp() AT TIME ZONE 'UTC'
     FROM claimed HAVING count(*) > 0
 )
@@ -492,7 +492,7 @@ WITH picked AS (
         AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
 ), batch AS (
     INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, asking, recipient_ids, renewed_at)
-    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, true, array_agg(id),
+    SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, true, array_agg(id),
            statement_timestamp() AT TIME ZONE 'UTC'
     FROM claimed HAVING count(*) > 0
 )
