@@ -30,6 +30,7 @@ NAMES = [
     "0006_campaign_log",
     "0007_phone_floats",
     "0008_user_index",
+    "0009_consent",
 ]
 INDEXES = {
     "worker_campaign_due",
@@ -126,6 +127,7 @@ def test_once_and_again(fresh: Connection) -> None:
         (6, "campaign_log"),
         (7, "phone_floats"),
         (8, "user_index"),
+        (9, "consent"),
     ]
 
 
@@ -303,7 +305,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
     [
         ("DROP SCHEMA worker CASCADE", "missing"),
         ("TRUNCATE worker.migration", "missing"),
-        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 8"),
+        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 9"),
     ],
 )
 def test_missing_or_old(database_url: str, connection: Connection, damage: str, state: str) -> None:
