@@ -41,7 +41,11 @@ def main(url: str, campaign_id: str, channel: str, port: int, connections: int, 
     database.close()
     campaign = Campaign.from_row(row)
     messages = built(campaign, recipients)
-    transports = {"email": smtp, "whatsapp": partial(whatsapp, campaign), "gmail": partial(gmail, campaign)}
+    transports: dict[str, Callable[[int], Send]] = {
+        "email": smtp,
+        "whatsapp": partial(whatsapp, campaign),
+        "gmail": partial(gmail, campaign),
+    }
     sends = [transports[channel](port) for _ in range(connections)]
     waiting = deque(messages)
     threads = [threading.Thread(target=send_all, args=(send, waiting)) for send in sends]
@@ -107,4 +111,5 @@ def send_all(send: Send, waiting: deque[Any]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:4], *map(int, sys.argv[4:7]))))
+    _, url, campaign_id, channel, *numbers = sys.argv
+    print(json.dumps(main(url, campaign_id, channel, *map(int, numbers))))

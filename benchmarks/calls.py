@@ -2,8 +2,8 @@
 
     python -m benchmarks.calls PORT CONNECTIONS CALLS
 
-is that bare transport: it places so many calls at the sink with plain http.client and prints {"calls", "seconds"}. It is
-a process of its own, so that its memory and its threads are not the benchmark's.
+is that bare transport: it places so many calls at the sink with plain http.client and prints {"calls", "seconds"}.
+It is a process of its own, so that its memory and its threads are not the benchmark's.
 """
 
 import argparse
