@@ -73,6 +73,7 @@ class HttpPool:
         connect_timeout_seconds: float = 5.0,
         read_timeout_seconds: float = 30.0,
         exchange_seconds: float = EXCHANGE_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
         ca_file: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -81,6 +82,7 @@ class HttpPool:
         self._exchange_seconds = exchange_seconds
         self._connect_timeout_seconds = connect_timeout_seconds
         self._read_timeout_seconds = read_timeout_seconds
+        self._idle_seconds = idle_seconds
         self._ca_file = ca_file
         self._most_kept = concurrency  # to each origin
         self._lock = threading.Lock()
@@ -153,7 +155,7 @@ class HttpPool:
     def _connected(self, origin: Origin, deadline: Deadline) -> KeptConnection:
         """A kept connection that still stands, or a new one. Raises OSError."""
         while connection := self._kept_one(origin):
-            if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_silent():
+            if time.monotonic() - connection.idle_since < self._idle_seconds and connection.is_silent():
                 connection.attach(deadline)
                 return connection
             connection.close()
@@ -180,7 +182,7 @@ class HttpPool:
                 kept.append(connection)
             else:
                 surplus.append(connection)
-            while kept and now - kept[0].idle_since > IDLE_SECONDS:
+            while kept and now - kept[0].idle_since > self._idle_seconds:
                 surplus.append(kept.popleft())
         for each in surplus:
             each.close()
