@@ -13,6 +13,7 @@ Proxies that the environment names (HTTPS_PROXY) are not used.
 """
 
 import json
+import re
 import ssl
 import threading
 import time
@@ -40,6 +41,7 @@ EXCHANGE_SECONDS = 60.0  # for a request and its whole answer, however it arrive
 
 IDLE_SECONDS = 60.0  # a connection that was not used for so long is closed: what is between may have forgotten it
 
+_TOKEN = re.compile(r"[!-~]+")
 _USER_AGENT = "bharat-crm-worker"
 _LONGEST_WAIT_SECONDS = 24 * 3600.0
 
@@ -205,7 +207,7 @@ def bearer(token: str) -> dict[str, str]:
 
 def is_header_token(token: str) -> bool:
     """Whether a token or password can stand in a header: printable ASCII without spaces."""
-    return bool(token) and all("!" <= character <= "~" for character in token)
+    return _TOKEN.fullmatch(token) is not None
 
 
 def retry_after_seconds(value: str | None, now: float) -> float | None:

@@ -4,6 +4,7 @@ A reply is not under our control: its text may be long, contain control characte
 what was sent, even a password or a token (Meta does so: "Malformed access token ..."); its JSON may have any shape.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from worker.content.one_line import one_line
 
 LONGEST_TEXT = 300
 LONGEST_ID = 255
+_NOT_IN_IDS = re.compile(r"[^!-~]+")
 
 
 def safe_text(reply: str | bytes, secrets: Iterable[str] = ()) -> str:
@@ -30,8 +32,7 @@ def id_at(value: Any, *path: str | int) -> str:
 
     Other characters are left out: NUL and lone surrogates fit in no column, and no identifier has them.
     """
-    found = text_at(value, *path)
-    return "".join(char for char in found[: 4 * LONGEST_ID] if "!" <= char <= "~")[:LONGEST_ID]
+    return _NOT_IN_IDS.sub("", text_at(value, *path)[: 4 * LONGEST_ID])[:LONGEST_ID]
 
 
 def text_at(value: Any, *path: str | int) -> str:

@@ -206,23 +206,28 @@ class Database:
         rows = self.execute(statement, **parameters)
         return rows[0] if rows else None
 
-    def execute_prepared(self, name: str, statement: str, /, **parameters: Any) -> Row | None:
-        """As ``execute_one``, for a long statement that runs often: PostgreSQL parses it once for each connection.
+    def execute_prepared(self, name: str, statement: str, /, **parameters: Any) -> list[Row]:
+        """As ``execute``, for a long statement that runs often: PostgreSQL parses it once for each connection.
 
         PostgreSQL infers the type of each parameter from its first use in the statement.
         """
         connection = self._connected()
         if self._pooled:
-            return self.execute_one(statement, **parameters)
+            return self.execute(statement, **parameters)
         try:
             if name not in self._prepared:
                 self._prepare(connection, name, statement)
-            return self.execute_one(self._prepared[name], **parameters)
+            return self.execute(self._prepared[name], **parameters)
         except psycopg2.Error as error:
             if error.pgcode not in _PREPARED_ELSEWHERE_CODES or self._in_transaction:
                 raise
             self._use_pooler()  # nothing was done
-            return self.execute_one(statement, **parameters)
+            return self.execute(statement, **parameters)
+
+    def execute_one_prepared(self, name: str, statement: str, /, **parameters: Any) -> Row | None:
+        """As ``execute_prepared``: its first row, None when there is none."""
+        rows = self.execute_prepared(name, statement, **parameters)
+        return rows[0] if rows else None
 
     def read_time(self) -> datetime:
         """The database's time, in UTC without a zone. Raises DatabaseReadOnly when the session takes no writes."""
