@@ -26,6 +26,11 @@ ASK_SECONDS = 31.0  # after so long Twilio may be asked about an unconfirmed cal
 NAMES = {statement: name for name, statement in queries("calls").items()}
 
 
+def name_of(statement: str) -> str:
+    """The name in worker/sql/calls.sql, also of a prepared statement; "" for one that is not from there."""
+    return statement.split()[1] if statement.startswith("EXECUTE ") else NAMES.get(statement, "")
+
+
 def account(number: int) -> dict[str, str]:
     """The columns of "CallSettings" for a Twilio account of its own."""
     return {"twilioAccountSid": f"AC{number:032x}", "twilioAuthToken": f"sandbox-token-{number}"}
@@ -44,7 +49,7 @@ class WatchedDatabase(Database):
         self.texts: dict[str, str] = {}
 
     def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
-        name = NAMES.get(statement, "")
+        name = name_of(statement)
         if name in self.before:
             self.before[name]()
         rows = super().execute(self.texts.get(name, statement), **parameters)

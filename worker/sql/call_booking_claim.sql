@@ -6,7 +6,8 @@
         "callType" text, "callScriptId" text, "triggerType" text, "automationRuleId" text, metadata jsonb,
         "createdById" text)
     WHERE c.queue_id = %(id)s AND c.holder = %(holder)s
-      AND (SELECT u.id FROM "User" u WHERE u.id = i."createdById" AND u."tenantId" = c.tenant_id) IS NOT NULL
+      AND (SELECT u.id FROM "User" u
+           WHERE u.id = i."createdById" AND (u."tenantId" = c.tenant_id) IS TRUE) IS NOT NULL
       AND NOT EXISTS (
           SELECT FROM "CallLog" l WHERE l."twilioCallSid" = %(sid)s AND (l."tenantId" <> c.tenant_id OR (
               SELECT o.id FROM "CallQueue" o WHERE o."callLogId" = l.id AND o.id <> c.queue_id) IS NOT NULL))

@@ -3,7 +3,7 @@ queue AS (
     UPDATE "CallQueue" q
     SET status = CASE WHEN q.status = 'processing' THEN 'completed' ELSE q.status END,
         "callLogId" = logged.id, "errorMessage" = NULL, "nextRetryAt" = NULL, "updatedAt" = %(now)s
-    FROM logged WHERE q.id = %(id)s AND q."tenantId" = logged."tenantId"
+    FROM logged WHERE q.id = %(id)s AND (q."tenantId" = logged."tenantId") IS TRUE
     RETURNING q.*
 ), ended AS (
     DELETE FROM worker.call_claim c USING logged WHERE c.queue_id = %(id)s
