@@ -77,12 +77,12 @@ def test_a_prepared_statement(db: Database, connection: Connection) -> None:
         f"INSERT INTO item (name, id) VALUES (%(name)s || '-' || {number} || ' 5 %%', {number}) RETURNING name"
     )
     for each in range(3):
-        assert db.execute_prepared("insert_item", statement, name="x", id=each) == {"name": f"x-{each} 5 %"}
+        assert db.execute_one_prepared("insert_item", statement, name="x", id=each) == {"name": f"x-{each} 5 %"}
     assert db.one("SELECT count(*) FROM pg_prepared_statements WHERE name = 'insert_item'") == {"count": 1}
     kill(connection)
     with pytest.raises(UNAVAILABLE):
         db.one("SELECT 1")
-    assert db.execute_prepared("insert_item", statement, name="y", id=3) == {"name": "y-3 5 %"}
+    assert db.execute_one_prepared("insert_item", statement, name="y", id=3) == {"name": "y-3 5 %"}
 
 
 def kill(connection: Connection) -> None:
@@ -333,7 +333,7 @@ def test_a_pooler_in_transaction_mode(
             pids.add(row.pop("pid"))
             assert row == {"zone": "UTC", "most": "5min", "lock": "30s"}
             statement = "INSERT INTO item VALUES (%(id)s, %(name)s || '%%') RETURNING name"
-            assert pooled.execute_prepared("insert_item", statement, id=number, name="a") == {"name": "a%"}
+            assert pooled.execute_one_prepared("insert_item", statement, id=number, name="a") == {"name": "a%"}
             with pooled.transaction():
                 assert pooled.one("SELECT current_setting('TimeZone') AS zone") == {"zone": "UTC"}
                 pooled.execute("UPDATE item SET name = 'b' WHERE id = %(id)s", id=number)

@@ -139,7 +139,7 @@ class CallSettlement:
 
     def _book(self, statement: str, claim: ClaimedCall, placed: PlacedCall) -> Row | None:
         # prepared: to plan it takes PostgreSQL longer than to run it
-        return self._db.execute_prepared(
+        return self._db.execute_one_prepared(
             statement,
             self._sql[statement],
             id=claim.id,

@@ -158,11 +158,11 @@ class BatchSettlements:
         """
         first, second = next(outbox_chunks, "[]"), next(outbox_chunks, None)
         if second is None:
-            return self._db.execute_prepared("settle", self._sql["settle"], outbox=first, **settlement)
+            return self._db.execute_one_prepared("settle", self._sql["settle"], outbox=first, **settlement)
         with self._db.transaction():
             for chunk in chain((first, second), outbox_chunks):
                 self._db.execute(self._sql["file_emails"], outbox=chunk, **shared)
-            return self._db.execute_prepared("settle", self._sql["settle"], outbox="[]", **settlement)
+            return self._db.execute_one_prepared("settle", self._sql["settle"], outbox="[]", **settlement)
 
     def _settled(
         self, batch: Batch, recipient: Recipient, outcomes: Mapping[str, Outcome], now: datetime
