@@ -59,7 +59,7 @@ class CallsJob:
         settlement = CallSettlement(context, self._reporter, lease.holder, monotonic)
         self._claims = CallClaims(context, lease, settlement)
         self._accounts = CallingAccounts(settings, context.redis, REQUEST_THREADS, monotonic, context.clock)
-        self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds)
+        self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds, settlement)
         self._selection = CallSelection(context, self._accounts, settlement, monotonic)
         self._placement = CallPlacement(settings.app_url or "", self._accounts, settlement, self._requests)
         self._reconciliation = CallReconciliation(

@@ -13,7 +13,7 @@ from desk import APP_URL, ASK_SECONDS, Desk, Listener, OpenDesk, account, anothe
 from sandbox import accounts
 from worker.calling.accounts import CallingAccounts
 from worker.calling.claims import CallClaims
-from worker.calling.queued_call import ClaimedCall
+from worker.calling.queued_call import Booking, ClaimedCall
 from worker.calling.reporting import CallReporter
 from worker.calling.selection import CallSelection
 from worker.calling.settlement import CallSettlement
@@ -252,7 +252,7 @@ def claim_next(desk: Desk) -> tuple[CallSettlement, ClaimedCall]:
 
 
 SETTLEMENTS: dict[str, Callable[[CallSettlement, ClaimedCall], object]] = {
-    "book": lambda settlement, claim: settlement.book(claim, PlacedCall(f"CA{0:032x}", "queued")),
+    "book": lambda settlement, claim: settlement.book(Booking(claim, PlacedCall(f"CA{0:032x}", "queued"))),
     "fail": lambda settlement, claim: settlement.fail(claim, RecipientRefused("no such number")),
     "release": lambda settlement, claim: settlement.release(claim),
     "unconfirmed": lambda settlement, claim: settlement.mark_unconfirmed(claim, "no answer"),

@@ -125,32 +125,35 @@ SELECT c.queue_id AS id, c.item ->> 'leadId' AS lead_id, c.item ->> 'contactId' 
         WHERE s.id = c.item ->> 'callScriptId' AND (s."tenantId" = c.tenant_id) IS TRUE) AS script_recording
 FROM claimed c;
 
--- name: book  A call was placed: writes lead, script, CallLog and queue, and ends the claim.
+-- name: book  Calls were placed: writes lead, script, CallLog and queue of each, and ends the claims.
 WITH claim AS (
     -- include: call_booking_claim
 ), lead AS (
     -- before the queue's row is locked: that is the order in which the CRM deletes a lead
     UPDATE "Lead" l
-    SET "lastCalledAt" = %(now)s, "callCount" = LEAST(l."callCount", 2147483646) + 1, "updatedAt" = %(now)s
-    FROM claim WHERE l.id = claim."leadId" AND (l."tenantId" = claim.tenant_id) IS TRUE
-    RETURNING l.id
+    SET "lastCalledAt" = %(now)s, "callCount" = LEAST(l."callCount" + n.calls, 2147483647), "updatedAt" = %(now)s
+    FROM (SELECT "leadId", tenant_id, count(*) AS calls FROM claim GROUP BY 1, 2) AS n
+    WHERE l.id = n."leadId" AND (l."tenantId" = n.tenant_id) IS TRUE
+    RETURNING l.id, l."tenantId"
 ), script AS (
     UPDATE "CallScript" s
-    SET "usageCount" = LEAST(s."usageCount", 2147483646) + 1, "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
-    FROM claim WHERE s.id = claim."callScriptId" AND (s."tenantId" = claim.tenant_id) IS TRUE
-    RETURNING s.id
+    SET "usageCount" = LEAST(s."usageCount" + n.calls, 2147483647), "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
+    FROM (SELECT "callScriptId", tenant_id, count(*) AS calls FROM claim GROUP BY 1, 2) AS n
+    WHERE s.id = n."callScriptId" AND (s."tenantId" = n.tenant_id) IS TRUE
+    RETURNING s.id, s."tenantId"
 ), logged AS (
     INSERT INTO "CallLog" (id, "tenantId", "leadId", "contactId", "phoneNumber", "phoneCountryCode", direction,
         "callType", "twilioCallSid", "twilioStatus", "callScriptId", "triggerType", "automationRuleId",
         "callOutcome", metadata, "createdById", "createdAt", "updatedAt")
-    SELECT gen_random_uuid()::text, c.tenant_id, (SELECT id FROM lead),
+    SELECT gen_random_uuid()::text, c.tenant_id, lead.id,
            (SELECT p.id FROM "Contact" p WHERE p.id = c."contactId" AND (p."tenantId" = c.tenant_id) IS TRUE),
-           c.to_number, c."phoneCountryCode", 'outbound', c."callType", %(sid)s, %(status)s, (SELECT id FROM script),
-           c."triggerType",
+           c.to_number, c."phoneCountryCode", 'outbound', c."callType", c.sid, c.status, script.id, c."triggerType",
            (SELECT r.id FROM "AutomationRule" r
             WHERE r.id = c."automationRuleId" AND (r."tenantId" = c.tenant_id) IS TRUE),
            'initiated', c.metadata, c."createdById", %(now)s, %(now)s
     FROM claim c
+    LEFT JOIN lead ON lead.id = c."leadId" AND lead."tenantId" = c.tenant_id
+    LEFT JOIN script ON script.id = c."callScriptId" AND script."tenantId" = c.tenant_id
     -- a webhook may have written the row already
     ON CONFLICT ("twilioCallSid") DO UPDATE SET "updatedAt" = EXCLUDED."updatedAt"
         WHERE "CallLog"."tenantId" = EXCLUDED."tenantId"
@@ -165,7 +168,7 @@ WITH claim AS (
     INSERT INTO "CallLog" (id, "tenantId", "phoneNumber", "phoneCountryCode", direction, "callType", "twilioCallSid",
         "twilioStatus", "triggerType", "callOutcome", "createdById", "createdAt", "updatedAt")
     SELECT gen_random_uuid()::text, c.tenant_id, c.to_number, left(c."phoneCountryCode", 8), 'outbound',
-           CASE c."callType" WHEN 'manual' THEN 'manual' ELSE 'ai' END, %(sid)s, %(status)s,
+           CASE c."callType" WHEN 'manual' THEN 'manual' ELSE 'ai' END, c.sid, c.status,
            left(c."triggerType", 100), 'initiated', c."createdById", %(now)s, %(now)s
     FROM claim c
     ON CONFLICT ("twilioCallSid") DO UPDATE SET "updatedAt" = EXCLUDED."updatedAt"
