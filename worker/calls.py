@@ -108,6 +108,7 @@ class CallsJob:
                 waits.append(0.0)
                 break
             choice = self._selection.choose(accounts[first : first + ACCOUNTS_AT_ONCE], now)
+            self._requests.settle_finished(0.0)  # those that ended meanwhile do not wait for the claim, too
             claimed = self._claims.claim(choice.candidates, now)
             for call in claimed:
                 self._placement.submit(call)

@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from worker.calling.queued_call import Booking, ClaimedCall
-from worker.calling.requests import MOST_TOGETHER, CallRequests
+from worker.calling.requests import CallRequests
 from worker.providers.twilio import PlacedCall
 
 SIZE = 2
@@ -49,6 +49,14 @@ class Booked:
             raise psycopg2.OperationalError("server closed the connection")
         self._wanted = 1
         return [each.claim.id for each in bookings]
+
+
+class BrokenBooker:
+    def book_together(self, bookings: Sequence[Booking]) -> Sequence[Booking]:
+        raise KeyError("a bug")
+
+    def book(self, booking: Booking) -> None:
+        raise KeyError("a bug")
 
 
 def booking(key: str) -> Booking:
@@ -190,22 +198,20 @@ def test_a_request_that_hangs_beyond_the_grace_time_is_left(new_requests: Callab
     hanging.go.set()
 
 
-def test_calls_that_wait_for_the_database_are_booked_together(new_requests: Callable[..., CallRequests]) -> None:
-    """In one statement, but not so many that the first one would wait for long; each of them once."""
-    booked = Booked(wanted=MOST_TOGETHER)
-    keys = [str(number) for number in range(2 * MOST_TOGETHER)]
-    place(new_requests(booked=booked), *keys)
-    assert max(map(len, booked.statements)) == MOST_TOGETHER
-    assert sorted(key for statement in booked.statements for key in statement) == sorted(keys)
+def test_calls_that_were_placed_meanwhile_are_booked_together(new_requests: Callable[..., CallRequests]) -> None:
+    booked = Booked(wanted=SIZE)
+    place(new_requests(booked=booked), *"abcdefgh")
+    assert len(booked.statements[0]) >= SIZE
+    assert sorted(key for statement in booked.statements for key in statement) == list("abcdefgh")
 
 
 def test_a_booking_that_is_refused_does_not_stop_the_others(
     new_requests: Callable[..., CallRequests], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each is booked alone then, with all that is done for one that the database refuses."""
-    booked = Booked(wanted=3, refused={"b"})
+    booked = Booked(wanted=SIZE, refused={"b"})
     place(new_requests(booked=booked), "a", "b", "c")
-    assert sorted(booked.statements) == [["a"], ["c"]]
+    assert sorted(key for statement in booked.statements for key in statement) == ["a", "c"]
     assert [record.args for record in caplog.records] == [{"id": "b", "reason": "DataError"}]
 
 
@@ -222,3 +228,31 @@ def test_bookings_keep_their_place_while_the_database_is_unavailable(
     place(requests, "b")
     assert sorted(booked.statements[0]) == ["a", "b"]
     assert (requests.keys, requests.free) == (set(), SIZE)
+
+
+def test_a_bug_in_a_booking_is_raised_once(new_requests: Callable[..., CallRequests]) -> None:
+    requests = new_requests(booked=BrokenBooker())
+    for key in "ab":
+        requests.submit(key, lambda: None, lambda _, key=key: booking(key))
+    while requests.keys:
+        with suppress(KeyError):
+            requests.settle_finished(LONG_SECONDS)
+    assert requests.free == SIZE
+
+
+def test_requests_wait_while_answers_are_not_settled(new_requests: Callable[..., CallRequests]) -> None:
+    """However many calls are claimed, few are placed that are not booked: no more than there are threads."""
+    requests, settled, begun = new_requests(), Settled(*[psycopg2.OperationalError("closed")] * 3), Hanging()
+    requests.submit("a", lambda: 1, settled)
+    requests.submit("b", lambda: 2, settled)
+    for number in range(3):
+        requests.submit(str(number), partial(begun, number), settled)
+    for _ in range(3):
+        with pytest.raises(psycopg2.OperationalError):
+            requests.settle_finished(LONG_SECONDS)
+    assert sum(begun.started.acquire(blocking=False) for _ in range(3)) <= SIZE
+    assert requests.keys == {"a", "b", "0", "1", "2"}
+    begun.go.set()
+    while requests.keys:
+        requests.settle_finished(LONG_SECONDS)
+    assert sorted(settled.answers) == [0, 1, 1, 2, 2]

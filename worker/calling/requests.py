@@ -1,8 +1,9 @@
 """Requests to Twilio on their way, and what has to be done with their answers.
 
 The requests run in threads. Their answers are settled in the thread that owns this object, which has the database
-connection. Calls that were placed meanwhile are booked together. An answer that cannot be settled because the
-database is unavailable is kept, and settled when the database is back.
+connection. Calls that were placed meanwhile are booked together. Requests wait here while the threads are busy and
+answers are not settled: a webhook may ask for a call soon after its answer. An answer that cannot be settled because
+the database is unavailable is kept, and settled when the database is back.
 """
 
 import logging
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1  # how soon a signal is noticed
 ROUND_SECONDS = 1.0  # a request that hangs does not keep a tick from ending
-MOST_TOGETHER = 16  # bookings in one statement: a webhook may ask for a call soon after its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,13 @@ class _PendingSettlement:
 
     key: str
     settle: Callable[[Future[Any]], Booking | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _WaitingRequest(_PendingSettlement):
+    """One that no thread has taken yet."""
+
+    request: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class CallRequests:
         self._signals = signals
         self._grace_seconds = grace_seconds
         self._threads: RequestThreads[_PendingSettlement, Any] = RequestThreads(size)
+        self._waiting: deque[_WaitingRequest] = deque()
         self._ended: deque[_EndedRequest] = deque()  # not settled yet
         self._placed: deque[Booking] = deque()  # not booked yet
         self._drain_until: float | None = None  # time.monotonic()
@@ -68,13 +76,13 @@ class CallRequests:
     @property
     def keys(self) -> set[str]:
         """The keys of the requests that wait, run, or are not settled yet."""
-        ended = {each.key for each in self._ended} | {each.claim.id for each in self._placed}
-        return {each.key for each in self._threads.owners} | ended
+        placed = {each.claim.id for each in self._placed}
+        return placed | {each.key for each in (*self._waiting, *self._threads.owners, *self._ended)}
 
     @property
     def free(self) -> int:
         """How many more requests would find a thread at once."""
-        return max(0, self._threads.free - len(self._ended) - len(self._placed))
+        return max(0, self._threads.free - len(self._waiting) - len(self._ended) - len(self._placed))
 
     def submit(
         self, key: str, request: Callable[[], object], settle: Callable[[Future[Any]], Booking | None]
@@ -83,20 +91,24 @@ class CallRequests:
 
         What it returns is booked, together with the other calls that were placed meanwhile.
         """
-        self._threads.submit(_PendingSettlement(key, settle), request)
+        self._waiting.append(_WaitingRequest(key, settle, request))
+        self._begin_waiting()
 
     def settle_finished(self, seconds: float) -> None:
         """Settles the requests that have ended; waits at most so long for one.
 
         Raises psycopg2.Error when the database is unavailable.
         """
-        if not (self._ended or self._placed):
+        is_new = not (self._ended or self._placed)  # else the database was unavailable
+        if is_new:
+            self._begin_waiting()
             self._threads.wait(seconds)
         self._ended += [_EndedRequest(each.key, each.settle, request) for each, request in self._threads.collect()]
+        if is_new:
+            self._begin_waiting()  # while those that ended are settled
         while self._ended:
             self._settle(self._ended.popleft())
-        while self._placed:
-            self._book([self._placed.popleft() for _ in range(min(len(self._placed), MOST_TOGETHER))])
+        self._book()
 
     def finish(self) -> None:
         """Settles all requests; those that hang are left to the next ticks. On a signal: within the grace time."""
@@ -114,6 +126,8 @@ class CallRequests:
         """
         if self._drain_until is None:
             self._drain_until = time.monotonic() + self._grace_seconds
+        while self._waiting:
+            self._ended.append(_cancelled(self._waiting.popleft()))
         self._threads.cancel_waiting()
         self.settle_finished(0.0)
         while self._is_busy and time.monotonic() < self._drain_until:
@@ -125,24 +139,37 @@ class CallRequests:
 
     @property
     def _is_busy(self) -> bool:
-        return bool(self._threads or self._ended or self._placed)
+        return bool(self._waiting or self._threads or self._ended or self._placed)
+
+    def _begin_waiting(self) -> None:
+        """Raises RuntimeError when the machine has no thread for a request; then it goes on waiting."""
+        while self._waiting and self._threads.free:
+            first = self._waiting[0]
+            self._threads.submit(_PendingSettlement(first.key, first.settle), first.request)
+            self._waiting.popleft()
 
     def _settle(self, ended: _EndedRequest) -> None:
         with _put_back([ended], self._ended, ended.key):
             if booking := ended.settle(ended.request):
                 self._placed.append(booking)
 
-    def _book(self, bookings: list[Booking]) -> None:
-        """Together, or each alone when the database refuses one of them."""
-        alone: Sequence[Booking] = bookings
-        if len(bookings) > 1:
-            with _put_back(bookings, self._placed, bookings[0].claim.id):
-                alone = self._booker.book_together(bookings)
-        self._placed.extendleft(reversed(alone))
-        for _ in alone:
+    def _book(self) -> None:
+        """Books all placed calls together, or each alone when the database refuses one of them."""
+        if len(self._placed) > 1:
+            together = list(self._placed)
+            self._placed.clear()
+            with _put_back(together, self._placed, together[0].claim.id):
+                self._placed += self._booker.book_together(together)
+        while self._placed:
             booking = self._placed.popleft()
             with _put_back([booking], self._placed, booking.claim.id):
                 self._booker.book(booking)
+
+
+def _cancelled(waiting: _WaitingRequest) -> _EndedRequest:
+    request: Future[Any] = Future()
+    request.cancel()
+    return _EndedRequest(waiting.key, waiting.settle, request)
 
 
 @contextmanager

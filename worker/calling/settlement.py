@@ -16,12 +16,13 @@ import psycopg2
 
 from worker.calling.queued_call import NO_CREATOR, Booking, CallFailure, ClaimedCall, QueuedCall
 from worker.calling.refusals import concerns_row, is_passing, is_race, isolated, reason_of
-from worker.calling.reporting import CallReporter
+from worker.calling.reporting import CallReporter, placed_event
 from worker.content.calls import crm_status, retry_delay_seconds
 from worker.errors import RecipientOptedOut, RecipientRefused, RetryLater, SendError
 from worker.providers.twilio import PlacedCall
 from worker.runtime.backoff import backoff_seconds
 from worker.runtime.db import Row, is_unavailable, queries
+from worker.runtime.events import EncodedEvent
 from worker.runtime.job import JobContext
 from worker.sending.outcomes import ASK_AFTER_SECONDS
 
@@ -71,10 +72,8 @@ class CallSettlement:
             if is_unavailable(error):
                 raise
             return bookings
-        for booking in bookings:
-            if row := rows.get(booking.claim.id):
-                self._report_booking(booking, row)
-        return [booking for booking in bookings if booking.claim.id not in rows]
+        self._report_bookings([(each, rows[each.claim.id]) for each in bookings if each.claim.id in rows])
+        return [each for each in bookings if each.claim.id not in rows]
 
     def book(self, booking: Booking) -> None:
         """Twilio placed the call. Writes nothing when another worker has settled it meanwhile.
@@ -190,20 +189,24 @@ class CallSettlement:
 
     def _end_booking(self, booking: Booking, rows: Mapping[str, Row]) -> None:
         if row := rows.get(booking.claim.id):
-            self._report_booking(booking, row)
+            self._report_bookings([(booking, row)])
         else:
             self._fail_unbookable(booking.claim, booking.placed)
 
-    def _report_booking(self, booking: Booking, row: Row) -> None:
-        tenant_id = booking.claim.tenant_id
-        self._reporter.placed(booking.claim, booking.placed.sid)
+    def _report_bookings(self, booked: Sequence[tuple[Booking, Row]]) -> None:
+        """The rows are those of the statement."""
+        for booking, _ in booked:
+            self._reporter.placed(booking.claim, booking.placed.sid)
+        events = (self._placed_event(booking.claim.tenant_id, row) for booking, row in booked)
+        self._reporter.publish([event for event in events if event])
+
+    def _placed_event(self, tenant_id: str, row: Row) -> EncodedEvent | None:
         call_log, queue_item = row["call_log"], row["queue_item"]
         is_complete = call_log is not None and (queue_item is not None or not row["is_linked"])
-        if is_complete and self._reporter.publish(tenant_id, call_log, queue_item):
-            return
+        if is_complete and (event := placed_event(tenant_id, call_log, queue_item)):
+            return event
         plain = self._db.one(self._sql["plain_rows"], call_log_id=row["call_log_id"], tenant_id=tenant_id)
-        if plain:
-            self._reporter.publish(tenant_id, plain["call_log"], plain["queue_item"])
+        return placed_event(tenant_id, plain["call_log"], plain["queue_item"]) if plain else None
 
     def _fail_unbookable(self, claim: ClaimedCall, placed: PlacedCall) -> None:
         """The statement wrote nothing: the claim is another worker's by now, or this call must not be booked."""

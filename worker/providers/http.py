@@ -41,6 +41,7 @@ EXCHANGE_SECONDS = 60.0  # for a request and its whole answer, however it arrive
 
 IDLE_SECONDS = 60.0  # a connection that was not used for so long is closed: what is between may have forgotten it
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 _TOKEN = re.compile(r"[!-~]+")
 _USER_AGENT = "bharat-crm-worker"
 _LONGEST_WAIT_SECONDS = 24 * 3600.0
@@ -231,7 +232,7 @@ def retry_after_seconds(value: str | None, now: float) -> float | None:
 
 def json_body(value: Any) -> bytes:
     """``value`` as compact JSON in ASCII."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _COMPACT.encode(value).encode("ascii")
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
