@@ -1,6 +1,8 @@
 """The failures that a test asks for: rules, each for one recipient or all, a number of times or always."""
 
+import asyncio
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -19,16 +21,19 @@ class FailureRule:
     """One failure.
 
     action  answer      refuse with ``status`` (SMTP: the reply code) and ``text`` or ``body``
-            cut-before  break the connection without reading the message
+            cut-before  break the connection without reading the message, after ``seconds``
             cut-after   accept and record the message, then break the connection without an answer
             hang        accept and record the message, and answer only after ``seconds``
             close       SMTP only: answer 421 (or ``status``), then close the connection
+
+    ``seconds`` are over at once when the rule is cleared.
     """
 
     channel: Channel
     address: str | None = None  # recipient or number; SMTP stage mail: the sender; None: all
     action: Action = "answer"
     stage: Stage = "request"  # SMTP: at which command; Twilio: list and fetch are the requests that read calls
+    after: int = 0  # so many messages pass before the first one that fails
     times: int | None = None  # None: always
     status: int | None = None
     code: int | str | None = None  # the provider's own error code or reason
@@ -36,7 +41,8 @@ class FailureRule:
     body: Any = None  # JSON of the answer, instead of the stand-in's own error body; a str is sent as it is
     retry_after: str | None = None  # the header's value
     seconds: float = 0.0
-    used: int = field(default=0, init=False)
+    _seen: int = field(default=0, init=False)
+    _cleared: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.channel == "smtp" and self.stage == "request":
@@ -44,6 +50,22 @@ class FailureRule:
         self._check()
         if self.address is not None:
             self.address = normal_address(self.address)
+
+    def matches(self, channel: Channel, addresses: set[str], stage: Stage) -> bool:
+        return self.channel == channel and self.stage == stage and (self.address is None or self.address in addresses)
+
+    def fails_next(self) -> bool:
+        """Whether the next message that matches fails; counts it."""
+        self._seen += 1
+        return self._seen > self.after and (self.times is None or self._seen <= self.after + self.times)
+
+    async def hang(self) -> None:
+        """Waits for ``seconds``, or until the rule is cleared."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._cleared.wait(), self.seconds)
+
+    def clear(self) -> None:
+        self._cleared.set()
 
     def _check(self) -> None:
         for name, allowed in (("channel", Channel), ("action", Action), ("stage", Stage)):
@@ -67,18 +89,16 @@ class FailureScript:
         self._rules.insert(0, rule)
 
     def take(self, channel: Channel, addresses: list[str], stage: Stage = "request") -> FailureRule | None:
-        """The rule for a message to ``addresses``; counts one use of it."""
+        """The rule for a message to ``addresses``, which it counts."""
         known = {normal_address(address) for address in addresses}
-        for rule in self._rules:
-            if rule.channel == channel and rule.stage == stage and (rule.address is None or rule.address in known):
-                rule.used += 1
-                if rule.used == rule.times:
-                    self._rules.remove(rule)
-                return rule
-        return None
+        matching = (rule for rule in self._rules if rule.matches(channel, known, stage))
+        return next((rule for rule in matching if rule.fails_next()), None)
 
     def clear(self, channel: str | None = None) -> None:
-        self._rules = [rule for rule in self._rules if channel not in (None, rule.channel)]
+        """Removes the rules; messages that hang because of them are answered."""
+        for rule in [rule for rule in self._rules if channel in (None, rule.channel)]:
+            self._rules.remove(rule)
+            rule.clear()
 
 
 def normal_address(address: str) -> str:

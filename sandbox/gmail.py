@@ -80,7 +80,8 @@ class Gmail:
         if operator != "rfc822msgid":
             return error(400, "this stand-in only searches for rfc822msgid:")
         bare = wanted.strip("<>")
-        found = self._state.received.find("gmail", message_id=f"<{bare}>")
+        seen = self._state.received.find("gmail", message_id=f"<{bare}>")
+        found = [each for each in seen if each.outcome != "refused"]
         mine = [each for each in found if each.credential == request.bearer()] or found
         ids = list(dict.fromkeys(each.external_id for each in mine))
         if not ids:

@@ -158,11 +158,11 @@ def _print_next_commands(environment: QuickstartEnvironment) -> None:
         "    bin/supervisorctl restart campaign\n"
         f"    tail -f {environment.logs.relative_to(environment.project)}/campaign.log\n"
         f"    tail {environment.logs.relative_to(environment.project)}/*.log\n"
-        f"    xdg-open {environment.web_url}/        the status page, in any browser\n"
+        f"    xdg-open {environment.web_url}/    # the status page, in any browser\n"
         f"    curl {environment.web_url}/health\n"
         f"    curl {environment.web_url}/metrics\n"
         f'    curl -H "api-key: $(cat {key})" {environment.qdrant_url}/collections\n'
-        f"    (. {settings}; bin/status)        the page in a terminal; the same for every program of bin/\n"
-        "    bin/supervisorctl shutdown        stops everything",
+        f"    (. {settings}; bin/status)    # the page in a terminal; the same for every program of bin/\n"
+        "    bin/supervisorctl shutdown    # stops everything",
         flush=True,
     )

@@ -121,7 +121,7 @@ class SmtpInbox:
             return await self._act(server, rule)
         self._state.received.add(*messages)
         if rule:
-            await asyncio.sleep(rule.seconds)
+            await rule.hang()
         return "250 2.0.0 Ok: queued"
 
     async def _refusal(self, server: Any, stage: Stage, addresses: list[str]) -> str:
@@ -134,6 +134,8 @@ class SmtpInbox:
             await server.push(_reply(rule))
             server.transport.close()
         elif rule.action != "answer":
+            if rule.action == "cut-before":
+                await rule.hang()
             server.transport.abort()
         return _reply(rule)
 

@@ -3,7 +3,6 @@
 A message is refused, cut off, recorded and answered here.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -54,6 +53,7 @@ class StandInState:
         first = messages[0]
         rule = self.script.take(first.channel, [each.address for each in messages])  # type: ignore[arg-type]
         if rule and rule.action == "cut-before":
+            await rule.hang()
             self.refuse(Reply(0), *messages)
             raise ConnectionCut
         if rule and rule.action == "answer":
@@ -70,7 +70,7 @@ class StandInState:
         if cut:
             raise ConnectionCut
         if rule and rule.action == "hang":
-            await asyncio.sleep(rule.seconds)
+            await rule.hang()
         return reply
 
 

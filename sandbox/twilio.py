@@ -6,7 +6,6 @@ and leaves out calls without a start_time; a list is paginated, newest call firs
 Shapes: https://www.twilio.com/docs/voice/api/call-resource and https://www.twilio.com/docs/api/errors.
 """
 
-import asyncio
 import base64
 import binascii
 import json
@@ -131,7 +130,7 @@ class Twilio:
             return scripted_reply(rule, _scripted_error)
         if rule.action != "hang":
             raise ConnectionCut
-        await asyncio.sleep(rule.seconds)
+        await rule.hang()
         return reply
 
     def _shown(self, call: Received) -> dict[str, Any] | None:

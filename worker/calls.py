@@ -60,7 +60,7 @@ class CallsJob:
         self._claims = CallClaims(context, lease, settlement)
         self._accounts = CallingAccounts(settings, context.redis, REQUEST_THREADS, monotonic, context.clock)
         self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds, settlement)
-        self._selection = CallSelection(context, self._accounts, settlement, monotonic)
+        self._selection = CallSelection(context, self._accounts, settlement, self._requests, monotonic)
         self._placement = CallPlacement(settings.app_url or "", self._accounts, settlement, self._requests)
         self._reconciliation = CallReconciliation(
             context, self._accounts, self._claims, settlement, self._requests, self._reporter, monotonic

@@ -62,7 +62,7 @@ class CampaignJob:
         self._transports = TransportRouter(settings, context.redis, clock)
         self._runs = CampaignRuns(self._db, LiveEvents(context.redis), clock, settings.message_max_bytes)
         self._links = LinkWriter(self._db, clock)
-        journals = JournalDirectory(settings.state_dir)
+        self._journals = journals = JournalDirectory(settings.state_dir)
         self._claims = BatchClaims(self._db, settings, journals, Lease(), clock)
         self._dispatcher = Dispatcher(RequestThreads(settings.campaign_concurrency, account_of), clock)
         self._settlements = BatchSettlements(self._db, settings, context.counters, clock)
@@ -95,6 +95,7 @@ class CampaignJob:
 
     def close(self) -> bool:
         self._transports.close()
+        self._journals.close()
         return self._dispatcher.close()
 
     def _look_for_work(self, now: datetime, survey: Survey) -> None:
@@ -125,6 +126,7 @@ class CampaignJob:
                 if not self._dispatcher.open:
                     return
                 for batch in self._finished_batches():
+                    self._claims.measured(batch)
                     with self._runs.contained(batch.campaign.id), closing(batch.journal):
                         self._settle(batch)
                     self._dispatcher.forget(batch)
@@ -157,7 +159,9 @@ class CampaignJob:
                 return
             with self._runs.contained(campaign_id):
                 campaign = self._runs.find(campaign_id)
-                if campaign and self._may_open(campaign):
+                if campaign is None:
+                    self._runs.fail([campaign_id], "its tenant was deleted")  # nothing, if it was deleted itself
+                elif self._may_open(campaign):
                     self._claim(campaign)
 
     def _large_open(self) -> int:

@@ -8,7 +8,8 @@
     ├── TransportMissing       stop this campaign: its tenant has configured nothing to send with
     └── SendError              what became of one message
         ├── RetryLater         not sent; try again later, with any recipient
-        │   └── RecipientDeferred    ... with this recipient; messages to others can be sent now
+        │   ├── RecipientDeferred    ... with this recipient; messages to others can be sent now
+        │   └── TooLate              ... by whoever has its claim now: this process was frozen
         ├── RecipientRefused   not sent; give up on this recipient
         │   └── RecipientOptedOut    ... and never send to this address again
         ├── CampaignRejected   not sent; stop the campaign (template or content refused)
@@ -68,6 +69,10 @@ class RetryLater(SendError):
 
 class RecipientDeferred(RetryLater):
     """As RetryLater, for a reason that concerns this recipient only (greylisting, a limit for one person)."""
+
+
+class TooLate(RetryLater):
+    """The process was frozen before it had handed the message over: another worker may have it by now."""
 
 
 class RecipientRefused(SendError):

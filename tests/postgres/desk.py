@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +14,18 @@ import redis
 
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
+from worker.calling.accounts import CallingAccounts
+from worker.calling.claims import CallClaims
+from worker.calling.queued_call import ClaimedCall
+from worker.calling.reporting import CallReporter
+from worker.calling.requests import CallRequests
+from worker.calling.selection import CallSelection
+from worker.calling.settlement import CallSettlement
 from worker.calls import CallsJob
 from worker.runtime.counters import Counters, read_all
 from worker.runtime.db import Database, Row, queries
 from worker.runtime.job import JobContext, TickResult
+from worker.runtime.lease import Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
 
@@ -178,6 +186,18 @@ class Desk:
 
 
 OpenDesk = Callable[..., Desk]
+
+
+def claim_due(desk: Desk) -> tuple[CallSettlement, list[ClaimedCall]]:
+    """All calls that are due, claimed by a process and not placed; and the settlements of that process."""
+    lease = Lease()
+    settlement = CallSettlement(desk.context, CallReporter(desk.context), lease.holder)
+    requests = CallRequests(1, desk.signals, 0.0, settlement)
+    with closing(CallingAccounts(desk.context.settings, desk.redis, concurrency=1)) as accounts:
+        selection = CallSelection(desk.context, accounts, settlement, requests)
+        choice = selection.choose(selection.open_accounts(desk.now), desk.now)
+        ready = CallClaims(desk.context, lease, settlement).claim(choice.candidates, desk.now)
+    return settlement, [each.claim for each in ready]
 
 
 def empty(crm: Crm) -> None:

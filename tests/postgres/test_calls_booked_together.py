@@ -6,16 +6,11 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from desk import Desk, Listener, account, another_tenant, number
+from desk import Desk, Listener, account, another_tenant, claim_due, number
 
-from worker.calling.accounts import CallingAccounts
-from worker.calling.claims import CallClaims
 from worker.calling.queued_call import Booking
-from worker.calling.reporting import CallReporter
-from worker.calling.selection import CallSelection
 from worker.calling.settlement import CallSettlement
 from worker.providers.twilio import PlacedCall
-from worker.runtime.lease import Lease
 
 
 def sid(place: int) -> str:
@@ -24,14 +19,8 @@ def sid(place: int) -> str:
 
 def placed(desk: Desk) -> tuple[CallSettlement, list[Booking]]:
     """All calls that are due, claimed and placed, in the order of their numbers; nothing is booked yet."""
-    lease = Lease()
-    settlement = CallSettlement(desk.context, CallReporter(desk.context), lease.holder)
-    claims = CallClaims(desk.context, lease, settlement)
-    with closing(CallingAccounts(desk.context.settings, desk.redis, concurrency=1)) as accounts:
-        selection = CallSelection(desk.context, accounts, settlement)
-        choice = selection.choose(selection.open_accounts(desk.now), desk.now)
-        ready = claims.claim(choice.candidates, desk.now)
-    in_order = sorted((each.claim for each in ready), key=lambda claim: claim.to_number)
+    settlement, claims = claim_due(desk)
+    in_order = sorted(claims, key=lambda claim: claim.to_number)
     return settlement, [Booking(claim, PlacedCall(sid(place), "queued")) for place, claim in enumerate(in_order)]
 
 

@@ -326,3 +326,51 @@ def test_an_adopted_call_has_its_references_too(desk: Desk) -> None:
     assert logged(desk, both[0]) == ours
     default = crm.value('SELECT "defaultCallScriptId" FROM "CallSettings" WHERE "tenantId" = %s', crm.tenant_id)
     assert logged(desk, both[1]) == dict.fromkeys(REFERENCES) | {"callScriptId": default}
+
+
+@pytest.mark.parametrize("answer", ["placed", "unconfirmed", "given up"])
+def test_a_row_of_the_queue_that_is_given_to_another_tenant_while_the_call_rings(answer: str, desk: Desk) -> None:
+    """Its call is in the log of the tenant that placed it; the other one's account does not place it once more."""
+    crm = desk.crm
+    crm.add_call_settings()
+    other = another_tenant(crm, **account(1))
+    queued = crm.add_call(phoneNumber=number(1))
+    if answer == "placed":
+        desk.world.script("twilio", number(1), action="hang", seconds=0.6, times=1)
+        ticking = threading.Thread(target=desk.tick)
+        ticking.start()
+        desk.world.wait_for("twilio", 1)
+    else:
+        desk.world.script("twilio", action="cut-after", times=1)
+        desk.tick()
+    crm.execute('UPDATE "CallQueue" SET "tenantId" = %s, "createdById" = %s', (other, crm.add_user(other)))
+    if answer == "placed":
+        ticking.join()
+    elif answer == "given up":
+        crm.execute('DELETE FROM "CallSettings" WHERE "tenantId" = %s', (crm.tenant_id,))
+        for _ in range(4):
+            desk.tick(seconds=9 * 3600.0)
+    settle_all(desk)
+    settle_all(desk)
+    row = desk.row(queued)
+    assert (row["status"], row["errorMessage"]) == ("failed", "Given to another tenant while it was called")
+    assert (row["callLogId"], desk.claims(), len(desk.placed())) == (None, 0, 1)
+    assert [log["tenantId"] for log in desk.logs()] == ([] if answer == "given up" else [crm.tenant_id])
+
+
+def test_a_call_that_was_not_placed_is_the_new_tenants_to_place(desk: Desk) -> None:
+    """Twilio refused it for now, and the row was given to another tenant meanwhile."""
+    crm = desk.crm
+    crm.add_call_settings()
+    other = another_tenant(crm, **account(1))
+    queued = crm.add_call(phoneNumber=number(1))
+    desk.world.script("twilio", action="answer", status=503, body={}, times=1)
+    desk.database.before["fail"] = lambda: crm.execute(
+        'UPDATE "CallQueue" SET "tenantId" = %s, "createdById" = %s', (other, crm.add_user(other))
+    )
+    desk.tick()
+    desk.database.before.clear()
+    for _ in range(4):
+        desk.work(seconds=301.0)
+    assert (desk.status(queued), desk.claims(), len(desk.placed())) == ("completed", 0, 1)
+    assert desk.log_of(queued)["tenantId"] == other

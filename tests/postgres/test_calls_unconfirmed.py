@@ -8,19 +8,14 @@ from typing import Any
 
 import psycopg2
 import pytest
-from desk import APP_URL, ASK_SECONDS, Desk, Listener, OpenDesk, account, another_tenant, number
+from desk import APP_URL, ASK_SECONDS, Desk, Listener, OpenDesk, account, another_tenant, claim_due, number
 
 from sandbox import accounts
-from worker.calling.accounts import CallingAccounts
-from worker.calling.claims import CallClaims
 from worker.calling.queued_call import Booking, ClaimedCall
-from worker.calling.reporting import CallReporter
-from worker.calling.selection import CallSelection
 from worker.calling.settlement import CallSettlement
 from worker.errors import RecipientRefused
 from worker.providers.http import HttpPool
 from worker.providers.twilio import PlacedCall, TwilioProvider
-from worker.runtime.lease import Lease
 
 DAY = 24 * 3600.0
 
@@ -239,18 +234,6 @@ def test_an_answer_that_a_former_holder_gets_settles_nothing(open_desk: OpenDesk
     assert (len(frozen.logs()), len(frozen.placed()), frozen.claims()) == (1, 1, 0)
 
 
-def claim_next(desk: Desk) -> tuple[CallSettlement, ClaimedCall]:
-    """The next call, claimed and not placed; and the settlements of the process that holds it."""
-    lease = Lease()
-    settlement = CallSettlement(desk.context, CallReporter(desk.context), lease.holder)
-    claims = CallClaims(desk.context, lease, settlement)
-    with closing(CallingAccounts(desk.context.settings, desk.redis, concurrency=1)) as accounts:
-        selection = CallSelection(desk.context, accounts, settlement)
-        choice = selection.choose(selection.open_accounts(desk.now), desk.now)
-        (ready,) = claims.claim(choice.candidates, desk.now)
-    return settlement, ready.claim
-
-
 SETTLEMENTS: dict[str, Callable[[CallSettlement, ClaimedCall], object]] = {
     "book": lambda settlement, claim: settlement.book(Booking(claim, PlacedCall(f"CA{0:032x}", "queued"))),
     "fail": lambda settlement, claim: settlement.fail(claim, RecipientRefused("no such number")),
@@ -267,7 +250,7 @@ def test_a_former_holder_of_a_claim_settles_nothing(
     """Another worker may be placing the call just now: neither row changes, and no event is published."""
     desk.crm.add_call_settings()
     queued = add_call(desk)
-    settlement, claim = claim_next(desk)
+    settlement, (claim,) = claim_due(desk)
     desk.crm.execute("UPDATE worker.call_claim SET holder = 'elsewhere:1:x.y'")
     before = (desk.row(queued), desk.crm.execute("SELECT to_jsonb(c) FROM worker.call_claim c"))
     with closing(Listener(desk)) as listener:
@@ -288,6 +271,32 @@ def test_a_call_that_waited_too_long_for_a_thread_is_not_placed(desk: Desk, monk
     assert (desk.status(queued), desk.placed(), result.unfinished) == ("pending", [], True)
     monkeypatch.setattr("worker.calling.placement.PLACE_SECONDS", 20.0)
     assert desk.work() == {"placed": 1}
+
+
+def test_a_process_that_is_frozen_while_it_connects_places_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked at its time before, and looks again before the request leaves: the call is released."""
+    clock = iter([1000.0, 1000.0])  # at the claim, at the thread's first look; then five minutes are over
+    monkeypatch.setattr("worker.calling.placement.boot_seconds", lambda: next(clock, 1300.0))
+    desk.crm.add_call_settings()
+    queued = add_call(desk)
+    desk.tick()
+    assert (desk.status(queued), desk.placed(), desk.row(queued)["attempts"]) == ("pending", [], 0)
+    monkeypatch.undo()
+    assert desk.work() == {"placed": 1}
+
+
+def test_a_call_that_another_worker_put_back_waits_for_this_ones_request(desk: Desk) -> None:
+    """Otherwise the first request, when it ends, would settle the claim of the second one."""
+    desk.crm.add_call_settings()
+    queued = add_call(desk)
+    desk.world.script("twilio", action="hang", seconds=2, times=1)
+    desk.tick()
+    desk.crm.execute("DELETE FROM worker.call_claim")
+    desk.crm.execute("""UPDATE "CallQueue" SET status = 'pending'""")
+    desk.tick()
+    assert (desk.status(queued), len(desk.placed()), desk.claims()) == ("pending", 1, 0)
 
 
 def test_an_account_that_was_changed_meanwhile(desk: Desk) -> None:

@@ -234,7 +234,7 @@ def size_of(text: str, *, html: str | None = None) -> MessageSize:
 
 
 def test_the_size_of_messages_before_they_are_made() -> None:
-    """A specimen shows the fixed part, and how often a recipient's name and number are in a message."""
+    """A sample shows the fixed part, and how often a recipient's name and number are in a message."""
     plain, personal = size_of("x" * 5000), size_of("{{name}} " * 200 + "{{phone}}", html="<p>{{name}}</p>")
     assert 5000 < plain.fixed_bytes < 7000
     assert plain.times["name"] < 3  # it is in the head, too

@@ -28,6 +28,9 @@ NAMES = [
     "0004_job_indexes",
     "0005_addresses",
     "0006_campaign_log",
+    "0007_phone_floats",
+    "0008_user_index",
+    "0009_consent",
 ]
 INDEXES = {
     "worker_campaign_due",
@@ -41,7 +44,6 @@ INDEXES = {
     "worker_call_queue_ended",
     "worker_call_log_live",
     "worker_tenant_trial",
-    "worker_user_tenant",
 }
 Connection = psycopg2.extensions.connection
 
@@ -123,6 +125,9 @@ def test_once_and_again(fresh: Connection) -> None:
         (4, "job_indexes"),
         (5, "addresses"),
         (6, "campaign_log"),
+        (7, "phone_floats"),
+        (8, "user_index"),
+        (9, "consent"),
     ]
 
 
@@ -300,7 +305,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
     [
         ("DROP SCHEMA worker CASCADE", "missing"),
         ("TRUNCATE worker.migration", "missing"),
-        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 6"),
+        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 9"),
     ],
 )
 def test_missing_or_old(database_url: str, connection: Connection, damage: str, state: str) -> None:

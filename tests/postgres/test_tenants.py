@@ -334,6 +334,45 @@ def test_given_to_another_tenant_while_it_is_sent(crm: Crm, office: Office, worl
     assert world.deliveries() == []
 
 
+@pytest.mark.parametrize(
+    ("moved", "reason"),
+    [(False, "its tenant was deleted"), (True, "it was given to another tenant while it was sent")],
+)
+def test_a_tenant_that_is_deleted_while_its_campaign_is_sent(
+    moved: bool, reason: str, crm: Crm, office: Office, world: World, database_url: str
+) -> None:
+    """The CRM's schema lets the campaign stay: it fails with the reason, and is not looked at for ever."""
+    first, other = crm.add_tenant("first"), crm.add_tenant("other", settings=whatsapp("2"))
+    # a user of its own would take the campaign along
+    campaign = crm.add_campaign(recipients=3, tenant_id=first, user_id=crm.add_user(other))
+    with closing(Database(database_url, "test")) as db:
+        db.execute(queries("campaign")["start_due"], now=utc_now())
+    if moved:
+        crm.execute('UPDATE "Campaign" SET "tenantId" = %s', (other,))
+    crm.execute('DELETE FROM "Tenant" WHERE id = %s', (first,))
+    assert office.run("campaign", CampaignJob) == 0
+    assert office.reasons(campaign) == [reason]
+    assert crm.counts(campaign) == {"pending": 3}
+    assert world.deliveries() == []
+
+
+def test_a_tenant_that_is_deleted_while_a_provider_is_to_be_asked(crm: Crm, office: Office) -> None:
+    """Nobody can be asked any more: the worker does not try again and again."""
+    first, other = crm.add_tenant("first"), crm.add_tenant("other")
+    campaign = crm.add_campaign(recipients=2, tenant_id=first, user_id=crm.add_user(other), status="failed")
+    kept = crm.add_campaign(recipients=1, status="paused")
+    for each in (campaign, kept):
+        crm.execute(
+            """INSERT INTO worker.unconfirmed_send (recipient_id, campaign_id, sender, attempts, ask_at)
+               SELECT id, "campaignId", 'gmail:x', 1, now() AT TIME ZONE 'UTC' + %s FROM "CampaignRecipient"
+               WHERE "campaignId" = %s""",
+            (timedelta(seconds=-1 if each == campaign else 60), each),
+        )
+    crm.execute('DELETE FROM "Tenant" WHERE id = %s', (first,))
+    assert office.run("campaign", CampaignJob) == 0
+    assert crm.execute("SELECT campaign_id FROM worker.unconfirmed_send") == [(kept,)]
+
+
 def test_pauses_in_the_log_of_another_tenant(crm: Crm, office: Office) -> None:
     """A row of "CampaignLog" that belongs to another tenant ends nobody's run."""
     campaign = crm.add_campaign(recipients=3)

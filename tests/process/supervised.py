@@ -54,19 +54,19 @@ class Supervised:
         *,
         quick: bool = True,
         options: Mapping[str, str] | None = None,
-        priorities: Mapping[str, int] | None = None,
+        own_options: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """``programs``: name -> a Python script, or a command that begins with a slash.
 
-        They have the options of the production jobs, except for ``options`` and ``priorities`` (by name).
+        They have the options of the production jobs, except for ``options``, and ``own_options`` by their names.
         ``quick``: the watchdog has short limits and a tick every five seconds, instead of the production ones.
         """
         self.folder = folder
         self._conf = folder / "supervisord.conf"
         self._environment = dict(environment)
         conf = self._configuration(programs, options or {})
-        for name, priority in (priorities or {}).items():
-            conf[f"program:{name}"]["priority"] = str(priority)
+        for name, own in (own_options or {}).items():
+            conf[f"program:{name}"].update(own)
         if quick:
             listener = {"command": self._script("watchdog", DRIVER), "events": "PROCESS_STATE,TICK_5"}
             conf["eventlistener:watchdog"].update(listener)

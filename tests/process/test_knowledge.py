@@ -287,13 +287,17 @@ def test_the_scratch_collection_of_a_killed_verification(knowledge: Run, client:
     assert scratch(client, name) == [f"{name}-verify-of-mine"]
 
 
-def test_a_deleted_collection_is_restored(knowledge: Run, client: QdrantClient, name: str) -> None:
+def test_a_deleted_collection_is_restored(
+    knowledge: Run, client: QdrantClient, name: str, redis_client: redis.Redis
+) -> None:
     """All points with vectors and payloads. Until then the snapshot is kept, however many come after it."""
     knowledge("--once")
     fill(client, name, 300)
     next_second()
     knowledge("snapshot")
     (newest, *_) = snapshots(client, name)
+    recorded = redis_client.hgetall(f"worker:knowledge:{name}")
+    assert recorded["accepted"] == recorded[newest], "it is itself not older, however long it took"
     client.delete_collection(name)
     for _ in range(2):
         next_second()
@@ -314,6 +318,11 @@ def test_a_deleted_collection_is_restored(knowledge: Run, client: QdrantClient, 
     assert [value / point.vector[0] for value in point.vector] == pytest.approx([1.0, 7.0, 0.5, 2.0], rel=1e-4)
     assert "metadata.tenantId" in client.get_collection(name).payload_schema
     assert knowledge("--once").returncode == 0
+    client.delete_collection(name)  # before there is another snapshot of what was restored
+    next_second()
+    done = knowledge("--once", KNOWLEDGE_SNAPSHOT_INTERVAL="1s", KNOWLEDGE_SNAPSHOT_KEEP="1")
+    assert (done.returncode, f"bin/knowledge restore {newest}" in done.stderr) == (1, True)
+    assert snapshots(client, name)[-1] == newest
 
 
 def test_restoring_can_be_undone(knowledge: Run, client: QdrantClient, name: str) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 import psycopg2.extensions
 import pytest
 import redis
-from workers import Start, Worker, wait_for
+from workers import ANSWERED, THREADS, Start, Worker, wait_for
 
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
-from worker.sending.requests import FIRST_THREADS
 
 LOCK = "lock:lead-reminder-scheduler"
 
@@ -109,19 +108,20 @@ def test_a_kill_between_claim_and_send(
 def test_a_kill_while_sending(channel: str, policy: str, tenants: Tenants, world: World, remind: Remind) -> None:
     """What was being sent is unconfirmed: not repeated, or sent again with UNCONFIRMED_SENDS=resend."""
     tenants.of_channel(channel, 20)
-    world.script(channel, action="hang", seconds=60)
+    world.script(channel, action="hang", seconds=60, after=ANSWERED)
     worker = remind()
-    world.wait_for(channel, FIRST_THREADS)
+    world.wait_for(channel, ANSWERED + THREADS)
+    wait_for(lambda: tenants.notifications() == 20 - ANSWERED, "those with an answer are settled")
     worker.kill()
     world.clear_script()
     second = remind("--once", UNCONFIRMED_SENDS=policy)
     assert second.wait() == 0
     assert world.total(channel) == 20
-    assert tenants.notifications() == FIRST_THREADS, "they wait until a provider could be asked"
+    assert tenants.notifications() == THREADS, "they wait until a provider could be asked"
     tenants.ask_now()
     assert remind("--once", UNCONFIRMED_SENDS=policy).wait() == 0
     assert remind("--once", UNCONFIRMED_SENDS=policy).wait() == 0
-    assert world.total(channel) == 20 + (FIRST_THREADS if policy == "resend" else 0)
+    assert world.total(channel) == 20 + (THREADS if policy == "resend" else 0)
     assert (tenants.notifications(), tenants.remembered()) == (0, 20)
 
 
@@ -150,7 +150,7 @@ def test_a_kill_before_the_settlement(
 @pytest.mark.parametrize("arrived", [True, False])
 def test_a_kill_while_sending_to_gmail(arrived: bool, tenants: Tenants, world: World, remind: Remind) -> None:
     """Gmail is asked by its Message-ID: what it knows is filed, what it does not know is sent again, once."""
-    tenant = tenants.of_channel("smtp", FIRST_THREADS)
+    tenant = tenants.of_channel("smtp", ANSWERED + THREADS)
     mail = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
     columns = accounts.gmail_columns("asha@gmail.example")
     tenants.crm.execute(
@@ -162,19 +162,20 @@ def test_a_kill_while_sending_to_gmail(arrived: bool, tenants: Tenants, world: W
            "gmailTokenExpiry" = %s""",
         (columns["googleEmail"], columns["gmailAccessToken"], columns["gmailRefreshToken"], utc_now() + timedelta(1)),
     )
-    world.script("gmail", action="hang", seconds=60)
+    world.script("gmail", action="hang", seconds=60, after=ANSWERED)
     worker = remind()
-    world.wait_for("gmail", FIRST_THREADS)
+    world.wait_for("gmail", ANSWERED + THREADS)
+    wait_for(lambda: tenants.notifications() == THREADS, "those with an answer are settled")
     worker.kill()
     world.clear_script()
     if not arrived:
         world.reset()
     remind("--once").wait()
-    assert tenants.notifications() == FIRST_THREADS
+    assert tenants.notifications() == THREADS
     tenants.ask_now()
     assert remind("--once").wait() == 0
-    assert world.total("gmail") == FIRST_THREADS
-    assert tenants.crm.value('SELECT count(DISTINCT "gmailMessageId") FROM "EmailLog"') == FIRST_THREADS
+    assert world.total("gmail") == THREADS + (ANSWERED if arrived else 0)
+    assert tenants.crm.value('SELECT count(DISTINCT "gmailMessageId") FROM "EmailLog"') == ANSWERED + THREADS
     assert tenants.notifications() == 0
 
 
@@ -203,12 +204,12 @@ def test_two_workers_without_a_lock(
 def test_a_signal(tenants: Tenants, world: World, remind: Remind, redis_client: redis.Redis) -> None:
     """SIGTERM: what hangs is not waited for, what was not sent is due again, the lock is free."""
     tenants.of_channel("smtp", 30)
-    world.script("smtp", action="hang", seconds=60)
+    world.script("smtp", action="hang", seconds=60, after=ANSWERED)
     worker = remind(SHUTDOWN_GRACE_SECONDS="1")
-    world.wait_for("smtp", FIRST_THREADS)
+    world.wait_for("smtp", ANSWERED + THREADS)
     assert worker.stop(seconds=10) == 0
     assert not redis_client.exists(LOCK)
-    assert (tenants.notifications(), tenants.remembered()) == (FIRST_THREADS, FIRST_THREADS)
+    assert (tenants.notifications(), tenants.remembered()) == (THREADS, ANSWERED + THREADS)
     world.clear_script()
     assert remind("--once").wait() == 0
     assert (world.total("smtp"), world.duplicates("smtp")) == (30, {})

@@ -9,6 +9,7 @@ import psycopg2.extensions
 import pytest
 import redis
 from books import Books
+from web_process import OpenWeb
 from workers import Start, wait_for
 
 from sandbox.redis import Redis
@@ -64,6 +65,27 @@ def test_a_fail_over_during_a_run(books: Books, connection: psycopg2.extensions.
     assert books.world.total("smtp") == 400
     assert worker.said("a bug, please report it") == 0
     assert worker.stop() == 0
+
+
+def test_a_full_disk_of_postgresql(books: Books, start: Start, open_web: OpenWeb) -> None:
+    """Reads work, writes fail: the job says what to do, and /readyz is not ok until the job can write again."""
+    books.crm.execute(
+        """CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS
+           $$BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END$$"""
+    )
+    books.crm.execute("CREATE TRIGGER disk_full BEFORE INSERT ON worker.campaign_run EXECUTE FUNCTION disk_full()")
+    campaign = books.crm.add_campaign("email", recipients=3)
+    worker = start()
+    web = open_web()
+    wait_for(lambda: worker.said(READ_ONLY), "it says that PostgreSQL takes no writes")
+    assert worker.said("free space on PostgreSQL's disk") == 1
+    wait_for(lambda: web.get("/readyz").status == 503, "/readyz is not ok")
+    assert "the job campaign cannot write" in web.get("/readyz").json["reasons"]["database"]
+    books.crm.execute("DROP TRIGGER disk_full ON worker.campaign_run")
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    wait_for(lambda: web.get("/readyz").status == 200, "/readyz is ok again")
+    assert books.crm.counts(campaign) == {"sent": 3}
+    assert worker.said("a bug, please report it") == 0
 
 
 def test_no_connection_left(

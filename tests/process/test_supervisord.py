@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 from books import Books
 from supervised import process_info
-from workers import PROJECT, wait_for
+from workers import ANSWERED, PROJECT, THREADS, wait_for
 
 from sandbox.crm import Crm
 from sandbox.ports import free_port
 from sandbox.servers import Child
 from sandbox.world import World
 from worker.registry import JOBS
-from worker.sending.requests import FIRST_THREADS
 
 
 class Supervisord:
@@ -144,14 +143,14 @@ def test_warnings_have_their_own_log_and_a_killed_program_is_restarted(
     books: Books,
 ) -> None:
     """After kill -9 supervisord starts it again; the orphaned batch is a warning in campaign-error.log."""
-    world.script("smtp", action="hang", seconds=60, times=FIRST_THREADS)
+    world.script("smtp", action="hang", seconds=60, after=ANSWERED, times=THREADS)
     campaign = crm.add_campaign("email", recipients=100)
     supervisord = Supervisord(folder, environment)
     supervisords.append(supervisord)
-    world.wait_for("smtp", FIRST_THREADS)
+    world.wait_for("smtp", ANSWERED + THREADS)
     os.kill(int(supervisord.control("pid", "campaign").stdout), signal.SIGKILL)
     wait_for(lambda: books.ended(campaign), "the campaign ends")
-    assert books.balance(campaign) == FIRST_THREADS
+    assert books.balance(campaign) == THREADS
     wait_for(lambda: "orphaned batch settled" in supervisord.log("campaign-error.log"), "the warning is logged")
     assert "orphaned batch settled" not in supervisord.log("campaign.log")
     assert "campaign started" not in supervisord.log("campaign-error.log")

@@ -389,6 +389,34 @@ def test_poisoned_keys_in_redis(open_web: OpenWeb, redis_client: redis.Redis, re
     assert "Traceback" not in web.worker.log
 
 
+def test_a_database_whose_disk_is_full(open_web: OpenWeb, redis_url: str) -> None:
+    """It answers, and only a job that writes finds out: 503 until that job succeeds."""
+    campaign = Counters(connect(redis_url), "campaign")
+    campaign.job_ended(utc_now(), "failure", 0.1, "could not extend file", refused_by="PostgreSQL")
+    campaign.flush()
+    web = open_web()
+    reason = "takes no writes: the job campaign cannot write; see its last error"
+    assert web.get("/readyz").json == {"status": "error", "away": ["database"], "reasons": {"database": reason}}
+    assert "PostgreSQL takes no writes: nothing can be sent" in web.get("/").text
+    campaign.job_ended(utc_now(), "success", 0.1, None)
+    campaign.flush()
+    wait_for(lambda: web.get("/readyz").status == 200, "its end is noticed")
+
+
+def test_messages_that_a_job_waits_for(open_web: OpenWeb, redis_url: str, redis_client: redis.Redis) -> None:
+    """Their number is on the page and in the metrics while the job's tick runs."""
+    campaign = Counters(connect(redis_url), "campaign")
+    campaign.job_started(utc_now(), 60.0)
+    campaign.heartbeat(utc_now(), 8)
+    redis_client.set("lock:campaign-scheduler", "crm-1:7:0", ex=60)
+    web = open_web()
+    assert web.samples()["crm_worker_job_stuck_requests", (("job", "campaign"),)] == 8
+    assert "8 without an answer" in web.get("/").text
+    redis_client.delete("lock:campaign-scheduler")  # its process died
+    wait_for(lambda: "without an answer" not in web.get("/").text, "it waits for nothing any more")
+    assert web.samples()["crm_worker_job_stuck_requests", (("job", "campaign"),)] == 0
+
+
 def test_a_database_that_becomes_read_only(open_web: OpenWeb, database_url: str, crm: Crm) -> None:
     """503 with the reason, as long as it lasts; the page still shows what it can read."""
     web = open_web()

@@ -13,6 +13,8 @@ from sandbox.servers import Child
 PROJECT = Path(__file__).resolve().parents[2]
 LOCK = "lock:campaign-scheduler"
 WAIT_SECONDS = 60.0
+ANSWERED = 10  # messages after which an account has all threads of a job
+THREADS = 8  # of a job: CAMPAIGN_CONCURRENCY's default, and those of reminders
 ATTEMPTS = 3  # at being quick: a busy machine is late now and then, a slow program each time
 
 

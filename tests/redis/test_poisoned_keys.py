@@ -157,6 +157,20 @@ def url_of(client: redis.Redis) -> str:
     return f"redis://:{where['password']}@{where['host']}:{where['port']}/{where['db']}"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in MAKE if kind != "string"])
+def test_the_number_of_a_batch(client: redis.Redis, kind: str) -> None:
+    """It is under a key of the process's own, which others can find all the same."""
+    counters = Counters(client, "calls")
+    counters.add("messages_total", 2, channel="email", outcome="sent")
+    assert counters.flush()
+    (key,) = client.keys("worker:batch:*")
+    client.delete(key)
+    MAKE[kind](client, key)
+    counters.add("messages_total", 1, channel="email", outcome="sent")
+    assert counters.flush()
+    assert SENT in read_all(client).counters
+
+
 @pytest.mark.parametrize("value", ["many", "nan", "inf", "1e400x", "", b"\xff"])
 def test_a_counter_that_cannot_be_added_to(
     client: redis.Redis, value: str | bytes, caplog: pytest.LogCaptureFixture

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,35 @@ class TestScript:
             http.twilio("POST", "Calls.json", CALL)
         assert world.total("twilio") == 0
 
+    def test_a_connection_that_is_cut_late(self, http: Http, world: World) -> None:
+        world.script("whatsapp", action="cut-before", seconds=0.3)
+        started = time.monotonic()
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            http.whatsapp()
+        assert time.monotonic() - started >= 0.3
+        assert world.total("whatsapp") == 0
+
     def test_an_answer_that_hangs(self, http: Http, world: World) -> None:
         world.script("gmail", "priya@x.example", action="hang", seconds=0.3, times=1)
         started = time.monotonic()
         assert http.gmail()[0] == 200
         assert time.monotonic() - started >= 0.3
         assert world.total("gmail") == 1
+
+    def test_messages_that_pass_before_a_failure(self, http: Http, world: World) -> None:
+        world.script("whatsapp", code=131026)
+        world.script("whatsapp", code=131047, after=1, times=2)
+        codes = [http.whatsapp()[1]["error"]["code"] for _ in range(4)]
+        assert codes == [131026, 131047, 131047, 131026]
+
+    def test_what_hangs_is_answered_when_the_rules_are_removed(self, http: Http, world: World) -> None:
+        world.script("whatsapp", action="hang", seconds=600, times=1)
+        with ThreadPoolExecutor(1) as thread:
+            asking = thread.submit(http.whatsapp)
+            world.wait_for("whatsapp", 1)
+            assert not asking.done()
+            world.clear_script("whatsapp")
+            assert asking.result(20)[0] == 200
 
     def test_the_newest_rule_is_used_first_and_rules_can_be_removed(self, http: Http, world: World) -> None:
         world.script("whatsapp", code=131026)

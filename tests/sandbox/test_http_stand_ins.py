@@ -30,6 +30,12 @@ class TestGmail:
         assert found["messages"] == [{"id": answer["id"], "threadId": answer["threadId"]}]
         assert http.search("<2@shop.example>") == {"resultSizeEstimate": 0}
 
+    def test_a_search_does_not_find_what_was_cut_off_unread(self, http: Http, world: World) -> None:
+        world.script("gmail", action="cut-before", times=1)
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            http.gmail()
+        assert http.search("<1@shop.example>") == {"resultSizeEstimate": 0}
+
     def test_a_bad_token_is_refused(self, http: Http, world: World) -> None:
         status, answer, _ = http.gmail(token="stolen")
         assert (status, answer["error"]["status"]) == (401, "UNAUTHENTICATED")

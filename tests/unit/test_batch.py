@@ -115,17 +115,21 @@ def test_many_threads_take_each_recipient_once(batch: Batch) -> None:
 
 
 def test_who_is_with_a_thread_at_a_stop(batch: Batch) -> None:
-    """Those who were taken and have no outcome: not those who wait, nor those who are ready."""
+    """Those whose message has begun and has no outcome: not those who wait, are ready, or were taken ahead."""
     queue = BatchQueue(batch)
     queue.let_through(5)
-    first, second = queue.take(), queue.take()
+    first, second, third = queue.take(), queue.take(), queue.take()
     assert first
     assert second
+    assert third
+    assert queue.begin(first)
+    assert queue.begin(second)
     batch.record(first, Outcome(OutcomeKind.ACCEPTED, utc_now()))
     batch.stop()
     assert queue.take() is None
+    assert not queue.begin(third)
     assert queue.unanswered() == [second]
-    assert (queue.waiting, queue.ready) == (len(PEOPLE) - 5, 3)
+    assert (queue.waiting, queue.ready) == (len(PEOPLE) - 5, 2)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def coded(code: str) -> psycopg2.Error:
     ("code", "message"),
     [
         ("25006", READ_ONLY),
-        ("53100", EXHAUSTED),
+        ("53100", READ_ONLY),
         ("53200", EXHAUSTED),
         ("53300", EXHAUSTED),
         ("58030", EXHAUSTED),

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -26,9 +26,11 @@ from worker.errors import (
     RecipientRefused,
     RetryLater,
     SendError,
+    TooLate,
     Unconfirmed,
 )
 from worker.messages import Accepted
+from worker.providers.handover import check_handover
 from worker.runtime.clock import boot_seconds
 from worker.sending.accounts import EmailUser
 from worker.sending.outcomes import Outcome, OutcomeKind
@@ -64,13 +66,20 @@ class Account:
     account_key: str = "email"
     content: Content = field(default_factory=Content)
     given: list[str] = field(default_factory=list)
+    announces: bool = False
+    announced: list[tuple[str, str | None]] = field(default_factory=list)
+    withdrawn: list[str | None] = field(default_factory=list)
 
     def message(self, recipient: Recipient, at: datetime) -> str:
         return self.content.message(recipient, at)
 
-    def send(self, message: str) -> Accepted:
+    def send(self, message: str, following: str | None) -> Accepted:
         self.given.append(message)
+        self.announced.append((message, following))
         return self.answer(message)
+
+    def withdraw(self, message: str | None) -> None:
+        self.withdrawn.append(message)
 
 
 def refusing(error: Callable[[], SendError], *ids: str) -> Callable[[str], Accepted]:
@@ -456,6 +465,53 @@ def test_drain_beyond_the_grace(workshop: Workshop) -> None:
     gate.opened.set()
 
 
+def test_the_message_that_follows_is_announced(workshop: Workshop) -> None:
+    """A thread tells the provider which message it sends next; one that cannot be made is not announced."""
+    account = Account(announces=True)
+    recipients = people(4)
+    recipients[2] = replace(recipients[2], email=None)
+    batch = workshop.sent(workshop.batch(account, recipients), concurrency=1)
+    assert account.announced == [("r-0", "r-1"), ("r-1", None), ("r-3", None)]
+    accepted, refused = OutcomeKind.ACCEPTED, OutcomeKind.REFUSED
+    assert kinds(batch) == {"r-0": accepted, "r-1": accepted, "r-2": refused, "r-3": accepted}
+
+
+def test_no_thread_is_left_without_a_message(workshop: Workshop) -> None:
+    """Where there are no more recipients than threads, each thread takes one."""
+    gate = Gate()
+    account = Account(announces=True, answer=gate)
+    dispatcher = workshop.dispatcher(4)
+    dispatcher.add(workshop.batch(account, people(4)))
+    gate.wait_for(4)
+    gate.opened.set()
+    finished(dispatcher)
+    assert [following for _, following in account.announced] == [None] * 4
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_message_that_was_announced_and_not_sent(workshop: Workshop, answers: bool) -> None:
+    """After a stop it is withdrawn; its recipient has nothing in the journal and no outcome, and stays pending."""
+    gate = Gate()
+    account = Account(announces=True, answer=gate)
+    batch = workshop.batch(account, people(3))
+    dispatcher = workshop.dispatcher(1)
+    dispatcher.add(batch)
+    gate.wait_for(1)
+    if answers:
+        dispatcher.stop()
+        gate.opened.set()
+        assert finished(dispatcher) == [batch]
+    else:
+        assert dispatcher.drain(0.05) == [batch]
+    assert account.announced == [("r-0", "r-1")]
+    assert kinds(batch) == {"r-0": OutcomeKind.ACCEPTED if answers else OutcomeKind.UNCONFIRMED}
+    assert list(workshop.written(batch)) == ["r-0"]
+    gate.opened.set()
+    dispatcher.drain(DEADLINE_SECONDS)
+    assert "r-1" in account.withdrawn
+    assert account.given == ["r-0"]
+
+
 def test_a_pace(workshop: Workshop) -> None:
     """At no time has the provider got more messages than the account's pace has granted."""
     meter = Meter((2, 0.01), (0, 0.02), (3, 0.01), (1, 0.01))
@@ -542,6 +598,29 @@ def test_frozen_too_long(workshop: Workshop) -> None:
     assert account.given == []
     assert set(kinds(batch).values()) <= {OutcomeKind.NOT_SENT}
     assert batch.state is BatchState.LEASE_LOST
+
+
+def test_frozen_between_the_look_and_the_hand_over(workshop: Workshop) -> None:
+    """The provider's last look finds the lease expired: not sent, no attempt counted, and nobody else is next."""
+    account = Account(answer=refusing(lambda: TooLate("frozen")))
+    batch = workshop.sent(workshop.batch(account, people(3)))
+    assert account.given == ["r-0"]
+    assert set(kinds(batch).values()) <= {OutcomeKind.NOT_SENT}
+    assert batch.state is BatchState.LEASE_LOST
+
+
+def test_the_lease_is_looked_at_until_the_message_is_handed_over(workshop: Workshop) -> None:
+    """A provider that took long to connect asks again, and is told that the lease expired meanwhile."""
+
+    def answer(recipient_id: str) -> Accepted:
+        check_handover()
+        batch.renew_lease(boot_seconds() - 1.0)
+        check_handover()
+        return Accepted(recipient_id)
+
+    batch = workshop.batch(Account(answer=answer), people(1))
+    workshop.sent(batch)
+    assert kinds(batch) == {"r-0": OutcomeKind.NOT_SENT}
 
 
 def test_a_bug_in_a_provider(workshop: Workshop) -> None:

@@ -1,6 +1,7 @@
 """The journal: what a process handed over is known to its successor, however it died, and to no one before."""
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -17,13 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worker.campaigns import journal
-from worker.campaigns.journal import BYTES_FOR_A_RECIPIENT, Journal, JournalDirectory, JournalUnwritable
+from worker.campaigns.journal import Journal, JournalDirectory, JournalUnwritable
+from worker.campaigns.journal_entries import BYTES_FOR_A_RECIPIENT, KIND_CODES
 from worker.errors import SettingsError
 from worker.messages import Accepted
 from worker.sending.outcomes import Outcome, OutcomeKind
 
 AT = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
 BATCH = "0b6c2f0e-4f0b-4a55-9d6e-2f6f7c0f3c11"
+OTHER_BATCH = "5f2a9d58-4c3b-4f0e-8a43-0f3d8f1b7a22"
 DEADLINE_SECONDS = 60.0
 NOON = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
 SENT = Outcome(OutcomeKind.ACCEPTED, NOON, accepted=Accepted("<r-1@x>"))
@@ -101,11 +104,16 @@ LINES = [
 
 @pytest.mark.parametrize(("outcome", "line"), LINES)
 def test_the_file_stays_readable(place: JournalDirectory, outcome: Outcome, line: bytes) -> None:
-    """An older or a newer version of the worker reads what this one wrote, and the other way round."""
+    """An older or a newer version of the worker reads what this one wrote, and the other way round.
+
+    Older versions wrote spaces between the values.
+    """
     written = place.create(BATCH, 1)
     written.ended("r-1", outcome)
     written.close()
-    assert path_of(place).read_bytes().rstrip(b"\0") == line
+    found = path_of(place).read_bytes().rstrip(b"\0")
+    assert found.endswith(b"\n")
+    assert json.loads(found) == json.loads(line)
     path_of(place).write_bytes(line.ljust(BYTES_FOR_A_RECIPIENT, b"\0"))
     assert left(place) == {"r-1": outcome}
 
@@ -113,7 +121,7 @@ def test_the_file_stays_readable(place: JournalDirectory, outcome: Outcome, line
 def test_every_kind_of_outcome_has_a_line() -> None:
     """Rejected is stored as not sent: whichever version settles the batch, the recipient is released."""
     assert {outcome.kind for outcome, _ in LINES} | {OutcomeKind.REJECTED} == set(OutcomeKind)
-    assert journal.KIND_CODES[OutcomeKind.REJECTED] == journal.KIND_CODES[OutcomeKind.NOT_SENT]
+    assert KIND_CODES[OutcomeKind.REJECTED] == KIND_CODES[OutcomeKind.NOT_SENT]
 
 
 def test_a_kind_that_a_newer_version_wrote(place: JournalDirectory) -> None:
@@ -199,7 +207,7 @@ def test_torn_anywhere(place: JournalDirectory, cut: int) -> None:
     path_of(place).write_bytes(content[:cut] + bytes(len(content) - cut))
     entries = left(place)
     path_of(place).unlink()
-    lines = [b'["r-1"]', b'["r-1", ', b'["r-2"]', b'["r-2", ']
+    lines = [b'["r-1"]', b'["r-1",', b'["r-2"]', b'["r-2",']
     whole = sum(any(line.startswith(begin) for line in kept) for begin in lines)
     known = [{}, {"r-1": None}, {"r-1": SENT}, {"r-1": SENT, "r-2": None}, {"r-1": SENT, "r-2": SENT}]
     # a line that lacks only its line end may be read as well
@@ -258,6 +266,85 @@ def test_a_batch_has_one_journal(place: JournalDirectory) -> None:
     assert list(place.path.glob("*.journal")) == []
     with pytest.raises(FileNotFoundError):
         place.take_over(BATCH)
+
+
+def test_used_again(place: JournalDirectory) -> None:
+    """The file of a settled batch becomes the journal of the next one, empty, and is found by its new name only."""
+    first = place.create(BATCH, 3)
+    first.started("r-1")
+    inode = path_of(place).stat().st_ino
+    first.remove()
+    [spare] = place.path.glob("*.spare")
+    assert spare.read_bytes().strip(b"\0") == b""
+    with closing(place.create(OTHER_BATCH, 2)) as second:
+        assert second.read() == {}
+        second.started("r-2")
+        assert second.read() == {"r-2": None}
+        with pytest.raises(JournalUnwritable):
+            first.ended("r-1", SENT)  # a thread that comes late
+        first.remove()
+        assert second.read() == {"r-2": None}
+        path = place.path / f"{OTHER_BATCH}.journal"
+        assert path.stat().st_ino == inode
+        assert time.time() - path.stat().st_mtime < DEADLINE_SECONDS
+    with pytest.raises(FileNotFoundError):
+        place.take_over(BATCH)
+
+
+def test_a_larger_batch_needs_a_new_file(place: JournalDirectory) -> None:
+    place.create(BATCH, 1).remove()
+    with closing(place.create(OTHER_BATCH, 2)):
+        assert (place.path / f"{OTHER_BATCH}.journal").stat().st_size == 2 * BYTES_FOR_A_RECIPIENT
+
+
+def test_few_files_are_kept(place: JournalDirectory) -> None:
+    """However many campaigns were sent side by side; when the program ends, none is left."""
+    batches = [place.create(f"{number:036}", 1) for number in range(3 * journal.SPARE_FILES)]
+    for batch in batches:
+        batch.remove()
+    assert len(list(place.path.glob("*.spare"))) == journal.SPARE_FILES
+    assert journals(place) == []
+    place.close()
+    assert [path.name for path in place.path.iterdir()] == ["id"]
+
+
+def test_a_kept_file_that_somebody_deleted(place: JournalDirectory) -> None:
+    place.create(BATCH, 1).remove()
+    [spare] = place.path.glob("*.spare")
+    spare.unlink()
+    with closing(place.create(OTHER_BATCH, 1)) as written:
+        written.started("r-1")
+        assert written.read() == {"r-1": None}
+    assert journals(place) == [f"{OTHER_BATCH}.journal"]
+
+
+def test_kept_files_of_the_dead_and_the_living(place: JournalDirectory, tmp_path: Path) -> None:
+    """What a dead process kept is removed at a start, what a living one keeps stays."""
+    place.create(BATCH, 1).remove()
+    (place.path / f"{OTHER_BATCH}.spare").write_bytes(bytes(BYTES_FOR_A_RECIPIENT))
+    place.sweep_spare()
+    assert [path.stem for path in place.path.glob("*.spare")] == [BATCH]
+
+
+def test_renamed_while_a_successor_opened_it(place: JournalDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opened a batch's journal just before it became another one's, and then gets its lock, has no journal."""
+    written = place.create(BATCH, 1)
+    really = fcntl.flock
+
+    def lock(descriptor: int, how: int) -> None:
+        if renames:
+            renames.pop()
+            written.remove()
+            place.create(OTHER_BATCH, 1).close()  # its writer dies
+        really(descriptor, how)
+
+    renames = [True]
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with pytest.raises(FileNotFoundError):
+        place.take_over(BATCH)
+    found = place.take_over(OTHER_BATCH)
+    assert found
+    found.close()
 
 
 def test_nobody_else_reads_it(place: JournalDirectory) -> None:

@@ -31,6 +31,18 @@ def test_defaults_come_from_the_contract() -> None:
     assert utm == UtmParameters("bharat_crm", "email", "diwali_sale_50_off_", "", "")
 
 
+def test_a_long_value_is_cut() -> None:
+    """A name of 100 kB in each of 20,000 links would be two gigabytes, and minutes of work."""
+    texts = campaign(
+        name="Diwali" * 20_000, utm_source="n" * 100_000, platform_utm_config={"email": {"term": "t" * 300}}
+    )
+    assert all(len(value) <= 255 for _, value in UtmParameters.of_campaign(texts).pairs())
+    links = "".join(f'<a href="http://x.example/{number}">y</a>' for number in range(20_000))
+    prepared = prepare_links(replace(texts, html=links, auto_tag_links=True), None)
+    assert len(prepared.html or "") < 20_000 * 1_000
+    assert len(prepared.links) == 20_000
+
+
 def test_columns_win_over_defaults_and_blank_ones_do_not_count() -> None:
     utm = UtmParameters.of_campaign(campaign(utm_source="news", utm_medium="  ", utm_term="t", utm_content="c"))
     assert utm == UtmParameters("news", "email", "diwali", "t", "c")

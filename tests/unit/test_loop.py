@@ -509,7 +509,7 @@ def test_start_is_tried_until_it_works(bench: Bench) -> None:
     ],
 )
 def test_once(bench: Bench, script: list[TickResult | Exception], status: int, ticks: int) -> None:
-    """With --once the loop continues while there is unfinished work, and ends with 1 if a round failed, else 0."""
+    """With --once the loop continues while there is unfinished work, and ends with 1 if a tick failed, else 0."""
     job = bench.run(*script, once=True)
     assert (bench.status, len(job.ticks), job.closed) == (status, ticks, 1)
 

@@ -157,6 +157,16 @@ def test_an_empty_value_does_not_swallow_the_next_attribute(source: str) -> None
             '<a href="https://wa.me/{{phone}}?text={{name}}">',
             '<a href="https://wa.me/919876543210?text=A%20%26%20B">',
         ),
+        (
+            '<a href="https://api.whatsapp.com/send?text={{name}}&amp;phone={{phone}}">',
+            '<a href="https://api.whatsapp.com/send?text=A%20%26%20B&amp;phone=919876543210">',
+        ),
+        ('<a href="whatsapp://send/?phone=+{{phone}}">', '<a href="whatsapp://send/?phone=+919876543210">'),
+        ('<a href="https://x.in/send?phone={{phone}}">', '<a href="https://x.in/send?phone=%2B91%2098765%2043210">'),
+        ('<a href="sms:{{phone}},+91{{phone}}">', '<a href="sms:+919876543210,+919876543210">'),
+        ('<a href="sms:{{phone}}&body={{name}}">', '<a href="sms:+919876543210&body=A%20%26%20B">'),
+        ('<a href="skype:{{email}}?call">', '<a href="skype:a+b@b%C3%BCcher.example?call">'),
+        ('<a href="sip:{{phone}}@x.in">', '<a href="sip:+91%2098765%2043210@x.in">'),
         ('<a href="https://wa.me/91{{phone}}">', '<a href="https://wa.me/919876543210">'),
         ('<a href="https://x.in/?p={{phone}}">', '<a href="https://x.in/?p=%2B91%2098765%2043210">'),
         ('<a href="https://x.in/tel:{{phone}}">', '<a href="https://x.in/tel:%2B91%2098765%2043210">'),
@@ -257,6 +267,12 @@ def test_html_the_worker_made_is_markup_only_where_text_stands() -> None:
         "%7B%7Bname%7D%7D",
         "%7b%7b%20name%20%7d%7d",
         "&#123;&#x7B;name&rcub;&rbrace;",
+        "&#123&#x7bname&#125&#X7D",
+        "{{&#160name&#xA0}}",
+        "{{&#0000000000160;name&#x000000000a0;}}",
+        "{{n&#8203;a&#xAD;me&#173}}",
+        "{{%E2%80%AFname%e3%80%80}}",
+        "%7B%7B+name+%7D%7D",
         "{{na\u00adme}}",
         "{\u200b{name}\u200b}",
     ],
@@ -278,6 +294,8 @@ def test_white_space_in_the_braces_does_not_count_however_it_is_written(written:
         ("{<b>{name}}</b>", "<b>Asha</b>"),
         ("{{na<b>me</b>}}", "Asha<b></b>"),
         ("{{<span style='color:red'>&nbsp;name</span> }<i>}</i>", "<span style='color:red'>Asha</span><i></i>"),
+        ('{{<span title="a>b" class=\'x">\'>name</span>}}', '<span title="a>b" class=\'x">\'>Asha</span>'),
+        ("{{<b title=it's>name</b>}}", "<b title=it's>Asha</b>"),
         ("{{<!-- x -->name<br/>}}", "<!-- x -->Asha<br/>"),
         ("{{</p><p>name}}", "</p><p>Asha"),
         ("<b>{{</b>name<b>}}</b>", "<b></b>Asha<b></b>"),
@@ -328,3 +346,11 @@ def test_a_value_in_a_link_of_a_text_does_not_break_the_link() -> None:
     template = Template("Dear {{name}}: https://x.in/?n={{name}}&p={{ phone }}. {{name}}")
     filled = template.fill({"name": "Asha Rao", "phone": "+91 98765"})
     assert filled == "Dear Asha Rao: https://x.in/?n=Asha%20Rao&p=%2B91%2098765. Asha Rao"
+
+
+def test_a_number_in_a_whatsapp_link_is_digits_in_a_text_too() -> None:
+    template = Template("https://wa.me/{{phone}}?text={{phone}} https://api.whatsapp.com/send?phone={{phone}}")
+    filled = template.fill({"phone": "+91 98765 43210"})
+    assert filled == (
+        "https://wa.me/919876543210?text=%2B91%2098765%2043210 https://api.whatsapp.com/send?phone=919876543210"
+    )

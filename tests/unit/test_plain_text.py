@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.content.markup import plain_text
+from worker.content import invisible_characters as invisible
 from worker.content.placeholders import Template
+from worker.content.plain_text import plain_text
 from worker.content.reminders import Digest, email_texts
 
 DOCTYPE = (
@@ -70,6 +71,25 @@ def test_what_is_no_text_is_not_shown(source: str, shown: str) -> None:
         "font:0/0 arial",
         "opacity:0",
         "opacity:0.00",
+        "opacity:-1",
+        "opacity:0%",
+        "dis\\70lay:none",
+        "display:n\\6F ne",
+        "display:none;display:",
+        "display:none;display:blok",
+        "display:none;display:block!ie",
+        "max-height:1px;overflow:hidden;font-size:1px;line-height:1px",
+        "height:.5px;overflow:hidden",
+        "font-size:1px;color:#fff",
+        "position:absolute;left:-9999px",
+        "position:absolute;top:-999em",
+        "text-indent:-9999px",
+        "position:absolute;clip:rect(0 0 0 0)",
+        "position:absolute;width:1px;height:1px;clip:rect(0, 0, 0, 0)",
+        "clip-path:inset(100%)",
+        "transform:scale(0)",
+        "filter:opacity(0)",
+        "content-visibility:hidden",
         "mso-hide:all",
         "mso-hide:all;font-size:1px",
     ],
@@ -116,6 +136,29 @@ def test_what_an_attribute_or_a_style_sheet_hides_is_not_shown(source: str) -> N
         ("<div style='display:none;display:block'>Namaste</div>", "Namaste"),
         ("<div style='max-height:0.5em'>Namaste</div>", "Namaste"),
         ("<div style='height:0'>Namaste</div>", "Namaste"),
+        ("<div style='display:none;display:-webkit-box'>Namaste</div>", "Namaste"),
+        ("<div style='display:none;display:inline flex'>Namaste</div>", "Namaste"),
+        ("<div style='height:1px'>Namaste</div>", "Namaste"),
+        ("<div style='position:absolute;left:-9px;clip:rect(0,90px,90px,0)'>Namaste</div>", "Namaste"),
+        ("<div style='left:-9999px;text-indent:-1em;opacity:.4'>Namaste</div>", "Namaste"),
+        ("<div style='clip-path:inset(10%);transform:scale(0.5)'>Namaste</div>", "Namaste"),
+        ("<div style='visibility:hidden'>a<b style='visibility:visible'>Namaste</b></div>Asha", "Namaste\nAsha"),
+        ("<div style='font-size:0'><b style='font-size:9px'>Namaste</b></div>Asha", "Namaste\nAsha"),
+        (
+            "<td style='font-size:0'><a href='https://x.in/'><img alt='Namaste' style='font-size:9px'></a></td>",
+            "Namaste (https://x.in/)",
+        ),
+        ("<td style='font-size:0'><a href='https://x.in/'>a</a></td>Namaste", "Namaste"),
+        (
+            "<a href='https://x.in/'>Buy</a>{{name}}, <a href='https://x.in/'>Buy</a>.",
+            "Buy (https://x.in/) {{name}}, Buy (https://x.in/).",
+        ),
+        (
+            "Namaste<a href='https://x.in/'><img></a><a href='https://y.in/'></a>Asha",
+            "Namaste https://x.in/ https://y.in/ Asha",
+        ),
+        ("<a style='display:none' href='https://a.in/'>a<a href='https://x.in/'>Namaste", "Namaste (https://x.in/)"),
+        ("<img src='https://x.in/open' alt='pixel' width=1 height=1>Namaste", "Namaste"),
         ("<div data-style='display:none' title='display:none'>Namaste</div>", "Namaste"),
         ("<div style='visibility:hidden'>a<b style='visibility:visible'>Namaste</b>b</div>", "Namaste"),
         ("<td style='font-size:0px'>a<div style='font-size:13px'>Namaste</div>b</td>", "Namaste"),
@@ -169,6 +212,7 @@ def test_what_fills_up_a_teaser_is_not_shown(padding: str) -> None:
         "می\u200cخواهم",
         "👩\u200d💻 ❤\ufe0f\u200d🔥 1\ufe0f\u20e3",
         "שלום\u200f",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",  # the flag of England
     ],
 )
 def test_joiners_stay_in_the_words_and_pictures_that_they_belong_to(words: str) -> None:
@@ -177,6 +221,11 @@ def test_joiners_stay_in_the_words_and_pictures_that_they_belong_to(words: str) 
 
 def test_soft_hyphens_and_invisible_breaks_are_not_in_words() -> None:
     assert plain_text("Don&shy;au&#8203;dampf&#8288;schiff&zwnj;fahrt") == "Donaudampfschifffahrt"
+
+
+def test_no_invisible_character_is_left_between_latin_letters() -> None:
+    for char in filter(lambda each: each > "\x9f", invisible.CHARACTERS):
+        assert plain_text(f"a{char}b &#{ord(char)};{char} c{char}").replace(" ", "") == "abc", hex(ord(char))
 
 
 @given(st.text())

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.providers.http import retry_after_seconds
-from worker.providers.smtp_wire import wire_content
+from worker.providers.smtp_transaction import wire_content
 from worker.providers.untrusted import list_at, number_at, safe_text, text_at
 
 JOINERS = re.compile("[\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}]")  # parts of words, not printable to Python

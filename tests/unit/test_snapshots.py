@@ -112,6 +112,17 @@ def test_a_loss(held: int | None, points: int, lost: bool) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("points", "lost"), [(300, None), (151, None), (150, "accepted"), (0, "accepted"), (2_000, None)]
+)
+def test_a_loss_of_what_was_accepted(points: int, lost: str | None) -> None:
+    """An operator restored 300 points: older snapshots with more are no loss, but those 300 are when they go, too."""
+    known = [backup(NOON, 0, "empty"), backup(NOON, 10, "taken first"), backup(MIDNIGHT, 300, "accepted")]
+    known.append(backup(MIDNIGHT - timedelta(days=1), 5_000, "older"))
+    found = backup_of_lost_points(known, points, {ACCEPTED: SnapshotRecord(NOON, 300, 300)})
+    assert (found.name if found else None) == lost
+
+
 def test_a_snapshot_that_the_worker_did_not_wait_for() -> None:
     """The first one after the worker requested it that has no record; not an earlier one, nor one of the next day."""
     record = {UNFINISHED: SnapshotRecord(NOON, 0, 0)}

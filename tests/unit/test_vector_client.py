@@ -12,6 +12,7 @@ import pytest
 
 from worker.errors import ServerUnavailable
 from worker.vectors import client as client_module
+from worker.vectors.bounded_transport import LONGEST_ANSWER
 from worker.vectors.client import CollectionSnapshot, VectorStore, VectorStoreError
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -111,7 +112,7 @@ def test_an_answer_without_end(serve: Callable[[Serve], RawServer]) -> None:
 
     with closing(VectorStore(serve(answer).url, None)) as store, pytest.raises(VectorStoreError, match="longer than"):
         store.names()
-    assert sent < 4 * client_module.LONGEST_ANSWER
+    assert sent < 4 * LONGEST_ANSWER
 
 
 def test_a_compressed_answer(serve: Callable[[Serve], RawServer]) -> None:

@@ -271,7 +271,7 @@ def test_a_head_without_an_end_is_cut_off_by_its_size(pool_of: Pool, octets: tup
     ],
 )
 def test_what_is_no_answer_leaves_the_request_unconfirmed(pool_of: Pool, answer: bytes) -> None:
-    reason = "no answer came: .* (did not answer in HTTP|in another protocol)"
+    reason = "no answer came: .* (did not answer in HTTP|answered 101)"
     with RawServer(saying(answer), saying(answer), saying(OK)) as server:
         pool = pool_of()
         with pytest.raises(Unconfirmed, match=reason):

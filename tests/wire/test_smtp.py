@@ -4,13 +4,14 @@ import itertools
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import trustme
 from raw_server import Connection, RawServer, Script
+from smtp_scripts import HUGE, MAIL, PIPELINING, PLAIN, answering, deliver, greet
 
 from worker.errors import (
     AccountRejected,
@@ -19,61 +20,13 @@ from worker.errors import (
     RecipientRefused,
     RetryLater,
     SendError,
+    TooLate,
     Unconfirmed,
 )
 from worker.messages import Accepted, Email
-from worker.providers.smtp import SmtpProvider
+from worker.providers.handover import handed_over_while
 
-MAIL = Email("from@shop.example", "to@customer.example", "<1@shop.example>", b"Subject: Hi\r\n\r\nHello\r\n")
-# Larger than the kernel's buffers on both sides: its end is not sent unless the server reads.
-HUGE = Email(MAIL.envelope_from, MAIL.to, MAIL.message_id, b"Subject: Hi\r\n\r\n" + b"x" * 998 * 30_000 + b"\r\n")
-PIPELINING, PLAIN = b"250-test\r\n250 PIPELINING\r\n", b"250 test\r\n"
 EHLOS = pytest.mark.parametrize("ehlo", [PIPELINING, PLAIN], ids=["pipelining", "step by step"])
-
-
-def greet(connection: Connection, ehlo: bytes = PIPELINING) -> None:
-    connection.say(b"220 test\r\n")
-    assert connection.line().startswith(b"ehlo ")
-    connection.say(ehlo)
-
-
-def deliver(connection: Connection, answer: bytes = b"250 queued\r\n") -> bytes:
-    """One whole transaction; returns commands and content as they came."""
-    seen = b""
-    for reply in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
-        seen += connection.line()
-        connection.say(reply)
-    seen += connection.until(b"\r\n.\r\n")
-    connection.say(answer)
-    return seen
-
-
-def answering(
-    *replies: bytes, ehlo: bytes = PIPELINING, then: Callable[[Connection], object] | None = None
-) -> Script:
-    """A server that gives one reply a command line, then does ``then`` (else it waits)."""
-
-    def script(connection: Connection) -> None:
-        greet(connection, ehlo)
-        for reply in replies:
-            connection.line()
-            connection.say(reply)
-        (then or Connection.hang)(connection)
-
-    return script
-
-
-@pytest.fixture
-def provider_of() -> Iterator[Callable[..., SmtpProvider]]:
-    made: list[SmtpProvider] = []
-
-    def make(server: RawServer, prefix: str = "smtp://", suffix: str = "", **options: float) -> SmtpProvider:
-        made.append(SmtpProvider(f"{prefix}127.0.0.1:{server.port}{suffix}", **options))
-        return made[-1]
-
-    yield make
-    for provider in made:
-        provider.close()
 
 
 @EHLOS
@@ -107,6 +60,31 @@ def test_pipelined_commands_arrive_in_one_write_and_wait_for_no_answer(provider_
     with RawServer(script) as server:
         provider_of(server).send(MAIL)
         provider_of(server).send(MAIL)
+
+
+@pytest.mark.parametrize("parts", [0, 1], ids=["before the content", "within it"])
+def test_a_claim_that_was_lost_on_the_way(parts: int, provider_of) -> None:
+    """The process was frozen while it connected or wrote: the server never gets the end, and the session is over."""
+    seen: list[bytes] = []
+    looks = iter([True] * parts)
+
+    def script(connection: Connection) -> None:
+        greet(connection)
+        connection.until(b"DATA\r\n")
+        connection.say(b"250 ok\r\n250 ok\r\n354 go\r\n")
+        while octets := connection.sock.recv(65536):
+            seen.append(octets[-5:])
+
+    def once_more() -> bool:
+        return next(looks, False)
+
+    with RawServer(script) as server:
+        provider = provider_of(server)
+        with pytest.raises(TooLate), handed_over_while(once_more):
+            provider.send(HUGE)
+        assert server.closed.acquire(timeout=20)
+    assert b"\r\n.\r\n" not in seen
+    assert bool(seen) is bool(parts)
 
 
 def test_size_is_announced_and_kept(provider_of) -> None:
@@ -493,17 +471,6 @@ def test_a_server_without_login_stops_the_account(provider_of) -> None:
         provider_of(server, prefix="smtp://me:hunter2@").send(MAIL)
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, str]:
-    """A server's TLS context and the file of the authority that signed it."""
-    authority = trustme.CA()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(path)
-    return context, f"?ca_file={path}"
-
-
 def secured(context: ssl.SSLContext, prefix: str, end: Callable[[Connection], object]) -> Script:
     """A server with STARTTLS or implicit TLS that accepts DATA and then does ``end``."""
 
@@ -701,6 +668,17 @@ def test_a_server_whose_mechanisms_need_no_password_stops_the_account(provider_o
         (b"550 5.1.8 sender address has a null MX", CampaignRejected),
         (b"554 5.7.1 message refused as spam", CampaignRejected),
         (b"550 spam", CampaignRejected),
+        (b"550 #5.1.0 Address rejected", RecipientRefused),
+        (b"550 <asha@x.example>: (5.1.1) no mailbox here", RecipientRefused),
+        (b"550-Sorry\r\n550 5.1.1. user unknown", RecipientRefused),
+        (b"550 user unknown", RecipientRefused),
+        (b"550 No such user here", RecipientRefused),
+        (b"552 The mailbox of the recipient is full", RecipientRefused),
+        (b"452 mailbox full", RecipientDeferred),
+        (b"554 10.5.1.1 is on a list", CampaignRejected),
+        (b"550 5.7.1 recipient unknown to our policy", CampaignRejected),
+        (b"550 5.4.5 daily sending quota exceeded", AccountRejected),
+        (b"530 5.7.0 authentication required", AccountRejected),
         (b"452 4.2.2 mailbox full", RecipientDeferred),
         (b"451 4.3.0 try again", RetryLater),
     ],
@@ -736,6 +714,10 @@ def test_an_answer_to_the_content_may_concern_the_recipient(provider_of, reply: 
         (b"452 too many recipients this hour", RetryLater),
         (b"451 4.3.2 system not accepting messages", RetryLater),
         (b"550 5.1.8 bad sender", CampaignRejected),
+        (b"530 5.7.57 client not authenticated", AccountRejected),
+        (b"535 authentication required", AccountRejected),
+        (b"550 5.4.5 daily user sending limit exceeded", AccountRejected),
+        (b"450 #4.7.1 too many messages", RetryLater),
         (b"550 5.7.1 relaying denied", RecipientRefused),
     ],
 )
@@ -746,13 +728,17 @@ def test_a_refused_recipient_may_mean_the_whole_account(provider_of, reply: byte
         assert type(caught.value) is kind
 
 
-class LimitedServer(RawServer):
-    """Accepts so many connections at the same time; others are told 421, as a greeting or at their first command."""
+TOO_MANY = b"421 4.7.0 Too many concurrent connections\r\n"
 
-    def __init__(self, limit: int, *, greets_first: bool) -> None:
+
+class LimitedServer(RawServer):
+    """Accepts so many connections at the same time; others are refused, as a greeting or at their first command."""
+
+    def __init__(self, limit: int, *, greets_first: bool, refusal: bytes = TOO_MANY) -> None:
         super().__init__(self._serve)
         self.limit = limit
         self._greets_first = greets_first
+        self._refusal = refusal
         self._guard = threading.Lock()
         self._open = 0
         self.most = 0
@@ -767,7 +753,8 @@ class LimitedServer(RawServer):
             if self._greets_first:
                 greet(connection)
                 connection.line()
-            connection.say(b"421 4.7.0 Too many concurrent connections\r\n")
+            if self._refusal:
+                connection.say(self._refusal)
             return
         try:
             greet(connection)
@@ -782,10 +769,21 @@ class LimitedServer(RawServer):
                 self._open -= 1
 
 
-@pytest.mark.parametrize("greets_first", [False, True], ids=["greeting", "first command"])
-def test_a_server_that_allows_two_connections_gets_two(provider_of, greets_first: bool) -> None:
+@pytest.mark.parametrize(
+    ("greets_first", "refusal"),
+    [
+        (False, TOO_MANY),
+        (True, TOO_MANY),
+        (False, b"450 4.7.0 too many connections from your address\r\n"),
+        (True, b"450 4.7.0 connection limit exceeded\r\n"),
+        (False, b"554 5.7.1 too many sessions\r\n"),
+        (False, b""),
+    ],
+    ids=["greeting", "first command", "450", "450 to a command", "554", "closed without a word"],
+)
+def test_a_server_that_allows_two_connections_gets_two(provider_of, greets_first: bool, refusal: bytes) -> None:
     """Eight threads share them; no message fails, and none is sent twice."""
-    with LimitedServer(2, greets_first=greets_first) as server:
+    with LimitedServer(2, greets_first=greets_first, refusal=refusal) as server:
         provider = provider_of(server)
         assert provider.send(MAIL)  # one works, so that a refusal is known to be for the number
         with ThreadPoolExecutor(8) as threads:

@@ -20,9 +20,11 @@ from worker.errors import (
     RecipientOptedOut,
     RecipientRefused,
     RetryLater,
+    TooLate,
     TransportMissing,
     Unconfirmed,
 )
+from worker.providers.handover import handed_over_while
 from worker.providers.http import HttpPool
 from worker.providers.twilio import PlacedCall, TwilioProvider
 
@@ -189,6 +191,44 @@ class TestPlace:
                     with pytest.raises(RetryLater, match="307"):
                         ask()
         assert other.connections == 0
+
+    @pytest.mark.parametrize("parts", [0, 1], ids=["before the body", "within it"])
+    def test_a_claim_that_was_lost_on_the_way(self, parts: int, provider_of: Make) -> None:
+        """The process was frozen while it connected or wrote: the server never gets the whole request."""
+        seen: list[bytes] = []
+        looks = iter([True] * parts)
+
+        def script(connection: Connection) -> None:
+            connection.until(b"\r\n\r\n")
+            while octets := connection.sock.recv(65536):
+                seen.append(octets)
+
+        with RawServer(script) as server:
+            provider = provider_of(server)
+            with pytest.raises(TooLate), handed_over_while(lambda: next(looks, False)):
+                provider.place([*FORM, ("Twiml", "x" * 400_000)])
+            assert server.closed.acquire(timeout=20)
+        assert len(b"".join(seen)) < 400_000 * bool(parts) + 1
+
+    @pytest.mark.parametrize("status", [100, 102, 103, 199])
+    @pytest.mark.parametrize("times", [1, 30])
+    def test_what_a_server_says_before_its_answer(self, times: int, status: int, provider_of: Make) -> None:
+        """It is no answer: the call is placed, once."""
+
+        def script(connection: Connection) -> None:
+            request(connection)
+            connection.say(f"HTTP/1.1 {status} Status\r\nLink: </style.css>\r\n\r\n".encode() * times)
+            answer(connection, 201, {"sid": sid(1), "status": "queued"})
+            connection.hang()
+
+        with RawServer(script) as server:
+            assert provider_of(server).place(FORM) == PlacedCall(sid(1), "queued")
+        assert server.connections == 1
+
+    def test_what_is_no_answer_to_a_request_is_unconfirmed(self, provider_of: Make) -> None:
+        """The server changes to another protocol, and may have placed the call."""
+        with RawServer(answering(101, b"")) as server, pytest.raises(Unconfirmed, match="answered 101"):
+            provider_of(server).place(FORM)
 
     def test_nobody_listening_is_retry_later(self, provider_of: Make) -> None:
         with RawServer(Connection.hang) as server:

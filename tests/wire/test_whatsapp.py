@@ -110,6 +110,12 @@ TABLE = [
     *[(code, 400, RecipientDeferred) for code in (131049, 131056)],
     *[(code, 400, RecipientRefused) for code in (131026, 131047)],
     (131050, 400, RecipientOptedOut),
+    (131030, 400, RecipientRefused),
+    *[(code, 400, RetryLater) for code in (1, 2, 17, 613, 132069)],
+    *[(code, 400, CampaignRejected) for code in (131051, 131052, 131053, 132068)],
+    *[(code, 400, AccountRejected) for code in (131044, 133005, 133006, 133015, 133016, 134011, 200, 210, 299)],
+    # even an error that is said to be a success
+    *[(code, 200, kind) for code, kind in ((190, AccountRejected), (131026, RecipientRefused), (130429, RetryLater))],
     *[(code, 400, CampaignRejected) for code in (132000, 132001, 132007, 132008, 132012, 132015, 132016)],
     *[(code, 400, CampaignRejected) for code in (131008, 131009)],
     *[(code, 400, AccountRejected) for code in (131048, 368, 131031, 131042, 190, 10, 33, 131037, 133010)],
@@ -137,6 +143,13 @@ def test_every_row_of_the_table(provider_of, code: int, status: int, kind: type[
         provider_of(server).send(MESSAGE)
     assert type(caught.value) is kind
     assert str(caught.value) == f"WhatsApp {code}: (#{code}) text: the details"
+
+
+@pytest.mark.parametrize("code", [190, "190", 190.0])
+@pytest.mark.parametrize("more", [{}, {"error_data": "text"}, {"error_data": [1]}, {"message": None}, {"type": 3}])
+def test_a_code_is_read_in_whatever_shape_it_comes(provider_of, code: object, more: dict[str, object]) -> None:
+    with RawServer(answering(400, {"error": {"code": code, **more}})) as server, pytest.raises(AccountRejected):
+        provider_of(server).send(MESSAGE)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 500])
@@ -189,7 +202,17 @@ def test_retry_later_names_the_providers_delay(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b'{"error":"x"}', b'{"error":{"code":"190"}}', b"\xff", b"[" * 99999]
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b'{"error":"x"}',
+        b'{"error":{"code":"a190"}}',
+        b'{"error":{"code":true}}',
+        b"\xff",
+        b"[" * 99999,
+    ],
 )
 @pytest.mark.parametrize(("status", "kind"), [(400, RecipientRefused), (401, AccountRejected), (502, RetryLater)])
 def test_an_error_without_a_readable_body_goes_by_its_status(provider_of, body, status, kind) -> None:

@@ -8,7 +8,8 @@ from worker.calling.queued_call import Booking, ClaimedCall, ReadyCall
 from worker.calling.requests import CallRequests
 from worker.calling.settlement import CallSettlement
 from worker.content.calls import call_form
-from worker.errors import SendError, Unconfirmed
+from worker.errors import SendError, TooLate, Unconfirmed
+from worker.providers.handover import handed_over_while
 from worker.providers.twilio import PlacedCall
 from worker.runtime.clock import boot_seconds
 
@@ -66,4 +67,8 @@ def _place(account: TwilioAccount, form: list[tuple[str, str]], place_until: flo
     """None when it is too late: another worker may have taken over the claim."""
     if boot_seconds() > place_until:
         return None
-    return account.provider.place(form)
+    try:
+        with handed_over_while(lambda: boot_seconds() <= place_until):
+            return account.provider.place(form)
+    except TooLate:  # this process was frozen on the way
+        return None

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
 from worker.calling.queued_call import NO_CREATOR, CallCandidate, CallFailure, QueuedCall
+from worker.calling.requests import CallRequests
 from worker.calling.settlement import CallSettlement
 from worker.content.phones import to_e164
 from worker.errors import TransportMissing
@@ -47,12 +48,14 @@ class CallSelection:
         context: JobContext,
         accounts: CallingAccounts,
         settlement: CallSettlement,
+        requests: CallRequests,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context = context
         self._db = context.database
         self._accounts = accounts
         self._settlement = settlement
+        self._requests = requests
         self._monotonic = monotonic
         self._sql = queries("calls")
         self._served_at: dict[str, float] = {}  # tenant -> monotonic() of its last turn
@@ -140,7 +143,8 @@ class CallSelection:
 
     def _candidates(self, tenant_ids: list[str], limits: list[int], now: datetime) -> list[QueuedCall]:
         """The next calls of each tenant, at most as many as its limit."""
-        left_alone = self._settlement.left_alone
+        # a call that another worker put back while this one was frozen: its request here may still end, and settle it
+        left_alone = [*self._settlement.left_alone, *self._requests.keys]
         rows = self._db.all(
             self._sql["candidates"], tenant_ids=tenant_ids, limits=limits, left_alone=left_alone, now=now
         )

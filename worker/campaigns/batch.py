@@ -1,6 +1,7 @@
 """A claimed batch: who is in it, what became of each message, and whether it may go on."""
 
 import threading
+import time
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -70,6 +71,7 @@ class Batch:
         self.recipients = recipients
         self.journal = journal
         self.lease_until = lease_until
+        self.claimed_at = time.monotonic()
         self._changing = threading.Lock()  # guards all that follows
         self._can_ask = same_account and transport.can_be_asked
         self._outcomes: dict[str, Outcome] = {}

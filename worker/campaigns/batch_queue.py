@@ -9,14 +9,15 @@ from worker.campaigns.batch import Batch, Recipient
 class BatchQueue:
     """A recipient first waits for a token of the account's pace, then is ready for a thread.
 
-    Threads call ``take``; everything else is for the one thread that owns the dispatcher.
+    Threads call ``take`` and ``begin``; everything else is for the one thread that owns the dispatcher.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.threads = 0  # how many work on this batch
         self.token_at = 0.0  # time.monotonic() before which the pace has no token
-        self._changing = threading.Lock()  # guards the next two
+        self._changing = threading.Lock()  # guards the next three
+        self._begun: set[str] = set()  # recipients whose message may have left
         self._waiting = deque(batch.recipients)
         self._ready: deque[Recipient] = deque()
 
@@ -46,9 +47,15 @@ class BatchQueue:
         with self._changing:
             return self._ready.popleft() if self._ready and self.batch.sending else None
 
-    def unanswered(self) -> list[Recipient]:
-        """Of a batch that has stopped: the recipients that a thread took and that have no outcome yet."""
+    def begin(self, recipient: Recipient) -> bool:
+        """To be called before a message leaves: whether it may."""
         with self._changing:
-            not_taken = {recipient.id for recipient in (*self._waiting, *self._ready)}
-        known = not_taken | self.batch.outcomes.keys()
-        return [recipient for recipient in self.batch.recipients if recipient.id not in known]
+            if self.batch.sending:
+                self._begun.add(recipient.id)
+            return self.batch.sending
+
+    def unanswered(self) -> list[Recipient]:
+        """Of a batch that has stopped: the recipients whose message has begun and has no outcome yet."""
+        with self._changing:
+            missing = self._begun - self.batch.outcomes.keys()
+        return [recipient for recipient in self.batch.recipients if recipient.id in missing]

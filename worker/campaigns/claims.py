@@ -4,6 +4,7 @@ A claim is committed before the first message leaves. Its journal is created bef
 after this process was killed is recovered from it.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 from worker.campaigns.batch import Batch, Recipient
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.claim_size import ClaimSize
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.transport import Transport
 from worker.runtime.db import Database, queries
@@ -39,8 +41,12 @@ class BatchClaims:
         self._lease = lease
         self._clock = clock
         self._sql = queries("campaign")
-        # Without a pause between batches, one half is sent while the database settles and claims the other.
-        self.side_by_side = 1 if settings.campaign_batch_delay_seconds else 2
+        self._size = ClaimSize(settings)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many batches of one campaign are sent at the same time."""
+        return self._size.side_by_side
 
     def claim(self, campaign: Campaign, transport: Transport) -> Batch | None:
         """Claims the next recipients of a run; None when none can be claimed now."""
@@ -49,7 +55,7 @@ class BatchClaims:
             campaign,
             transport,
             transport.account_key,
-            self._size(transport),
+            self._limit(campaign, transport),
             channel=campaign.channel,
             user_id=campaign.user_id,
         )
@@ -57,6 +63,11 @@ class BatchClaims:
     def claim_unconfirmed(self, campaign: Campaign, transport: Transport, account_key: str) -> Batch | None:
         """Claims unconfirmed messages that left through this account, to ask the provider about them."""
         return self._claim("claim_unconfirmed", campaign, transport, account_key, self._settings.campaign_concurrency)
+
+    def measured(self, batch: Batch) -> None:
+        """The batch was sent to its end: the campaign's next claim takes what takes a moment."""
+        if batch.sending:
+            self._size.measured(batch.campaign.id, len(batch.recipients), time.monotonic() - batch.claimed_at)
 
     def renew(self, batches: Iterable[Batch]) -> None:
         """Renews the leases of these batches now and then. A batch that another process has settled stops."""
@@ -77,8 +88,8 @@ class BatchClaims:
         journal = self._journals.create(batch_id, size)
         lease_until = self._lease.expires_at()
         try:
-            rows = self._db.execute(
-                self._sql[statement], campaign_id=campaign.id, batch_id=batch_id, holder=holder,
+            rows = self._db.execute_prepared(
+                statement, self._sql[statement], campaign_id=campaign.id, batch_id=batch_id, holder=holder,
                 machine=self._journals.machine, sender=account_key, size=size, now=self._clock(),
                 tenant_id=campaign.tenant_id, **more,
             )  # fmt: skip
@@ -99,7 +110,7 @@ class BatchClaims:
             same_account=account_key == transport.account_key,
         )
 
-    def _size(self, transport: Transport) -> int:
-        size = max(1, self._settings.campaign_batch_size // self.side_by_side)
-        size = min(size, max(1, BATCH_BYTES // max(1, transport.message_bytes)))
+    def _limit(self, campaign: Campaign, transport: Transport) -> int:
+        """How many recipients a claim may take: by time, by bytes, and by what the account may send."""
+        size = min(self._size.of(campaign.id), max(1, BATCH_BYTES // max(1, transport.message_bytes)))
         return size if transport.rate is None else min(size, max(1, int(transport.rate * ROUND_SECONDS)))

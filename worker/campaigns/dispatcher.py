@@ -8,12 +8,15 @@ journal again. Nothing here uses the database: the job's main thread claims befo
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from worker.campaigns.batch import BackoffCause, Batch, Recipient
 from worker.campaigns.batch_queue import BatchQueue
-from worker.errors import AccountRejected, CampaignRejected, SendError
+from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
+from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
 from worker.sending.outcomes import Outcome, OutcomeKind, failed
 from worker.sending.requests import ProviderAccount, RequestThreads
@@ -30,6 +33,15 @@ def account_of(queue: BatchQueue) -> ProviderAccount:
     """The account that a batch leaves through: as its provider sees it, and each tenant for itself."""
     transport, campaign = queue.batch.transport, queue.batch.campaign
     return ProviderAccount(type(transport.provider).__name__, f"{campaign.tenant_id} {transport.account_key}")
+
+
+@dataclass(frozen=True, slots=True)
+class _NextMessage:
+    """The message to one recipient; if none can be made, its ``outcome``."""
+
+    recipient: Recipient
+    made: Any = None
+    outcome: Outcome | None = None
 
 
 class Dispatcher:
@@ -180,41 +192,75 @@ class Dispatcher:
     def _send_ready(self, queue: BatchQueue) -> float | None:
         """In a thread: sends what is ready; returns the seconds that a message took, None when there was none."""
         began, count = time.monotonic(), 0
-        while recipient := queue.take():
-            queue.batch.record(recipient, self._deliver(queue.batch, recipient))
-            self._threads.progressed()
-            count += 1
-            if queue.threads > self._share():
-                break  # other batches came meanwhile
+        message, following = self._next(queue), None
+        try:
+            while message:
+                shared = queue.threads > self._share()  # other batches came meanwhile
+                # while there is enough for all threads; the last ones are better sent side by side
+                announces = not shared and queue.ready >= self._threads.size and queue.batch.transport.announces
+                following = self._next(queue) if announces else None
+                outcome = self._deliver(queue, message, following)
+                if outcome is None:
+                    break  # the batch has stopped
+                queue.batch.record(message.recipient, outcome)
+                self._threads.progressed()
+                count += 1
+                message, following = following or (None if shared else self._next(queue)), None
+        finally:
+            for each in (message, following):
+                if each:
+                    queue.batch.transport.withdraw(each.made)
         return (time.monotonic() - began) / count if count else None
 
-    def _deliver(self, batch: Batch, recipient: Recipient) -> Outcome:
-        """Sends one message. If this process dies in here, the journal says how far it got."""
+    def _next(self, queue: BatchQueue) -> "_NextMessage | None":
+        """The message to the next recipient; None when there is none now, or the batch has stopped."""
+        recipient = queue.take()
+        if recipient is None:
+            return None
         if recipient.opted_out:
-            return Outcome(OutcomeKind.REFUSED, self._clock(), reason=f"opted out: {recipient.opted_out}")
+            reason = f"opted out: {recipient.opted_out}"
+            return _NextMessage(recipient, outcome=Outcome(OutcomeKind.REFUSED, self._clock(), reason))
+        batch = queue.batch
         try:
-            message = batch.transport.message(recipient, self._clock())
-        except SendError as error:
-            return self._failed(batch, error)
-        except MemoryError:
-            batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
-            return Outcome(OutcomeKind.NOT_SENT, self._clock())
-        except ValueError as error:
-            return Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))
-        if boot_seconds() > batch.lease_until:
-            batch.lose_lease()
-            return Outcome(OutcomeKind.NOT_SENT, self._clock())
-        batch.journal.started(recipient.id)
-        try:
-            accepted = batch.transport.send(message)
-            outcome = Outcome(OutcomeKind.ACCEPTED, self._clock(), accepted=accepted)
+            return _NextMessage(recipient, batch.transport.message(recipient, self._clock()))
         except SendError as error:
             outcome = self._failed(batch, error)
         except MemoryError:
-            reason = "there was not enough memory to send it"
-            outcome = Outcome(OutcomeKind.UNCONFIRMED, self._clock(), reason)
+            batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
+            outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
+        except ValueError as error:
+            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))
+        return _NextMessage(recipient, outcome=outcome)
+
+    def _deliver(
+        self, queue: BatchQueue, message: "_NextMessage", following: "_NextMessage | None"
+    ) -> Outcome | None:
+        """Sends one message; None when it may not leave. If this process dies in here, the journal says how far it
+        got."""
+        if message.outcome:
+            return message.outcome
+        batch, recipient = queue.batch, message.recipient
+        if boot_seconds() > batch.lease_until:
+            batch.lose_lease()
+        if not queue.begin(recipient):
+            return None
+        batch.journal.started(recipient.id)
+        outcome = self._send(batch, message.made, following and following.made)
         batch.journal.ended(recipient.id, outcome)
         return outcome
+
+    def _send(self, batch: Batch, message: Any, following: Any) -> Outcome:
+        try:
+            with handed_over_while(lambda: boot_seconds() <= batch.lease_until):
+                accepted = batch.transport.send(message, following)
+        except TooLate:
+            batch.lose_lease()
+            return Outcome(OutcomeKind.NOT_SENT, self._clock())
+        except SendError as error:
+            return self._failed(batch, error)
+        except MemoryError:
+            return Outcome(OutcomeKind.UNCONFIRMED, self._clock(), "there was not enough memory to send it")
+        return Outcome(OutcomeKind.ACCEPTED, self._clock(), accepted=accepted)
 
     def _failed(self, batch: Batch, error: SendError) -> Outcome:
         if isinstance(error, CampaignRejected | AccountRejected):

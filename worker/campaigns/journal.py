@@ -7,50 +7,30 @@ nothing of what was stored there, and storing takes no system call (two writes f
 threads they wake, took a fifth of all CPU time). A machine that loses its power may lose some: then the whole batch
 counts as unconfirmed (``machine`` changes with every boot).
 
-One file for each batch, created before the claim is committed and removed after its settlement is. Its writer keeps
+One file for each batch, there before the claim is committed and gone after its settlement is. Its writer keeps
 an flock on it, which ends with the process and not before: a successor that gets the lock knows that no other
 process will send from that batch any more, and one that does not leaves the batch alone, frozen holder or not.
+
+The file of a settled batch becomes that of a later one of the same process, by two renames: to create and remove a
+file for each batch took a fifth of the main thread's time.
 """
 
 import fcntl
-import hashlib
-import json
 import mmap
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 from uuid import uuid4
 
+from worker.campaigns.journal_entries import BYTES_FOR_A_RECIPIENT, ended_line, key_of, read_line, started_line
 from worker.errors import SettingsError, WorkerError
-from worker.messages import Accepted
-from worker.sending.outcomes import Outcome, OutcomeKind
+from worker.sending.outcomes import Outcome
 
-BYTES_FOR_A_RECIPIENT = 2048
-LONGEST_KEY = 200  # bytes
-LONGEST_ENTRY = BYTES_FOR_A_RECIPIENT - LONGEST_KEY - 10  # bytes; the entry before it says that the message started
-LONGEST_REASON = 300  # characters
-LONGEST_ID = 255  # characters of a provider's id
+SPARE_FILES = 8  # of settled batches, kept to be used again; more campaigns than half of that create new ones
 OLD_SECONDS = 3600.0  # longer than a statement of a dead process can run on in the database
-
-# How the file names the outcomes. Older and newer versions of the worker read them: they must not change.
-KIND_CODES: Mapping[OutcomeKind, str] = MappingProxyType(
-    {
-        OutcomeKind.ACCEPTED: "accepted",
-        OutcomeKind.REFUSED: "refused",
-        OutcomeKind.OPTED_OUT: "opted out",
-        OutcomeKind.DEFERRED: "put off",
-        OutcomeKind.RECIPIENT_DEFERRED: "put off alone",
-        OutcomeKind.UNCONFIRMED: "unconfirmed",
-        OutcomeKind.REJECTED: "untouched",  # read as NOT_SENT: the recipient is released either way
-        OutcomeKind.NOT_SENT: "untouched",
-    }
-)
-_KINDS = {code: kind for kind, code in KIND_CODES.items() if kind is not OutcomeKind.REJECTED}
 
 
 class JournalUnwritable(WorkerError):
@@ -63,6 +43,7 @@ class JournalDirectory:
     def __init__(self, state_dir: Path) -> None:
         """Raises SettingsError when the directory cannot be created or written to."""
         self.path = state_dir / "journals"
+        self._spare: list[_JournalFile] = []
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.machine = f"{boot_id()}/{self._own_id()}"
@@ -90,15 +71,45 @@ class JournalDirectory:
         return path.read_text()
 
     def create(self, batch_id: str, recipients: int) -> "Journal":
-        """Creates the journal of a batch of at most so many recipients, locked by this process."""
+        """The empty journal of a batch of at most so many recipients, locked by this process."""
         path = self.path / f"{batch_id}.journal"
-        draft = self.path / f"{batch_id}.new"
+        needed_bytes = max(1, recipients) * BYTES_FOR_A_RECIPIENT
+        if spare := next((each for each in self._spare if each.size >= needed_bytes), None):
+            self._spare.remove(spare)
+            with suppress(FileNotFoundError):  # somebody has deleted it
+                spare.rename(path)
+                return Journal(spare, self._keep)
+            spare.close()
+        return Journal(self._create(path, needed_bytes), self._keep)
+
+    def take_over(self, batch_id: str) -> "Journal | None":
+        """Locks the journal of a dead process; None while its writer lives. Raises FileNotFoundError."""
+        path = self.path / f"{batch_id}.journal"
+        descriptor = _locked(path)
+        return Journal(_JournalFile(path, descriptor), _JournalFile.remove) if descriptor is not None else None
+
+    def close(self) -> None:
+        """Removes the files that wait to be used again."""
+        while self._spare:
+            self._spare.pop().remove()
+
+    def sweep_spare(self) -> None:
+        """Removes the files that dead processes kept to use again: they belong to no batch."""
+        for path in self.path.glob("*.spare"):
+            with suppress(FileNotFoundError):
+                descriptor = _locked(path)
+                if descriptor is not None:
+                    path.unlink()
+                    os.close(descriptor)
+
+    def _create(self, path: Path, size: int) -> "_JournalFile":
+        draft = path.with_suffix(".new")
         descriptor = -1
         try:
             descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # reserved now: a disk that is full later would kill the process at a store
-            os.posix_fallocate(descriptor, 0, max(1, recipients) * BYTES_FOR_A_RECIPIENT)
+            os.posix_fallocate(descriptor, 0, size)
             draft.rename(path)  # locked before another process can find it
         except OSError as error:
             if descriptor >= 0:
@@ -107,18 +118,20 @@ class JournalDirectory:
             raise JournalUnwritable(
                 f"journal {path} cannot be created: {error.strerror}; free some space on its disk"
             ) from error
-        return Journal(path, descriptor)
+        return _JournalFile(path, descriptor)
 
-    def take_over(self, batch_id: str) -> "Journal | None":
-        """Locks the journal of a dead process; None while its writer lives. Raises FileNotFoundError."""
-        path = self.path / f"{batch_id}.journal"
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+    def _keep(self, file: "_JournalFile") -> None:
+        """The file of a settled batch is used again, unless there are enough of them."""
+        if len(self._spare) >= SPARE_FILES:
+            file.remove()
+            return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return Journal(path, descriptor)
+            file.rename(file.path.with_suffix(".spare"))
+        except FileNotFoundError:
+            file.close()
+            return
+        file.clear()
+        self._spare.append(file)
 
     def abandoned(self) -> list[str]:
         """The ids of batches whose journal is so old that their claim cannot be in progress any more."""
@@ -129,99 +142,117 @@ class JournalDirectory:
 
 
 class Journal:
-    """The journal of one batch: lines of JSON, one after the other, then zero bytes."""
+    """The journal of one batch: lines of JSON, one after the other, then zero bytes. Threads may write to it."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
-        self._file = mmap.mmap(descriptor, 0)
-        self._end = self._file.find(b"\0") if self._file[:1] != b"\0" else 0
-        self._lock = threading.Lock()
+    def __init__(self, file: "_JournalFile", settled: "Callable[[_JournalFile], None]") -> None:
+        """``settled`` is called with the file when the batch is settled."""
+        self._path = file.path
+        self._settled = settled
+        self._lock = threading.Lock()  # a thread that comes late must not write into another batch's journal
+        self._file: _JournalFile | None = file
 
     def started(self, recipient_id: str) -> None:
         """To be called before the first byte of a message may leave. Raises JournalUnwritable."""
-        self._append(_line(_key(recipient_id)))
+        self._append(started_line(recipient_id))
 
     def ended(self, recipient_id: str, outcome: Outcome) -> None:
         """To be called with what the provider answered. Raises JournalUnwritable."""
-        self._append(_ended_line(_key(recipient_id), outcome))
+        self._append(ended_line(recipient_id, outcome))
 
     def read(self, recipient_ids: Iterable[str] = ()) -> dict[str, Outcome | None]:
         """What was handed over: the outcome of each recipient, None where no answer is known.
 
         ``recipient_ids``: of the batch; very long ones are not in the file as they are.
         """
-        long_ids = {_key(each): each for each in recipient_ids}
+        long_ids = {key_of(each): each for each in recipient_ids}
         entries: dict[str, Outcome | None] = {}
-        for line in self._file[:].split(b"\n"):
-            try:
-                recipient_id, *outcome = json.loads(line.strip(b"\0"))
-            except ValueError:
-                continue  # what a writer was storing when it died; the line that says 'started' stands before it
-            entries[long_ids.get(recipient_id, recipient_id)] = _from_entry(outcome[0]) if outcome else None
+        with self._lock:
+            lines = self._file.content().split(b"\n") if self._file else []
+        for line in lines:
+            # what a writer was storing when it died is no line; the one that says 'started' stands before it
+            if entry := read_line(line):
+                entries[long_ids.get(entry[0], entry[0])] = entry[1]
         return entries
 
     def close(self) -> None:
         """Releases the lock and leaves the file to the process that settles the batch."""
-        if self._descriptor >= 0:
-            self._file.close()
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if file := self._detached():
+            file.close()
 
     def remove(self) -> None:
         """To be called when the batch is settled."""
-        self._path.unlink(missing_ok=True)
-        self.close()
+        if file := self._detached():
+            self._settled(file)
 
     def _append(self, line: bytes) -> None:
         with self._lock:
-            end = self._end + len(line)
+            if self._file is None:
+                raise JournalUnwritable(f"journal {self._path} cannot be written: it is closed")
             try:
-                self._file[self._end : end] = line
-            except (ValueError, IndexError) as error:  # closed, or full
+                self._file.append(line)
+            except (ValueError, IndexError) as error:  # full
                 raise JournalUnwritable(f"journal {self._path} cannot be written: {error}") from error
-            self._end = end
+
+    def _detached(self) -> "_JournalFile | None":
+        with self._lock:
+            file, self._file = self._file, None
+            return file
 
 
-def _key(recipient_id: str) -> str:
-    """The recipient's id, or what stands for one that would take the room of others."""
-    encoded = json.dumps(recipient_id, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return recipient_id if len(encoded) <= LONGEST_KEY else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
+class _JournalFile:
+    """A journal's file, mapped into memory and locked."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._map = mmap.mmap(descriptor, 0)
+        self._end = self._map.find(b"\0") if self._map[:1] != b"\0" else 0
+        self.size = len(self._map)
+
+    def append(self, line: bytes) -> None:
+        """Raises IndexError when the file is full."""
+        end = self._end + len(line)
+        self._map[self._end : end] = line
+        self._end = end
+
+    def content(self) -> bytes:
+        return self._map[:]
+
+    def clear(self) -> None:
+        self._map[: self._end] = bytes(self._end)
+        self._end = 0
+
+    def rename(self, path: Path) -> None:
+        """Raises FileNotFoundError when somebody has deleted it."""
+        self.path.rename(path)
+        self.path = path
+        os.utime(self._descriptor)  # it is as old as its batch
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        self._map.close()
+        os.close(self._descriptor)
 
 
-def _line(*record: Any) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-
-
-def _ended_line(key: str, outcome: Outcome) -> bytes:
-    """Never longer than the room of a recipient: what the provider said is left out as far as necessary."""
-    kind, at, reason, delay_seconds, ids = _as_entry(outcome)
-    shorter = (
-        (reason, ids),
-        (reason and reason[:50], ids),
-        (None, ids and [ids[0], ids[1], None]),
-        (None, ids and [ids[0], None, None]),
-        (None, ids and [None, None, None]),
-    )
-    lines = (_line(key, [kind, at, a_reason, delay_seconds, some_ids]) for a_reason, some_ids in shorter)
-    return next(line for line in lines if len(line) <= LONGEST_ENTRY)
-
-
-def _as_entry(outcome: Outcome) -> list[Any]:
-    reason = outcome.reason and outcome.reason[:LONGEST_REASON]
-    ids = outcome.accepted
-    stored = ids and [
-        each and each[:LONGEST_ID] for each in (ids.message_id, ids.gmail_message_id, ids.gmail_thread_id)
-    ]
-    return [KIND_CODES[outcome.kind], outcome.at.isoformat(), reason, outcome.delay_seconds, stored]
-
-
-def _from_entry(entry: list[Any]) -> Outcome | None:
-    code, at, reason, delay_seconds, ids = entry
-    kind = _KINDS.get(code)
-    if kind is None:  # of a newer version
+def _locked(path: Path) -> int | None:
+    """A descriptor of the file, locked; None while another process has it locked. Raises FileNotFoundError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # who had it locked may have renamed it since it was opened: then it is another batch's journal by now
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
         return None
-    return Outcome(kind, datetime.fromisoformat(at), reason, delay_seconds, Accepted(*ids) if ids else None)
+    except FileNotFoundError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    raise FileNotFoundError(path)
 
 
 def _age_seconds(path: Path) -> float:

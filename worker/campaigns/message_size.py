@@ -1,7 +1,7 @@
 """How large the messages of a campaign are, known before they are made.
 
 A name of 100 kB that a text names a thousand times would fill the memory before anybody could measure the message. So
-a few specimens show once how large the message is without a recipient's values, and how often each value is in it.
+a few sample messages show how large a message is without a recipient's values, and how often each value is in it.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from worker.errors import SendError
 from worker.messages import Email, WhatsAppMessage
 from worker.sending.limits import too_large, wire_bytes
 
-_SPECIMEN_LENGTH = 100  # characters; so many more or fewer line breaks do not count
+_SAMPLE_LENGTH = 100  # characters; so many more or fewer line breaks do not count
 _AT = datetime(2000, 1, 1)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
 
 
@@ -23,8 +23,8 @@ class _Content(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Specimen:
-    id: str = "specimen"
+class _SampleRecipient:
+    id: str = "sample"
     name: str = "x"
     email: str | None = "x@x.example"
     phone: str | None = "919800000000"
@@ -40,21 +40,21 @@ class MessageSize:
 
     @classmethod
     def of(cls, content: _Content, largest_bytes: int) -> "MessageSize":
-        """A content of which no specimen can be made counts as empty: each of its messages fails for that reason."""
-        fixed = _bytes(content, _Specimen())
+        """A content of which no sample can be made counts as empty: each of its messages fails for that reason."""
+        fixed = _bytes(content, _SampleRecipient())
         if fixed is None:
             return cls(0, {}, largest_bytes)
-        longer = {"name": "x" * (_SPECIMEN_LENGTH + 1), "phone": "919800000000" + "0" * _SPECIMEN_LENGTH}
+        longer = {"name": "x" * (_SAMPLE_LENGTH + 1), "phone": "919800000000" + "0" * _SAMPLE_LENGTH}
         times = {}
         for name, value in longer.items():
-            size = _bytes(content, replace(_Specimen(), **{name: value}))
-            times[name] = max(0.0, (size - fixed) / _SPECIMEN_LENGTH) if size else 0.0
+            size = _bytes(content, replace(_SampleRecipient(), **{name: value}))
+            times[name] = max(0.0, (size - fixed) / _SAMPLE_LENGTH) if size else 0.0
         return cls(fixed, times, largest_bytes)
 
     def check(self, recipient: MessageRecipient) -> None:
         """Raises ValueError when the message is too large with this recipient's values, without making it."""
-        values = {"name": recipient.name, "phone": recipient.phone or ""}
-        added = sum(self.times.get(name, 0.0) * len(value) for name, value in values.items())
+        added = self.times.get("name", 0.0) * len(recipient.name)
+        added += self.times.get("phone", 0.0) * len(recipient.phone or "")
         if self.fixed_bytes + added > self.largest_bytes:
             raise ValueError(
                 too_large(
@@ -70,8 +70,8 @@ class MessageSize:
             )
 
 
-def _bytes(content: _Content, specimen: _Specimen) -> int | None:
+def _bytes(content: _Content, sample: _SampleRecipient) -> int | None:
     try:
-        return wire_bytes(content.message(specimen, _AT))
+        return wire_bytes(content.message(sample, _AT))
     except (ValueError, SendError):
         return None

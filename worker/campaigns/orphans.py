@@ -92,7 +92,8 @@ class OrphanedBatches:
             orphan.journal.remove()
 
     def sweep_journals(self) -> None:
-        """Removes journals whose batch was settled just before its holder died."""
+        """Removes journals whose batch was settled just before its holder died, and those that belong to none."""
+        self._journals.sweep_spare()
         old = self._journals.abandoned()
         claimed = {row.id for row in self._rows()} if old else set()
         for batch_id in old:

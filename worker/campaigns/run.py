@@ -76,11 +76,14 @@ class CampaignRuns:
 
     def ready(self, busy: Iterable[str]) -> list[str]:
         """The ids of campaigns that may send a batch now, the longest waiting first, without those that are busy."""
-        return [row["id"] for row in self._db.all(self._sql["ready"], now=self._clock(), busy=list(busy))]
+        rows = self._db.execute_prepared("ready", self._sql["ready"], now=self._clock(), busy=list(busy))
+        return [row["id"] for row in rows]
 
     def find(self, campaign_id: str) -> Campaign | None:
-        """The campaign as it is now; None when it was deleted."""
-        row = self._db.one(self._sql["campaign"], campaign_id=campaign_id, largest=self._message_max_bytes)
+        """The campaign as it is now; None when it or its tenant was deleted."""
+        row = self._db.execute_one_prepared(
+            "campaign", self._sql["campaign"], campaign_id=campaign_id, largest=self._message_max_bytes
+        )
         return Campaign.from_row(row) if row else None
 
     def start_due(self, now: datetime) -> int:

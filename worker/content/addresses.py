@@ -6,6 +6,7 @@ is an address (tests/postgres/test_address_agreement.py), so what is one address
 
 import hashlib
 import re
+from functools import lru_cache
 
 import idna
 
@@ -24,6 +25,7 @@ _ADDRESS = re.compile(rf"{_LOCAL_PART.pattern}@{_DOMAIN.pattern}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+@lru_cache(maxsize=256)  # a message needs its sender's and its recipient's several times
 def parse_address(raw: str) -> str:
     """The bare ASCII address that ``raw`` is: no invisible characters around it, an international domain in punycode.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
+from worker.content import invisible_characters as invisible
 from worker.content.campaign_texts import CampaignTexts
 from worker.content.links import Link, prepare_links
 from worker.content.mime import EmailSkeleton, message_id_for, parse_address
@@ -39,7 +40,7 @@ class Sender:
 class OutboxRow:
     """A row of "EmailLog", the CRM's outbox: one accepted e-mail."""
 
-    address: str
+    address: str  # as its user wrote it: an international domain is not in punycode
     subject: str
     body: str
     html: str | None
@@ -48,11 +49,11 @@ class OutboxRow:
 
 
 def values_of(recipient: MessageRecipient) -> dict[str, str]:
-    """The values of the placeholders."""
+    """The values of the placeholders; addresses without what is invisible around them."""
     return {
         "name": recipient.name,
-        "email": recipient.email or "",
-        "phone": recipient.phone or "",
+        "email": invisible.trimmed(recipient.email or ""),
+        "phone": invisible.trimmed(recipient.phone or ""),
         "recipient_id": recipient.id,
     }
 
@@ -95,7 +96,7 @@ class EmailContent:
         """The row of the message that was accepted ``at``, UTC without zone."""
         values = values_of(recipient)
         return OutboxRow(
-            address=recipient.email or "",
+            address=values["email"],
             subject=self._subject.fill(values),
             body=self._text.fill(values),
             html=self._html.fill_html(values) if self._html else None,

@@ -26,7 +26,8 @@ class Place(Enum):
     AFTER_BRACKET = auto()  # text directly after "<" or "</": a letter would make it a tag
     URL = auto()
     NUMBER = auto()  # in tel: and the like
-    WHATSAPP_NUMBER = auto()  # in https://wa.me/
+    WHATSAPP_NUMBER = auto()  # in https://wa.me/ and the like
+    OPAQUE = auto()  # in an address without a host: skype:, sip:
     MAILBOX = auto()  # in mailto:, before its "?"
     SCRIPT_URL = auto()  # in javascript:, which is decoded and run
     STYLE = auto()
@@ -60,7 +61,13 @@ _PASSAGES = {"comment": Place.COMMENT, "declaration": Place.DECLARATION, "unfini
 _NUMBER_SCHEMES = frozenset({"tel", "sms", "smsto", "mms", "mmsto", "callto", "facetime", "facetime-audio"})
 _SCRIPT_SCHEMES = frozenset({"javascript", "vbscript", "livescript", "data"})
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.IGNORECASE | re.DOTALL)
-_WA_ME = re.compile(r"(?:https?:)?//(?:www\.)?wa\.me/([+0-9]*)", re.IGNORECASE)
+_HOST_SCHEMES = frozenset({"http", "https", "ftp"})
+_WHATSAPP = re.compile(
+    r"(?:https?:)?//(?:www\.)?wa\.me/([+0-9]*)"
+    r"|(?:(?:https?:)?//(?:[a-z]+\.)?whatsapp\.com/send/?|whatsapp:/*send/?)\?(?:[^#]*&)?phone=([+0-9]*)",
+    re.IGNORECASE,
+)
+_LAST_NUMBER = re.compile(r"(?<![^,;])[^,;&=?]*\Z")  # of several in sms:, the one that a value belongs to
 _REFRESH = re.compile(r"[\s0-9.;,]*url\s*=", re.IGNORECASE)
 _AFTER_BRACKET = re.compile(r"<(?:/[A-Za-z]{0,10})?\Z")
 _LONGEST_HEAD = 300  # characters of an address that are looked at for its scheme
@@ -166,21 +173,35 @@ def _in_value(text: str, tag: Tag, attribute: Attribute, slots: Sequence[tuple[i
 
 
 def _in_url(url: str, starts: Sequence[int]) -> list[Landing]:
-    """The scheme of an address is what stands before its first value, so that no value can choose it."""
-    head = re.sub(r"[\t\n\r]", "", unescape(url[: min(starts[0], _LONGEST_HEAD)])).lstrip()
+    query = url.find("?") if "?" in url else len(url)
+    landed: list[Landing] = []
+    for index, start in enumerate(starts):
+        if index and starts[index - 1] >= _LONGEST_HEAD and (start < query) == (starts[index - 1] < query):
+            landed.append(landed[-1])  # with the same head
+        else:
+            landed.append(url_landing(url[: min(start, _LONGEST_HEAD)], in_query=start > query))
+    return landed
+
+
+def url_landing(before: str, *, in_query: bool) -> Landing:
+    """Where a value lands in an address whose beginning stands ``before`` it, ``masked``.
+
+    The scheme is what stands before the first value, so that no value can choose it.
+    """
+    head = re.sub(r"[\t\n\r]", "", unescape(before)).lstrip()
     scheme = found[1].lower() if (found := _SCHEME.match(head)) else ""
     if scheme in _SCRIPT_SCHEMES:
-        return [Landing(Place.SCRIPT_URL)] * len(starts)
-    query = url.find("?") if "?" in url else len(url)
-    before_query = [start < query for start in starts]
+        return Landing(Place.SCRIPT_URL)
+    if whatsapp := _WHATSAPP.fullmatch(head):
+        return Landing(Place.WHATSAPP_NUMBER, whatsapp[1] or whatsapp[2] or "")
+    has_host = found is None or found[2].startswith("//") or scheme in _HOST_SCHEMES
+    if in_query or (has_host and scheme not in _NUMBER_SCHEMES):
+        return Landing(Place.URL)
     if scheme == "mailto":
-        return [Landing(Place.MAILBOX if before else Place.URL) for before in before_query]
-    landed = [Landing(Place.URL)] * len(starts)
-    if scheme in _NUMBER_SCHEMES and found and before_query[0]:
-        landed[0] = Landing(Place.NUMBER, re.sub(r"[^0-9+]", "", unquote(found[2])))
-    elif found := _WA_ME.fullmatch(head):
-        landed[0] = Landing(Place.WHATSAPP_NUMBER, found[1])
-    return landed
+        return Landing(Place.MAILBOX)
+    if found and scheme in _NUMBER_SCHEMES and (number := _LAST_NUMBER.search(unquote(found[2]))):
+        return Landing(Place.NUMBER, re.sub(r"[^0-9+]", "", number[0]))
+    return Landing(Place.OPAQUE)
 
 
 def _number(value: str, typed: str) -> str:
@@ -219,6 +240,7 @@ _WRITERS: dict[Place, Callable[[str], str]] = {
     Place.UNQUOTED: lambda value: _ENDS_UNQUOTED.sub(_reference, value),
     Place.AFTER_BRACKET: lambda value: _WORD_JOINER + html.escape(value),
     Place.URL: lambda value: quote(value, safe=""),
+    Place.OPAQUE: lambda value: quote(value, safe="+@"),
     Place.MAILBOX: _mailbox,
     Place.SCRIPT_URL: lambda value: _NO_WORD.sub("", value),
     Place.STYLE: lambda value: _NO_WORD.sub(lambda char: f"\\{ord(char[0]):06x}", value),

@@ -14,6 +14,7 @@ from worker.content import markup
 from worker.content.campaign_texts import CampaignTexts
 from worker.content.placeholder_spellings import unified
 from worker.content.placeholders import PERSONAL_NAMES, RECIPIENT_ID_SLOT, Template, without_placeholders
+from worker.content.plain_text import plain_text
 from worker.content.utm import UtmParameters, tag_url
 
 LINK_TEXT_LIMIT = 255  # characters
@@ -144,7 +145,7 @@ def anchor_texts(html: str) -> dict[str, str]:
     for tag in markup.tags(without_placeholders(html)):
         if tag.name != "a":
             continue
-        words = " ".join(markup.plain_text(html[start : tag.start]).split()) if url else ""
+        words = " ".join(plain_text(html[start : tag.start]).split()) if url else ""
         if words:
             texts.setdefault(url, words[:LINK_TEXT_LIMIT])
         href = None if tag.closing else tag.attribute("href")

@@ -13,12 +13,13 @@ from email import policy
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime
+from functools import lru_cache
 from urllib.parse import quote
 
 from worker.content.addresses import message_id_for, parse_address
 from worker.content.headers import mailbox, unstructured
-from worker.content.markup import plain_text
 from worker.content.placeholders import Template
+from worker.content.plain_text import plain_text
 from worker.content.transfer import compiled
 
 __all__ = ["EmailSkeleton", "message_id_for", "parse_address"]
@@ -93,7 +94,7 @@ class EmailSkeleton:
         head = (
             mailbox("To", to_name, parse_address(to_email))
             + (self._fixed_subject or unstructured("Subject", self._subject.fill(values)))
-            + f"Date: {format_datetime(date)}\r\nMessage-ID: {message_id}\r\n"
+            + f"Date: {_date(date.replace(microsecond=0))}\r\nMessage-ID: {message_id}\r\n"
         )
         if self._unsubscribe:
             head += _unsubscribe_fields(self._unsubscribe, values)
@@ -101,6 +102,11 @@ class EmailSkeleton:
         if self._html is None:
             return b"".join((head.encode("ascii"), self._head, text, b"" if text.endswith(b"\r\n") else b"\r\n"))
         return b"".join((head.encode("ascii"), self._head, text, self._between, self._html(values), self._close))
+
+
+@lru_cache(maxsize=8)  # one a second is made, however many messages leave in it
+def _date(date: datetime) -> str:
+    return format_datetime(date)
 
 
 def _fields(message: EmailMessage) -> bytes:

@@ -14,10 +14,10 @@ from worker.content import invisible_characters as invisible
 
 LONGEST_WRITTEN = 1000  # characters; what is longer is refused before it is looked at
 
-# What people put between digits: white space, points, slashes, brackets, and hyphens and dashes of all kinds,
+# What people put between digits, points aside: white space, slashes, brackets, and hyphens and dashes of all kinds,
 # with the invisible marks that come along from web pages and address books.
-_BETWEEN = re.compile(f"[{invisible.CLASS}./()\\[\\]\\-\u2010-\u2015\u2212\uff0d]+")
-_NUMBER = re.compile("([+\uff0b]|00)?([0-9]{4,20})")
+_BETWEEN = re.compile(f"[{invisible.CLASS}/()\\[\\]\\-\u2010-\u2015\u2212\uff0d]+")
+_NUMBER = re.compile(r"(\+|00)?([0-9]{4,20})")
 _CALLING_CODE = re.compile(r"(?:\+|00)?([1-9][0-9]{0,6})")
 
 # The zeros of the scripts that numbers are written in; nine more digits follow each.
@@ -26,11 +26,11 @@ _ZEROS = (
     0x0ED0, 0x0F20, 0x1040, 0x1090, 0x17E0, 0x1810, 0x1946, 0x19D0, 0x1A80, 0x1A90, 0x1B50, 0x1BB0, 0x1C40, 0x1C50,
     0xA620, 0xA8D0, 0xA900, 0xA9D0, 0xA9F0, 0xAA50, 0xABF0, 0xFF10,
 )  # fmt: skip
-_DIGITS = {zero + value: str(value) for zero in _ZEROS for value in range(10)}
+_PLAIN = {zero + value: str(value) for zero in _ZEROS for value in range(10)} | {0xFF0B: "+"}
 
-# A number that a spreadsheet or a program kept as a float: 9876543210.0, 9.87654321E9. One group of digits, so that
-# a number written with points (01.42.68.53.00) is none.
-_FLOAT = re.compile(r"((?:\+|00)?[0-9]{7,20})[.,]([0-9]{1,2})")
+# A number that a spreadsheet or a program kept as a float: 9876543210.0, 9.876543210E9, also with its country code
+# put before it. One point, so that a number written with points (01.42.68.53.00) is none.
+_FLOAT = re.compile(r"((?:\+|00)?[0-9]{7,20})[.,]([0-9]{1,2}|0{3,20})")
 _POWER = re.compile(r"\+?([0-9])(?:[.,]([0-9]{1,20}))?[eE]\+?([0-9]{1,2})")
 
 # Numbers as WhatsApp reports them, whose country dials them otherwise: Mexico's mobile numbers with the 1 of before
@@ -70,26 +70,28 @@ def _read(raw: str) -> tuple[bool, str]:
     """Whether the number names its country, and its digits."""
     text = invisible.trimmed(raw) if len(raw) <= LONGEST_WRITTEN else ""
     if not text.isascii():
-        text = text.translate(_DIGITS)
-    found = _NUMBER.fullmatch(_BETWEEN.sub("", _whole(text)))
+        text = text.translate(_PLAIN)
+    found = _NUMBER.fullmatch(_whole(text))
     if found is None:
         raise ValueError(f"not a phone number: {raw[:60]!r}")
     return found[1] is not None, found[2]
 
 
 def _whole(text: str) -> str:
-    """A float as the whole number that it was; '' for one that is not whole, or that has lost digits."""
-    if found := _FLOAT.fullmatch(text):
-        return found[1] if not found[2].strip("0") else ""
+    """``text`` with nothing between its digits; '' for a float that is not whole, or that has lost digits."""
     if found := _POWER.fullmatch(text):
         fraction, exponent = found[2] or "", int(found[3])
         exact = len(fraction) >= exponent and not fraction[exponent:].strip("0")
         return found[1] + fraction[:exponent] if exact else ""  # fewer digits were rounded
-    return text
+    text = _BETWEEN.sub("", text)
+    if found := _FLOAT.fullmatch(text):
+        return found[1] if not found[2].strip("0") else ""
+    return text.replace(".", "")
 
 
 def _calling_code(country_code: str) -> str:
-    found = _CALLING_CODE.fullmatch(_BETWEEN.sub("", country_code[:LONGEST_WRITTEN]).translate(_DIGITS))
+    written = country_code[:LONGEST_WRITTEN].translate(_PLAIN)
+    found = _CALLING_CODE.fullmatch(_BETWEEN.sub("", written).replace(".", ""))
     if found is None:
         raise ValueError(f"not a country code: {country_code[:20]!r}")
     return found[1]

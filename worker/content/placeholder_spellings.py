@@ -15,23 +15,32 @@ from worker.content import invisible_characters as invisible
 # A tag, but of none whose content is text: a placeholder does not reach into a script.
 _TAG = (
     r"</?(?!(?:script|style|title|textarea|xmp|iframe|noembed|noframes|plaintext)[\s/>])"
-    r"[a-z][a-z0-9:-]*(?:[\s/][^<>{}]*)?>|<!--(?!\[)[^<>{}]*-->"
+    r"""[a-z][a-z0-9:-]*(?:[\s/](?:[^<>{}"']|"[^"{}]*"|'[^'{}]*'|["'])*+)?>|<!--(?!\[)[^<>{}]*-->"""
 )
+# References as browsers read them: those by number, and the oldest names, also without their semicolon.
 _REFERENCE = (
-    r"&(?!#0{0,5}12[35];|#x0{0,5}7[bd];|[lr]brace;|[lr]cub;)(?:#[0-9]{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,20});"
-    r"|&nbsp"
+    r"&(?!#0*+12[35](?![0-9])|#x0*+7[bd](?![0-9a-f])|[lr]brace;|[lr]cub;)"
+    r"(?:#0*+[0-9]{1,7}(?![0-9]);?|#x0*+[0-9a-f]{1,6}(?![0-9a-f]);?|[a-z][a-z0-9]{1,20};|nbsp|shy)"
 )
-_PERCENT = r"%(?:0[9ad]|20|c2%a0|e2%80%8[0-f]|ef%bb%bf)"
+# Invisible characters in a URL, as browsers and forms encode them.
+_PERCENT = (
+    r"%(?:0[9ad]|20|c2%a[0d]|e1%a0%8e|e2%80%8[0-f]|e2%80%a[89a-f]|e2%81%9f|e2%81%a[0-9a-f]|e3%80%80|ef%bb%bf)|\+"
+)
 _BETWEEN = rf"(?i:{_TAG}|{_REFERENCE}|{_PERCENT}|[\s{invisible.CLASS}])*+"
-_OPEN = r"(?i:\{|%7b|&#0{0,5}123;|&#x0{0,5}7b;|&lbrace;|&lcub;)"
-_CLOSE = r"(?i:\}|%7d|&#0{0,5}125;|&#x0{0,5}7d;|&rbrace;|&rcub;)"
+_OPEN = r"(?i:\{|%7b|&#0*+123(?![0-9]);?|&#x0*+7b(?![0-9a-f]);?|&lbrace;|&lcub;)"
+_CLOSE = r"(?i:\}|%7d|&#0*+125(?![0-9]);?|&#x0*+7d(?![0-9a-f]);?|&rbrace;|&rcub;)"
 # Inside a name, and between two braces, only what has no width may stand.
-_INSIDE = rf"(?i:{_TAG}|&(?:shy|zwnj|zwj|zerowidthspace|nobreak);|[\u00ad\u034f\u200b-\u200d\u2060\ufeff])*+"
+_WIDTHLESS = r"\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufeff"
+_WIDTHLESS_REFERENCE = (
+    r"&(?:shy|zwnj|zwj|lrm|rlm|zerowidthspace|nobreak);|&#0*+(?:173|847|820[3-7]|828[89]|829[0-2]|65279)(?![0-9]);?"
+    r"|&#x0*+(?:ad|34f|200[b-f]|206[0-4]|feff)(?![0-9a-f]);?"
+)
+_INSIDE = rf"(?i:{_TAG}|{_WIDTHLESS_REFERENCE}|[{_WIDTHLESS}])*+"
 
 _TAGS = re.compile(_TAG, re.IGNORECASE)
 _REFERENCES = re.compile(_REFERENCE, re.IGNORECASE)
 _PLAIN = re.compile(r"\{\{\s*\w+\s*\}\}")
-_ENCODED = re.compile(r"%7b|&#0{0,5}123;|&#x0{0,5}7b;|&lbrace;|&lcub;", re.IGNORECASE)
+_ENCODED = re.compile(r"%7b|&#0*+123(?![0-9])|&#x0*+7b(?![0-9a-f])|&lbrace;|&lcub;", re.IGNORECASE)
 
 
 def unified(text: str, names: Iterable[str] | None = None) -> str:

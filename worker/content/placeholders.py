@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from worker.content.escaping import Landing, Place, landings, masked, write
+from worker.content.escaping import Landing, Place, landings, masked, url_landing, write
 from worker.content.placeholder_spellings import unified
 
 # Stands for the recipient row's id in texts the worker itself makes. PostgreSQL stores no NUL in text or
@@ -24,7 +24,8 @@ PERSONAL_NAMES = frozenset({"name", "email", "phone"})
 
 _SLOT = re.compile(r"\{\{([^{}]*)\}\}|" + RECIPIENT_ID_SLOT)
 _BARE_URL = re.compile(r'(?<![A-Za-z0-9])https?://[^\s<>"“”।॥]+', re.IGNORECASE)
-_URLS = frozenset({Place.URL, Place.NUMBER, Place.WHATSAPP_NUMBER, Place.MAILBOX, Place.SCRIPT_URL})
+_URLS = frozenset({Place.URL, Place.NUMBER, Place.WHATSAPP_NUMBER, Place.OPAQUE, Place.MAILBOX, Place.SCRIPT_URL})
+_LONGEST_HEAD = 300  # characters of a link that are looked at for what it leads to
 # What is written without looking at it: most values land there.
 _USUAL = frozenset({Landing(Place.TEXT), Landing(Place.URL)})
 
@@ -39,13 +40,13 @@ class Slot(NamedTuple):
     """A place for a value: ``values[name]``.
 
     Were the text HTML, it would stand in an address (``in_url``), or at a ``landing`` that is neither that nor text.
-    Were it plain text, it would stand in a link (``in_link``).
+    Were it plain text, it would stand at ``link`` in a link.
     """
 
     name: str
     in_url: bool
     landing: Landing | None = None
-    in_link: bool = False
+    link: Landing | None = None
 
     def html_value(self, value: str) -> str:
         """``value`` as it may stand here in HTML: percent-encoded in a URL, else escaped unless ``Html``."""
@@ -57,7 +58,7 @@ class Slot(NamedTuple):
 
     def text_value(self, value: str) -> str:
         """``value`` as it may stand here in plain text: as it is, but in a link, where a space would end it."""
-        return quote(value, safe="") if self.in_link else value
+        return write(self.link, value) if self.link is not None else value
 
 
 class Template:
@@ -87,7 +88,7 @@ class Template:
         pieces = self._pieces.copy()
         for index, slot in self._slots:
             value = values.get(slot.name, "")
-            pieces[index] = slot.text_value(value) if slot.in_link else value
+            pieces[index] = slot.text_value(value) if slot.link else value
         return "".join(pieces)
 
     def fill_html(self, values: Mapping[str, str]) -> str:
@@ -114,9 +115,12 @@ def _segments(text: str, unknown: str) -> list[str | Slot]:
         if each.start() > position:
             segments.append(text[position : each.start()])
         name, in_url = _name(each), landing.place in _URLS
-        link = bisect_right(links, (each.start(), len(text))) - 1
-        in_link = link >= 0 and each.start() < links[link][1] and not in_url and name != RECIPIENT_ID
-        segments.append(Slot(name, in_url, None if landing in _USUAL else landing, in_link))
+        index = bisect_right(links, (each.start(), len(text))) - 1
+        link = None
+        if index >= 0 and each.start() < links[index][1] and not in_url and name != RECIPIENT_ID:
+            before = without_slots[links[index][0] : min(each.start(), links[index][0] + _LONGEST_HEAD)]
+            link = url_landing(before, in_query="?" in before)
+        segments.append(Slot(name, in_url, None if landing in _USUAL else landing, link))
         position = each.end()
     if position < len(text):
         segments.append(text[position:])

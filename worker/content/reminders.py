@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.content.markup import plain_text
 from worker.content.one_line import one_line
 from worker.content.placeholder_spellings import unified
 from worker.content.placeholders import Html, Template
+from worker.content.plain_text import plain_text
 from worker.content.whatsapp import LONGEST_TEXT
 from worker.messages import EmailCopy
 

@@ -6,6 +6,8 @@ from urllib.parse import quote, unquote_plus
 
 from worker.content.campaign_texts import CampaignTexts
 
+LONGEST_VALUE = 255  # characters: each link of a campaign gets all values, and there may be thousands
+
 
 @dataclass(frozen=True, slots=True)
 class UtmParameters:
@@ -23,7 +25,7 @@ class UtmParameters:
         chosen = {
             "source": "bharat_crm",
             "medium": texts.channel,
-            "campaign": re.sub(r"[^a-z0-9]+", "_", texts.name.lower()),
+            "campaign": re.sub(r"[^a-z0-9]+", "_", texts.name[:LONGEST_VALUE].lower()),
         }
         platforms = texts.platform_utm_config
         override = platforms.get(texts.channel) if isinstance(platforms, dict) else None
@@ -34,7 +36,7 @@ class UtmParameters:
                 values += [override.get(key) for key in keys]
             given = [value.strip() for value in values if isinstance(value, str) and value.strip()]
             chosen[field.name] = given[-1] if given else chosen.get(field.name, "")
-        return cls(**chosen)
+        return cls(**{name: value[:LONGEST_VALUE] for name, value in chosen.items()})
 
     def pairs(self) -> list[tuple[str, str]]:
         """``("utm_source", value)`` and so on, only those that have a value."""

@@ -8,10 +8,9 @@ An exchange costs a few assignments under a lock. It works for TLS too, and insi
 """
 
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 CHECK_SECONDS = 0.5  # how late a deadline may be noticed
 
@@ -23,7 +22,9 @@ class Deadline:
         self._watcher = watcher
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._own: socket.socket | None = None  # a duplicate, to be closed at the end
         self._until: float | None = None  # time.monotonic()
+        self._is_watched = False
         self._seconds = 0.0
         self.passed = False  # whether the latest exchange was ended by its deadline
 
@@ -33,13 +34,21 @@ class Deadline:
             self.passed = False
             self._seconds = seconds
             self._until = time.monotonic() + seconds
-            self._socket = sock
-        self._watcher.watch(self)
+            self._use(sock)
+            is_new, self._is_watched = not self._is_watched, True
+        if is_new:
+            self._watcher.watch(self)
 
     def attach(self, sock: socket.socket) -> None:
-        """The exchange goes over this socket from now on. A deadline that has passed meanwhile ends it at once."""
+        """The exchange goes over this socket from now on. A deadline that has passed meanwhile ends it at once.
+
+        What wraps a plain socket with TLS detaches it, already before the handshake: so a duplicate is kept, which
+        stays connected to the same peer. Raises OSError when the machine has no file for it.
+        """
+        own = None if isinstance(sock, ssl.SSLSocket) else sock.dup()
         with self._lock:
-            self._socket = sock
+            self._use(own or sock)
+            self._own = own
             if self.passed:
                 _shut_down(sock)
 
@@ -47,6 +56,13 @@ class Deadline:
         """The exchange is over. Raises nothing; see ``passed``."""
         with self._lock:
             self._until = None
+            self._use(None)
+
+    def _use(self, sock: socket.socket | None) -> None:
+        if self._own is not None:
+            self._own.close()  # or the connection would stay open when its owner closes it
+            self._own = None
+        self._socket = sock
 
     def explain(self, error: Exception | None) -> str:
         """The text of ``error`` ('' without one), or the reason behind it when the deadline has passed."""
@@ -54,18 +70,23 @@ class Deadline:
             return f"the exchange took longer than {self._seconds:g} seconds in all"
         return str(error or "")
 
+    def __enter__(self) -> "Deadline":
+        """For ``with``: an exchange has begun."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def check(self, now: float) -> bool:
-        """For the watcher: ends an exchange that takes too long. False: there is none."""
+        """For the watcher: ends an exchange that takes too long. False: there is none, and nothing to watch."""
         with self._lock:
-            if self._until is None:
-                return False
-            if now >= self._until:
+            if self._until is not None and now >= self._until:
                 self._until = None
                 self.passed = True
                 if self._socket is not None:
                     _shut_down(self._socket)
-                return False
-            return True
+            self._is_watched = self._until is not None
+            return self._is_watched
 
 
 class DeadlineWatcher:
@@ -73,32 +94,29 @@ class DeadlineWatcher:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._watched: set[Deadline] = set()
+        self._new: list[Deadline] = []
         self._thread: threading.Thread | None = None
 
     def watch(self, deadline: Deadline) -> None:
         with self._changed:
-            if deadline in self._watched:
-                return
             if self._thread is None:
                 # ends with the process: nobody has to wait for it
                 thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._watched.add(deadline)
+            self._new.append(deadline)
             self._changed.notify()
 
     def _run(self) -> None:
+        watched: list[Deadline] = []
         while True:
             with self._changed:
-                while not self._watched:
+                while not watched and not self._new:
                     self._changed.wait()
-                watched = list(self._watched)
+                watched += self._new
+                self._new = []
             now = time.monotonic()
-            idle = [each for each in watched if not each.check(now)]
-            with self._changed:
-                # checked once more, under the lock: an exchange may have begun just now
-                self._watched.difference_update(each for each in idle if not each.check(now))
+            watched = [each for each in watched if each.check(now)]
             time.sleep(CHECK_SECONDS)
 
 
@@ -122,12 +140,8 @@ def thread_deadline() -> Deadline:
     return deadline
 
 
-@contextmanager
-def exchange(seconds: float, sock: socket.socket | None = None) -> Iterator[Deadline]:
-    """An exchange of the calling thread that may take so long in all."""
+def exchange(seconds: float, sock: socket.socket | None = None) -> Deadline:
+    """An exchange of the calling thread that may take so long in all, and ends with its ``with`` block."""
     deadline = thread_deadline()
     deadline.begin(seconds, sock)
-    try:
-        yield deadline
-    finally:
-        deadline.end()
+    return deadline

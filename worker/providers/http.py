@@ -1,9 +1,9 @@
 """What the HTTP providers share: kept connections, and what is known when one of them breaks.
 
 "Not sent" and "may have been sent" are told apart like this. A server can act on a request only after it has read the
-whole body that Content-Length announces (RFC 9112, 6.3 and 8). A request is written with one ``sendall``, which, with
-and without TLS, raises only while the kernel has not taken all octets. Until it has returned nothing was handed over:
-RetryLater. After it, only an answer tells what happened: Unconfirmed if none comes.
+whole body that Content-Length announces (RFC 9112, 6.3 and 8). A request is written with ``sendall``, which, with and
+without TLS, raises only while the kernel has not taken all octets. Until the last one has returned nothing was handed
+over: RetryLater. After it, only an answer tells what happened: Unconfirmed if none comes.
 
 A kept connection may have been closed by the server while it was idle: it is looked for the end of the stream before
 each use, and replaced. A close can still cross the request on its way. From here that looks the same as a server that
@@ -102,9 +102,9 @@ class HttpPool:
     ) -> Answer:
         """POST ``body``. A redirect is an answer like any other; nothing is retried here.
 
-        Raises RetryLater when the request was not handed over, or is ``repeatable`` (does no harm when it is sent
-        twice); Unconfirmed when it was handed over and no answer came; AccountRejected when the server's certificate
-        is not valid: waiting does not help, and the recipients stay pending.
+        Raises RetryLater when the request was not handed over (TooLate: see handover.py), or is ``repeatable`` (does
+        no harm when it is sent twice); Unconfirmed when it was handed over and no answer came; AccountRejected when
+        the server's certificate is not valid: waiting does not help, and the recipients stay pending.
         """
         headers = {**headers, "Content-Type": content_type, "Content-Length": str(len(body))}
         return self._exchange("POST", url, headers, body, repeatable=repeatable)
@@ -159,7 +159,7 @@ class HttpPool:
         """A kept connection that still stands, or a new one. Raises OSError."""
         while connection := self._kept_one(origin):
             if time.monotonic() - connection.idle_since < self._idle_seconds and connection.is_silent():
-                connection.attach(deadline)
+                connection.begin(deadline, self._exchange_seconds)
                 return connection
             connection.close()
         return KeptConnection(

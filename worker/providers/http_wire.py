@@ -16,12 +16,14 @@ from functools import lru_cache
 from urllib.parse import quote, urlsplit
 
 from worker.providers.deadlines import Deadline
+from worker.providers.handover import check_handover
 
 LONGEST_HEAD = 65_536  # octets, with the interim answers before it
 LONGEST_BODY = 1_048_576  # octets
 
 _LONGEST_CHUNK_LINE = 1024  # octets, with the chunk's extensions
 _AT_ONCE = 65_536  # octets of one read
+_PART = 262_144  # octets of a request that are written at once
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) +([1-9][0-9][0-9])(?: |$)")
@@ -116,18 +118,20 @@ class KeptConnection:
             self._sock.close()
             raise
 
-    def attach(self, deadline: Deadline) -> None:
-        """An exchange begins that ``deadline`` can end."""
-        deadline.attach(self._sock)
+    def begin(self, deadline: Deadline, seconds: float) -> None:
+        """Another exchange begins, which ``deadline`` ends after so long."""
+        deadline.begin(seconds, self._sock)
 
     def is_silent(self) -> bool:
         """Whether nothing came after the last answer: no octet, and no end of the stream."""
         return not self._poll.poll(0)
 
     def hand_over(self, request: bytes) -> None:
-        """Writes a request. An OSError means that the kernel did not take all of it."""
+        """Writes a request. An OSError means that the kernel did not take all of it. Raises TooLate."""
         self.usable = False  # until its answer has ended
-        self._sock.sendall(request)
+        for start in range(0, len(request), _PART):
+            check_handover()
+            self._sock.sendall(request[start : start + _PART])
 
     def head(self) -> AnswerHead:
         """The head of the answer, after the interim ones. Raises OSError and MalformedAnswer."""
@@ -139,7 +143,7 @@ class KeptConnection:
             if head.status >= 200:
                 return head
             if head.status == _SWITCHING_PROTOCOLS:
-                raise MalformedAnswer("the answer is in another protocol, which was not asked for")
+                raise MalformedAnswer("the server answered 101, which is no answer to this request")
 
     def body(self, head: AnswerHead) -> bytes:
         """The body of the answer. Raises OSError and MalformedAnswer."""

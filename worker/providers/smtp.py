@@ -4,20 +4,22 @@ smtp_session.py opens a connection (EHLO, STARTTLS, AUTH); smtp_wire.py does the
 
 The connections are kept in a stack: ``send`` takes the one that was used last, or makes a new one, and returns it. So
 there are never more connections than threads that send at the same time, the same few stay in use, and a thread that
-ends leaves no connection open. A server may accept fewer: when it refuses a connection with 421 while others work,
-threads share those for a while instead of failing their messages.
+ends leaves no connection open. A server may accept fewer: when it refuses a connection for now while others work (421
+says so, but some servers just close it), threads share those for a while instead of failing their messages.
 """
 
 import re
 import ssl
 import threading
 import time
+from typing import NamedTuple
 
 from worker.errors import CampaignRejected, RecipientRefused, RetryLater
 from worker.messages import Accepted, Email
-from worker.providers.smtp_session import TooManyConnections, open_session, passwords_of
+from worker.providers.smtp_session import open_session, passwords_of
+from worker.providers.smtp_transaction import Transaction, wire_content
 from worker.providers.smtp_url import SmtpUrl, parse_smtp_url
-from worker.providers.smtp_wire import ConnectionGone, SmtpConnection, wire_content
+from worker.providers.smtp_wire import ConnectionGone, SmtpConnection
 from worker.providers.untrusted import safe_text
 
 # What may stand between < and > in MAIL FROM and RCPT TO: nothing that could end the command or add a parameter to
@@ -25,6 +27,14 @@ from worker.providers.untrusted import safe_text
 _ADDRESS = re.compile(r"[!-;=?-~]{1,254}")
 LIMIT_SECONDS = 60.0  # for so long no connection is tried beyond those that the server accepted; then one more
 WAIT_SECONDS = 30.0  # for a connection to become free
+
+
+class _Announced(NamedTuple):
+    """A message whose commands are on the wire, and the connection that waits for its content."""
+
+    message: Email  # kept, so that no other one gets its id()
+    transaction: Transaction
+    connection: SmtpConnection
 
 
 class SmtpProvider:
@@ -44,6 +54,8 @@ class SmtpProvider:
         self._changed = threading.Condition()  # guards what follows
         self._idle: list[SmtpConnection] = []
         self._busy: set[SmtpConnection] = set()
+        self._announced: dict[int, _Announced] = {}  # by the id() of their message
+        self._announces = True
         self._opening = 0  # connections that are being opened
         self._limit: int | None = None  # how many the server accepts, as far as it is known
         self._limited_until = 0.0  # time.monotonic()
@@ -52,45 +64,51 @@ class SmtpProvider:
     def __repr__(self) -> str:
         return f"SmtpProvider({self._url.host}:{self._url.port}, {self._url.security})"
 
-    def send(self, message: Email) -> Accepted:
+    @property
+    def announces(self) -> bool:
+        """Whether ``send`` may be told which message follows: not if the server has refused that."""
+        return self._announces
+
+    def send(self, message: Email, following: Email | None = None) -> Accepted:
         """Sends one message. Raises the kinds of SendError, as the CRM contract has them for SMTP:
 
         RetryLater for 4xx, and for a connection that was refused, or lost before the end of the message was handed
         over; RecipientRefused for 5xx on RCPT TO; CampaignRejected for 5xx on MAIL FROM, DATA or the content;
         AccountRejected for 5xx before that (greeting, STARTTLS, AUTH) and for a connection that cannot be protected;
         Unconfirmed when the end was handed over and no answer came.
+
+        ``following``: the message that this thread sends next, which saves it a round trip. Its commands may leave
+        with this message, its content does not. It must be sent or withdrawn afterwards.
         """
-        if not _ADDRESS.fullmatch(message.to):
-            raise RecipientRefused(f"not a valid address for SMTP: {safe_text(message.to)}")
-        if not _ADDRESS.fullmatch(message.envelope_from):
-            raise CampaignRejected(f"not a valid sender address for SMTP: {safe_text(message.envelope_from)}")
-        content = wire_content(message.content)
-        connection = self._take_kept()
-        if connection is not None:
-            try:
-                return self._transact(connection, message, content)
-            except ConnectionGone:
-                pass  # the server closed it while it was idle: nothing of this message was handed over
-        deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                return self._transact(self._connection(deadline), message, content)
-            except ConnectionGone as gone:
-                # a new connection that is refused at its first command, while others work, was one too many
-                if not gone.refused or time.monotonic() > deadline or not self._keep_to_the_open_ones():
-                    raise RetryLater(
-                        f"the server closed the connection before the message was handed over: {gone}"
-                    ) from gone
+        announced = self._take_announced(message)
+        transaction, connection = (
+            (announced.transaction, announced.connection) if announced else (_transaction(message), self._take_kept())
+        )
+        if connection is None or not self._transact(connection, transaction, following):
+            self._transact_anew(transaction, following)
+        return Accepted(message_id=message.message_id)
+
+    def withdraw(self, message: Email) -> None:
+        """A message that was announced as ``following`` is not sent: its connection is closed, which forgets it."""
+        if announced := self._take_announced(message):
+            with self._changed:
+                self._busy.discard(announced.connection)
+                self._changed.notify()
+            announced.connection.close()
 
     def close(self) -> None:
         """Closes all connections. A ``send`` in another thread ends at once, with RetryLater or Unconfirmed."""
         with self._changed:
             self._closed = True
             idle, self._idle = self._idle, []
+            announced, self._announced = self._announced, {}
+            self._busy.difference_update(each.connection for each in announced.values())
             self._changed.notify_all()
             # Under the lock, because a connection leaves the set before it is closed: these sockets are open.
             for connection in self._busy:
                 connection.abort()
+        for each in announced.values():
+            each.connection.close()
         # All send QUIT before the first one waits for the answer: one second is enough for all.
         for connection in idle:
             connection.say_quit()
@@ -98,12 +116,39 @@ class SmtpProvider:
         for connection in idle:
             connection.close(deadline - time.monotonic())
 
-    def _transact(self, connection: SmtpConnection, message: Email, content: bytes) -> Accepted:
+    def _transact(self, connection: SmtpConnection, message: Transaction, following: Email | None) -> bool:
+        """On a kept connection; False if the server closed it while it was idle, and nothing was handed over."""
         try:
-            connection.send(message.envelope_from, message.to, content)
-            return Accepted(message_id=message.message_id)
+            self._send(connection, message, following)
+        except ConnectionGone as gone:
+            self._announces = self._announces and not gone.too_early
+            return False
+        return True
+
+    def _transact_anew(self, message: Transaction, following: Email | None) -> None:
+        """On a new connection, or one that becomes free."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                return self._send(self._connection(deadline), message, following)
+            except ConnectionGone as gone:
+                # a new connection that is refused at its first command, while others work, was one too many
+                if not gone.refused or time.monotonic() > deadline or not self._keep_to_the_open_ones():
+                    raise RetryLater(
+                        f"the server closed the connection before the message was handed over: {gone}"
+                    ) from gone
+
+    def _send(self, connection: SmtpConnection, message: Transaction, following: Email | None) -> None:
+        announcing = following if following and self._announces and _is_valid(following) else None
+        try:
+            connection.send(message, _transaction(announcing) if announcing else None)
         finally:
-            self._return(connection)
+            self._return(connection, announcing)
+
+    def _take_announced(self, message: Email) -> "_Announced | None":
+        """What has been done for this message, if it was announced."""
+        with self._changed:
+            return self._announced.pop(id(message), None)
 
     def _take_kept(self) -> SmtpConnection | None:
         """An idle connection, if there is one."""
@@ -125,8 +170,8 @@ class SmtpProvider:
                 self._opening += 1
             try:
                 return self._opened()
-            except TooManyConnections:
-                if not self._keep_to_the_open_ones():
+            except RetryLater:
+                if time.monotonic() > deadline or not self._keep_to_the_open_ones():
                     raise
 
     def _opened(self) -> SmtpConnection:
@@ -170,8 +215,11 @@ class SmtpProvider:
         self._busy.add(connection)
         return connection
 
-    def _return(self, connection: SmtpConnection) -> None:
+    def _return(self, connection: SmtpConnection, following: Email | None) -> None:
         with self._changed:
+            if following and connection.announced and connection.usable and not self._closed:
+                self._announced[id(following)] = _Announced(following, connection.announced, connection)
+                return  # it stays busy
             self._busy.discard(connection)
             self._changed.notify()
             if connection.usable and not self._closed:
@@ -182,6 +230,19 @@ class SmtpProvider:
     def _require_open(self) -> None:
         if self._closed:
             raise RetryLater("the program is stopping")
+
+
+def _is_valid(message: Email) -> bool:
+    return bool(_ADDRESS.fullmatch(message.to) and _ADDRESS.fullmatch(message.envelope_from))
+
+
+def _transaction(message: Email) -> Transaction:
+    """Raises RecipientRefused and CampaignRejected for addresses that could change the dialogue."""
+    if not _ADDRESS.fullmatch(message.to):
+        raise RecipientRefused(f"not a valid address for SMTP: {safe_text(message.to)}")
+    if not _ADDRESS.fullmatch(message.envelope_from):
+        raise CampaignRejected(f"not a valid sender address for SMTP: {safe_text(message.envelope_from)}")
+    return Transaction(message.envelope_from, message.to, wire_content(message.content))
 
 
 def _tls_context(url: SmtpUrl) -> ssl.SSLContext | None:

@@ -9,16 +9,13 @@ import ssl
 
 from worker.errors import AccountRejected, RetryLater, SendError
 from worker.providers.deadlines import exchange, thread_deadline
-from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE
 from worker.providers.smtp_url import SmtpUrl
 from worker.providers.untrusted import safe_text
 
 SESSION_SECONDS = 60.0  # for all of it, from the greeting to the login
 _LONGEST_REPLIES = 65_536  # octets of all replies of it
-
-
-class TooManyConnections(RetryLater):
-    """The server accepts no further connection just now; those that are open work."""
+# What some servers say with 5xx to a connection, session or login that is one too many for now.
+_TOO_MANY = re.compile(r"too many|\blimit|\bmaximum", re.IGNORECASE)
 
 
 class _Replies(io.BufferedIOBase):
@@ -65,7 +62,7 @@ def open_session(url: SmtpUrl, tls: ssl.SSLContext | None, timeout_seconds: floa
 
     An invalid certificate, and a server without STARTTLS or a usable AUTH, are AccountRejected: the configuration is
     wrong (or somebody is in the middle) and waiting does not help. RetryLater would use up the attempts of recipients
-    who have nothing to do with it; this way they stay pending. Raises TooManyConnections for 421.
+    who have nothing to do with it; this way they stay pending.
     """
     where = f"{url.host}:{url.port}"
     with exchange(SESSION_SECONDS) as deadline:
@@ -85,7 +82,8 @@ def open_session(url: SmtpUrl, tls: ssl.SSLContext | None, timeout_seconds: floa
                 raise AccountRejected(
                     f"{where} does not speak TLS 1.2 or newer on this port: {error.reason}"
                 ) from error
-            raise RetryLater(f"{where}: TLS failed: {error.reason or deadline.explain(error)}") from error
+            reason = deadline.explain(error) if deadline.passed else error.reason or str(error)
+            raise RetryLater(f"{where}: TLS failed: {reason}") from error
         except (OSError, ValueError) as error:
             # ValueError: a challenge in AUTH that is not base64.
             text = safe_text(deadline.explain(error), passwords_of(url))
@@ -129,9 +127,8 @@ def _refused(where: str, error: smtplib.SMTPException, url: SmtpUrl) -> SendErro
     """What smtplib's errors mean, the most special first."""
     if isinstance(error, smtplib.SMTPResponseException):
         text = f"{where}: {error.smtp_code} {safe_text(error.smtp_error, passwords_of(url))}"
-        if error.smtp_code == SERVICE_NOT_AVAILABLE:
-            return TooManyConnections(text)
-        return AccountRejected(text) if error.smtp_code // 100 == 5 else RetryLater(text)
+        for_good = error.smtp_code // 100 == 5 and not _TOO_MANY.search(text)
+        return AccountRejected(text) if for_good else RetryLater(text)
     text = safe_text(str(error), passwords_of(url))
     if isinstance(error, smtplib.SMTPServerDisconnected):
         return RetryLater(f"{where}: no connection: {text}")

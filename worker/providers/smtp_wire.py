@@ -1,7 +1,9 @@
 """Sends one e-mail over an open SMTP connection, and decides what is known when the connection breaks.
 
 A message takes two exchanges: MAIL, RCPT and DATA in one write if the server announced PIPELINING (RFC 2920), then
-the content. smtplib takes four, and applies a regular expression to every content.
+the content. smtplib takes four, and applies a regular expression to every content. When it is known which message
+follows, its three commands go out in the write of the content before it, and it takes one exchange. Its own content
+waits until it is sent: until then nothing of it can be delivered, and a connection that is closed forgets it.
 
 "Not sent" and "may have been sent" are told apart like this. A server may act on a message only after it has read the
 content's last octets, CRLF "." CRLF; if the connection ends before them, nothing was sent (RFC 5321, 4.1.1.4 and
@@ -12,7 +14,6 @@ same is true with TLS: ``send`` counts whole records, and a part of a record can
 costs nothing; to send the final dot in a write of its own would cost a packet for each message.
 """
 
-import re
 import smtplib
 import socket
 import ssl
@@ -20,38 +21,29 @@ from collections.abc import Sequence
 
 from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
 from worker.providers.deadlines import Deadline, exchange
-from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, refusal
+from worker.providers.handover import check_handover
+from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, is_one_too_many, refusal
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
+from worker.providers.smtp_transaction import Transaction
 from worker.providers.untrusted import safe_text
 
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 EXCHANGE_SECONDS = 180.0  # for a message and all of its replies, and beyond that what this rate takes
 SLOWEST_OCTETS_A_SECOND = 50_000
+_PART = 262_144  # octets of a content that are written at once
+LONGEST_ANNOUNCED = 1024 * 1024  # octets of a content; with longer ones a round trip does not count
 
 
 class ConnectionGone(Exception):
     """The connection was closed before the first command of this message was answered.
 
-    ``refused``: the server said so (421), as it does when it accepts no more connections.
+    ``refused``: the server said so (421), or that there are too many, when it accepts no more connections.
+    ``too_early``: it refused commands that were sent before it had answered to the message before.
     """
 
-    def __init__(self, reason: str, *, refused: bool = False) -> None:
+    def __init__(self, reason: str, *, refused: bool = False, too_early: bool = False) -> None:
         super().__init__(reason)
         self.refused = refused
-
-
-def wire_content(content: bytes) -> bytes:
-    """The content in the form that is sent: dots stuffed, the final dot added (RFC 5321, 4.5.2).
-
-    A dot after a bare CR or LF must not be sent: some servers read LF "." LF as the end of the message, and what
-    follows as commands. In that case all line ends are made CRLF (2.3.8). Without such a dot nothing can be read as
-    the end, and to search for the two pairs is twice as fast as to count line ends.
-    """
-    if b"\n." in content or b"\r." in content:
-        content = _LINE_END.sub(b"\r\n", content).replace(b"\r\n.", b"\r\n..")
-    if content.startswith(b"."):
-        content = b"." + content
-    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
+        self.too_early = too_early
 
 
 class SmtpConnection:
@@ -76,21 +68,32 @@ class SmtpConnection:
         size = smtp.esmtp_features.get("size", "")
         self._largest = int(size[:18]) if size.isdecimal() else 0
         self._reset_first = False
+        self._announced: Transaction | None = None
         self.usable = True
 
-    def send(self, envelope_from: str, to: str, content: bytes) -> None:
-        """Sends one message; ``content`` comes from ``wire_content``.
+    @property
+    def announced(self) -> Transaction | None:
+        """The next message, if its commands are on the wire: no other one can use the connection."""
+        return self._announced
 
-        Raises ConnectionGone when the server had closed the connection before this message, else the kinds of
-        SendError.
+    def send(self, message: Transaction, following: Transaction | None = None) -> None:
+        """Sends one message, and announces the ``following`` one where the server allows that.
+
+        Raises ConnectionGone when the server had closed the connection before this message, or does not take messages
+        that are announced, else the kinds of SendError.
         """
         self.usable = False  # until it is known that each command had its reply
-        with exchange(EXCHANGE_SECONDS + len(content) / SLOWEST_OCTETS_A_SECOND, self._sock) as deadline:
-            self._send(self._mail(envelope_from, content), to, content, deadline)
+        early, self._announced = self._announced is message, None
+        seconds = EXCHANGE_SECONDS + len(message.content) / SLOWEST_OCTETS_A_SECOND
+        with exchange(seconds, self._sock) as deadline:
+            self._ask(message, deadline, early=early)
+            announcement = self._announcement(following) if following else b""
+            self._hand_over(message.content, announcement, deadline)
+            self._announced = following if announcement else None
+            self._read_answer(deadline)
 
-    def _send(self, mail: bytes, to: str, content: bytes, deadline: Deadline) -> None:
-        self._ask(mail, b"RCPT TO:<%b>\r\n" % to.encode("ascii"), deadline)
-        self._hand_over(content, deadline)
+    def _read_answer(self, deadline: Deadline) -> None:
+        """Raises unless the server has accepted the content."""
         try:
             reply = self._replies.read(self._answer_timeout_seconds)
         except (OSError, MalformedReply) as error:
@@ -99,8 +102,9 @@ class SmtpConnection:
         if reply[0] // 100 == 3:
             raise Unconfirmed(f"the message was handed over, but the answer is not valid: {self._text(reply)}")
         # After the final dot the transaction is over on both sides, whatever the answer was. Octets after the answer
-        # would be read as the answer to the next message.
-        self.usable = reply[0] != SERVICE_NOT_AVAILABLE and not self._replies.pending
+        # that nothing was asked for would be read as the answer to the next message.
+        expected = self._announced is not None or not self._replies.pending
+        self.usable = reply[0] != SERVICE_NOT_AVAILABLE and expected
         if reply[0] // 100 != 2:
             raise self._refusal(Step.CONTENT, reply)
 
@@ -132,31 +136,48 @@ class SmtpConnection:
         finally:
             self._smtp.close()
 
+    def _announcement(self, following: Transaction) -> bytes:
+        """The commands of a message that follows; none where the server does not allow that, or would refuse them."""
+        if not self._pipelining or len(following.content) > LONGEST_ANNOUNCED:
+            return b""
+        try:
+            return b"".join(self._commands(following))
+        except CampaignRejected:
+            return b""
+
+    def _commands(self, message: Transaction) -> list[bytes]:
+        mail = self._mail(message.envelope_from, message.content)
+        return [mail, b"RCPT TO:<%b>\r\n" % message.to.encode("ascii"), b"DATA\r\n"]
+
     def _mail(self, envelope_from: str, content: bytes) -> bytes:
         if 0 < self._largest < len(content):
-            self.usable = True
             raise CampaignRejected(
                 f"the message has {len(content)} octets, the server accepts at most {self._largest}"
             )
         parameters = b" SIZE=%d" % len(content) if self._size_announced else b""
         if not content.isascii():
             if not self._eight_bit:
-                self.usable = True
                 raise CampaignRejected(
                     "the message contains 8-bit octets, and the server accepts 7-bit messages only"
                 )
             parameters += b" BODY=8BITMIME"
         return b"MAIL FROM:<%b>%b\r\n" % (envelope_from.encode("ascii"), parameters)
 
-    def _ask(self, mail: bytes, recipient: bytes, deadline: Deadline) -> None:
-        """Sends the commands up to DATA; raises unless the server answers with 354."""
-        commands = [mail, recipient, b"DATA\r\n"]
+    def _ask(self, message: Transaction, deadline: Deadline, *, early: bool) -> None:
+        """Sends the commands up to DATA, unless they were sent ``early``; raises unless the answer is 354."""
+        try:
+            commands = self._commands(message)
+        except CampaignRejected:
+            self.usable = True  # nothing was sent
+            raise
         if self._reset_first:
             # Clears what is left of a refused transaction, in the same write as the next one.
             commands.insert(0, b"RSET\r\n")
-        replies = self._exchange(commands, deadline)
+        replies = self._exchange(commands, deadline, is_sent=early)
         if self._reset_first and replies.pop(0)[0] // 100 != 2:
             raise ConnectionGone("RSET was refused")
+        if early:
+            self._require_order_accepted(replies)
         last = replies[-1]
         codes = [code // 100 for code, _ in replies]
         if codes == [2, 2, 3]:
@@ -169,7 +190,7 @@ class SmtpConnection:
             raise self._refusal(Step.RECIPIENT, replies[1])
         raise self._refusal(Step.CONTENT, last)
 
-    def _exchange(self, commands: list[bytes], deadline: Deadline) -> list[Reply]:
+    def _exchange(self, commands: list[bytes], deadline: Deadline, *, is_sent: bool) -> list[Reply]:
         """The replies to the commands. Fewer if the server ended the connection (421), or refused a command and the
         commands are sent one by one.
         """
@@ -177,24 +198,37 @@ class SmtpConnection:
         groups = [commands] if self._pipelining else [[command] for command in commands]
         try:
             for group in groups:
-                self._sock.sendall(b"".join(group))
+                if not is_sent:
+                    self._sock.sendall(b"".join(group))
                 if not self._read_replies(replies, len(group)):
                     break
-        except TIMED_OUT as error:
-            raise RetryLater("the server did not answer in time; the message was not handed over") from error
         except (OSError, MalformedReply) as error:
-            if not replies and not deadline.passed:
-                raise ConnectionGone(str(error)) from error
-            raise RetryLater(f"the message was not handed over: {deadline.explain(error)}") from error
-        if replies[0][0] == SERVICE_NOT_AVAILABLE:
+            if is_sent:
+                self._require_order_accepted(replies)
+            raise _not_handed_over(error, deadline, answered=bool(replies)) from error
+        if self._is_one_too_many(replies[:1]):
             raise ConnectionGone(self._text(replies[0]), refused=True)
         return replies
+
+    def _require_order_accepted(self, replies: list[Reply]) -> None:
+        """Raises ConnectionGone when the first of the commands that were sent early is refused.
+
+        Perhaps only for their order: on another connection they are sent in the usual one.
+        """
+        if replies and replies[0][0] // 100 == 5:
+            raise ConnectionGone(self._text(replies[0]), too_early=True)
+
+    def _is_one_too_many(self, replies: list[Reply]) -> bool:
+        """Whether the only reply so far refuses the connection itself."""
+        if len(replies) != 1 or replies[0][0] // 100 != 4:
+            return False
+        return is_one_too_many(replies[0][0], self._text(replies[0]))
 
     def _read_replies(self, replies: list[Reply], count: int) -> bool:
         """Reads so many replies. Whether the next command may be sent."""
         for _ in range(count):
             replies.append(self._replies.read(self._timeout_seconds))
-            if replies[-1][0] == SERVICE_NOT_AVAILABLE:
+            if replies[-1][0] == SERVICE_NOT_AVAILABLE or self._is_one_too_many(replies):
                 return False
         return replies[-1][0] < 400
 
@@ -215,15 +249,19 @@ class SmtpConnection:
         self._reset_first = True
         self.usable = True
 
-    def _hand_over(self, content: bytes, deadline: Deadline) -> None:
+    def _hand_over(self, content: bytes, announcement: bytes, deadline: Deadline) -> None:
         taken = 0
-        view = memoryview(content)
+        view = memoryview(content + announcement)
         try:
-            while taken < len(content):
-                taken += self._sock.send(view[taken:])
-        except TIMED_OUT as error:
-            raise RetryLater("the server stopped reading before the end of the message") from error
+            while taken < len(view):
+                if taken < len(content):
+                    check_handover()
+                taken += self._sock.send(view[taken : taken + _PART])
         except OSError as error:
+            if taken >= len(content):
+                return  # the server's answer, or that there is none, says what became of the message
+            if isinstance(error, TIMED_OUT):
+                raise RetryLater("the server stopped reading before the end of the message") from error
             if deadline.passed:
                 raise RetryLater(f"the message was not handed over: {deadline.explain(error)}") from error
             # A server that stops reading may have said why before it closed the connection.
@@ -246,3 +284,12 @@ class SmtpConnection:
 
     def _text(self, reply: Reply) -> str:
         return safe_text(f"{reply[0]} {reply[1].decode('utf-8', 'replace')}", self._secrets)
+
+
+def _not_handed_over(error: Exception, deadline: Deadline, *, answered: bool) -> RetryLater | ConnectionGone:
+    """The connection broke before the content. ``answered``: one of the commands was."""
+    if isinstance(error, TIMED_OUT):
+        return RetryLater("the server did not answer in time; the message was not handed over")
+    if not answered and not deadline.passed:
+        return ConnectionGone(str(error))
+    return RetryLater(f"the message was not handed over: {deadline.explain(error)}")

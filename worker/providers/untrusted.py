@@ -10,6 +10,8 @@ from typing import Any
 
 from worker.content.one_line import one_line
 
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
+
 LONGEST_TEXT = 300
 LONGEST_ID = 255
 _NOT_IN_IDS = re.compile(r"[^!-~]+")
@@ -44,7 +46,17 @@ def text_at(value: Any, *path: str | int) -> str:
 def number_at(value: Any, *path: str | int) -> int | None:
     """The whole number at a path of keys and indexes in JSON; None if there is none."""
     found = _value_at(value, path)
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def code_at(value: Any, *path: str | int) -> int | None:
+    """The whole number at a path of keys and indexes in JSON, also as a string or a float; None if there is none."""
+    found = _value_at(value, path)
+    if isinstance(found, str) and _WHOLE_NUMBER.fullmatch(found):
+        return int(found)
+    if isinstance(found, float) and found.is_integer():
+        return int(found)
+    return number_at(value, *path)
 
 
 def list_at(value: Any, *path: str | int) -> list[Any]:

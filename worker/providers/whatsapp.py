@@ -17,16 +17,21 @@ from worker.errors import (
 )
 from worker.messages import Accepted, WhatsAppMessage
 from worker.providers.http import Answer, HttpPool, bearer, json_body
-from worker.providers.untrusted import id_at, number_at, safe_text, text_at
+from worker.providers.untrusted import code_at, id_at, safe_text, text_at
 
 # error.code -> seconds to wait when the answer names none (None: the caller's own backoff)
 RETRY: dict[int, float | None] = {
+    1: None,  # an unknown error of Meta
+    2: None,  # the API is temporarily unavailable
     4: None,  # too many requests of the app
+    17: None,  # too many requests of the user
+    613: None,  # too many requests
     80007: None,  # too many requests of the business account
     130429: None,  # too many messages of the phone id
     131000: None,  # something went wrong
     131016: None,  # service unavailable
     131057: None,  # the business account is in maintenance
+    132069: None,  # the flow in the template is throttled
     133004: None,  # the server is temporarily unavailable
     131056: 6.0,  # too many messages to this recipient: one in 6 seconds is allowed
     131049: 24 * 3600.0,  # Meta limits marketing messages to one person: not before tomorrow
@@ -44,6 +49,10 @@ REFUSED: dict[int, type[SendError]] = {
     131021: RecipientRefused,  # the number is the sender's own
     131008: CampaignRejected,  # a parameter is missing
     131009: CampaignRejected,  # a parameter has a wrong value
+    131030: RecipientRefused,  # not on the list of a number that is for tests only
+    131051: CampaignRejected,  # no such kind of message
+    131052: CampaignRejected,  # the media cannot be downloaded
+    131053: CampaignRejected,  # the media cannot be uploaded
     132000: CampaignRejected,  # wrong number of template parameters
     132001: CampaignRejected,  # no such template in this language
     132007: CampaignRejected,  # the template violates a policy
@@ -51,10 +60,10 @@ REFUSED: dict[int, type[SendError]] = {
     132012: CampaignRejected,  # a template parameter has a wrong format
     132015: CampaignRejected,  # the template is paused
     132016: CampaignRejected,  # the template is disabled
+    132068: CampaignRejected,  # the flow in the template is blocked
     0: AccountRejected,  # authentication failed
     3: AccountRejected,  # the app may not do this
     10: AccountRejected,  # permission denied
-    200: AccountRejected,  # permission denied
     33: AccountRejected,  # the phone number was deleted
     190: AccountRejected,  # the access token has expired
     368: AccountRejected,  # blocked for violating a policy
@@ -62,9 +71,16 @@ REFUSED: dict[int, type[SendError]] = {
     131031: AccountRejected,  # the account is locked
     131037: AccountRejected,  # the display name of the number is not approved
     131042: AccountRejected,  # payment
+    131044: AccountRejected,  # payment
     131048: AccountRejected,  # too many messages of this number were reported as spam
     131045: AccountRejected,  # the phone number's certificate is wrong
+    133005: AccountRejected,  # the PIN of the number is wrong
+    133006: AccountRejected,  # the phone number has to be verified again
     133010: AccountRejected,  # the phone number is not registered
+    133015: AccountRejected,  # the phone number was deleted just now
+    133016: AccountRejected,  # the phone number was registered too often
+    134011: AccountRejected,  # the terms of payments are not accepted
+    **dict.fromkeys(range(200, 300), AccountRejected),  # permissions of the app
 }
 # Code 100 means an invalid parameter, unless this subcode says that the phone id itself is not there, or not ours.
 NO_SUCH_OBJECT = (100, 33)
@@ -96,9 +112,9 @@ class WhatsAppProvider:
         """Sends one message; ``Accepted.message_id`` is the wamid. Raises the kinds of SendError."""
         body = json_body(message.payload)
         answer = self._pool.post(self._url, body, "application/json", bearer(self._token))
-        if not answer.success:
-            raise self._error(answer)
         wamid = id_at(answer.body, "messages", 0, "id")
+        if not answer.success or (not wamid and self._is_known(answer)):
+            raise self._error(answer)
         if not wamid:
             raise Unconfirmed(f"WhatsApp {answer.without('a message id')}")
         return Accepted(message_id=wamid)
@@ -106,14 +122,20 @@ class WhatsAppProvider:
     def close(self) -> None:
         """Does nothing: the caller closes the pool."""
 
+    @staticmethod
+    def _is_known(answer: Answer) -> bool:
+        """Whether the error in an answer has a code that says what happened, whatever the status says."""
+        code = code_at(answer.body, "error", "code")
+        return code in RETRY or code in REFUSED
+
     def _error(self, answer: Answer) -> SendError:
-        code = number_at(answer.body, "error", "code")
+        code = code_at(answer.body, "error", "code")
         reason = self._reason(answer, code)
         if code in RETRY:
             waits = [seconds for seconds in (RETRY[code], answer.retry_after_seconds) if seconds is not None]
             kind = RecipientDeferred if code in RECIPIENT_LIMITS else RetryLater
             return kind(reason, max(waits, default=None))
-        if (code, number_at(answer.body, "error", "error_subcode")) == NO_SUCH_OBJECT:
+        if (code, code_at(answer.body, "error", "error_subcode")) == NO_SUCH_OBJECT:
             return AccountRejected(reason)
         if code in REFUSED:
             return REFUSED[code](reason)

@@ -16,6 +16,7 @@ BUCKET = "duration_bucket:"
 DURATION_BOUNDS_SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, math.inf)
 
 MOST_JOBS = 1_000
+REFUSAL_SECONDS = 120.0  # a job that waits for a server tries again every half minute; an older refusal says nothing
 LARGEST = 2.0**53  # a counter above it would not grow any more
 LATEST = 32_503_680_000.0  # the year 3000, in Unix seconds
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.001, 1e9  # seconds
@@ -54,6 +55,7 @@ class JobState:
     duration_buckets: tuple[tuple[float, int], ...]  # (upper bound in seconds, ticks), cumulative, up to infinity
     duration_sum_seconds: float
     duration_count: int
+    refused_by: str = ""  # the server that took no writes at last_error_at
     stuck: int = 0  # requests without an answer for long that are all that the job's tick waits for
 
 
@@ -66,6 +68,14 @@ class CounterReadings:
     jobs: dict[str, JobState]
     poisoned: tuple[PoisonedKey, ...] = ()  # what is in Redis and could not be read; it is left out above
     asides: tuple[str, ...] = ()  # the keys in which something like that was put aside
+
+    def refused_job(self, server: str, now: float) -> str | None:
+        """A job that waits because this server takes no writes, None: there is none. ``now``: Unix seconds."""
+        for job in self.jobs.values():
+            at = job.last_error_at or 0.0
+            if job.refused_by == server and at > (job.last_success or 0.0) and abs(now - at) < REFUSAL_SECONDS:
+                return job.job
+        return None
 
 
 def job_key(job: str) -> str:
@@ -198,6 +208,7 @@ def _job_state(job: str, fields: _JobFields) -> JobState:
         duration_buckets=tuple(_cumulative_buckets(fields)),
         duration_sum_seconds=fields.number("duration_sum", LARGEST) or 0.0,
         duration_count=int(fields.number("duration_count", LARGEST) or 0),
+        refused_by=fields.text("refused_by") or "",
         stuck=int(fields.number("stuck", LARGEST) or 0),
     )
 

@@ -2,7 +2,8 @@
 
     worker:counters     messages_total{channel="email",outcome="sent"} -> a number that only grows
     worker:gauges       the same kind of field -> the latest value
-    worker:job:<job>    running, last_run, last_success, interval, durations, last_error, pid, host, heartbeat, stuck
+    worker:job:<job>    running, last_run, last_success, interval, durations, last_error, refused_by, pid, host,
+                        heartbeat, stuck
     worker:jobs         the set of the names of all jobs that ever ran
 
 ``add``, ``gauge`` and ``job_ended`` work in memory only; ``flush`` writes everything in one round trip. While Redis
@@ -46,6 +47,7 @@ _BATCH_MEMORY_SECONDS = 86_400
 _APPLY = (
     LUA_PUT_ASIDE
     + """
+keep_type(KEYS[1], 'string')
 if redis.call('GET', KEYS[1]) == ARGV[1] then return {{}, {}} end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 local refused, aside = {}, {}
@@ -113,8 +115,13 @@ class Counters:
         )
         self.flush()
 
-    def job_ended(self, at: datetime, outcome: str, duration_seconds: float, error: str | None) -> None:
-        """Reports how a tick ended, in memory: success, failure, or skipped (another process has the lock)."""
+    def job_ended(
+        self, at: datetime, outcome: str, duration_seconds: float, error: str | None, refused_by: str = ""
+    ) -> None:
+        """Reports how a tick ended, in memory: success, failure, or skipped (another process has the lock).
+
+        ``refused_by``: the server that answers, but takes no writes, when the tick failed because of that.
+        """
         self.add("job_runs_total", job=self.job, outcome=outcome)
         if outcome == "skipped":
             return  # the job's state belongs to the process that has the lock
@@ -129,7 +136,7 @@ class Counters:
         if outcome == "success":
             self._set(last_success=_unix(at))
         if error is not None:
-            self._set(last_error=error[:ERROR_LENGTH], last_error_at=_unix(at))
+            self._set(last_error=error[:ERROR_LENGTH], last_error_at=_unix(at), refused_by=refused_by)
         with self._pending:
             self._ended = True
             self._values.pop((job_key(self.job), "running"), None)

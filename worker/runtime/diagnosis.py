@@ -37,6 +37,11 @@ class Diagnosis:
     do: str = ""
     waits: bool = True
 
+    @property
+    def takes_no_writes(self) -> bool:
+        """Whether the server answers questions, but nothing can be written to it."""
+        return self.message == READ_ONLY
+
 
 _OF_MACHINE = {
     errno.EMFILE: "raise the limit of open files (ulimit -n, nofile), and see which program has so many",
@@ -59,7 +64,7 @@ _POSTGRESQL: tuple[tuple[re.Pattern[str], Diagnosis], ...] = tuple(
             Diagnosis(EXHAUSTED, POSTGRESQL, "raise max_connections (or the role's, the database's, the pooler's "
                       "limit), or end connections that nobody needs (pg_stat_activity)"),
         ),
-        (r"^53100", Diagnosis(EXHAUSTED, POSTGRESQL, "free space on PostgreSQL's disk")),
+        (r"^53100", Diagnosis(READ_ONLY, POSTGRESQL, "free space on PostgreSQL's disk")),
         (r"^53200", Diagnosis(EXHAUSTED, POSTGRESQL, "PostgreSQL is out of memory: see its log")),
         (r"^58030", Diagnosis(EXHAUSTED, POSTGRESQL, "PostgreSQL cannot read or write its files: see its log")),
         (

@@ -18,58 +18,13 @@ from dataclasses import dataclass, replace
 import redis
 
 from worker.runtime.clock import boot_seconds
+from worker.runtime.lock_scripts import PUT_ASIDE, RELEASE, RENEW, TAKE_OVER
 from worker.runtime.process_token import is_from_dead_process, new_token
 
 log = logging.getLogger(__name__)
 
 DEFAULT_TTL_MS = 60_000
-
 LONGEST_TTL_MS = 86_400_000  # of a key that a worker can have written
-
-# Returns the token, or false, or '' for a key of another type: the lock is not ours then.
-_READ = """
-local function read()
-  local token = redis.pcall('GET', KEYS[1])
-  if type(token) ~= 'table' then return token end
-  if string.find(token.err, 'WRONGTYPE', 1, true) then return '' end
-  error(token.err, 0)
-end
-"""
-_RENEW = (
-    _READ
-    + """
-if read() ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-)
-_RELEASE = (
-    _READ
-    + """
-if read() ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
-"""
-)
-_TAKE_OVER = (
-    _READ
-    + """
-if read() ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1
-"""
-)
-# Deletes a key of another type, and limits a time to live. Returns what was wrong, or ''.
-_PUT_ASIDE = """
-local kind = redis.call('TYPE', KEYS[1]).ok
-if kind == 'none' then return '' end
-if kind ~= 'string' then
-  redis.call('DEL', KEYS[1])
-  return 'it is a ' .. kind .. ', not a string'
-end
-local left = redis.call('PTTL', KEYS[1])
-if left >= 0 and left <= tonumber(ARGV[2]) then return '' end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return left < 0 and 'it never expires' or 'it expires in more than a day'
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +59,7 @@ class Lock:
         self._clients = list(clients)
         self._quorum = len(self._clients) // 2 + 1
         self._on_lost = on_lost
-        scripts = [clients[0].register_script(text) for text in (_RENEW, _RELEASE, _TAKE_OVER, _PUT_ASIDE)]
+        scripts = [clients[0].register_script(text) for text in (RENEW, RELEASE, TAKE_OVER, PUT_ASIDE)]
         self._renew_script, self._release_script, self._take_over_script, self._put_aside_script = scripts
         self._changed = threading.Condition()
         self._hold: _Hold | None = None

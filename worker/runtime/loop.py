@@ -40,18 +40,18 @@ class Loop:
         self._clock = context.clock
         self._started = False
         self.all_ended = True  # False: a thread still waits for a provider
-        self._failures = 0  # rounds in a row that failed because a server could not work
+        self._failures = 0  # ticks in a row that failed because a server could not work
         self._outage_reported: Diagnosis | None = None  # the latest one of the present outage
-        self._unexpected = 0  # rounds in a row that failed with the same unexpected error
+        self._unexpected = 0  # ticks in a row that failed with the same unexpected error
         self._unexpected_error = ""
-        self._failed = False  # whether the last round failed
-        self._skipped = False  # whether the last round was skipped because another worker has the lock
+        self._failed = False  # whether the last tick failed
+        self._skipped = False  # whether the last tick was skipped because another worker has the lock
 
     def run(self, *, once: bool) -> int:
         """Runs ticks until a signal, or with ``once`` until everything due is done. Returns the exit status."""
         try:
             while not self._signals.stopping:
-                result = self._round(self._clock())
+                result = self._locked_tick(self._clock())
                 if once and not result.unfinished:
                     return 1 if self._failed else 0
                 self._sleep_until(result.next_at or self._next_interval())
@@ -63,7 +63,7 @@ class Loop:
             self.all_ended = self._job.close()
             self._context.close()
 
-    def _round(self, now: datetime) -> TickResult:
+    def _locked_tick(self, now: datetime) -> TickResult:
         """Runs one tick under the lock. The result says when the next one is, also after a failure."""
         began = time.monotonic()
         self._failed = False
@@ -81,7 +81,7 @@ class Loop:
             self._failure(began, error)
             return TickResult(next_at=self._clock() + timedelta(seconds=error.delay_seconds))
         except Exception as error:  # noqa: BLE001 - what nobody expects must not end the program either
-            return self._failed_round(began, error)
+            return self._failed_tick(began, error)
         self._recovered()
         self._skipped, self._unexpected = False, 0
         self._counters.job_ended(self._clock(), "success", time.monotonic() - began, None)
@@ -120,7 +120,7 @@ class Loop:
         pause = min(self._job.interval_seconds, self._lock.ttl_ms / 3000)
         return TickResult(next_at=now + timedelta(seconds=pause))
 
-    def _failed_round(self, began: float, error: Exception) -> TickResult:
+    def _failed_tick(self, began: float, error: Exception) -> TickResult:
         diagnosis = diagnose(error)
         if diagnosis and diagnosis.waits:
             return self._outage(began, error, diagnosis)
@@ -136,7 +136,7 @@ class Loop:
             log.error(diagnosis.message, details | ({"do": diagnosis.do} if diagnosis.do else {}))
         self._outage_reported = diagnosis
         self._context.disconnect()  # behind the same address there may be another server by now
-        self._failure(began, error)
+        self._failure(began, error, diagnosis.server if diagnosis.takes_no_writes else "")
         pause = backoff_seconds(self._failures, OUTAGE_PAUSE_SECONDS, OUTAGE_PAUSE_LIMIT_SECONDS)
         return TickResult(next_at=self._clock() + timedelta(seconds=pause))
 
@@ -160,7 +160,7 @@ class Loop:
         return TickResult(next_at=next_at)
 
     def _recovered(self) -> None:
-        """Called when the servers of a round answered."""
+        """Called when the servers of a tick answered."""
         if self._outage_reported:
             over = {"job": self._name, "failures": self._failures}
             if self._outage_reported.server == MACHINE:
@@ -169,9 +169,11 @@ class Loop:
                 log.warning("the server is available again, the job continues", over)
         self._failures, self._outage_reported = 0, None
 
-    def _failure(self, began: float, error: Exception) -> TickResult:
+    def _failure(self, began: float, error: Exception, refused_by: str = "") -> TickResult:
+        """``refused_by``: the server that answers, but takes no writes."""
         self._failed = True
-        self._counters.job_ended(self._clock(), "failure", time.monotonic() - began, _text(error))
+        seconds = time.monotonic() - began
+        self._counters.job_ended(self._clock(), "failure", seconds, _text(error), refused_by)
         self._counters.flush()
         return TickResult()
 

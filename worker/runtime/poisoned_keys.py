@@ -9,11 +9,14 @@ leave it out and name it. What is poisoned is put aside, so that the worker can 
 Both are kept for KEPT_SECONDS after the latest of them, for whoever wants to know who wrote it.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import redis
 from redis.client import NEVER_DECODE
+
+log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 7 * 86_400
 LONGEST_BYTES = 16_384  # of a field, a value, a member of a set or an entry of a list
@@ -198,6 +201,21 @@ def put_aside(client: redis.Redis, key: PoisonedKey) -> None:
     """Puts aside what is still poisoned of the key. Raises redis.RedisError."""
     pairs = [each for pair in key.entries[:_ENTRIES_AT_ONCE] for each in pair]
     client.eval(_PUT_ASIDE, 1, key.own.name, key.own.kind, str(key.own.most), *pairs)
+
+
+def read_own(client: redis.Redis, key: OwnKey, fault: Callable[[bytes, bytes], str] = lambda *_: "") -> StoredKey:
+    """A key as the one program reads it that writes it: what is poisoned is put aside first, and named in the log.
+
+    ``fault``: what is wrong with an entry and its value (b"" in a set), as a reason; '' if nothing is. The entries
+    that are wrong are still in the answer. Raises redis.RedisError.
+    """
+    [stored] = read_keys(client, [key])
+    pairs = stored.fields.items() if key.kind == "hash" else ((entry, b"") for entry in stored.entries)
+    bad = [BadEntry(entry, value, reason) for entry, value in pairs if (reason := fault(entry, value))]
+    if found := poisoned(stored, bad):
+        put_aside(client, found)
+        log.warning("a poisoned key in Redis was put aside", {"key": key.name, "reason": found.reason})
+    return stored
 
 
 def _shown(text: bytes) -> str:

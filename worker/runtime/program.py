@@ -1,6 +1,6 @@
 """What all programs of bin/ share: arguments, settings, logs, exit statuses.
 
-Exit status 0: done, or stopped by a signal. 1: a round failed (with --once). 2: invalid settings or missing tables;
+Exit status 0: done, or stopped by a signal. 1: a tick failed (with --once). 2: invalid settings or missing tables;
 supervisord does not start the program again after status 2.
 """
 
@@ -49,7 +49,7 @@ def job_parser(name: str, description: str) -> argparse.ArgumentParser:
         name,
         description,
         "SIGTERM and SIGINT stop it after the messages in flight, SIGUSR1 makes it run a tick now.\n"
-        "Exit status: 0 done or stopped, 1 a round failed (--once), 2 invalid settings or bin/migrate has to run.",
+        "Exit status: 0 done or stopped, 1 a tick failed (--once), 2 invalid settings or bin/migrate has to run.",
     )
     result.add_argument("--once", action="store_true", help="do everything that is due now, then end")
     return result

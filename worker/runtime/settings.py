@@ -101,7 +101,11 @@ class Settings:
         programs="campaign",
     )
     campaign_batch_size: int = variable(
-        "CAMPAIGN_BATCH_SIZE", whole_number(1, 10_000), "100", "recipients in one batch", programs="campaign"
+        "CAMPAIGN_BATCH_SIZE",
+        whole_number(1, 10_000),
+        "100",
+        "recipients in one batch; with CAMPAIGN_BATCH_DELAY=0 in the first, later ones take a tenth of a second",
+        programs="campaign",
     )
     campaign_batch_delay_seconds: float = variable(
         "CAMPAIGN_BATCH_DELAY",

@@ -1,11 +1,11 @@
 """The CRM's outbox, the table "EmailLog": what is filed there of an e-mail that a provider accepted."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import orjson
 import psycopg2
 
 from worker.messages import Accepted, EmailCopy
@@ -15,17 +15,21 @@ CHUNK_BYTES = 8 * 1024 * 1024  # what one statement files; a single e-mail may b
 
 def json_chunks(records: Iterable[Mapping[str, Any]], chunk_bytes: int = CHUNK_BYTES) -> Iterator[str]:
     """Rows as JSON lists, each for one statement. Only one of the lists is in memory at a time."""
-    chunk: list[str] = []
+    chunk: list[bytes] = []
     size = 0
     for record in records:
-        text = json.dumps(record, ensure_ascii=False, default=datetime.isoformat)
+        text = orjson.dumps(record)
         if chunk and size + len(text) > chunk_bytes:
-            yield f"[{','.join(chunk)}]"
+            yield _json_list(chunk)
             chunk, size = [], 0
         chunk.append(text)
         size += len(text)
     if chunk:
-        yield f"[{','.join(chunk)}]"
+        yield _json_list(chunk)
+
+
+def _json_list(items: list[bytes]) -> str:
+    return f"[{b','.join(items).decode()}]"
 
 
 def is_refused_row(error: psycopg2.Error) -> bool:

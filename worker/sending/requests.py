@@ -67,7 +67,7 @@ class RequestThreads(Generic[Owner, Answer]):
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: deque[_Request[Owner, Answer]] = deque()
         self._running: set[_Request[Owner, Answer]] = set()
-        self._limits: dict[ProviderAccount, int] = {}
+        self._limits: dict[ProviderAccount | None, int] = {}
         self._threads: list[threading.Thread] = []
         self._closed = False
 
@@ -130,9 +130,11 @@ class RequestThreads(Generic[Owner, Answer]):
         request: _Request[Owner, Answer] | None = getattr(self._of_thread, "request", None)
         if request is None:
             return
-        with self._changed:
-            self._answered(request)
-            request.progress_at = time.monotonic()
+        request.progress_at = time.monotonic()
+        # without the lock, after every exchange: what is set too late is seen after the next one
+        if request.stuck or self._limits.get(request.account, 0) < self.size:
+            with self._changed:
+                self._answered(request)
 
     def wait(self, seconds: float, *, for_all: bool = False, owners: Collection[Owner] | None = None) -> bool:
         """Waits until a request, or all of them, ended, at most so long. Whether any ended.

@@ -8,6 +8,12 @@ booked AS (
         "callLogId" = booked.call_log_id, "errorMessage" = NULL, "nextRetryAt" = NULL, "updatedAt" = %(now)s
     FROM booked WHERE q.id = booked.queue_id AND (q."tenantId" = booked."tenantId") IS TRUE
     RETURNING q.*
+), moved AS (
+    -- the CRM gave the row to another tenant, whose account would place the call again
+    UPDATE "CallQueue" q
+    SET status = 'failed', "errorMessage" = 'Given to another tenant while it was called', "updatedAt" = %(now)s
+    FROM booked
+    WHERE q.id = booked.queue_id AND q."tenantId" <> booked."tenantId" AND q.status || '' = 'processing'  -- only by primary key
 ), ended AS (
     DELETE FROM worker.call_claim c USING booked WHERE c.queue_id = booked.queue_id
 )

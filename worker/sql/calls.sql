@@ -213,6 +213,13 @@ WITH claim AS (
     FROM claim
     WHERE q.id = claim.queue_id AND (q."tenantId" = claim.tenant_id) IS TRUE AND q.status = 'processing'
     RETURNING q.status
+), moved AS (
+    -- the CRM gave the row to another tenant, whose account would place the call again, which may have been placed
+    UPDATE "CallQueue" q
+    SET status = 'failed', "errorMessage" = 'Given to another tenant while it was called', "updatedAt" = %(now)s
+    FROM claim
+    WHERE %(is_final)s AND q.id = claim.queue_id AND q."tenantId" <> claim.tenant_id
+      AND q.status || '' = 'processing'  -- only by primary key
 )
 SELECT (SELECT status FROM queue) AS status FROM claim;
 

@@ -100,7 +100,8 @@ SELECT c.id, t.id AS "tenantId", c."userId", c.name, c.channel,
            AS "gmailTokenExpiry"
 FROM "Campaign" c
 LEFT JOIN worker.campaign_run r ON r.campaign_id = c.id
-JOIN "Tenant" t ON t.id = coalesce(r.tenant_id, c."tenantId")
+-- the run's tenant may have been deleted since the CRM gave the campaign to another one
+JOIN "Tenant" t ON t.id = coalesce((SELECT o.id FROM "Tenant" o WHERE o.id = r.tenant_id), c."tenantId")
 LEFT JOIN "User" u ON u.id = c."userId" AND u."tenantId" = t.id,
 LATERAL (
     SELECT coalesce(octet_length(c.subject), 0) + coalesce(octet_length(c."htmlContent"), 0)
@@ -257,7 +258,7 @@ WITH run AS (
     WHERE r.campaign_id = %(campaign_id)s AND last.id > r.position
 ), batch AS (
     INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, renewed_at)
-    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id),
+    SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id),
            statement_timestamp() AT TIME ZONE 'UTC'
     FROM claimed HAVING count(*) > 0
 )
@@ -456,10 +457,14 @@ WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" = %(campaign_id)s AND p."t
 -- name: drop_batch  Deletes a batch whose campaign was deleted.
 DELETE FROM worker.campaign_batch WHERE id = %(batch_id)s;
 
--- name: drop_unconfirmed  Deletes unconfirmed messages whose campaign or recipient was deleted.
+-- name: drop_unconfirmed  Deletes unconfirmed messages whose campaign, its tenant or recipient was deleted.
 DELETE FROM worker.unconfirmed_send s
 WHERE NOT EXISTS (
     SELECT FROM "CampaignRecipient" p WHERE p.id = s.recipient_id AND p."campaignId" || '' = s.campaign_id
+) OR NOT EXISTS (
+    SELECT FROM "Campaign" c LEFT JOIN worker.campaign_run r ON r.campaign_id = c.id
+    JOIN "Tenant" t ON t.id IN (r.tenant_id, c."tenantId")
+    WHERE c.id = s.campaign_id
 );
 
 -- name: drop_retries  Deletes retries of campaigns that ended without the worker, or were deleted.
@@ -487,7 +492,7 @@ WITH picked AS (
         AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
 ), batch AS (
     INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, asking, recipient_ids, renewed_at)
-    SELECT %(batch_id)s, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, true, array_agg(id),
+    SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, true, array_agg(id),
            statement_timestamp() AT TIME ZONE 'UTC'
     FROM claimed HAVING count(*) > 0
 )

@@ -7,14 +7,18 @@ program. So the pending restarts are also in Redis, for the next watchdog proces
 """
 
 import logging
+import math
 import time
 from contextlib import suppress
 
 import redis
 
+from worker.runtime.poisoned_keys import OwnKey, read_own
+
 log = logging.getLogger(__name__)
 
 RESTARTING = "worker:restarting"
+_KEY = OwnKey(RESTARTING, "hash")
 KEPT_SECONDS = 300.0  # an older entry could not be deleted in time and is ignored
 
 
@@ -32,13 +36,15 @@ class PendingRestarts:
     def load(self) -> None:
         """Takes over the entries of the previous process; none while Redis is unavailable."""
         with suppress(redis.RedisError):
-            for field, at in self._client.hgetall(RESTARTING).items():
-                host, _, program = str(field).partition(":")
-                if host == self._host and time.time() - float(at) < KEPT_SECONDS:
+            for field, at in read_own(self._client, _KEY, _fault).fields.items():
+                host, _, program = field.decode("utf-8", "replace").partition(":")
+                stopped_at = _seconds(at)
+                if host == self._host and stopped_at is not None and time.time() - stopped_at < KEPT_SECONDS:
                     self._programs.add(program)
 
     def add(self, program: str) -> None:
         """To be called before the stop. Raises redis.RedisError, and then the program must not be stopped."""
+        read_own(self._client, _KEY)  # a key of another type would take no entry, and the program would hang on
         self._client.hset(RESTARTING, self._field(program), repr(time.time()))
         self._programs.add(program)
 
@@ -50,3 +56,16 @@ class PendingRestarts:
 
     def _field(self, program: str) -> str:
         return f"{self._host}:{program}"
+
+
+def _seconds(at: bytes) -> float | None:
+    """None for what is no time."""
+    try:
+        seconds = float(at)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _fault(_field: bytes, at: bytes) -> str:
+    return "" if _seconds(at) is not None else "has no time"

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
 
 import httpx
@@ -24,13 +24,13 @@ from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from worker.errors import ServerUnavailable, WorkerError
-from worker.providers.deadlines import Deadline, exchange, thread_deadline
+from worker.providers.deadlines import Deadline, exchange
+from worker.vectors.bounded_transport import BoundedTransport, attach_socket
 
 READ_TIMEOUT_SECONDS = 5  # a program that is stopped meanwhile has to end within ten
 READ_EXCHANGE_SECONDS = 10.0  # in all, however the answer arrives
 WRITE_TIMEOUT_SECONDS = 3600  # to take or restore a snapshot: Qdrant's disk may need long
 WRITE_EXCHANGE_SECONDS = 2 * 3600.0  # with the time to upload or download it
-LONGEST_ANSWER = 16 << 20  # bytes; the largest is a list of collections or snapshots
 TENANT_FIELD = "metadata.tenantId"
 PARTIAL_SUFFIX = ".part"  # of a file that is being written
 REASON_LENGTH = 300
@@ -64,59 +64,6 @@ class CollectionSnapshot:
     taken_at: datetime  # naive UTC, by Qdrant's clock
     size_bytes: int
     sha256: str | None
-
-
-class _BoundedTransport(httpx.BaseTransport):
-    """httpx's own, with a deadline for each exchange and a limit for its answer.
-
-    No connection is kept: so each exchange reports its socket, which the deadline can end.
-    """
-
-    def __init__(self, exchange_seconds: float, answer_seconds: float) -> None:
-        """``answer_seconds``: for the body of an answer, once its head is there."""
-        self._exchange_seconds = exchange_seconds
-        self._answer_seconds = answer_seconds
-        self._inner = httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        request.headers["Accept-Encoding"] = "identity"  # a short compressed answer may be a long one
-        request.extensions = {**request.extensions, "trace": _attach_socket}
-        with exchange(self._exchange_seconds) as deadline:
-            try:
-                response = self._inner.handle_request(request)
-                stream = response.extensions["network_stream"]
-                deadline.begin(self._answer_seconds, stream.get_extra_info("socket"))
-                content = _limited_content(response)
-            except httpx.TransportError as error:
-                if deadline.passed:
-                    raise httpx.ReadTimeout(deadline.explain(error), request=request) from error
-                raise
-        return httpx.Response(response.status_code, headers=response.headers, content=content)
-
-    def close(self) -> None:
-        self._inner.close()
-
-
-def _attach_socket(event: str, details: dict[str, Any]) -> None:
-    """Follows httpcore's trace of a request: it goes over this socket from now on."""
-    if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-        thread_deadline().attach(details["return_value"].get_extra_info("socket"))
-
-
-def _limited_content(response: httpx.Response) -> bytes:
-    """Raises httpx.DecodingError for an answer that is too long, or compressed although nobody asked for it."""
-    try:
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding.strip().lower() not in ("", "identity"):
-            raise httpx.DecodingError(f"it is encoded: {encoding[:REASON_LENGTH]}")
-        content = bytearray()
-        for chunk in response.iter_raw():
-            content += chunk
-            if len(content) > LONGEST_ANSWER:
-                raise httpx.DecodingError(f"it is longer than {LONGEST_ANSWER} bytes")
-        return bytes(content)
-    finally:
-        response.close()
 
 
 class VectorStore:
@@ -280,7 +227,7 @@ class VectorStore:
                 api_key=self._api_key,
                 timeout=read_timeout_seconds,
                 check_compatibility=False,
-                transport=_BoundedTransport(exchange_seconds, self._read_exchange_seconds),
+                transport=BoundedTransport(exchange_seconds, self._read_exchange_seconds),
             )
 
     def _stream(self, name: str, snapshot: CollectionSnapshot, file: BinaryIO) -> str:
@@ -289,28 +236,22 @@ class VectorStore:
             return self._stream_until(deadline, name, snapshot, file)
 
     def _stream_until(self, deadline: Deadline, name: str, snapshot: CollectionSnapshot, file: BinaryIO) -> str:
-        digest, left = hashlib.sha256(), snapshot.size_bytes
+        what, digest, left = f"copy of snapshot {snapshot.name}", hashlib.sha256(), snapshot.size_bytes
         url = self._snapshot_url(name, snapshot.name)
-        extensions = {"trace": _attach_socket}
+        extensions = {"trace": attach_socket}
         headers = {"Accept-Encoding": "identity", **self._headers}
         try:
             with self._http.stream("GET", url, headers=headers, extensions=extensions) as response:
                 if response.status_code != 200:
-                    raise VectorStoreError(
-                        f"copy of snapshot {snapshot.name}: Qdrant answers HTTP {response.status_code}"
-                    )
+                    raise VectorStoreError(f"{what}: Qdrant answers HTTP {response.status_code}")
                 for chunk in response.iter_raw(CHUNK_BYTES):
                     left -= len(chunk)
                     if left < 0:
-                        raise VectorStoreError(
-                            f"copy of snapshot {snapshot.name}: more arrives than its {snapshot.size_bytes} bytes"
-                        )
+                        raise VectorStoreError(f"{what}: more arrives than its {snapshot.size_bytes} bytes")
                     file.write(chunk)
                     digest.update(chunk)
         except httpx.TransportError as error:
-            raise ServerUnavailable(
-                "Qdrant", f"copy of snapshot {snapshot.name}: {deadline.explain(error)}"
-            ) from error
+            raise ServerUnavailable("Qdrant", f"{what}: {deadline.explain(error)}") from error
         return digest.hexdigest()
 
     def _snapshot_url(self, name: str, snapshot: str) -> str:

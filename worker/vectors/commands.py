@@ -56,11 +56,13 @@ class KnowledgeCommands:
         """Takes a snapshot. Returns the exit status."""
         with self._lock():
             snapshot = self._take()
-            write(f"Snapshot {snapshot.name}: {file_size(snapshot.size_bytes)}, {self._points_of(snapshot.name)}.")
+            record = self._record_of(snapshot.name)
+            write(f"Snapshot {snapshot.name}: {file_size(snapshot.size_bytes)}, {_points_text(record)}.")
             if self._copies:
                 self._copies.add(self._store, snapshot)
                 write(f"Copied to {self._copies.path(snapshot.name)}.")
-            self._accept_losses()
+            if record:
+                self._accept(record)
         return 0
 
     def verify(self, name: str | None) -> int:
@@ -81,8 +83,8 @@ class KnowledgeCommands:
         source = self._find(name)
         write(
             f"Collection {self._collection} at {self._settings.qdrant_url} has {self._count():,} points. They are "
-            f"replaced by {source.name} ({self._points_of(source.name)}). What was written after that snapshot is "
-            "lost then; a snapshot of the present collection is taken first."
+            f"replaced by {source.name} ({_points_text(self._record_of(source.name))}). What was written after that "
+            "snapshot is lost then; a snapshot of the present collection is taken first."
         )
         if ask:
             self._confirm()
@@ -103,7 +105,7 @@ class KnowledgeCommands:
                 return 1
             with suppress(redis.RedisError):  # then the snapshot is kept for longer than necessary
                 self._records.unpin(source.name)
-            self._accept_losses()
+            self._accept(SnapshotRecord(utc_now(), points, points))
         return 0
 
     def _find(self, name: str) -> SnapshotSource:
@@ -128,10 +130,10 @@ class KnowledgeCommands:
                 "Redis is unavailable: keep the job knowledge stopped until this is done", {"reason": str(error)}
             )
 
-    def _accept_losses(self) -> None:
+    def _accept(self, record: SnapshotRecord) -> None:
         """From now on older snapshots with more points are not a loss: the operator knows the present number."""
         with suppress(redis.RedisError):  # then the job continues to report the loss
-            self._records.put_accepted(utc_now())
+            self._records.put_accepted(record)
 
     def _confirm(self) -> None:
         """Raises CommandRefused unless the operator confirms."""
@@ -191,10 +193,6 @@ class KnowledgeCommands:
             )
             return None
 
-    def _points_of(self, name: str) -> str:
-        record = self._record_of(name)
-        return f"{record.points} points" if record else "an unknown number of points"
-
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """The job's lock. Continues without Redis: an operator may have lost Redis together with Qdrant."""
@@ -222,6 +220,10 @@ class KnowledgeCommands:
                 write(f"{lock.key} is held by {lock.holder()}: waiting ...")
             reported = True
             time.sleep(LOCK_POLL_SECONDS)
+
+
+def _points_text(record: SnapshotRecord | None) -> str:
+    return f"{record.points} points" if record else "an unknown number of points"
 
 
 @contextmanager

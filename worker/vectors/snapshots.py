@@ -12,6 +12,7 @@ from pathlib import Path
 import redis
 
 from worker.runtime.clock import utc_now
+from worker.runtime.poisoned_keys import OwnKey, read_own
 from worker.runtime.schedule import next_aligned
 from worker.vectors.client import (
     PARTIAL_SUFFIX,
@@ -45,6 +46,12 @@ class SnapshotRecord:
     def fits(self, points: int) -> bool:
         return self.least <= points <= self.most
 
+    def is_fuller_than(self, points: int) -> bool:
+        """Whether a collection with this many points has lost most of those that were there then."""
+        if points == 0:
+            return self.most > 0
+        return self.least >= max(2 * points, points + MIN_LOST_POINTS)
+
     @property
     def points(self) -> str:
         """As text for the operator."""
@@ -61,9 +68,7 @@ class Backup:
 
     def is_fuller_than(self, points: int) -> bool:
         """Whether a collection with this many points has lost most of the points that the backup has, or may have."""
-        if points == 0:
-            return self.record is None or self.record.most > 0
-        return self.record is not None and self.record.least >= max(2 * points, points + MIN_LOST_POINTS)
+        return self.record.is_fuller_than(points) if self.record else points == 0
 
 
 class SnapshotRecordStore:
@@ -73,42 +78,55 @@ class SnapshotRecordStore:
         self._client = client
         self._key = f"{RECORDS}:{collection}"
         self._pinned = f"{self._key}:{PINNED}"
+        self._own_records, self._own_pins = OwnKey(self._key, "hash"), OwnKey(self._pinned, "set")
 
     def put_unfinished(self, record: SnapshotRecord) -> None:
         """Before a snapshot is taken, whose name is not known yet: the worker may die in the meantime."""
-        self._client.hset(self._key, UNFINISHED, _to_text(record))
+        self._put(UNFINISHED, record)
 
     def put(self, snapshot: str, record: SnapshotRecord) -> None:
         """After the snapshot was taken."""
+        read_own(self._client, self._own_records)
         with self._client.pipeline() as pipeline:
             pipeline.hset(self._key, snapshot, _to_text(record))
             pipeline.hdel(self._key, UNFINISHED)
             pipeline.execute()
 
-    def put_accepted(self, now: datetime) -> None:
-        """An operator took or restored a snapshot: older snapshots with more points are not a loss."""
-        self._client.hset(self._key, ACCEPTED, _to_text(SnapshotRecord(now, 0, 0)))
+    def put_accepted(self, record: SnapshotRecord) -> None:
+        """An operator took or restored a snapshot: the collection is as it should be, with the points of this record.
+
+        ``record.taken_at``: older snapshots with more points are not a loss.
+        """
+        self._put(ACCEPTED, record)
 
     def all(self) -> dict[str, SnapshotRecord]:
         """By the snapshots' names, UNFINISHED and ACCEPTED. Lost records, and snapshots of others, are missing."""
-        known = {str(name): _from_text(str(value)) for name, value in self._client.hgetall(self._key).items()}
+        stored = read_own(self._client, self._own_records, _fault)
+        known = {_text(name): _from_text(_text(value)) for name, value in stored.fields.items()}
         return {name: record for name, record in known.items() if record}
 
     def pin(self, snapshot: str) -> None:
         """It is being restored: it must not be deleted before that has succeeded."""
+        read_own(self._client, self._own_pins)
         self._client.sadd(self._pinned, snapshot)
 
     def unpin(self, snapshot: str) -> None:
+        read_own(self._client, self._own_pins)
         self._client.srem(self._pinned, snapshot)
 
     def pinned(self) -> set[str]:
-        return {str(name) for name in self._client.smembers(self._pinned)}
+        return {_text(name) for name in read_own(self._client, self._own_pins).entries}
 
     def keep_only(self, snapshots: Iterable[str]) -> None:
         """Deletes the records of all other snapshots."""
-        gone = {str(name) for name in self._client.hkeys(self._key)} - {UNFINISHED, ACCEPTED, *snapshots}
+        stored = read_own(self._client, self._own_records)
+        gone = {_text(name) for name in stored.fields} - {UNFINISHED, ACCEPTED, *snapshots}
         if gone:
             self._client.hdel(self._key, *gone)
+
+    def _put(self, name: str, record: SnapshotRecord) -> None:
+        read_own(self._client, self._own_records)  # a key of another type takes no record
+        self._client.hset(self._key, name, _to_text(record))
 
 
 class SnapshotCopies:
@@ -206,12 +224,21 @@ def is_due(known: Iterable[Backup], now: datetime, interval_seconds: float) -> b
 def backup_of_lost_points(
     known: Iterable[Backup], points: int, records: Mapping[str, SnapshotRecord]
 ) -> Backup | None:
-    """The newest backup that has, or may have, what a collection that is down to ``points`` has lost."""
+    """The newest backup that has, or may have, what a collection that is down to ``points`` has lost.
+
+    What an operator accepted is no loss, unless what was there then is lost as well.
+    """
     accepted = records.get(ACCEPTED)
+    if accepted and accepted.is_fuller_than(points):
+        return next((each for each in known if each.is_fuller_than(points) and _has_most_of(each, accepted)), None)
     for each in known:
         if each.is_fuller_than(points):
             return None if accepted and each.taken_at < accepted.taken_at else each
     return None
+
+
+def _has_most_of(backup: Backup, accepted: SnapshotRecord) -> bool:
+    return backup.record is None or not accepted.is_fuller_than(backup.record.most)
 
 
 def taken_at(snapshot: CollectionSnapshot) -> datetime:
@@ -242,8 +269,16 @@ def _to_text(record: SnapshotRecord) -> str:
     return f"{seconds} {record.least} {record.most}"
 
 
+def _text(entry: bytes) -> str:
+    return entry.decode("utf-8", "replace")
+
+
+def _fault(_name: bytes, value: bytes) -> str:
+    return "" if _from_text(_text(value)) else "is no record of a snapshot"
+
+
 def _from_text(value: str) -> SnapshotRecord | None:
-    match = re.fullmatch(r"(\d{1,12}) (\d{1,15}) (\d{1,15})", value)
+    match = re.fullmatch(r"([0-9]{1,11}) ([0-9]{1,15}) ([0-9]{1,15})", value)
     if not match:
         return None
     taken_at = datetime.fromtimestamp(int(match[1]), UTC).replace(tzinfo=None)

@@ -25,6 +25,7 @@ from worker.registry import LOCKS
 from worker.runtime.counter_readings import CounterReadings
 from worker.runtime.counters import read_all
 from worker.runtime.db import Database, is_unavailable
+from worker.runtime.diagnosis import POSTGRESQL
 from worker.runtime.poisoned_keys import PoisonedKey, poisoned, read_keys
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import Settings
@@ -170,8 +171,12 @@ class Dependencies:
             if name not in self._asked or self._asked[name].done():
                 self._asked[name] = self._threads.submit(question)
         wait(self._asked.values(), WAIT_SECONDS)
-        services = {name: self._service(name) for name in questions}
+        services = {name: self._service(name) for name in ("redis", "qdrant")}
         in_redis: _RedisAnswer = self._asked["redis"].result() if services["redis"].answers else _RedisAnswer()
+        # only a write shows that a disk is full, and this process has nothing to write
+        refused = in_redis.readings.refused_job(POSTGRESQL, time.time()) if in_redis.readings else None
+        why = f"the job {refused} cannot write; see its last error" if refused else ""
+        services["database"] = self._service("database", why)
         in_database: _DatabaseAnswer = (
             self._asked["database"].result() if services["database"].answers else _DatabaseAnswer()
         )
@@ -187,13 +192,14 @@ class Dependencies:
             poisoned=in_redis.poisoned,
         )
 
-    def _service(self, name: str) -> Service:
+    def _service(self, name: str, refusal_of_jobs: str = "") -> Service:
+        """``refusal_of_jobs``: why it takes no writes of the jobs, '' when it does."""
         asked = self._asked[name]
         if not asked.done():
             return self._changed(name, Service(up=False, reason=f"no answer within {WAIT_SECONDS:g} s"))
         error = asked.exception()
         if error is None:
-            refusal = getattr(asked.result(), "refusal", "")
+            refusal = getattr(asked.result(), "refusal", "") or refusal_of_jobs
             return self._changed(name, Service(up=not refusal, reason=refusal, read_only=bool(refusal)))
         if not isinstance(error, redis.RedisError | psycopg2.Error | HTTPError | OSError):
             log.error("a probe failed: a bug, please report it", exc_info=error)

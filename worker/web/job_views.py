@@ -44,6 +44,7 @@ class JobView:
     usual_seconds: float | None = None  # mean duration of all ticks
     runs: int = 0  # completed ticks since counting began
     failures: int = 0
+    stuck: int = 0  # messages whose provider does not answer; its tick does nothing but wait for them
     holder: str | None = None  # host and pid of the process that holds its lock
 
 
@@ -102,6 +103,7 @@ def _view(job: JobState, snapshot: SystemSnapshot, now: float, zone: tzinfo) -> 
         usual_seconds=usual,
         runs=completed_runs(snapshot, job.job),
         failures=_ended(snapshot, job.job, "failure"),
+        stuck=job.stuck if running else 0,
         holder=_holder(snapshot, job.job),
     )
 

@@ -112,6 +112,9 @@ def _jobs(snapshot: SystemSnapshot) -> Iterator[Metric]:
     yield _gauges(
         "job_running", "Whether a tick is running.", "job", {name: float(snapshot.is_running(name)) for name in known}
     )
+    stuck = {name: float(state.stuck if snapshot.is_running(name) else 0) for name, state in known.items()}
+    text = "Requests that a provider does not answer, while the job's tick does nothing but wait for them."
+    yield _gauges("job_stuck_requests", text, "job", stuck)
     for metric, text, attribute in (
         ("job_last_run_timestamp_seconds", "When the latest tick began.", "last_run"),
         ("job_last_success_timestamp_seconds", "When the latest tick that succeeded ended.", "last_success"),

@@ -81,7 +81,7 @@ def _job(job: JobView, now: float) -> list[Cell]:
 
     return [
         Cell(job.name),
-        Cell(f"{MARKS[job.state]} {STATES[job.state]}", COLOURS.get(job.state, "")),
+        Cell(f"{MARKS[job.state]} {STATES[job.state]}{_stuck(job)}", COLOURS.get(job.state, "")),
         Cell(when(job.last_run_at)),
         Cell(when(job.last_success_at)),
         Cell(duration(job.last_seconds)),
@@ -90,6 +90,10 @@ def _job(job: JobView, now: float) -> list[Cell]:
         Cell(f"{count(job.failures)} of {count(job.runs)}"),
         Cell(job.holder or "", "quiet"),
     ]
+
+
+def _stuck(job: JobView) -> str:
+    return f", {count(job.stuck)} without an answer" if job.stuck else ""
 
 
 def _next_run(job: JobView, now: float) -> str:

@@ -1,0 +1,62 @@
+"""How many recipients a claim takes: what the operator wrote, or what is sent in a tenth of a second."""
+
+from worker.campaigns.claim_size import CAMPAIGNS_KEPT, LARGEST_CLAIM, ClaimSize
+from worker.runtime.settings import load
+
+ENVIRONMENT = {"DATABASE_URL": "postgresql://crm@127.0.0.1/crm", "REDIS_URL": "redis://127.0.0.1:6379"}
+
+
+def sizes(**environ: str) -> ClaimSize:
+    return ClaimSize(load(ENVIRONMENT | {"CAMPAIGN_BATCH_DELAY": "0"} | environ, "campaign"))
+
+
+def test_with_a_pause_the_operator_decides() -> None:
+    size = sizes(CAMPAIGN_BATCH_DELAY="1s", CAMPAIGN_BATCH_SIZE="700")
+    size.measured("c", 700, 0.01)
+    assert (size.of("c"), size.side_by_side) == (700, 1)
+
+
+def test_what_takes_a_tenth_of_a_second() -> None:
+    """It grows by no more than twice at a time, and shrinks at once."""
+    size = sizes(CAMPAIGN_BATCH_SIZE="100", CAMPAIGN_CONCURRENCY="8")
+    assert (size.of("c"), size.side_by_side) == (50, 2)
+    size.measured("c", 50, 0.02)  # 2,500 a second
+    assert size.of("c") == 100
+    size.measured("c", 100, 0.04)
+    assert size.of("c") == 200
+    size.measured("c", 200, 0.08)
+    assert size.of("c") == 250
+    size.measured("c", 250, 1.0)
+    assert size.of("c") == 25
+
+
+def test_a_recipient_for_each_connection() -> None:
+    size = sizes(CAMPAIGN_BATCH_SIZE="100", CAMPAIGN_CONCURRENCY="8")
+    size.measured("c", 50, 30.0)
+    assert size.of("c") == 8
+    few = sizes(CAMPAIGN_BATCH_SIZE="4", CAMPAIGN_CONCURRENCY="8")
+    few.measured("c", 2, 30.0)
+    assert few.of("c") == 2
+
+
+def test_at_most() -> None:
+    size = sizes()
+    for _ in range(10):
+        size.measured("c", size.of("c"), 0.0)
+    assert size.of("c") == LARGEST_CLAIM
+
+
+def test_campaigns_are_measured_apart() -> None:
+    """A slow campaign is no reason for small claims of a fast one; few of them are remembered."""
+    size = sizes()
+    size.measured("slow", 50, 10.0)
+    assert size.of("fast") == 50
+    for number in range(CAMPAIGNS_KEPT):
+        size.measured(f"c-{number}", 50, 0.01)
+    assert size.of("slow") == 50
+
+
+def test_a_batch_of_nobody() -> None:
+    size = sizes()
+    size.measured("c", 0, 1.0)
+    assert size.of("c") == 50

@@ -1,0 +1,88 @@
+-- Who must not be written to or called, since when, why and for how long; and what became of recipients that failed.
+
+-- An address may be on the list for several reasons at a time: to take back an unsubscription does not take back a bounce.
+ALTER TABLE worker.suppression
+    ADD source      text NOT NULL DEFAULT 'provider'  -- as earlier versions of the worker write it
+        CHECK (source IN ('unsubscribe', 'bounce', 'complaint', 'provider', 'operator', 'import')),
+    ADD campaign_id text,
+    ADD code        text,                             -- of the reply or report that it comes from
+    ADD until       timestamp(3),                     -- NULL: for ever
+    ADD changed_at  timestamp(3) NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
+    DROP CONSTRAINT suppression_pkey,
+    ADD PRIMARY KEY (tenant_id, channel, address, source);
+CREATE INDEX suppression_changed ON worker.suppression (changed_at);
+
+-- For the CRM's app servers and the worker alike. Returns whether anything changed.
+-- channel: email, whatsapp or call. address: an e-mail address, or a number with its country code or an Indian one.
+-- until: UTC; NULL: for ever. Raises invalid_parameter_value (22023) for what is not an address, channel or source.
+CREATE FUNCTION worker.suppress(
+    tenant text, channel text, address text, reason text, source text, until timestamp DEFAULT NULL,
+    campaign text DEFAULT NULL, code text DEFAULT NULL
+) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamp := statement_timestamp() AT TIME ZONE 'UTC';
+    stored text := worker.suppression_address(channel, address);
+BEGIN
+    IF coalesce(tenant, '') = '' THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'a tenant is needed';
+    ELSIF source NOT IN ('unsubscribe', 'bounce', 'complaint', 'provider', 'operator', 'import') OR source IS NULL THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('source %s is unknown', coalesce(quote_literal(source), 'NULL')),
+            HINT = 'one of unsubscribe, bounce, complaint, provider, operator, import';
+    END IF;
+    INSERT INTO worker.suppression AS s
+        (tenant_id, channel, address, source, reason, campaign_id, code, until, created_at, changed_at)
+    VALUES (tenant, channel, stored, source, left(coalesce(reason, ''), 500), campaign, left(code, 100), until, now, now)
+    ON CONFLICT (tenant_id, channel, address, source) DO UPDATE
+    SET reason = excluded.reason, campaign_id = excluded.campaign_id, code = excluded.code, until = excluded.until,
+        changed_at = excluded.changed_at
+    -- what ends later stays; what has ended begins anew
+    WHERE s.until < coalesce(excluded.until, 'infinity');
+    RETURN FOUND;
+END $$;
+
+-- Takes an address off the list, for one source or for all. Returns whether it was there.
+CREATE FUNCTION worker.unsuppress(tenant text, channel text, address text, source text DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    stored text := worker.suppression_address(channel, address);
+BEGIN
+    DELETE FROM worker.suppression s
+    WHERE s.tenant_id = unsuppress.tenant AND s.channel = unsuppress.channel AND s.address = stored
+      AND (unsuppress.source IS NULL OR s.source = unsuppress.source);
+    RETURN FOUND;
+END $$;
+
+-- The spelling under which an address is on the list; raises invalid_parameter_value (22023) when it is none.
+CREATE FUNCTION worker.suppression_address(channel text, address text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    stored text;
+BEGIN
+    IF channel IS NULL OR channel NOT IN ('email', 'whatsapp', 'call') THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('channel %s is unknown', coalesce(quote_literal(channel), 'NULL')),
+            HINT = 'one of email, whatsapp, call';
+    END IF;
+    stored := worker.address(channel, address, address);
+    IF stored IS NULL OR (channel = 'email' AND strpos(stored, '@') = 0) THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('not an address for %s', channel);
+    END IF;
+    RETURN stored;
+END $$;
+
+REVOKE EXECUTE ON FUNCTION worker.suppress, worker.unsuppress FROM PUBLIC;
+
+-- The latest failure of a recipient; FAILURES_KEEP says for how long it stays.
+CREATE TABLE worker.failure (
+    recipient_id text PRIMARY KEY,
+    campaign_id  text NOT NULL,
+    tenant_id    text NOT NULL,
+    kind         text NOT NULL
+        CHECK (kind IN ('address', 'suppressed', 'refused', 'deferred', 'unconfirmed', 'content')),
+    code         text NOT NULL DEFAULT '',  -- of the reply: '550 5.1.1', '131026'
+    reply        text NOT NULL DEFAULT '',  -- the provider's words, or ours
+    failed_at    timestamp(3) NOT NULL
+);
+CREATE INDEX failure_campaign ON worker.failure (campaign_id, kind);
+CREATE INDEX failure_failed_at ON worker.failure (failed_at);
