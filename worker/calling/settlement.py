@@ -153,8 +153,7 @@ class CallSettlement:
             self._reporter.not_placed(call.id, call.tenant_id, "failed", reason)
 
     def _book(self, statement: str, bookings: Sequence[Booking]) -> dict[str, Row]:
-        """The rows that were written, by the id in the queue: of all calls, or of none when one is refused."""
-        # prepared: to plan it takes PostgreSQL longer than to run it
+        """The rows that were written, by id in the queue. Prepared, since it takes longer to plan than to run."""
         rows = self._db.execute_prepared(
             statement,
             self._sql[statement],
@@ -194,7 +193,6 @@ class CallSettlement:
             self._fail_unbookable(booking.claim, booking.placed)
 
     def _report_bookings(self, booked: Sequence[tuple[Booking, Row]]) -> None:
-        """The rows are those of the statement."""
         for booking, _ in booked:
             self._reporter.placed(booking.claim, booking.placed.sid)
         events = (self._placed_event(booking.claim.tenant_id, row) for booking, row in booked)
