@@ -315,7 +315,9 @@ def test_a_request_is_one_request_whatever_its_url_contains(pool_of: Pool) -> No
     assert heads[1].startswith(b"GET /?q HTTP/1.1\r\n")
 
 
-@pytest.mark.parametrize("value", ["a\r\nX: secret", "a\nX: secret", "secret\x00", "secret\x85", "secret\x7f"])
+@pytest.mark.parametrize(
+    "value", ["a\r\nX: secret", "a\nX: secret", "secret\x00", "secret\x85", "secret\x7f", "secreté"]
+)
 def test_a_header_that_could_be_two_is_refused_and_not_shown(pool_of: Pool, value: str) -> None:
     with RawServer(saying(OK)) as server:
         with pytest.raises(ValueError, match="no header can have") as caught:

@@ -79,7 +79,7 @@ def origin_and_target(url: str) -> tuple[Origin, str]:
 def request_octets(method: str, target: str, fields: Mapping[str, str], body: bytes) -> bytes:
     """A whole request. Raises ValueError, without quoting it, for a field that could be read as more than one."""
     lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in fields.items()]]
-    if not all(map(str.isprintable, lines)):
+    if not all(line.isascii() and line.isprintable() for line in lines):
         raise ValueError("a header has characters that no header can have")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + body
 
