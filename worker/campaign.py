@@ -17,6 +17,7 @@ from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
 from worker.campaigns.dispatcher import Dispatcher, account_of
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.link_writer import LinkWriter
+from worker.campaigns.opt_outs import stop_suppressed
 from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.recovery import BatchRecovery
 from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS, CampaignRuns
@@ -34,6 +35,7 @@ from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
 from worker.sending.gmail_grants import update_grant
 from worker.sending.requests import RequestThreads
+from worker.sending.suppression import SuppressionWatch
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class CampaignJob:
         self._journals = journals = JournalDirectory(settings.state_dir)
         self._claims = BatchClaims(self._db, settings, journals, Lease(), clock)
         self._dispatcher = Dispatcher(RequestThreads(settings.campaign_concurrency, account_of), clock)
+        self._suppressions = SuppressionWatch(self._db)
         self._settlements = BatchSettlements(self._db, settings, context.counters, clock)
         self._orphans = OrphanedBatches(self._db, journals, clock)
         self._recovery = BatchRecovery(
@@ -125,6 +128,7 @@ class CampaignJob:
                     self._claim_for_ready_runs()
                 if not self._dispatcher.open:
                     return
+                stop_suppressed(self._suppressions, self._dispatcher)
                 for batch in self._finished_batches():
                     self._claims.measured(batch)
                     with self._runs.contained(batch.campaign.id), closing(batch.journal):

@@ -53,7 +53,12 @@ class TransportMissing(WorkerError):
 
 
 class SendError(WorkerError):
-    """A message was not accepted; the text is the reason, in the provider's words."""
+    """A message was not accepted; the text is the reason, in the provider's words.
+
+    ``code``: the provider's number for that reason, where it is known.
+    """
+
+    code: str | None = None
 
 
 class RetryLater(SendError):

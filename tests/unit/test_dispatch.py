@@ -316,9 +316,9 @@ def test_no_address(workshop: Workshop) -> None:
 
 
 def test_opted_out_before(workshop: Workshop) -> None:
-    """A recipient who opted out in an earlier campaign is refused with that reason, and no message leaves."""
+    """A recipient who opted out in an earlier campaign fails with that reason, and no message leaves."""
     batch = workshop.sent(workshop.batch(Account(), people(1, opted_out="user said stop")))
-    assert batch.outcomes["r-0"] == Outcome(OutcomeKind.REFUSED, NOW, "opted out: user said stop")
+    assert batch.outcomes["r-0"] == Outcome(OutcomeKind.SUPPRESSED, NOW, "opted out: user said stop")
     assert batch.transport.given == []
 
 

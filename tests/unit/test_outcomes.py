@@ -46,6 +46,7 @@ def policy(
 AFTER_A_SEND = {
     Kind.ACCEPTED: (Step.SENT, Step.SENT),
     Kind.OPTED_OUT: (Step.FAIL, Step.FAIL),
+    Kind.SUPPRESSED: (Step.FAIL, Step.FAIL),
     Kind.REFUSED: (Step.FAIL, Step.FAIL),
     Kind.NOT_SENT: (Step.RELEASE, Step.RELEASE),
     Kind.DEFERRED: (Step.RETRY, Step.FAIL),
@@ -57,6 +58,7 @@ UNKNOWN = None
 AFTER_A_QUESTION = {
     Kind.ACCEPTED: (Step.SENT, Step.SENT),
     Kind.OPTED_OUT: (Step.FAIL, Step.FAIL),
+    Kind.SUPPRESSED: (Step.FAIL, Step.FAIL),
     Kind.NOT_SENT: (Step.ASK, Step.ASK),
     Kind.DEFERRED: (Step.ASK, UNKNOWN),
     Kind.RECIPIENT_DEFERRED: (Step.ASK, UNKNOWN),

@@ -42,6 +42,7 @@ class CallRequests:
         self._threads: RequestThreads[_PendingSettlement, Any] = RequestThreads(size)
         self._ended: deque[tuple[_PendingSettlement, Future[Any]]] = deque()  # not settled yet
         self._drain_until: float | None = None  # time.monotonic()
+        self._look: Callable[[], None] | None = None
 
     @property
     def keys(self) -> set[str]:
@@ -57,11 +58,17 @@ class CallRequests:
         """``settle`` is called with the request when it has ended, or was cancelled because of a signal."""
         self._threads.submit(_PendingSettlement(key, settle), request)
 
+    def look_before_waiting(self, look: Callable[[], None]) -> None:
+        """``look`` is called each time before requests are waited for: a few times a second."""
+        self._look = look
+
     def settle_finished(self, seconds: float) -> None:
         """Settles the requests that have ended; waits at most so long for one.
 
         Raises psycopg2.Error when the database is unavailable.
         """
+        if self._look:
+            self._look()
         if not self._ended:
             self._threads.wait(seconds)
         self._ended += self._threads.collect()

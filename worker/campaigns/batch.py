@@ -23,7 +23,8 @@ class Recipient:
     email: str | None
     phone: str | None
     attempts: int
-    opted_out: str | None = None  # why this address may never be written to again
+    address: str | None = None  # as the list of suppressed addresses has it
+    opted_out: str | None = None  # why the address may not be written to
 
 
 class BatchState(IntEnum):
@@ -131,7 +132,8 @@ class Batch:
     def record(self, recipient: Recipient, outcome: Outcome) -> None:
         """What became of a message that was just sent. After a handful of deferrals in a row the batch backs off.
 
-        A message without an answer counts as deferred; a deferral that concerns only its recipient does not.
+        A message without an answer counts as deferred; a deferral that concerns only its recipient does not. Neither
+        that nor a suppressed address says anything about the provider.
         """
         with self._changing:
             self._outcomes[recipient.id] = outcome
@@ -139,7 +141,7 @@ class Batch:
                 self._deferrals_in_a_row = 0
             elif outcome.kind in (OutcomeKind.DEFERRED, OutcomeKind.UNCONFIRMED):
                 self._count_deferral(outcome)
-            elif outcome.kind is not OutcomeKind.RECIPIENT_DEFERRED:
+            elif outcome.kind not in (OutcomeKind.RECIPIENT_DEFERRED, OutcomeKind.SUPPRESSED):
                 self._deferrals_in_a_row = 0
 
     def set_outcome(self, recipient_id: str, outcome: Outcome) -> None:

@@ -29,10 +29,12 @@ KIND_CODES: Mapping[OutcomeKind, str] = MappingProxyType(
         OutcomeKind.RECIPIENT_DEFERRED: "put off alone",
         OutcomeKind.UNCONFIRMED: "unconfirmed",
         OutcomeKind.REJECTED: "untouched",  # read as NOT_SENT: the recipient is released either way
+        OutcomeKind.SUPPRESSED: "untouched",  # the next claim sees that the address is suppressed
         OutcomeKind.NOT_SENT: "untouched",
     }
 )
-_KINDS = {code: kind for kind, code in KIND_CODES.items() if kind is not OutcomeKind.REJECTED}
+_KINDS = {code: kind for kind, code in KIND_CODES.items() if code != "untouched"}
+_KINDS["untouched"] = OutcomeKind.NOT_SENT
 
 
 _encoded = json.JSONEncoder(

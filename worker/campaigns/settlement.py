@@ -24,6 +24,7 @@ from worker.runtime.db import Database, Row, queries
 from worker.runtime.settings import Settings
 from worker.sending.outbox import is_refused_row, json_chunks
 from worker.sending.outcomes import ASK_AFTER_SECONDS, NextStep, Outcome, OutcomeKind, RetryPolicy
+from worker.sending.suppression import count_suppressions
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class SettledRecipient(NamedTuple):
     attempts: int
     reason: str | None
     message_id: str | None
+    code: str | None = None  # of the provider's refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class RecipientPolicy:
                 state, at, reason = RecipientState.FAILED, now, f"given up after {attempts} tries: {outcome.reason}"
             case NextStep.FAIL:
                 state, at, reason = RecipientState.FAILED, outcome.at, outcome.reason
-        return SettledRecipient(recipient.id, state, at, attempts, reason, message_id)
+        return SettledRecipient(recipient.id, state, at, attempts, reason, message_id, outcome.code)
 
     def _retry_at(self, outcome: Outcome, attempts: int, now: datetime) -> datetime:
         if outcome.kind is OutcomeKind.UNCONFIRMED:
@@ -184,6 +186,8 @@ class BatchSettlements:
         for state in (RecipientState.SENT, RecipientState.FAILED):
             if states[state]:
                 self._counters.add("messages_total", states[state], channel=channel, outcome=str(state))
+        opted_out = sum(outcome.kind is OutcomeKind.OPTED_OUT for outcome in outcomes.values())
+        count_suppressions(self._counters, channel, "provider", opted_out)
         unconfirmed = sum(outcome.kind is OutcomeKind.UNCONFIRMED for outcome in outcomes.values())
         if unconfirmed:
             self._counters.add("unconfirmed_total", unconfirmed, channel=channel)
@@ -212,7 +216,7 @@ def _outbox_records(batch: Batch, outcomes: Mapping[str, Outcome]) -> Iterator[d
 def _outcome_record(settled: SettledRecipient) -> dict[str, Any]:
     return {
         "id": settled.id, "status": settled.state, "message_id": settled.message_id, "reason": settled.reason,
-        "attempts": settled.attempts, "at": settled.at,
+        "attempts": settled.attempts, "at": settled.at, "code": settled.code,
     }  # fmt: skip
 
 

@@ -159,8 +159,10 @@ class TwilioProvider:
         if kind is None:
             # 5xx is for later. A redirect was not processed either: TWILIO_API_URL may be wrong.
             kind = RecipientDeferred if 400 <= answer.status < 500 else RetryLater
-        reason = self._reason(answer)
-        return kind(reason, answer.retry_after_seconds) if issubclass(kind, RetryLater) else kind(reason)
+        reason, number = self._reason(answer), number_at(answer.body, "code")
+        error = kind(reason, answer.retry_after_seconds) if issubclass(kind, RetryLater) else kind(reason)
+        error.code = None if number is None else str(number)
+        return error
 
     def _reason(self, answer: Answer) -> str:
         code, message = number_at(answer.body, "code"), text_at(answer.body, "message")

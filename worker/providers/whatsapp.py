@@ -138,7 +138,9 @@ class WhatsAppProvider:
         if (code, code_at(answer.body, "error", "error_subcode")) == NO_SUCH_OBJECT:
             return AccountRejected(reason)
         if code in REFUSED:
-            return REFUSED[code](reason)
+            refusal = REFUSED[code](reason)
+            refusal.code = str(code)
+            return refusal
         if code is None and answer.status == 403:
             return AccountRejected(reason)
         if 400 <= answer.status < 500 and answer.status != 429:

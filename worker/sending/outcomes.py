@@ -28,6 +28,7 @@ class OutcomeKind(StrEnum):
     ACCEPTED = "accepted"
     REFUSED = "refused"
     OPTED_OUT = "opted out"
+    SUPPRESSED = "suppressed"  # it was not tried: the address is on the list of those that may not be written to
     DEFERRED = "deferred"
     RECIPIENT_DEFERRED = "recipient deferred"  # for a reason that says nothing about other recipients
     UNCONFIRMED = "unconfirmed"
@@ -57,6 +58,7 @@ class Outcome:
     reason: str | None = None
     delay_seconds: float | None = None
     accepted: Accepted | None = None
+    code: str | None = None  # of the provider's refusal
 
     @property
     def deferred(self) -> bool:
@@ -67,7 +69,13 @@ def failed(error: SendError | TransportMissing, at: datetime) -> Outcome:
     """The outcome of a message that ended with ``error``."""
     kind = next(kind for error_class, kind in _KINDS if isinstance(error, error_class))
     delay_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
-    return Outcome(kind, at, str(error), delay_seconds)
+    code = error.code if isinstance(error, SendError) else None
+    return Outcome(kind, at, str(error), delay_seconds, code=code)
+
+
+def suppressed(reason: str, at: datetime) -> Outcome:
+    """The outcome of a message that is not sent; ``reason``: why its address is suppressed."""
+    return Outcome(OutcomeKind.SUPPRESSED, at, f"opted out: {reason}")
 
 
 class NextStep(StrEnum):
@@ -106,7 +114,7 @@ class RetryPolicy:
         """
         if outcome.kind is OutcomeKind.ACCEPTED:
             return NextStep.SENT
-        if outcome.kind is OutcomeKind.OPTED_OUT:
+        if outcome.kind in (OutcomeKind.OPTED_OUT, OutcomeKind.SUPPRESSED):
             return NextStep.FAIL
         if may_have_arrived:
             return self._after_question(outcome, attempts)

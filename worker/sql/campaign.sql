@@ -244,7 +244,7 @@ WITH run AS (
       AND p.id = ANY (ARRAY(SELECT id FROM picked)) AND p.status || '' = 'pending'  -- both: only by primary key
       AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
-              picked.attempts
+              picked.attempts, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
 ), stale AS (
     DELETE FROM worker.campaign_retry q USING retried
     WHERE q.recipient_id = retried.id AND NOT EXISTS (
@@ -264,9 +264,12 @@ WITH run AS (
 )
 SELECT claimed.*, s.reason AS opted_out
 FROM claimed
-LEFT JOIN worker.suppression s
-    ON s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s
-   AND s.address = worker.address(%(channel)s, claimed.email, claimed.phone);
+LEFT JOIN LATERAL (
+    SELECT s.reason FROM worker.suppression s
+    WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = claimed.address AND
+        -- include: still_suppressed
+    LIMIT 1
+) AS s ON true;
 
 -- name: renew  Renews the lease of batches: their holder is alive.
 UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
@@ -281,7 +284,7 @@ WITH own_batch AS (
 ), outcome AS (
     SELECT o.*, own_batch.campaign_id
     FROM own_batch, json_to_recordset(%(outcomes)s::json)
-        AS o (id text, status text, message_id text, reason text, attempts int, at timestamp(3))
+        AS o (id text, status text, message_id text, reason text, code text, attempts int, at timestamp(3))
 ), settled AS (
     UPDATE "CampaignRecipient" p
     SET status = o.status,
@@ -308,13 +311,14 @@ WITH own_batch AS (
     SELECT id, campaign_id, %(sender)s, attempts, at FROM outcome WHERE status = 'sending'
     ON CONFLICT (recipient_id) DO UPDATE SET ask_at = excluded.ask_at
 ), opted_out AS (
-    INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
-    SELECT %(tenant_id)s, %(channel)s, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone"),
-           o.reason, %(now)s
+    INSERT INTO worker.suppression AS s (tenant_id, channel, address, source, reason, campaign_id, code, created_at)
+    SELECT DISTINCT ON (address) %(tenant_id)s, %(channel)s,
+           worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address, 'provider',
+           coalesce(nullif(o.reason, ''), 'provider'), o.campaign_id, o.code, %(now)s
     FROM outcome o JOIN "CampaignRecipient" p
         ON p.id = o.id AND p."campaignId" || '' = o.campaign_id AND p."tenantId" || '' = %(tenant_id)s
     WHERE o.id = ANY (%(opted_out)s::text[])
-    ON CONFLICT DO NOTHING
+    -- include: suppress_for_ever
 ), email AS (
     SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, own_batch.campaign_id AS entity_id,
            %(tenant_id)s::text AS tenant_id,

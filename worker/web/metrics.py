@@ -36,6 +36,10 @@ COUNTERS = {
         "Messages and calls that ended unconfirmed: they may have arrived.",
         ("channel",),
     ),
+    "suppressions_total": (
+        "Addresses that the worker or an operator put on the list of those that may not be written to or called.",
+        ("channel", "source"),
+    ),
     "program_exits_total": ("Exits of a program under supervisord.", ("program",)),
     "lock_lost_total": ("Locks that were lost before their tick ended.", ("lock",)),
 }
