@@ -5,6 +5,7 @@
     ├── SchemaError            stop this process: bin/migrate has to run first (exit status 2)
     ├── ServerUnavailable      another server than PostgreSQL and Redis does not answer: the loop waits for it
     ├── TickFailed             a part of this tick could not be done: run the next tick earlier than usual
+    ├── CommandRefused         end this command: what the operator asked for is not done
     ├── TransportMissing       stop this campaign: its tenant has configured nothing to send with
     └── SendError              what became of one message
         ├── RetryLater         not sent; try again later, with any recipient
@@ -46,6 +47,10 @@ class TickFailed(WorkerError):
     def __init__(self, reason: str, delay_seconds: float) -> None:
         super().__init__(reason)
         self.delay_seconds = delay_seconds
+
+
+class CommandRefused(WorkerError):
+    """A command is not carried out; the text has the reason and what to do."""
 
 
 class TransportMissing(WorkerError):

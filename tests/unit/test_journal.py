@@ -120,7 +120,7 @@ def test_the_file_stays_readable(place: JournalDirectory, outcome: Outcome, line
 
 
 def test_every_kind_of_outcome_has_a_line() -> None:
-    """Rejected and suppressed are stored as not sent: whichever version settles the batch, it releases the recipient."""
+    """Rejected and suppressed are stored as not sent: whichever version settles the batch releases the recipient."""
     assert {outcome.kind for outcome, _ in LINES} | STORED_AS_NOT_SENT == set(OutcomeKind)
     assert {KIND_CODES[kind] for kind in STORED_AS_NOT_SENT} == {KIND_CODES[OutcomeKind.NOT_SENT]}
 

@@ -59,15 +59,16 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- The spelling under which an address is on the list; NULL when it is none. For a whole file of them.
+-- The spelling under which an address is on the list, as worker.address makes it; NULL when it is none.
 CREATE FUNCTION worker.listed_address(channel text, address text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    stored text := worker.address(channel, address, worker.international(address));
-BEGIN
-    RETURN CASE WHEN stored ~ (CASE WHEN channel = 'email' THEN '^.{1,254}@[^@[:space:]]{1,254}$'
-                                    ELSE '^[1-9][0-9]{6,14}$' END) THEN stored END;
-END $$;
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN channel = 'email' THEN substring(worker.address(channel, address, NULL) FROM '^.{1,254}@[^@[:space:]]{1,254}$')
+        WHEN address ~ '^[1-9][0-9]{9}$' THEN '91' || address  -- first what most lines of a file of numbers are
+        WHEN address ~ '^\+?91[1-9][0-9]{9}$' THEN ltrim(address, '+')
+        ELSE substring(worker.address(channel, NULL, worker.international(address)) FROM '^[1-9][0-9]{6,14}$')
+    END
+$$;
 
 -- The same; raises invalid_parameter_value (22023) when it is none.
 CREATE FUNCTION worker.suppression_address(channel text, address text) RETURNS text
