@@ -53,7 +53,14 @@ class TransportMissing(WorkerError):
 
 
 class SendError(WorkerError):
-    """A message was not accepted; the text is the reason, in the provider's words."""
+    """A message was not accepted; the text is the reason, in the provider's words.
+
+    ``code`` is the provider's own ('550 5.1.1', '131026'), '' if it gave none.
+    """
+
+    def __init__(self, reason: str, *, code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class RetryLater(SendError):
@@ -62,8 +69,8 @@ class RetryLater(SendError):
     ``delay_seconds`` is the delay that the provider asks for (in Retry-After, for example), None if it names none.
     """
 
-    def __init__(self, reason: str, delay_seconds: float | None = None) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, delay_seconds: float | None = None, *, code: str = "") -> None:
+        super().__init__(reason, code=code)
         self.delay_seconds = delay_seconds
 
 
@@ -76,7 +83,18 @@ class TooLate(RetryLater):
 
 
 class RecipientRefused(SendError):
-    """This recipient cannot be reached; this says nothing about others."""
+    """This recipient cannot be reached; this says nothing about others.
+
+    Unless many in a row are refused with the same reply, which then is the sender's fault; but not where the reply
+    names the address (``address_fault``). ``suppress_seconds``: nothing may be sent to the address for so long; inf: ever.
+    """
+
+    def __init__(
+        self, reason: str, *, code: str = "", address_fault: bool = False, suppress_seconds: float = 0.0
+    ) -> None:
+        super().__init__(reason, code=code)
+        self.address_fault = address_fault
+        self.suppress_seconds = suppress_seconds
 
 
 class RecipientOptedOut(RecipientRefused):
@@ -84,7 +102,14 @@ class RecipientOptedOut(RecipientRefused):
 
 
 class CampaignRejected(SendError):
-    """The provider refuses the campaign's template, content or sender address for every recipient."""
+    """The provider refuses the campaign's template, content or sender address for every recipient.
+
+    ``advice``: what an operator can do about it, '' where the reason says so itself.
+    """
+
+    def __init__(self, reason: str, *, code: str = "", advice: str = "") -> None:
+        super().__init__(reason, code=code)
+        self.advice = advice
 
 
 class AccountRejected(SendError):
