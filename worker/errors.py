@@ -5,6 +5,7 @@
     ├── SchemaError            stop this process: bin/migrate has to run first (exit status 2)
     ├── ServerUnavailable      another server than PostgreSQL and Redis does not answer: the loop waits for it
     ├── TickFailed             a part of this tick could not be done: run the next tick earlier than usual
+    ├── CommandRefused       what an operator asked for cannot be done
     ├── TransportMissing       stop this campaign: its tenant has configured nothing to send with
     └── SendError              what became of one message
         ├── RetryLater         not sent; try again later, with any recipient
@@ -48,6 +49,10 @@ class TickFailed(WorkerError):
         self.delay_seconds = delay_seconds
 
 
+class CommandRefused(WorkerError):
+    """What an operator asked for cannot be done; the text says why, and what to do."""
+
+
 class TransportMissing(WorkerError):
     """No account is configured that could send this message; the text says what to configure."""
 
@@ -86,7 +91,7 @@ class RecipientRefused(SendError):
     """This recipient cannot be reached; this says nothing about others.
 
     Unless many in a row are refused with the same reply, which then is the sender's fault; but not where the reply
-    names the address (``address_fault``). ``suppress_seconds``: nothing may be sent to the address for so long; inf: ever.
+    names the address (``address_fault``). ``suppress_seconds``: for how long nothing may be sent to it; inf: ever.
     """
 
     def __init__(

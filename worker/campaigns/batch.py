@@ -7,7 +7,7 @@ from enum import IntEnum, StrEnum
 
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.journal import Journal
-from worker.campaigns.refusal_streak import RefusalStreak
+from worker.campaigns.refusal_breaker import RefusalStreak
 from worker.campaigns.transport import Transport
 from worker.errors import AccountRejected, CampaignRejected
 from worker.sending.outcomes import Outcome, OutcomeKind
@@ -103,6 +103,11 @@ class Batch:
         return self._state >= BatchState.BACKING_OFF
 
     @property
+    def refused_in_a_row(self) -> bool:
+        """Whether so many recipients of the run were refused with the same reply that it has to end."""
+        return self._streak is not None and self._streak.is_full
+
+    @property
     def reason(self) -> str:
         """Why it does not go on, in the provider's words where it has any."""
         return self._reason
@@ -148,7 +153,7 @@ class Batch:
                 self._deferrals_in_a_row = 0
             if self._streak:
                 self._streak.record(outcome)
-                if self._streak.is_full:
+                if self.refused_in_a_row:
                     self._enter(BatchState.REFUSED_IN_A_ROW, outcome.reason or "")
 
     def set_outcome(self, recipient_id: str, outcome: Outcome) -> None:

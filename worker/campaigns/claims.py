@@ -14,7 +14,7 @@ from worker.campaigns.batch import Batch, Recipient
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claim_size import ClaimSize
 from worker.campaigns.journal import JournalDirectory
-from worker.campaigns.refusal_streak import RefusalStreak, RefusalStreaks
+from worker.campaigns.refusal_breaker import RefusalBreaker, RefusalStreak
 from worker.campaigns.transport import Transport
 from worker.runtime.db import Database, queries
 from worker.runtime.lease import Lease
@@ -35,14 +35,13 @@ class BatchClaims:
         journals: JournalDirectory,
         lease: Lease,
         clock: Callable[[], datetime],
-        streaks: RefusalStreaks,
     ) -> None:
         self._db = db
         self._settings = settings
         self._journals = journals
         self._lease = lease
         self._clock = clock
-        self._streaks = streaks
+        self.breaker = RefusalBreaker(db, settings.refusal_breaker)
         self._sql = queries("campaign")
         self._size = ClaimSize(settings)
 
@@ -60,7 +59,7 @@ class BatchClaims:
             transport.account_key,
             self._limit(campaign, transport),
             channel=campaign.channel,
-            streak=self._streaks.of(campaign),
+            streak=self.breaker.streak_of(campaign),
             user_id=campaign.user_id,
         )
 

@@ -80,7 +80,7 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "3.4": "the message is larger than the server accepts: make it smaller",
         "7.25": "the mail server's address needs a PTR record whose name leads back to it",
         "7.27": f"{_AUTHENTICATION}; the domain of From must not have a null MX record",
-        "7.28": f"the provider has seen too much unwanted mail: send less, to people who asked for it; {_AUTHENTICATION}",
+        "7.28": f"the provider saw too much unwanted mail: send to people who asked for it; {_AUTHENTICATION}",
     }
 )
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import redis
 
-from worker.errors import ServerUnavailable, WorkerError
+from worker.errors import CommandRefused, ServerUnavailable, WorkerError
 from worker.registry import LOCKS
 from worker.runtime import program
 from worker.runtime.clock import utc_now
@@ -20,7 +20,7 @@ from worker.runtime.lock import Lock
 from worker.runtime.settings import Settings
 from worker.vectors.client import CollectionSnapshot, VectorStore
 from worker.vectors.scratch import new_scratch_name
-from worker.vectors.snapshot_sources import CommandRefused, SnapshotFinder, SnapshotSource, file_size
+from worker.vectors.snapshot_sources import SnapshotFinder, SnapshotSource, file_size
 from worker.vectors.snapshots import SnapshotCopies, SnapshotRecord, SnapshotRecordStore, take
 
 log = logging.getLogger(__name__)

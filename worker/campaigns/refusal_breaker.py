@@ -46,8 +46,8 @@ class RefusalStreak:
                 self._is_full = self._is_full or self._refusals[pattern] >= self._limit
 
 
-class RefusalStreaks:
-    """The streaks of all runs that this process sends. For the thread that has the database."""
+class RefusalBreaker:
+    """The refusals in a row of all runs that this process sends. For the thread that has the database."""
 
     def __init__(self, db: Database, limit: int) -> None:
         self._db = db
@@ -55,7 +55,7 @@ class RefusalStreaks:
         self._limit = limit
         self._streaks: dict[tuple[str, datetime | None], RefusalStreak] = {}
 
-    def of(self, campaign: Campaign) -> RefusalStreak:
+    def streak_of(self, campaign: Campaign) -> RefusalStreak:
         """The streak of the campaign's run, with what is settled of it."""
         key = (campaign.id, campaign.started_at)
         if key not in self._streaks:
