@@ -47,9 +47,8 @@ class CallCleanupJob:
         if ended:
             kept = timedelta(days=self._context.settings.failures_keep_days)
             failures, all_ended = self._delete("delete_failures", now - kept, "old failures of recipients deleted")
-        return TickResult(
-            {"deleted": calls, "failures": failures}, next_at=None if all_ended else now, unfinished=not all_ended
-        )
+        counts = {"deleted": calls} | ({"failures": failures} if failures else {})
+        return TickResult(counts, next_at=None if all_ended else now, unfinished=not all_ended)
 
     def close(self) -> bool:
         return True
@@ -62,7 +61,8 @@ class CallCleanupJob:
                 batch = self._delete_batch(statement, before)
                 deleted += batch
                 ended = batch < BATCH_SIZE
-                self._context.counters.heartbeat(self._context.clock())
+                if batch:
+                    self._context.counters.heartbeat(self._context.clock())
         finally:  # also for no rows, so that an operator sees that it ran, and after an outage
             log.info(message, {"rows": deleted, "all": ended})
         return deleted, ended

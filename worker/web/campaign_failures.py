@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.content.one_line import one_line
-from worker.web.formatting import TEXT_LIMIT
-
 LATEST = 1000  # failures of a campaign that are counted, the latest first
 REPLIES = 3  # of one kind that are shown
 
@@ -50,18 +47,12 @@ class CampaignFailures:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "CampaignFailures":
-        """Of the statement ``work_in_progress``; all texts come from the CRM or from providers."""
+        """Of the statement ``work_in_progress``: the texts as the CRM and the providers wrote them."""
         kinds: dict[str, KindOfFailure] = {}
         for each in row["replies"] or ():
             found = kinds.get(each["kind"])
-            reply = FrequentReply(one_line(each["pattern"], TEXT_LIMIT) or "(no reply)", each["number"])
+            reply = FrequentReply(each["pattern"], each["number"])
             replies = (*found.replies, reply) if found else (reply,)
-            kinds[each["kind"]] = KindOfFailure(one_line(each["kind"], TEXT_LIMIT), each["of_kind"], replies)
-        return cls(
-            id=row["id"],
-            name=one_line(row["name"], TEXT_LIMIT) or "(no name)",
-            channel=one_line(row["channel"], TEXT_LIMIT),
-            status=one_line(row["status"], TEXT_LIMIT),
-            reason=one_line(row["reason"], TEXT_LIMIT),
-            kinds=tuple(sorted(kinds.values(), key=lambda each: -each.number)),
-        )
+            kinds[each["kind"]] = KindOfFailure(each["kind"], each["of_kind"], replies)
+        ordered = tuple(sorted(kinds.values(), key=lambda each: -each.number))
+        return cls(**{name: row[name] for name in ("id", "name", "channel", "status", "reason")}, kinds=ordered)

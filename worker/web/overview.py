@@ -17,7 +17,7 @@ from worker.content.one_line import one_line
 from worker.runtime.settings import Settings
 from worker.web.backlog import Backlog, read_backlog
 from worker.web.campaign_failures import CampaignFailures
-from worker.web.campaign_views import CampaignView, campaign_view
+from worker.web.campaign_views import CampaignView, campaign_view, failures_view
 from worker.web.counter_history import Minute, last_hour, take_sample
 from worker.web.dependencies import Service, SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, reason
@@ -119,7 +119,7 @@ def overview(
         campaigns=tuple(campaign_view(each, now) for each in work.campaigns) if work else None,
         campaigns_in_all=work.campaigns_in_all if work else 0,
         campaigns_of_others=work.campaigns_of_others if work else 0,
-        failures=work.failures if work else (),
+        failures=tuple(map(failures_view, work.failures)) if work else (),
         waiting=read_backlog(snapshot, now),
         errors=tuple(job_errors(snapshot)),
         last_hour=last_hour(snapshot.history, latest),
