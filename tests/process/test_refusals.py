@@ -19,7 +19,9 @@ NUMBER_REGISTERED = 999_001  # no code that the worker knows
 
 
 def failures(crm: Crm, campaign: str) -> dict[str, int]:
-    return dict(crm.execute("SELECT kind, count(*) FROM worker.failure WHERE campaign_id = %s GROUP BY 1", (campaign,)))
+    return dict(
+        crm.execute("SELECT kind, count(*) FROM worker.failure WHERE campaign_id = %s GROUP BY 1", (campaign,))
+    )
 
 
 def command(environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
@@ -113,7 +115,11 @@ def test_failures_are_seen_and_tried_again(
     crm: Crm, world: World, books: Books, start: Start, environment: dict[str, str]
 ) -> None:
     """The commands show who failed and why, and send again to those of a kind: once, and not to the suppressed."""
-    replies = {"full@a.example": "5.2.2 mailbox full", "off@a.example": "5.2.1 disabled", "gone@a.example": "5.1.1 no"}
+    replies = {
+        "full@a.example": "5.2.2 mailbox full",
+        "off@a.example": "5.2.1 disabled",
+        "gone@a.example": "5.1.1 no",
+    }
     for address, text in replies.items():
         world.script("smtp", address, stage="rcpt", status=550, text=text)
     people = [*replies, "asha@a.example", "@", "=1+1@a.example"]
