@@ -33,7 +33,7 @@ from worker.messages import Accepted
 from worker.providers.handover import check_handover
 from worker.runtime.clock import boot_seconds
 from worker.sending.accounts import EmailUser
-from worker.sending.outcomes import Outcome, OutcomeKind
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 from worker.sending.requests import RequestThreads
 
 DEADLINE_SECONDS = 30.0
@@ -310,7 +310,9 @@ def test_no_address(workshop: Workshop) -> None:
     """A recipient without an address is refused with the reason, and no message leaves."""
     batch = workshop.batch(Account(), [*people(3), Recipient("bad", "x", None, None, 0)])
     workshop.sent(batch)
-    assert batch.outcomes["bad"] == Outcome(OutcomeKind.REFUSED, NOW, "not an e-mail address: no @")
+    assert batch.outcomes["bad"] == Outcome(
+        OutcomeKind.REFUSED, NOW, "not an e-mail address: no @", fault=FailureKind.CONTENT
+    )
     assert "bad" not in workshop.written(batch)
     assert "bad" not in batch.transport.given
 
@@ -318,7 +320,9 @@ def test_no_address(workshop: Workshop) -> None:
 def test_opted_out_before(workshop: Workshop) -> None:
     """A recipient who opted out in an earlier campaign fails with that reason, and no message leaves."""
     batch = workshop.sent(workshop.batch(Account(), people(1, opted_out="user said stop")))
-    assert batch.outcomes["r-0"] == Outcome(OutcomeKind.SUPPRESSED, NOW, "opted out: user said stop")
+    assert batch.outcomes["r-0"] == Outcome(
+        OutcomeKind.REFUSED, NOW, "opted out: user said stop", fault=FailureKind.SUPPRESSED
+    )
     assert batch.transport.given == []
 
 

@@ -46,7 +46,6 @@ def policy(
 AFTER_A_SEND = {
     Kind.ACCEPTED: (Step.SENT, Step.SENT),
     Kind.OPTED_OUT: (Step.FAIL, Step.FAIL),
-    Kind.SUPPRESSED: (Step.FAIL, Step.FAIL),
     Kind.REFUSED: (Step.FAIL, Step.FAIL),
     Kind.NOT_SENT: (Step.RELEASE, Step.RELEASE),
     Kind.DEFERRED: (Step.RETRY, Step.FAIL),
@@ -58,7 +57,6 @@ UNKNOWN = None
 AFTER_A_QUESTION = {
     Kind.ACCEPTED: (Step.SENT, Step.SENT),
     Kind.OPTED_OUT: (Step.FAIL, Step.FAIL),
-    Kind.SUPPRESSED: (Step.FAIL, Step.FAIL),
     Kind.NOT_SENT: (Step.ASK, Step.ASK),
     Kind.DEFERRED: (Step.ASK, UNKNOWN),
     Kind.RECIPIENT_DEFERRED: (Step.ASK, UNKNOWN),

@@ -13,12 +13,12 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from worker.campaigns.batch import BackoffCause, Batch, Recipient
+from worker.campaigns.batch import BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.batch_queue import BatchQueue
 from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
 from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
-from worker.sending.outcomes import Outcome, OutcomeKind, failed, suppressed
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failed, suppressed
 from worker.sending.requests import ProviderAccount, RequestThreads
 
 LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
@@ -209,6 +209,8 @@ class Dispatcher:
                 if outcome is None:
                     break  # the batch has stopped
                 queue.batch.record(message.recipient, outcome)
+                if queue.batch.state is BatchState.REFUSED_IN_A_ROW:
+                    self.stop(queue.batch.campaign.id)  # its other batch, too
                 self._threads.progressed()
                 count += 1
                 message, following = following or (None if shared else self._next(queue)), None
@@ -234,8 +236,11 @@ class Dispatcher:
             batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
             outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
         except ValueError as error:
-            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))
+            outcome = self._unsent(str(error), FailureKind.CONTENT)
         return _NextMessage(recipient, outcome=outcome)
+
+    def _unsent(self, reason: str, fault: FailureKind) -> Outcome:
+        return Outcome(OutcomeKind.REFUSED, self._clock(), reason, fault=fault)
 
     def _deliver(
         self, queue: BatchQueue, message: "_NextMessage", following: "_NextMessage | None"

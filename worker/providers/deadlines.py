@@ -8,6 +8,7 @@ An exchange costs a few assignments under a lock. It works for TLS too, and insi
 """
 
 import socket
+import ssl
 import threading
 import time
 
@@ -21,6 +22,7 @@ class Deadline:
         self._watcher = watcher
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._own: socket.socket | None = None  # a duplicate, to be closed at the end
         self._until: float | None = None  # time.monotonic()
         self._is_watched = False
         self._seconds = 0.0
@@ -32,15 +34,21 @@ class Deadline:
             self.passed = False
             self._seconds = seconds
             self._until = time.monotonic() + seconds
-            self._socket = sock
+            self._use(sock)
             is_new, self._is_watched = not self._is_watched, True
         if is_new:
             self._watcher.watch(self)
 
     def attach(self, sock: socket.socket) -> None:
-        """The exchange goes over this socket from now on. A deadline that has passed meanwhile ends it at once."""
+        """The exchange goes over this socket from now on. A deadline that has passed meanwhile ends it at once.
+
+        What wraps a plain socket with TLS detaches it, already before the handshake: so a duplicate is kept, which
+        stays connected to the same peer. Raises OSError when the machine has no file for it.
+        """
+        own = None if isinstance(sock, ssl.SSLSocket) else sock.dup()
         with self._lock:
-            self._socket = sock
+            self._use(own or sock)
+            self._own = own
             if self.passed:
                 _shut_down(sock)
 
@@ -48,6 +56,13 @@ class Deadline:
         """The exchange is over. Raises nothing; see ``passed``."""
         with self._lock:
             self._until = None
+            self._use(None)
+
+    def _use(self, sock: socket.socket | None) -> None:
+        if self._own is not None:
+            self._own.close()  # or the connection would stay open when its owner closes it
+            self._own = None
+        self._socket = sock
 
     def explain(self, error: Exception | None) -> str:
         """The text of ``error`` ('' without one), or the reason behind it when the deadline has passed."""

@@ -160,9 +160,10 @@ class TwilioProvider:
             # 5xx is for later. A redirect was not processed either: TWILIO_API_URL may be wrong.
             kind = RecipientDeferred if 400 <= answer.status < 500 else RetryLater
         reason, number = self._reason(answer), number_at(answer.body, "code")
-        error = kind(reason, answer.retry_after_seconds) if issubclass(kind, RetryLater) else kind(reason)
-        error.code = None if number is None else str(number)
-        return error
+        code = "" if number is None else str(number)
+        if issubclass(kind, RetryLater):
+            return kind(reason, answer.retry_after_seconds, code=code)
+        return kind(reason, code=code)
 
     def _reason(self, answer: Answer) -> str:
         code, message = number_at(answer.body, "code"), text_at(answer.body, "message")

@@ -96,7 +96,11 @@ CREATE TABLE worker.failure (
         CHECK (kind IN ('address', 'suppressed', 'refused', 'deferred', 'unconfirmed', 'content')),
     code         text NOT NULL DEFAULT '',  -- of the reply: '550 5.1.1', '131026'
     reply        text NOT NULL DEFAULT '',  -- the provider's words, or ours
+    pattern      text NOT NULL DEFAULT '',  -- the reply without what differs from one recipient to the next
     failed_at    timestamp(3) NOT NULL
 );
-CREATE INDEX failure_campaign ON worker.failure (campaign_id, kind);
+CREATE INDEX failure_campaign ON worker.failure (campaign_id, failed_at);
 CREATE INDEX failure_failed_at ON worker.failure (failed_at);
+
+-- When a provider last accepted a message of the run: refusals since then are in a row.
+ALTER TABLE worker.campaign_run ADD accepted_at timestamp(3);
