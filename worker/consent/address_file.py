@@ -20,8 +20,11 @@ _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "
 class AddressFile(io.BufferedIOBase):
     """The addresses in one column of a file, one a line; a first line without any is a heading.
 
-    ``read`` is for PostgreSQL's COPY: lines of number and address. Raises CommandRefused for what is no such file.
+    ``read`` is for PostgreSQL's COPY: lines of number and address. Raises CommandRefused for what is no such file;
+    ``error`` is what it raised, since the client library raises an error of its own instead.
     """
+
+    error: BaseException | None = None
 
     def __init__(self, stream: TextIO, column: str | None) -> None:
         """``stream``: without the byte order mark. ``column``: its number, from 1, or its name in the heading."""
@@ -34,6 +37,13 @@ class AddressFile(io.BufferedIOBase):
 
     def read(self, _size: int | None = -1, /) -> bytes:
         """The next lines; empty at the end."""
+        try:
+            return self._next_lines().encode()
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def _next_lines(self) -> str:
         made: list[str] = []
         length = 0
         for number, address in self._addresses:
@@ -41,7 +51,7 @@ class AddressFile(io.BufferedIOBase):
             length += len(made[-1])
             if length >= _READ_CHARACTERS:
                 break
-        return "".join(made).encode()
+        return "".join(made)
 
     def _read_all(self) -> Iterator[tuple[int, str]]:
         is_first = True

@@ -10,7 +10,7 @@ import psycopg2
 
 from worker.consent.address_file import LONGEST_LINE, AddressFile, opened
 from worker.consent.commands import IMPORTED_WITH_BAD_LINES, SuppressionCommands
-from worker.errors import WorkerError
+from worker.errors import CommandRefused
 from worker.runtime import program
 from worker.runtime.clock import utc_now
 from worker.runtime.console import to_stderr
@@ -70,24 +70,34 @@ def run(options: argparse.Namespace) -> int:
     settings = program.settings_from_environment("suppress")
     client = program.redis_client(settings)
     counters = Counters(client, "suppress")
-    try:
-        with closing(client), closing(Database(settings.database_url, "crm-worker suppress")) as db:
+    with closing(client), closing(Database(settings.database_url, "crm-worker suppress")) as db:
+        commands = SuppressionCommands(db, counters, SuppressionList(options.tenant, options.channel))
+        try:
             require_current(db)
-            of = SuppressionList(options.tenant, options.channel)
-            status = _run(SuppressionCommands(db, counters, of), options)
-            if not counters.flush():
-                to_stderr("The list is changed; it is not counted in the metrics.")
-            return status
-    except psycopg2.Error as error:
-        what = "PostgreSQL does not answer" if is_unavailable(error) else "PostgreSQL refused it"
-        to_stderr(f"{what}: {(error.diag.message_primary or str(error)).strip()}. Nothing was changed.")
-    except BrokenPipeError:  # the reader, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (WorkerError, OSError) as error:
-        to_stderr(str(error))
-    except KeyboardInterrupt:
-        to_stderr("Stopped: nothing was changed.")
-    return 1
+            status = _run(commands, options)
+        except BrokenPipeError:  # the reader, such as head, has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt:
+            _report_failure(commands, "Stopped")
+            return 1
+        except psycopg2.Error as error:
+            what = "PostgreSQL does not answer" if is_unavailable(error) else "PostgreSQL refused it"
+            _report_failure(commands, f"{what}: {(error.diag.message_primary or str(error)).strip()}")
+            return 1
+        except (CommandRefused, OSError) as error:
+            to_stderr(str(error))
+            return 1
+        if not counters.flush():
+            to_stderr("It is done; it is not counted in the metrics.")
+        return status
+
+
+def _report_failure(commands: SuppressionCommands, what: str) -> None:
+    if commands.may_have_changed:
+        to_stderr(f"{what}. It may have been done all the same: run it again, which does no harm.")
+    else:
+        to_stderr(f"{what}. Nothing was changed.")
 
 
 def _run(commands: SuppressionCommands, options: argparse.Namespace) -> int:

@@ -54,7 +54,12 @@ class ImportCounts:
 
 
 class SuppressionCommands:
-    """The commands, for one list. They return the exit status, and raise psycopg2.Error and CommandRefused."""
+    """The commands, for one list. They return the exit status, and raise psycopg2.Error and CommandRefused.
+
+    ``may_have_changed``: until then an error, or an interrupt, means that nothing was changed.
+    """
+
+    may_have_changed = False
 
     def __init__(self, db: Database, counters: Counters, of: SuppressionList) -> None:
         self._db = db
@@ -96,7 +101,7 @@ class SuppressionCommands:
         with self._session() as cursor:
             cursor.execute(self._sql["create_imported"])
             with progress(lambda: f"{file.lines:,} lines read", sys.stderr):
-                cursor.copy_expert(self._sql["copy_imported"].rstrip(";"), file)
+                self._copy(cursor, file)
                 cursor.execute(
                     self._sql["import"],
                     {**self._key, "source": source, "reason": reason or source, "until": until, "shown": SHOWN_LINES},
@@ -115,6 +120,14 @@ class SuppressionCommands:
             to_stderr(f"{cursor.rowcount:,} entries.")
         return 0
 
+    def _copy(self, cursor: psycopg2.extensions.cursor, file: AddressFile) -> None:
+        try:
+            cursor.copy_expert(self._sql["copy_imported"].rstrip(";"), file)
+        except psycopg2.Error:
+            if file.error:
+                raise file.error from None
+            raise
+
     def _report(self, counts: ImportCounts) -> None:
         good = counts.lines - counts.bad
         to_stderr(
@@ -130,7 +143,9 @@ class SuppressionCommands:
     def _each(self, statement: str, addresses: Sequence[str], **parameters: Any) -> int:
         """For how many of the addresses something changed."""
         with self._db.transaction():
-            return sum(self._changes(statement, address, parameters) for address in addresses)
+            changed = sum(self._changes(statement, address, parameters) for address in addresses)
+            self.may_have_changed = True
+        return changed
 
     def _changes(self, statement: str, address: str, parameters: dict[str, Any]) -> bool:
         try:
@@ -152,6 +167,7 @@ class SuppressionCommands:
         with closing(self._db.connect()) as connection, connection.cursor() as cursor:
             cursor.execute("BEGIN; SET LOCAL statement_timeout = 0")
             yield cursor
+            self.may_have_changed = True
             cursor.execute("COMMIT")
 
 
