@@ -331,7 +331,7 @@ def opted_out(reason: str) -> Outcome:
 
 
 def test_opted_out_while_it_waits(workshop: Workshop) -> None:
-    """Who opts out while others are written to gets no message; nothing of it is in the journal, and all others go."""
+    """Who opts out while others are written to gets no message, and is not in the journal; all others go."""
     gate = Gate()
     dispatcher = workshop.dispatcher(1)
     batch = workshop.batch(Account(answer=gate), people(5))
