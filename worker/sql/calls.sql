@@ -96,12 +96,14 @@ WITH wanted AS (
     FROM wanted w JOIN "CallQueue" q ON q.id = w.id AND q."tenantId" = w.tenant_id
     WHERE q.status = 'pending'
       AND coalesce(q."scheduledFor" <= %(now)s, true) AND coalesce(q."nextRetryAt" <= %(now)s, true)
-      AND NOT EXISTS (
-          SELECT FROM worker.suppression s
+      -- a look at each number: as a join it would change the order in which the tables are read
+      AND (
+          SELECT s.reason FROM worker.suppression s
           WHERE s.tenant_id = w.tenant_id AND s.channel = 'call'
             AND s.address = worker.address('call', NULL, w.to_number) AND
                 -- include: still_suppressed
-      )
+          LIMIT 1
+      ) IS NULL
     FOR UPDATE OF q SKIP LOCKED
 ), capacity AS (
     SELECT t.tenant_id, coalesce((
