@@ -25,6 +25,7 @@ from worker.runtime.db import Row, queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
+from worker.sending.suppression import SuppressionWatch
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class CallsJob:
         self._accounts = CallingAccounts(settings, context.redis, REQUEST_THREADS, monotonic, context.clock)
         self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds, settlement)
         self._selection = CallSelection(context, self._accounts, settlement, self._requests, monotonic)
-        self._placement = CallPlacement(settings.app_url or "", self._accounts, settlement, self._requests)
+        watch = SuppressionWatch(self._db, monotonic)
+        self._placement = CallPlacement(settings.app_url or "", self._accounts, settlement, self._requests, watch)
         self._reconciliation = CallReconciliation(
             context, self._accounts, self._claims, settlement, self._requests, self._reporter, monotonic
         )

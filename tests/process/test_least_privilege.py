@@ -4,9 +4,12 @@ import re
 import secrets
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg2
 import pytest
 from workers import PROJECT, Start
 
@@ -22,10 +25,26 @@ REMINDED = "sales-head@chaiwala.example"
 def role(crm: Crm) -> Iterator[tuple[str, str]]:
     """Name and password of a role that has the rights on the page, and no others."""
     name, password = f"crm_worker_{secrets.token_hex(4)}", secrets.token_hex(8)
-    (grants,) = re.findall(r"```sql\n(.*?GRANT.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
     crm.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
-    crm.execute(re.sub(r"\bcrm_worker\b", name, textwrap.dedent(grants)))
+    crm.execute(grants_to("crm_worker", name))
     yield name, password
+    crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def grants_to(role: str, name: str) -> str:
+    """The statements of the page that grant ``role`` its rights, for the role ``name``."""
+    blocks = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
+    (grants,) = [each for each in blocks if f"TO {role};" in each]
+    return re.sub(rf"\b{role}\b", name, textwrap.dedent(grants))
+
+
+@pytest.fixture
+def crm_role(crm: Crm) -> Iterator[str]:
+    """Name and password, as in a URL, of a role that has of the worker's schema only what the page grants the CRM."""
+    name, password = f"crm_app_{secrets.token_hex(4)}", secrets.token_hex(8)
+    crm.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+    crm.execute(grants_to("crm_app", name))
+    yield f"{name}:{password}"
     crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
@@ -50,7 +69,7 @@ def add_work_for_each_job(crm: Crm) -> None:
 
 
 def test_the_granted_rights_are_enough(
-    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str
+    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str, tmp_path: Path
 ) -> None:
     """As a role with only the rights on the page, every job does all of its work."""
     add_work_for_each_job(crm)
@@ -68,3 +87,51 @@ def test_the_granted_rights_are_enough(
     assert crm.value("""SELECT count(*) FROM "Tenant" WHERE status = 'SUSPENDED'""") == 1
     assert crm.value('SELECT count(*) FROM "User" WHERE NOT "isActive"') == 1
     assert {REMINDED, OWNER} <= world.counts("smtp").keys()
+    file = tmp_path / "dnd.csv"
+    file.write_text("9876543210\n")
+    for command in (
+        ("add", "9876543211"),
+        ("import", str(file)),
+        ("export", "-"),
+        ("list",),
+        ("remove", "9876543211"),
+    ):
+        arguments = (*command, "--tenant", crm.tenant_id, "--channel", "call")
+        worker = start(*arguments, program="suppress", DATABASE_URL=url)
+        assert worker.wait() == 0, worker.log
+    assert crm.execute("SELECT address FROM worker.suppression WHERE channel = 'call'") == [("919876543210",)]
+
+
+def test_the_crms_role_has_the_two_functions_only(crm: Crm, crm_role: str, database_url: str) -> None:
+    """It adds to the list and takes from it, in the worker's name; the tables are closed to it."""
+    parts = urlsplit(database_url)
+    url = parts._replace(netloc=f"{crm_role}@{parts.netloc.rpartition('@')[2]}").geturl()
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute("SELECT worker.suppress('t', 'whatsapp', '+91 98765 43210', 'STOP', 'unsubscribe')")
+        assert cursor.fetchone() == (True,)
+        cursor.execute("SELECT worker.suppress('t', 'email', 'asha@x.example', 'complaint', 'complaint')")
+        cursor.execute("SELECT worker.unsuppress('t', 'email', 'Asha@x.example')")
+        assert cursor.fetchone() == (True,)
+        for statement in (
+            "SELECT * FROM worker.suppression", "DELETE FROM worker.suppression", "SELECT * FROM worker.failure",
+            "INSERT INTO worker.suppression (tenant_id, channel, address, reason) VALUES ('t', 'call', '1', 'x')",
+        ):  # fmt: skip
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(statement)
+    assert crm.execute("SELECT channel, address FROM worker.suppression") == [("whatsapp", "919876543210")]
+
+
+def test_nobody_else_has_the_functions(crm: Crm, database_url: str) -> None:
+    """They change what any tenant may send, so they are closed to a role that was granted nothing."""
+    name = f"stranger_{secrets.token_hex(4)}"
+    crm.execute(f"CREATE ROLE {name}; GRANT USAGE ON SCHEMA worker TO {name}")
+    try:
+        crm.execute(f"SET ROLE {name}")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            crm.execute("SELECT worker.suppress('t', 'call', '9876543210', 'x', 'operator')")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            crm.execute("SELECT worker.unsuppress('t', 'call', '9876543210')")
+    finally:
+        crm.execute("RESET ROLE")
+        crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "calling": SHARED,
     "notifications": SHARED,
     "reminding": SHARED | {"notifications"},
+    "consent": VOCABULARY | {"content", "runtime", "sending"},
     "vectors": VOCABULARY | {"content", "runtime", "providers"},
     "supervision": VOCABULARY | {"content", "runtime"},
     "starting": VOCABULARY | {"content", "runtime", "providers", "vectors"},

@@ -72,6 +72,7 @@ class CallRequests:
         self._ended: deque[_EndedRequest] = deque()  # not settled yet
         self._placed: deque[Booking] = deque()  # not booked yet
         self._drain_until: float | None = None  # time.monotonic()
+        self._look: Callable[[], None] | None = None
 
     @property
     def keys(self) -> set[str]:
@@ -94,11 +95,17 @@ class CallRequests:
         self._waiting.append(_WaitingRequest(key, settle, request))
         self._begin_waiting()
 
+    def look_before_waiting(self, look: Callable[[], None]) -> None:
+        """``look`` is called each time before requests are waited for: a few times a second."""
+        self._look = look
+
     def settle_finished(self, seconds: float) -> None:
         """Settles the requests that have ended; waits at most so long for one.
 
         Raises psycopg2.Error when the database is unavailable.
         """
+        if self._look:
+            self._look()
         is_new = not (self._ended or self._placed)  # else the database was unavailable
         if is_new:
             self._begin_waiting()

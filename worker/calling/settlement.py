@@ -25,6 +25,7 @@ from worker.runtime.db import Row, is_unavailable, queries
 from worker.runtime.events import EncodedEvent
 from worker.runtime.job import JobContext
 from worker.sending.outcomes import ASK_AFTER_SECONDS
+from worker.sending.suppression import count_suppressions, suppress
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class CallSettlement:
     ) -> None:
         """``holder``: of the claims of this process. ``monotonic``: a clock, in seconds."""
         self._db = context.database
+        self._counters = context.counters
         self._clock = context.clock
         self._reporter = reporter
         self._holder = holder
@@ -93,13 +95,16 @@ class CallSettlement:
         """The call was not placed: it is tried again as the queue's row allows, or never."""
         if isinstance(error, RecipientOptedOut):
             # first: a call that is tried again does no harm, an opt-out that is forgotten does
-            self._db.execute(
-                self._sql["suppress"],
+            suppress(
+                self._db,
                 tenant_id=claim.tenant_id,
-                number=claim.to_number,
+                channel="call",
+                address=claim.to_number,
                 reason=str(error)[:LONGEST_REASON],
                 now=self._clock(),
+                code=error.code,
             )
+            count_suppressions(self._counters, "call", "provider")
         wish_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
         delay_seconds = max(retry_delay_seconds(claim.attempts + 1), wish_seconds or 0.0)
         self._fail(claim, str(error), is_final=isinstance(error, RecipientRefused), delay_seconds=delay_seconds)

@@ -110,7 +110,7 @@ class GmailProvider:
         if answer.status in (401, 403):
             return AccountRejected(reason)
         if answer.status == 400 and _BAD_RECIPIENT.search(message):
-            return RecipientRefused(reason)
+            return RecipientRefused(reason, code=str(answer.status), address_fault=True)
         if 400 <= answer.status < 500 and answer.status != 429:
             return CampaignRejected(reason)
         # 429 and 5xx. A redirect was not processed either: GMAIL_API_URL may be wrong.

@@ -41,6 +41,18 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
     return parse
 
 
+def days(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Parses '90', '90d' or '90 days'."""
+
+    def parse(raw: str) -> int:
+        match = re.fullmatch(r"(\d{1,6})\s*(?:d|days?|)", raw.strip().lower())
+        if not match or not minimum <= int(match[1]) <= maximum:
+            raise ValueError(f"a number of days from {minimum} to {maximum}, such as {minimum}d")
+        return int(match[1])
+
+    return parse
+
+
 def rate(raw: str) -> float:
     if not re.fullmatch(r"\d{1,9}(\.\d+)?", raw.strip()) or float(raw) < 0.01:
         raise ValueError("a number of messages a second, at least 0.01")

@@ -17,6 +17,7 @@ from worker.runtime.setting_parsers import (
     absolute_path,
     boolean,
     collection_name,
+    days,
     duration,
     email_address,
     hex_key,
@@ -138,6 +139,13 @@ class Settings:
     campaign_max_attempts: int = variable(
         "CAMPAIGN_MAX_ATTEMPTS", whole_number(1, 100), "12", "attempts before a recipient fails", programs="campaign"
     )
+    refusal_breaker: int = variable(
+        "REFUSAL_BREAKER",
+        whole_number(1, 1_000_000),
+        "20",
+        "recipients in a row refused with the same reply, through no fault of theirs, after which a campaign fails",
+        programs="campaign",
+    )
     unconfirmed_sends: str = variable(
         "UNCONFIRMED_SENDS",
         one_of("fail", "resend"),
@@ -234,6 +242,13 @@ class Settings:
         duration("h", 60.0),
         "24h",
         "how often old rows of the call queue are deleted, counted from local midnight",
+        programs="call-cleanup",
+    )
+    failures_keep_days: int = variable(
+        "FAILURES_KEEP",
+        days(1, 3650),
+        "90",
+        "days for which the failures of recipients are kept",
         programs="call-cleanup",
     )
     cleanup_timezone: ZoneInfo = variable(

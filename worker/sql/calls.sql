@@ -70,8 +70,12 @@ CROSS JOIN LATERAL (
 -- name: blocked_numbers  Which numbers opted out of their tenant's calls, and which have an unsettled call (no reason).
 SELECT n.tenant_id, n.number, s.reason
 FROM unnest(%(tenant_ids)s::text[], %(numbers)s::text[]) AS n (tenant_id, number)
-JOIN worker.suppression s
-  ON s.tenant_id = n.tenant_id AND s.channel = 'call' AND s.address = worker.address('call', NULL, n.number)
+CROSS JOIN LATERAL (
+    SELECT s.reason FROM worker.suppression s
+    WHERE s.tenant_id = n.tenant_id AND s.channel = 'call' AND s.address = worker.address('call', NULL, n.number) AND
+        -- include: still_suppressed
+    LIMIT 1
+) AS s
 UNION ALL
 SELECT n.tenant_id, n.number, NULL
 FROM unnest(%(tenant_ids)s::text[], %(account_sids)s::text[], %(numbers)s::text[]) AS n (tenant_id, account_sid, number)
@@ -94,6 +98,14 @@ WITH wanted AS (
     FROM wanted w JOIN "CallQueue" q ON q.id = w.id AND (q."tenantId" = w.tenant_id) IS TRUE
     WHERE q.status = 'pending'
       AND coalesce(q."scheduledFor" <= %(now)s, true) AND coalesce(q."nextRetryAt" <= %(now)s, true)
+      -- a look at each number: as a join it would change the order in which the tables are read
+      AND (
+          SELECT s.reason FROM worker.suppression s
+          WHERE s.tenant_id = w.tenant_id AND s.channel = 'call'
+            AND s.address = worker.address('call', NULL, w.to_number) AND
+                -- include: still_suppressed
+          LIMIT 1
+      ) IS NULL
     FOR UPDATE OF q SKIP LOCKED
 ), capacity AS (
     SELECT t.tenant_id, coalesce((
@@ -243,11 +255,6 @@ FROM claim WHERE q.id = claim.queue_id AND (q."tenantId" = claim.tenant_id) IS T
 
 -- name: abandon  Ends a claim whose row in the queue cannot be changed.
 DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s;
-
--- name: suppress  This number opted out of this tenant's calls.
-INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
-VALUES (%(tenant_id)s, 'call', worker.address('call', NULL, %(number)s), %(reason)s, %(now)s)
-ON CONFLICT DO NOTHING;
 
 -- name: mark_unconfirmed  No answer came: Twilio is asked later whether it has the call.
 UPDATE worker.call_claim SET ask_at = %(ask_at)s, reason = %(reason)s, asked = %(asked)s

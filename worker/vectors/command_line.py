@@ -7,7 +7,8 @@ import redis
 
 from worker.errors import ServerUnavailable, WorkerError
 from worker.runtime import program
-from worker.vectors.commands import KnowledgeCommands, write
+from worker.runtime.console import write
+from worker.vectors.commands import KnowledgeCommands
 
 DESCRIPTION = """\
 Maintains the collection of the CRM's AI in Qdrant: creates it if it is missing, takes a snapshot each
