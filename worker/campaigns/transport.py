@@ -13,6 +13,8 @@ from worker.campaigns.campaign import Campaign
 from worker.campaigns.message_size import MessageSize
 from worker.content.campaign import EmailContent, MessageRecipient, Sender, WhatsAppContent
 from worker.content.campaign_texts import CampaignTexts
+from worker.content.unsubscribe_link import UnsubscribeLink
+from worker.content.unsubscribe_token import UnsubscribeTokens
 from worker.errors import CampaignRejected, TransportMissing
 from worker.messages import Accepted, Email, WhatsAppMessage
 from worker.providers import Provider
@@ -114,6 +116,8 @@ class TransportRouter:
         self._settings = settings
         self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency)
         self._contents: OrderedDict[str, _CompiledContent] = OrderedDict()
+        own_page = settings.public_url and not settings.unsubscribe_url
+        self._tokens = UnsubscribeTokens(settings.link_keys) if own_page else None
 
     def route(self, campaign: Campaign) -> Transport:
         """Raises TransportMissing, and CampaignRejected when no message may be made of its content."""
@@ -144,17 +148,26 @@ class TransportRouter:
     def _whatsapp(self, campaign: Campaign) -> Transport:
         account = self._accounts.whatsapp(campaign.user.tenant_settings)
         texts, app_url = campaign.texts, self._settings.app_url
-        kept = self._content(texts, None, lambda: WhatsAppContent(texts, app_url))
+        kept = self._content(texts, None, lambda: WhatsAppContent(texts, app_url, self._unsubscribe_link(texts)))
         return Transport(kept.content, campaign.channel, account.provider, account.pace, size=kept.size)
 
     def _email(self, campaign: Campaign) -> Transport:
         account = self._accounts.email(campaign.user)
         texts, sender, settings = campaign.texts, account.sender, self._settings
         kept = self._content(
-            texts, sender, lambda: EmailContent(texts, sender, settings.app_url, settings.unsubscribe_url)
+            texts, sender, lambda: EmailContent(texts, sender, settings.app_url, self._unsubscribe_link(texts))
         )
         account_key = f"gmail:{sender.email}" if account.gmail else campaign.channel
         return Transport(kept.content, account_key, account.provider, account.pace, account.gmail, kept.size)
+
+    def _unsubscribe_link(self, texts: CampaignTexts) -> UnsubscribeLink | None:
+        """The CRM's own page, else the worker's. Raises ValueError for an id that a token cannot have."""
+        if self._settings.unsubscribe_url:
+            return UnsubscribeLink.of_crm(self._settings.unsubscribe_url)
+        if not (self._tokens and self._settings.public_url):
+            return None
+        token = self._tokens.maker(texts.tenant_id, texts.channel, texts.id)
+        return UnsubscribeLink.of_worker(self._settings.public_url, token)
 
     def _settle_only_content(self, campaign: Campaign) -> CampaignContent:
         """For the CRM's outbox: whatever became of the user's address or of the template."""
