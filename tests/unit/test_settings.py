@@ -319,7 +319,7 @@ def test_every_variable_is_explained() -> None:
         assert each.default is None or each.parse(each.default) is not None
     secrets = {each.name for each in found if each.secret}
     servers = {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "QDRANT_API_KEY"}
-    assert secrets == servers | {"ENCRYPTION_KEY", "METRICS_TOKEN"}
+    assert secrets == servers | {"ENCRYPTION_KEY", "METRICS_TOKEN", "UNSUBSCRIBE_KEY"}
 
 
 def test_the_environment_is_read_nowhere_else() -> None:

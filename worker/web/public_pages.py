@@ -22,7 +22,7 @@ class PublicPages:
         self._style = asset("unsubscribe.css")
         self._headers = {
             "Content-Security-Policy": f"default-src 'none'; style-src '{csp_hash(self._style)}'; "
-            "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+            "img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
             "X-Robots-Tag": "noindex",
             "Vary": "Accept-Language",
         }

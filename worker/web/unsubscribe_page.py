@@ -37,6 +37,11 @@ class UnsubscribePage:
 
     on_head = on_get
 
+    def on_options(self, request: falcon.Request, response: falcon.Response, token: str) -> None:
+        """Raises HTTPNotFound."""
+        self._subscription(token)
+        response.set_header("Allow", "GET, HEAD, OPTIONS, POST")
+
     def on_post(self, request: falcon.Request, response: falcon.Response, token: str) -> None:
         """Raises HTTPNotFound, HTTPBadRequest for another form, and HTTPServiceUnavailable."""
         subscription = self._subscription(token)
