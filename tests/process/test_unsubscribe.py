@@ -1,7 +1,7 @@
 """From the link in a message to the person who is left out: in a real browser, and as a mail program reads it."""
 
+import json
 import urllib.request
-from collections.abc import Iterator
 from email.message import EmailMessage
 from urllib.parse import urlsplit
 
@@ -17,16 +17,16 @@ from sandbox.ports import free_port
 from sandbox.world import World
 
 PERSON = "meera.pillai@example.com"
-HTML = '<p>Namaste {{name}}</p><p><a href="https://shop.example/x">Shop</a> <a href="{{ unsubscribe_url }}">Leave</a></p>'
+HTML = '<p><a href="https://shop.example/x">Shop</a> or <a href="{{ unsubscribe_url }}">Leave</a></p>'
 TEXTS = {"htmlContent": HTML, "textContent": "Leave: {{unsubscribe_url}}"}
 PHONE = 390
 
 
 @pytest.fixture
-def public() -> Iterator[dict[str, str]]:
+def public() -> dict[str, str]:
     """The settings of a public address."""
     port = free_port()
-    yield {"PUBLIC_URL": f"http://127.0.0.1:{port}", "PUBLIC_PORT": str(port)}
+    return {"PUBLIC_URL": f"http://127.0.0.1:{port}", "PUBLIC_PORT": str(port)}
 
 
 def link_in(message: EmailMessage) -> str:
@@ -100,8 +100,10 @@ def test_gmail_and_whatsapp(
 ) -> None:
     """A message through Gmail has the same fields; a text by WhatsApp has a link for WhatsApp."""
     site = open_web(**public)
-    user = crm.add_user(**accounts.gmail_columns("sales@chaiwala.example"))
-    mail = crm.add_campaign(recipients=[{"recipientEmail": PERSON}], user_id=user, **TEXTS)
+    mail_settings = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
+    tenant = crm.add_tenant(settings={"mail": mail_settings, "whatsapp": accounts.whatsapp_settings()})
+    user = crm.add_user(tenant, **accounts.gmail_columns("sales@chaiwala.example"))
+    mail = crm.add_campaign(recipients=[{"recipientEmail": PERSON}], tenant_id=tenant, user_id=user, **TEXTS)
     chat = crm.add_campaign(
         "whatsapp",
         recipients=[{"recipientPhone": "098765 43210"}],
@@ -113,7 +115,7 @@ def test_gmail_and_whatsapp(
     assert received.address == PERSON
     link_in(world.email(PERSON))
     (message,) = world.deliveries("whatsapp")
-    body = message.payload["text"]["body"]
+    body = json.loads(message.content)["text"]["body"]
     link = body.partition("Leave: ")[2].rstrip(".")
     assert "utm_source" in body.partition("Leave: ")[0]
     assert link.startswith(public["PUBLIC_URL"])
