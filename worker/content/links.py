@@ -173,7 +173,7 @@ def rewrite_text(text: str, rewrite: Callable[[str], str]) -> str:
 
 
 def _is_link(url: str) -> bool:
-    return len(url) <= LONGEST_URL and _HTTP.match(url) is not None and UNSUBSCRIBE_PLACEHOLDER not in url
+    return len(url) <= LONGEST_URL and _HTTP.match(url) is not None and not UNSUBSCRIBE_PLACEHOLDER.search(url)
 
 
 def _without_trailing_punctuation(url: str) -> str:

@@ -12,10 +12,10 @@ from worker.content.placeholder_spellings import unified
 from worker.content.placeholders import RECIPIENT_ID_SLOT, UNSUBSCRIBE_TOKEN, UNSUBSCRIBE_TOKEN_SLOT
 
 UNSUBSCRIBE_NAME = "unsubscribe_url"
-UNSUBSCRIBE_PLACEHOLDER = f"{{{{{UNSUBSCRIBE_NAME}}}}}"
+UNSUBSCRIBE_PLACEHOLDER = re.compile(rf"\{{\{{\s*{UNSUBSCRIBE_NAME}\s*\}}\}}")
 
 # editors put a scheme before what does not look like an address
-_PLACEHOLDER = re.compile(rf"(?:https?://)?{re.escape(UNSUBSCRIBE_PLACEHOLDER)}", re.IGNORECASE)
+_REPLACED = re.compile(rf"(?:[Hh][Tt][Tt][Pp][Ss]?://)?{UNSUBSCRIBE_PLACEHOLDER.pattern}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class UnsubscribeLink:
 
     def in_text(self, text: str) -> str:
         """``text`` with the address in place of ``{{unsubscribe_url}}``, however that is written."""
-        return _PLACEHOLDER.sub(lambda _: self.url, unified(text, [UNSUBSCRIBE_NAME]))
+        return _REPLACED.sub(lambda _: self.url, unified(text, [UNSUBSCRIBE_NAME]))
 
     def in_html(self, html: str) -> str:
         """As ``in_text``."""
         escaped = html_entities.escape(self.url)
-        return _PLACEHOLDER.sub(lambda _: escaped, unified(html, [UNSUBSCRIBE_NAME]))
+        return _REPLACED.sub(lambda _: escaped, unified(html, [UNSUBSCRIBE_NAME]))
