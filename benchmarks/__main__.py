@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from benchmarks import calls, campaign, reminders
+from benchmarks import calls, campaign, idle, memory, reaction, reminders
 from benchmarks.report import Failure, Progress, Report
 from sandbox.servers import ServerFailed, ServerMissing
 
@@ -28,9 +28,15 @@ benchmarks:
              two of each tenant; then the same once more, when nothing is due. Takes no options but --json.
   calls      bin/calls --once on 1,000 tenants with 100,000 queued calls, as many that are over, and five slots each;
              before it the bare transport: the same forms through plain urllib3. It is verified that each call was
-             placed and booked once. Then ticks in which everybody waits for a slot, and the query plans."""
+             placed and booked once. Then ticks in which everybody waits for a slot, and the query plans.
+  memory     all programs under supervisord with conf/supervisord.worker.conf once each job has ended its first tick,
+             without Qdrant: their memory, and the imports that cost most of it. Takes no options but --json.
+  idle       the same programs for --seconds: their CPU time, and what PostgreSQL and Redis count of them.
+  reaction   the same programs: when all of them run, how late the first messages of 20 due campaigns come, and
+             /metrics, asked through 8 connections for --seconds."""
 
 BENCHMARKS = {"campaign": campaign.run, "reminders": reminders.run, "calls": calls.run}
+BENCHMARKS |= {"memory": memory.run, "idle": idle.run, "reaction": reaction.run}
 
 EPILOG = """\
 columns of campaign:
@@ -48,6 +54,11 @@ columns of calls:
   per_second     calls a second, from the first CallLog row to the last one; bare/s, ratio, job us, db us, stmts and
                  peak MB as for campaign, for each call
   idle ms        a tick in which nobody has a free slot
+columns of memory:
+  rests          whether the program waits for its next tick as a small process
+  PSS MB         what n processes share counts as an n-th for each (proc(5), smaps_rollup)
+  own MB         memory that it shares with no other process
+  largest ...    what its modules cost when a new process imports them, by package, without those they import in turn
 
 The SMTP sink is Postfix's smtp-sink where it is installed (also in /usr/sbin), else a small one of our own.
 Exit status: 0 measured and verified, whether or not a target was met; 1 a count was wrong or a server failed;
@@ -88,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--tenants", type=number, default=1_000, metavar="N", help="of calls; default: 1000")
     result.add_argument("--queued", type=number, default=100_000, metavar="N", help="calls; default: 100000")
+    result.add_argument(
+        "--seconds", type=number, default=None, metavar="N", help="of idle, default: 300; of reaction, default: 5"
+    )
     result.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return result
 

@@ -50,7 +50,7 @@ class CallCleanupJob:
                 self._context.counters.heartbeat(self._context.clock())
         finally:  # also for no rows, so that an operator sees that it ran, and after an outage
             log.info("old rows of the call queue deleted", {"rows": deleted, "all": ended})
-        return TickResult({"deleted": deleted}, next_at=None if ended else now, unfinished=not ended)
+        return TickResult({"deleted": deleted}, next_at=None if ended else now, unfinished=not ended, may_rest=ended)
 
     def close(self) -> bool:
         return True

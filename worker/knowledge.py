@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line.parser().parse_args(arguments)
     if options.command:
         return program.run_main(lambda: command_line.run(options))
-    return program.run_loop("knowledge", KnowledgeJob, once=options.once)
+    return program.run_loop("knowledge", KnowledgeJob, options)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class KnowledgeJob:
             log.warning("stopping: Qdrant completes the running request by itself", {"job": self._context.name})
         elif state.problems:
             raise TickFailed("; ".join(state.problems), RETRY_SECONDS)
-        return TickResult(state.done, next_at=now + timedelta(seconds=CHECK_SECONDS))
+        return TickResult(state.done, next_at=now + timedelta(seconds=CHECK_SECONDS), may_rest=True)
 
     def close(self) -> bool:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -106,7 +106,12 @@ class RemindersJob:
         if any(self._counts.values()):
             log.info("reminded", {key: count for key, count in self._counts.items() if count})
         next_due = self._claims.next_due()
-        return TickResult(self._counts, next_due, unfinished=bool(next_due and next_due <= self._context.clock()))
+        return TickResult(
+            self._counts,
+            next_due,
+            unfinished=bool(next_due and next_due <= self._context.clock()),
+            may_rest=not (self._dispatcher.in_hand or self._recipients.complained),
+        )
 
     def close(self) -> bool:
         self._accounts.close()

@@ -94,6 +94,7 @@ def test_a_socket_that_comes_too_late_is_cut_off_at_once(
         time.sleep(0.01)
     deadline.attach(ours)
     assert ours.recv(1) == b""
+    deadline.end()
 
 
 def test_a_closed_socket_is_no_error(pair: tuple[socket.socket, socket.socket], watcher: DeadlineWatcher) -> None:

@@ -353,3 +353,30 @@ def test_the_whole_status_fits(columns: int, colours: bool) -> None:
         assert colours == any("\x1b[" in line for line in lines)
         if not colours:
             assert max(map(width, lines)) <= columns
+
+
+@pytest.mark.parametrize(
+    ("known", "refused"),
+    [
+        ({"refused_by": "PostgreSQL", "last_error_at": NOW - 5}, True),
+        ({"refused_by": "PostgreSQL", "last_error_at": NOW - 5, "last_success": None}, True),
+        ({"refused_by": "PostgreSQL", "last_error_at": NOW - 20}, False),  # over
+        ({"refused_by": "PostgreSQL", "last_error_at": NOW - 500, "last_success": NOW - 900}, False),  # stopped
+        ({"refused_by": "Redis", "last_error_at": NOW - 5}, False),
+        ({"last_error_at": NOW - 5}, False),
+        ({}, False),
+    ],
+)
+def test_a_job_that_cannot_write(known: dict[str, Any], refused: bool) -> None:
+    """Its report counts until it succeeds, and for two minutes, in which it has tried again."""
+    readings = CounterReadings([], [], {"campaign": job(**known)})
+    assert readings.refused_job("PostgreSQL", NOW) == ("campaign" if refused else None)
+
+
+def test_messages_without_an_answer() -> None:
+    """Their number is shown while the tick that waits for them runs; what a killed process reported last is not."""
+    waiting = job(running=True, stuck=8)
+    assert seen(waiting, holders={LOCKS["campaign"]: "crm-1:7:0"}).jobs[0].stuck == 8  # type: ignore[index]
+    assert seen(waiting).jobs[0].stuck == 0  # type: ignore[index]
+    shown = status_lines(seen(waiting, holders={LOCKS["campaign"]: "crm-1:7:0"}), Terminal(160, colours=False))
+    assert any("running, 8 without an answer" in line for line in shown)

@@ -149,6 +149,14 @@ def test_what_an_attribute_or_a_style_sheet_hides_is_not_shown(source: str) -> N
             "Namaste (https://x.in/)",
         ),
         ("<td style='font-size:0'><a href='https://x.in/'>a</a></td>Namaste", "Namaste"),
+        (
+            "<a href='https://x.in/'>Buy</a>{{name}}, <a href='https://x.in/'>Buy</a>.",
+            "Buy (https://x.in/) {{name}}, Buy (https://x.in/).",
+        ),
+        (
+            "Namaste<a href='https://x.in/'><img></a><a href='https://y.in/'></a>Asha",
+            "Namaste https://x.in/ https://y.in/ Asha",
+        ),
         ("<a style='display:none' href='https://a.in/'>a<a href='https://x.in/'>Namaste", "Namaste (https://x.in/)"),
         ("<img src='https://x.in/open' alt='pixel' width=1 height=1>Namaste", "Namaste"),
         ("<div data-style='display:none' title='display:none'>Namaste</div>", "Namaste"),

@@ -15,6 +15,10 @@ _SHOWN_RAW_TEXT = frozenset({"textarea", "xmp", "plaintext"})
 _PARAGRAPHS = frozenset({"p", "h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "blockquote", "hr"})
 _LINES = frozenset({"br", "div", "tr", "li", "section", "article", "header", "footer", "center", "body"})
 
+# Between a link in brackets and a placeholder there is a space: its value would be taken for a part of the link.
+_AFTER_LINK = "\ufdd0"  # a noncharacter
+_STUCK_TO_LINK = re.compile(f"{_AFTER_LINK}(?=\\{{)")
+
 # Spaces of all widths, and blanks that are no spaces to Unicode.
 _SPACES = dict.fromkeys(
     [0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x2800, 0x3000, 0x3164, 0xFFA0], " "
@@ -101,6 +105,7 @@ class _Page:
         if self._link:
             self._end_link()
         text = _NEVER_SHOWN.sub("", "".join(self._pieces))
+        text = _STUCK_TO_LINK.sub(" ", text).replace(_AFTER_LINK, "")
         text = _LOOSE_JOINERS.sub("", _LOOSE_MARKS.sub("", text))
         text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", text))
         return re.sub(r"\n{3,}", "\n\n", text).strip()
@@ -147,7 +152,7 @@ def _value(html: str, tag: Tag, name: str) -> str:
 def _target(href: str, text: str) -> str:
     if not href.lower().startswith(("http://", "https://")) or text.strip() == href:
         return ""
-    return f" ({href})" if text.strip() else href
+    return f" ({href}){_AFTER_LINK}" if text.strip() else f" {href} "
 
 
 def _is_pixel(html: str, image: Tag) -> bool:

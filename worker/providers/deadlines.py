@@ -7,7 +7,9 @@ reads or writes there fails at once, with the error of a lost connection.
 An exchange costs a few assignments under a lock. It works for TLS too, and inside a library that knows no deadlines.
 """
 
+import signal
 import socket
+import ssl
 import threading
 import time
 
@@ -21,6 +23,7 @@ class Deadline:
         self._watcher = watcher
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._own: socket.socket | None = None  # a duplicate, to be closed at the end
         self._until: float | None = None  # time.monotonic()
         self._is_watched = False
         self._seconds = 0.0
@@ -32,15 +35,21 @@ class Deadline:
             self.passed = False
             self._seconds = seconds
             self._until = time.monotonic() + seconds
-            self._socket = sock
+            self._use(sock)
             is_new, self._is_watched = not self._is_watched, True
         if is_new:
             self._watcher.watch(self)
 
     def attach(self, sock: socket.socket) -> None:
-        """The exchange goes over this socket from now on. A deadline that has passed meanwhile ends it at once."""
+        """The exchange goes over this socket from now on. A deadline that has passed meanwhile ends it at once.
+
+        What wraps a plain socket with TLS detaches it, already before the handshake: so a duplicate is kept, which
+        stays connected to the same peer. Raises OSError when the machine has no file for it.
+        """
+        own = None if isinstance(sock, ssl.SSLSocket) else sock.dup()
         with self._lock:
-            self._socket = sock
+            self._use(own or sock)
+            self._own = own
             if self.passed:
                 _shut_down(sock)
 
@@ -48,6 +57,13 @@ class Deadline:
         """The exchange is over. Raises nothing; see ``passed``."""
         with self._lock:
             self._until = None
+            self._use(None)
+
+    def _use(self, sock: socket.socket | None) -> None:
+        if self._own is not None:
+            self._own.close()  # or the connection would stay open when its owner closes it
+            self._own = None
+        self._socket = sock
 
     def explain(self, error: Exception | None) -> str:
         """The text of ``error`` ('' without one), or the reason behind it when the deadline has passed."""
@@ -93,6 +109,7 @@ class DeadlineWatcher:
             self._changed.notify()
 
     def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
         watched: list[Deadline] = []
         while True:
             with self._changed:

@@ -6,21 +6,25 @@ more before each part of the message goes to the kernel; as long as a part is mi
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from worker.errors import TooLate
 
 _of_thread = threading.local()
 
 
-@contextmanager
-def handed_over_while(is_allowed: Callable[[], bool]) -> Iterator[None]:
+class handed_over_while:
     """What the calling thread sends in here is handed over only while ``is_allowed``; else TooLate is raised."""
-    _of_thread.is_allowed = is_allowed
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_is_allowed",)
+
+    def __init__(self, is_allowed: Callable[[], bool]) -> None:
+        self._is_allowed = is_allowed
+
+    def __enter__(self) -> None:
+        _of_thread.is_allowed = self._is_allowed
+
+    def __exit__(self, *_: object) -> None:
         _of_thread.is_allowed = None
 
 

@@ -82,7 +82,8 @@ def open_session(url: SmtpUrl, tls: ssl.SSLContext | None, timeout_seconds: floa
                 raise AccountRejected(
                     f"{where} does not speak TLS 1.2 or newer on this port: {error.reason}"
                 ) from error
-            raise RetryLater(f"{where}: TLS failed: {error.reason or deadline.explain(error)}") from error
+            reason = deadline.explain(error) if deadline.passed else error.reason or str(error)
+            raise RetryLater(f"{where}: TLS failed: {reason}") from error
         except (OSError, ValueError) as error:
             # ValueError: a challenge in AUTH that is not base64.
             text = safe_text(deadline.explain(error), passwords_of(url))

@@ -15,7 +15,7 @@ import redis
 
 from worker.errors import SchemaError, SettingsError
 from worker.registry import JOBS
-from worker.runtime import logs, settings
+from worker.runtime import logs, rest, settings
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database
 from worker.runtime.environment_variable import EnvironmentVariable
@@ -34,13 +34,12 @@ SUPERVISOR_START_SECONDS = 1.5  # longer than startsecs in conf/supervisord.work
 
 def run_job(name: str, description: str, build: Callable[[JobContext], Job], arguments: Sequence[str] | None) -> int:
     """The main program of a job: parses arguments, checks settings, runs the loop. Returns the exit status."""
-    options = job_parser(name, description).parse_args(arguments)
-    return run_loop(name, build, once=options.once)
+    return run_loop(name, build, job_parser(name, description).parse_args(arguments))
 
 
-def run_loop(name: str, build: Callable[[JobContext], Job], *, once: bool) -> int:
-    """Runs a job whose arguments have been parsed. Returns the exit status."""
-    return run_main(lambda: _run_job(name, build, once=once))
+def run_loop(name: str, build: Callable[[JobContext], Job], options: argparse.Namespace) -> int:
+    """Runs a job whose arguments have been parsed by ``job_parser``. Returns the exit status."""
+    return run_main(lambda: _run_job(name, build, once=options.once, after=options.after_rest))
 
 
 def job_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -52,6 +51,7 @@ def job_parser(name: str, description: str) -> argparse.ArgumentParser:
         "Exit status: 0 done or stopped, 1 a tick failed (--once), 2 invalid settings or bin/migrate has to run.",
     )
     result.add_argument("--once", action="store_true", help="do everything that is due now, then end")
+    result.add_argument(rest.ARGUMENT, type=rest.Rest.from_text, help=argparse.SUPPRESS)  # for this program itself
     return result
 
 
@@ -148,7 +148,7 @@ def _wait_past_startsecs() -> None:
         time.sleep(SUPERVISOR_START_SECONDS)
 
 
-def _run_job(name: str, build: Callable[[JobContext], Job], *, once: bool) -> int:
+def _run_job(name: str, build: Callable[[JobContext], Job], *, once: bool, after: rest.Rest | None = None) -> int:
     if not is_worker():
         return end_without_work("IS_WORKER is false", name)
     loaded = settings_from_environment(name)
@@ -159,11 +159,14 @@ def _run_job(name: str, build: Callable[[JobContext], Job], *, once: bool) -> in
     lock_name = str(JOBS[name].lock)
     lock = create_lock(loaded, client, lock_name, on_lost=lambda: counters.add("lock_lost_total", lock=lock_name))
     database = Database(loaded.database_url, f"crm-worker {name}") if JOBS[name].database else None
-    context = JobContext(name, loaded, client, lock, counters, signals, database=database)
+    context = JobContext(name, loaded, client, lock, counters, signals, database=database, rest=after)
     job = build(context)
-    log.info("started", {"job": name, "pid": os.getpid(), "interval_seconds": job.interval_seconds})
+    if after is None:
+        log.info("started", {"job": name, "pid": os.getpid(), "interval_seconds": job.interval_seconds})
     loop = Loop(job, context)
-    status = loop.run(once=once)
+    status = loop.run(once=once, after=after)
+    if loop.rest:
+        rest.begin(loop.rest, context.clock(), signals)
     log.info("ended", {"job": name, "status": status})
     if not loop.all_ended:
         logging.shutdown()
