@@ -68,7 +68,7 @@ class EmailContent:
         self, texts: CampaignTexts, sender: Sender, app_url: str | None, unsubscribe: UnsubscribeLink | None
     ) -> None:
         prepared = prepare_links(texts, app_url, unsubscribe)
-        self._unsubscribe = unsubscribe
+        self._token = unsubscribe.token if unsubscribe else None
         self.links: list[Link] = prepared.links
         self.sender_address = sender.email
         self._subject = Template(texts.subject or texts.name)
@@ -98,8 +98,8 @@ class EmailContent:
         to, message_id = parse_address(recipient.email or ""), self.message_id(recipient)
         date = at.replace(tzinfo=UTC)
         values = values_of(recipient)
-        if self._unsubscribe:
-            values |= self._unsubscribe.values(_in_one_spelling(to))
+        if self._token:
+            values[UNSUBSCRIBE_TOKEN] = self._token(to.lower())
         content = self._skeleton.build(recipient.name, to, values, message_id, date)
         return Email(self._skeleton.from_email, to, message_id, content)
 
@@ -107,8 +107,8 @@ class EmailContent:
         """The row of the message that was accepted ``at``, UTC without zone."""
         values = values_of(recipient)
         address = values["email"]
-        if self._unsubscribe and self._copy_has_token:
-            values |= self._unsubscribe.values(_in_one_spelling(address))
+        if self._token and self._copy_has_token:
+            values[UNSUBSCRIBE_TOKEN] = self._token(_in_one_spelling(address))
         return OutboxRow(
             address=address,
             subject=self._subject.fill(values),
@@ -141,7 +141,7 @@ class WhatsAppContent:
         self._caption = Template(prepared.caption or "")
         self._params = [Template(unsubscribe.in_text(each) if unsubscribe else each) for each in params]
         used = {name for each in (self._text, self._caption, *self._params) for name in each.slot_names}
-        self._unsubscribe = unsubscribe if UNSUBSCRIBE_TOKEN in used else None
+        self._token = unsubscribe.token if unsubscribe and UNSUBSCRIBE_TOKEN in used else None
         self._same_for_all = {
             "message_type": texts.whatsapp_message_type,
             "media_type": texts.whatsapp_media_type,
@@ -153,8 +153,8 @@ class WhatsAppContent:
     def message(self, recipient: MessageRecipient, at: datetime) -> WhatsAppMessage:
         """The message for one recipient. Raises ValueError for a bad number, and CampaignRejected."""
         to, values = whatsapp_id(recipient.phone or ""), values_of(recipient)
-        if self._unsubscribe:
-            values |= self._unsubscribe.values(f"+{to}")
+        if self._token:
+            values[UNSUBSCRIBE_TOKEN] = self._token(f"+{to}")
         payload = whatsapp_payload(
             recipient_row_id=recipient.id,
             to=to,

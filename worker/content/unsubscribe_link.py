@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.content.placeholder_spellings import unified
-from worker.content.placeholders import RECIPIENT_ID_SLOT, UNSUBSCRIBE_TOKEN, UNSUBSCRIBE_TOKEN_SLOT
+from worker.content.placeholders import RECIPIENT_ID_SLOT, UNSUBSCRIBE_TOKEN_SLOT
 
 UNSUBSCRIBE_NAME = "unsubscribe_url"
 UNSUBSCRIBE_PLACEHOLDER = re.compile(rf"\{{\{{\s*{UNSUBSCRIBE_NAME}\s*\}}\}}")
@@ -23,7 +23,8 @@ class UnsubscribeLink:
     """``url``: https, http or mailto, with placeholders and slots; ``token``: for the worker's own page."""
 
     url: str
-    token: Callable[[str], str] | None = None  # from an address as in Subscription; None: a page of the CRM's own
+    # from an address as in Subscription to the value of its slot ``unsubscribe_token``; None: a page of the CRM's own
+    token: Callable[[str], str] | None = None
 
     @classmethod
     def of_crm(cls, url: str) -> "UnsubscribeLink":
@@ -34,10 +35,6 @@ class UnsubscribeLink:
     def of_worker(cls, public_url: str, token: Callable[[str], str]) -> "UnsubscribeLink":
         """To the page at PUBLIC_URL (worker/web/unsubscribe_page.py)."""
         return cls(f"{public_url}/u/{UNSUBSCRIBE_TOKEN_SLOT}", token)
-
-    def values(self, address: str) -> dict[str, str]:
-        """What its slots stand for."""
-        return {UNSUBSCRIBE_TOKEN: self.token(address)} if self.token else {}
 
     def in_text(self, text: str) -> str:
         """``text`` with the address in place of ``{{unsubscribe_url}}``, however that is written."""
