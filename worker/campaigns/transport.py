@@ -3,6 +3,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -173,9 +174,11 @@ class TransportRouter:
         """For the CRM's outbox: whatever became of the user's address or of the template."""
         if campaign.channel != "email":
             return WhatsAppContent(replace(campaign.texts, whatsapp_template_params=None), None)
-        app_url = self._settings.app_url
+        app_url, unsubscribe = self._settings.app_url, None
+        with suppress(ValueError):  # then no message with such a link was sent
+            unsubscribe = self._unsubscribe_link(campaign.texts)
         try:
-            return EmailContent(campaign.texts, Sender("", campaign.user.user_email or ""), app_url, None)
+            return EmailContent(campaign.texts, Sender("", campaign.user.user_email or ""), app_url, unsubscribe)
         except ValueError:  # the user is gone, or has an address that cannot be used
             return EmailContent(campaign.texts, Sender("", UNKNOWN_SENDER), app_url, None)
 
