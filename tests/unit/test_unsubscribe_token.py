@@ -1,7 +1,10 @@
 """Tokens of unsubscribe links: only the worker makes and reads them, and each has one spelling."""
 
 import re
+import subprocess
+import sys
 from base64 import urlsafe_b64decode
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from worker.content.unsubscribe_token import Subscription, UnsubscribeTokens
 
+PROJECT = Path(__file__).parents[2]
 KEY, OTHER_KEY = "5a" * 32, "0f" * 32
 TENANT, OTHER_TENANT = "5b9a1c2e-1111-4222-8333-444455556666", "5b9a1c2e-1111-4222-8333-444455556667"
 CAMPAIGN = "0c9a1c2e-1111-4222-8333-444455556668"
@@ -102,3 +106,14 @@ def test_keys() -> None:
 def test_an_id_that_no_link_can_have(tenant: str) -> None:
     with pytest.raises(ValueError, match="1 to 255 bytes"):
         TOKENS.maker(tenant, "email", CAMPAIGN)
+
+
+def test_the_library_is_loaded_when_it_is_needed() -> None:
+    """A program that waits for work, or whose messages have no link, does without its memory."""
+    script = (
+        "import sys; from worker.content.unsubscribe_token import UnsubscribeTokens; "
+        f"token = UnsubscribeTokens(['{KEY}']).maker('t', 'email', 'c'); before = 'cryptography' in sys.modules; "
+        "token('a@b.in'); print(before, 'cryptography' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -9,7 +9,12 @@ import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 _VERSION = b"\x01"  # the first byte of a token; another layout or cipher gets another one
 _PURPOSE = b"crm-worker: tokens of unsubscribe links, version 1"
@@ -37,16 +42,20 @@ class UnsubscribeTokens:
 
     def __init__(self, keys: Sequence[str]) -> None:
         """``keys``: 64 hex digits each. The first one makes tokens, all of them read; at least one."""
-        # only programs that have such links need the library, and its memory
-        from cryptography.exceptions import InvalidTag
+        self._keys = keys
+
+    @cached_property
+    def _ciphers(self) -> "list[AESSIV]":
+        """Made, and their library loaded, when they are needed first: an idle program does without."""
         from cryptography.hazmat.primitives.ciphers.aead import AESSIV
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
         # derived: the key may be ENCRYPTION_KEY, which the CRM uses for something else
-        derived = [HKDF(SHA256(), _KEY_BYTES, salt=None, info=_PURPOSE).derive(bytes.fromhex(key)) for key in keys]
-        self._ciphers = [AESSIV(key) for key in derived]
-        self._refused = InvalidTag
+        derived = [
+            HKDF(SHA256(), _KEY_BYTES, salt=None, info=_PURPOSE).derive(bytes.fromhex(key)) for key in self._keys
+        ]
+        return [AESSIV(key) for key in derived]
 
     def maker(self, tenant_id: str, channel: str, campaign_id: str) -> Callable[[str], str]:
         """A function that makes the token for an address: about 100 characters of ``[A-Za-z0-9_-]``, always the same.
@@ -54,10 +63,9 @@ class UnsubscribeTokens:
         The address is as in ``Subscription``. Raises ValueError for an id that is too long.
         """
         head = bytes([_CHANNELS.index(channel)]) + _packed(tenant_id) + _packed(campaign_id)
-        encrypt = self._ciphers[0].encrypt
 
         def token(address: str) -> str:
-            sealed = _VERSION + encrypt(head + address.encode(), None)
+            sealed = _VERSION + self._ciphers[0].encrypt(head + address.encode(), None)
             return b2a_base64(sealed, newline=False).translate(_URL_SAFE, b"=").decode("ascii")
 
         return token
@@ -68,11 +76,19 @@ class UnsubscribeTokens:
         if sealed[:1] != _VERSION:
             raise ValueError("a token of another version")
         for cipher in self._ciphers:
-            try:
-                return _unpacked(cipher.decrypt(sealed[1:], None))
-            except self._refused:
-                continue
+            if (data := _decrypted(cipher, sealed[1:])) is not None:
+                return _unpacked(data)
         raise ValueError("not a token of this worker")
+
+
+def _decrypted(cipher: "AESSIV", sealed: bytes) -> bytes | None:
+    """None: it was not encrypted with this key."""
+    from cryptography.exceptions import InvalidTag
+
+    try:
+        return cipher.decrypt(sealed, None)
+    except InvalidTag:
+        return None
 
 
 def _decoded(token: str) -> bytes:
