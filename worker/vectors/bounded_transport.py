@@ -24,7 +24,7 @@ class BoundedTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.headers["Accept-Encoding"] = "identity"  # a short compressed answer may be a long one
-        request.extensions = {**request.extensions, "trace": _attach_socket}
+        request.extensions = {**request.extensions, "trace": attach_socket}
         with exchange(self._exchange_seconds) as deadline:
             try:
                 response = self._inner.handle_request(request)
@@ -41,7 +41,7 @@ class BoundedTransport(httpx.BaseTransport):
         self._inner.close()
 
 
-def _attach_socket(event: str, details: dict[str, Any]) -> None:
+def attach_socket(event: str, details: dict[str, Any]) -> None:
     """Follows httpcore's trace of a request: it goes over this socket from now on."""
     if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
         thread_deadline().attach(details["return_value"].get_extra_info("socket"))

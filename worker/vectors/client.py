@@ -11,7 +11,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,15 +19,13 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 import httpx
-import urllib3
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from worker.errors import ServerUnavailable, WorkerError
 from worker.providers.deadlines import Deadline, exchange
-from worker.providers.http import pools_with_deadlines
-from worker.vectors.bounded_transport import BoundedTransport
+from worker.vectors.bounded_transport import BoundedTransport, attach_socket
 
 READ_TIMEOUT_SECONDS = 5  # a program that is stopped meanwhile has to end within ten
 READ_EXCHANGE_SECONDS = 10.0  # in all, however the answer arrives
@@ -79,12 +77,16 @@ class VectorStore:
         self._api_key = api_key
         self._client = self._connect(READ_TIMEOUT_SECONDS, read_exchange_seconds)
         self._slow_client = self._connect(WRITE_TIMEOUT_SECONDS, WRITE_EXCHANGE_SECONDS)
-        self._http = pools_with_deadlines(retries=False, timeout=urllib3.Timeout(connect=5.0, read=60.0))
+        self._http = httpx.Client(
+            timeout=httpx.Timeout(60.0, connect=5.0),
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,  # no proxies
+        )
 
     def close(self) -> None:
         self._client.close()
         self._slow_client.close()
-        self._http.clear()
+        self._http.close()
 
     def collection(self, name: str) -> Collection | None:
         """None if it does not exist."""
@@ -236,18 +238,19 @@ class VectorStore:
     def _stream_until(self, deadline: Deadline, name: str, snapshot: CollectionSnapshot, file: BinaryIO) -> str:
         what, digest, left = f"copy of snapshot {snapshot.name}", hashlib.sha256(), snapshot.size_bytes
         url = self._snapshot_url(name, snapshot.name)
+        extensions = {"trace": attach_socket}
+        headers = {"Accept-Encoding": "identity", **self._headers}
         try:
-            response = self._http.request("GET", url, headers=self._headers, preload_content=False, redirect=False)
-            with closing(response):
-                if response.status != 200:
-                    raise VectorStoreError(f"{what}: Qdrant answers HTTP {response.status}")
-                for chunk in response.stream(CHUNK_BYTES, decode_content=False):
+            with self._http.stream("GET", url, headers=headers, extensions=extensions) as response:
+                if response.status_code != 200:
+                    raise VectorStoreError(f"{what}: Qdrant answers HTTP {response.status_code}")
+                for chunk in response.iter_raw(CHUNK_BYTES):
                     left -= len(chunk)
                     if left < 0:
                         raise VectorStoreError(f"{what}: more arrives than its {snapshot.size_bytes} bytes")
                     file.write(chunk)
                     digest.update(chunk)
-        except urllib3.exceptions.HTTPError as error:
+        except httpx.TransportError as error:
             raise ServerUnavailable("Qdrant", f"{what}: {deadline.explain(error)}") from error
         return digest.hexdigest()
 
