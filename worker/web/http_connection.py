@@ -136,14 +136,15 @@ class HttpConnection:
         return head
 
     async def _body(self, request: "Request") -> bytes | None:
-        """The whole body, None when the client has closed before its end. What follows it is not looked at."""
-        body = body_of(request, bytes(self._received), self._body_bytes)
+        """The whole body, None when the client has closed before its end. Raises BadRequest."""
+        arriving = body_of(request, self._body_bytes)
+        body = arriving.take(self._received)
         if body is None and expects_continue(request):
             await self._loop.sock_sendall(self._client, CONTINUE)
         while body is None:
             if not await self._receive():
                 return None
-            body = body_of(request, bytes(self._received), self._body_bytes)
+            body = arriving.take(self._received)
         return body
 
     async def _receive(self) -> bool:
