@@ -118,6 +118,8 @@ def environment(servers: World, url: str, sink: Sink, options: argparse.Namespac
         "DATABASE_URL": url,
         "REDIS_URL": servers.redis.url,
         "STATE_DIR": str(servers.folder / "state"),
+        "PUBLIC_URL": "https://mail.crm.example.in",  # each e-mail has an unsubscribe link
+        "UNSUBSCRIBE_KEY": "5a" * 32,
         "SMTP_URL": f"smtp://127.0.0.1:{sink.port}",
         "WHATSAPP_API_URL": f"http://127.0.0.1:{sink.port}",
         "GMAIL_API_URL": f"http://127.0.0.1:{sink.port}",

@@ -3,6 +3,7 @@
 import re
 import secrets
 import textwrap
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -11,11 +12,15 @@ from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
-from workers import PROJECT, Start
+from web_process import OpenWeb
+from workers import PROJECT, WAIT_SECONDS, Start
 
+from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.crm import Crm, utc_now
 from sandbox.demo_jobs import OWNER, TRIAL_TENANT
+from sandbox.ports import free_port
 from sandbox.world import World
+from worker.content.unsubscribe_token import UnsubscribeTokens
 
 PAGE = PROJECT / "docs" / "operating.md"
 REMINDED = "sales-head@chaiwala.example"
@@ -73,9 +78,7 @@ def test_the_granted_rights_are_enough(
 ) -> None:
     """As a role with only the rights on the page, every job does all of its work."""
     add_work_for_each_job(crm)
-    parts = urlsplit(database_url)
-    place = parts.netloc.rpartition("@")[2]
-    url = parts._replace(netloc=f"{role[0]}:{role[1]}@{place}").geturl()
+    url = url_of(role, database_url)
     for program in ("campaign", "reminders", "calls", "call-cleanup", "trial"):
         worker = start("--once", program=program, DATABASE_URL=url, OWNER_EMAIL=OWNER)
         assert worker.wait() == 0, program
@@ -135,3 +138,25 @@ def test_nobody_else_has_the_functions(crm: Crm, database_url: str) -> None:
     finally:
         crm.execute("RESET ROLE")
         crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_the_granted_rights_are_enough_to_unsubscribe(
+    crm: Crm, open_web: OpenWeb, role: tuple[str, str], database_url: str
+) -> None:
+    """The page behind unsubscribe links works with them, both ways."""
+    url, port = url_of(role, database_url), free_port()
+    public = f"http://127.0.0.1:{port}"
+    web = open_web(DATABASE_URL=url, PUBLIC_URL=public, PUBLIC_PORT=str(port))
+    token = UnsubscribeTokens([ENCRYPTION_KEY]).maker(crm.tenant_id, "email", "c")("asha@example.com")
+    for action, listed in ((b"action=unsubscribe", 1), (b"action=undo", 0)):
+        with urllib.request.urlopen(f"{public}/u/{token}", action, timeout=WAIT_SECONDS) as answer:  # noqa: S310
+            assert answer.status == 200
+        assert crm.value("SELECT count(*) FROM worker.suppression") == listed
+    assert "permission denied" not in web.worker.log
+
+
+def url_of(role: tuple[str, str], database_url: str) -> str:
+    """The test's database, for the role."""
+    parts = urlsplit(database_url)
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{role[0]}:{role[1]}@{place}").geturl()

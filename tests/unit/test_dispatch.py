@@ -42,7 +42,7 @@ USER = EmailUser("u-1", "Asha", "asha@shop.example", "t-1", "Chaiwala", {})
 
 
 def campaign(campaign_id: str = "c-1") -> Campaign:
-    texts = CampaignTexts(id=campaign_id, name="Diwali", channel="email")
+    texts = CampaignTexts(tenant_id="t", id=campaign_id, name="Diwali", channel="email")
     return Campaign(texts, CampaignTarget("all", None), USER, "u-1", prepared=True, backoffs=0, started_at=NOW)
 
 

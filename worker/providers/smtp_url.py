@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from worker.content.loopback import is_loopback
+
 Security = Literal["starttls", "tls", "plaintext"]
 
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?")
@@ -49,14 +51,6 @@ def parse_smtp_url(url: str) -> SmtpUrl:
         return SmtpUrl(host, port or 465, "tls", user, password, ca_file)
     security: Security = "plaintext" if ca_file is None and is_loopback(host) else "starttls"
     return SmtpUrl(host, port or 587, security, user, password, ca_file)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether traffic to ``host`` stays inside this machine (127.0.0.0/8, ::1, localhost)."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:
