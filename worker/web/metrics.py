@@ -36,6 +36,7 @@ COUNTERS = {
         "Messages and calls that ended unconfirmed: they may have arrived.",
         ("channel",),
     ),
+    "bounces_total": ("Delivery reports and complaints that were read, by what they say.", ("kind",)),
     "program_exits_total": ("Exits of a program under supervisord.", ("program",)),
     "lock_lost_total": ("Locks that were lost before their tick ended.", ("lock",)),
 }
@@ -44,6 +45,7 @@ COUNTERS = {
 FROM_ZERO: Mapping[str, tuple[Iterable[str], ...]] = {
     "job_runs_total": (tuple(LOCKS), ("success", "failure", "skipped")),
     "unconfirmed_total": (("email", "whatsapp", "call"),),
+    "bounces_total": (("hard", "soft", "refused", "complaint", "unrecognised"),),
     "lock_lost_total": (tuple(LOCKS.values()),),
 }
 GAUGES = {
