@@ -30,7 +30,7 @@ USER = "bounces"
 class Dovecot(ManagedServer):
     """``namespace``: options of the user's namespace, such as prefix="INBOX." and separator=".".
 
-    ``certificate``: a PEM file with certificate and key; then there is TLS: on ``tls_port``, and STARTTLS on ``port``.
+    ``certificate``: a PEM file with certificate and key, for TLS on ``tls_port`` and STARTTLS on ``port``.
     """
 
     def __init__(self, folder: Path, *, certificate: Path | None = None, without: str = "", **namespace: str) -> None:
@@ -103,6 +103,7 @@ class Dovecot(ManagedServer):
 
     def _configuration(self) -> str:
         uid, gid = _mail_user()
+        tls_port = self.tls_port if self._certificate else 0
         namespace = {"inbox": "yes", "separator": "/", "prefix": ""} | self._namespace
         options: Mapping[str, object] = {
             "base_dir": self.folder / "run",
@@ -131,7 +132,7 @@ class Dovecot(ManagedServer):
                 "namespace inbox {", *(f"  {name} = {value}" for name, value in namespace.items()), "}",
                 "service imap-login {",
                 f"  inet_listener imap {{\n    port = {self.port}\n  }}",
-                f"  inet_listener imaps {{\n    port = {self.tls_port if self._certificate else 0}\n    ssl = yes\n  }}",
+                f"  inet_listener imaps {{\n    port = {tls_port}\n    ssl = yes\n  }}",
                 "}",
                 "",
             ]

@@ -22,7 +22,7 @@ FIELD_CHARACTERS = 2_000
 WORDS = 300
 
 _ENHANCED = re.compile(r"(?<![\d.])([245])\.(\d{1,3})\.(\d{1,3})(?![\d.]*\d)")
-_ADDRESS = re.compile(r"[!-;=?A-Z^-~\[\]]{1,64}@[A-Za-z0-9.-]{1,255}")
+_ADDRESS = re.compile(r"[^\s<>@;,:\"]{1,64}@[A-Za-z0-9.-]{1,255}")
 _BLANK_LINE = re.compile(rb"\n[ \t]*\n")
 # Where a return path may stand: fields of the report itself, of the returned message, of a complaint
 _ENVELOPE_FIELDS = ("Delivered-To", "X-Original-To", "Envelope-To", "X-Envelope-To", "To", "Return-Path")
