@@ -9,6 +9,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ SERVER = "the mailbox of BOUNCE_MAILBOX_URL"
 SESSION_SECONDS = 60.0  # connecting, TLS, login
 EXCHANGE_SECONDS = 60.0
 READ_SECONDS = 30.0
-ANSWER_OCTETS = 1_048_576  # of one command, besides what is asked for
+ANSWER_OCTETS = 65_536  # of one command, besides what is asked for
 
 _Answer = TypeVar("_Answer")
 # What IMAPClient raises for an answer that is not IMAP
@@ -106,12 +107,11 @@ class Mailbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            try:
-                self._do(self._client.logout)
-            except WorkerError:
-                return  # everything was done
-        else:
+        try:
+            if kind is None:
+                with suppress(WorkerError):  # everything was done
+                    self._do(self._client.logout)
+        finally:
             _shut_down(self._client)
 
     def make_folder(self, name: str) -> str:
@@ -195,6 +195,8 @@ def _answer(
             f"its certificate is not valid: {error.verify_message}; correct it, or name its authority in "
             "BOUNCE_MAILBOX_URL with ?ca_file="
         ) from None
+    except imaplib.IMAP4.readonly:
+        raise MailboxError("the mailbox is read-only: its user must be allowed to move messages") from None
     except (imaplib.IMAP4.abort, OSError) as error:
         raise ServerUnavailable(SERVER, safe_text(explain(error), secrets) or type(error).__name__) from None
     except imaplib.IMAP4.error as error:
@@ -210,10 +212,8 @@ def _text(error: Exception) -> str:
 
 
 def _shut_down(client: _Client) -> None:
-    try:
+    with suppress(OSError):  # it is closed, or was lost
         client.shutdown()
-    except OSError:
-        return  # it was lost
 
 
 def _tls_context(url: ImapUrl) -> ssl.SSLContext | None:
