@@ -75,7 +75,7 @@ class Dovecot(ManagedServer):
 
     def folders(self) -> dict[str, int]:
         """How many messages each folder has."""
-        lines = self._admin("mailbox", "status", "-u", USER, "messages", "*").splitlines()
+        lines = self._admin("mailbox", "status", "-u", USER, "messages", "*", "INBOX*").splitlines()
         return {name: int(count) for name, _, count in (line.rpartition(" messages=") for line in lines)}
 
     def messages(self, folder: str) -> list[str]:
@@ -87,11 +87,17 @@ class Dovecot(ManagedServer):
         found = self._admin("fetch", "-u", USER, "flags", "mailbox", folder, "all")
         return [line.removeprefix("flags:").strip() for line in found.splitlines() if line.startswith("flags:")]
 
-    def refuse_moves_to(self, folder: str) -> None:
+    def close_folder(self, folder: str) -> None:
         """From now on nobody may add messages to a folder that exists."""
+        self._allow(folder, 0o500)
+
+    def open_folder(self, folder: str) -> None:
+        self._allow(folder, 0o700)
+
+    def _allow(self, folder: str, mode: int) -> None:
         path = self.folder / "mail" / f".{folder}"
-        for each in ("new", "cur", "tmp", "."):
-            (path / each).chmod(0o500)
+        for each in (path / "new", path / "cur", path / "tmp", path):
+            each.chmod(mode)
 
     def _admin(self, *arguments: str, content: bytes | None = None) -> str:
         done = subprocess.run(
