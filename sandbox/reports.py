@@ -15,7 +15,7 @@ def report(
     sender: str = f"MAILER-DAEMON@{OURS}",
     report_type: str = "delivery-status",
     subject: str = "Delivery failed",
-    fields: Mapping[str, str] | None = None,
+    fields: dict[str, str] | None = None,
 ) -> bytes:
     """A multipart/report to an address. ``parts``: Content-Type and content of each."""
     head = {

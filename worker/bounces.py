@@ -82,7 +82,7 @@ class BouncesJob:
             with Mailbox(self._url) as mailbox:
                 folders = mailbox.make_folder(READ), mailbox.make_folder(UNREAD)
                 while not ended and self._context.may_continue and time.monotonic() < until:
-                    ended = self._read_batch(mailbox, folders, now, counts)
+                    ended = self._read_batch(mailbox, folders, counts)
                     self._context.counters.heartbeat(self._context.clock())
         finally:
             if counts:
@@ -93,7 +93,7 @@ class BouncesJob:
     def close(self) -> bool:
         return True
 
-    def _read_batch(self, mailbox: "Mailbox", folders: tuple[str, str], now: datetime, counts: Counter[str]) -> bool:
+    def _read_batch(self, mailbox: "Mailbox", folders: tuple[str, str], counts: Counter[str]) -> bool:
         """Reads some messages and moves them; returns whether they were the last ones.
 
         What cannot be moved now is passed by, and looked at again in a later tick, from the front.
@@ -111,7 +111,7 @@ class BouncesJob:
             raw = mailbox.read(uid, LARGEST_REPORT)
             if raw is None:
                 continue
-            became = self._effects.apply(raw, now)
+            became = self._effects.apply(raw, self._context.clock())
             counts[became] += 1
             if became == UNRECOGNISED:
                 self._context.counters.add("bounces_total", kind=UNRECOGNISED)

@@ -110,7 +110,7 @@ def test_the_settings_example_is_read_alike_by_docker_compose_and_systemd() -> N
 
 
 def test_every_secret_comes_from_a_file_in_all_three_ways(services: dict[str, dict[str, Any]]) -> None:
-    """The worker's secrets are never in an environment, and each way passes the same six files."""
+    """The worker's secrets are never in an environment, and each way passes the same seven files."""
     wanted = {f"{name}_FILE" for name in WORKERS_SECRETS - {"LOCK_REDIS_URLS"}}
     in_container = {name: f"/run/secrets/{name.removesuffix('_FILE').lower()}" for name in wanted}
     environment = services["worker"]["environment"]

@@ -72,8 +72,11 @@ def test_every_state_of_a_recipient() -> None:
     ],
 )
 def test_no_way_back(table: str, ends: set[str]) -> None:
-    """No move leaves an end: what was sent stays sent, and a campaign that ended does not run again by itself."""
-    assert not ends & {old for old, _ in moves_of_the_page(table)}
+    """No move leaves an end: what was sent is not sent again, and a campaign that ended does not run again by itself.
+
+    Except that what was sent was not delivered, as a report says later.
+    """
+    assert {move for move in moves_of_the_page(table) if move[0] in ends} <= {("sent", "failed")}
 
 
 def states_of_settlements() -> set[str]:

@@ -47,7 +47,7 @@ class MailboxWindow:
     size: int
 
 
-class _Connection(imaplib.IMAP4):
+class _ImapConnection(imaplib.IMAP4):
     """imaplib's connection within the limits of this module."""
 
     def __init__(self, url: ImapUrl, tls: ssl.SSLContext | None) -> None:
@@ -83,7 +83,7 @@ class _Client(IMAPClient):  # type: ignore[misc]
     """IMAPClient over such a connection."""
 
     def __init__(self, url: ImapUrl, tls: ssl.SSLContext | None) -> None:
-        self.connection = _Connection(url, tls)
+        self.connection = _ImapConnection(url, tls)
         super().__init__(url.host, url.port, ssl=url.security == "tls", timeout=READ_SECONDS)
 
     def _create_IMAP4(self) -> imaplib.IMAP4:
