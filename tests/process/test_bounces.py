@@ -1,10 +1,8 @@
 """The real bin/bounces with a real Dovecot: what reports change, also after kills and beside another worker."""
 
-import os
-import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,46 +11,14 @@ import trustme
 from workers import Start, Worker, wait_for
 
 from sandbox import reports
-from sandbox.crm import Crm
+from sandbox.crm import Crm, utc_now
 from sandbox.dovecot import Dovecot
-from sandbox.servers import ServerMissing
 from sandbox.world import World
 
 LOCK = "lock:bounces"
 ADDRESS = "bounces@mail.example"
 OpenMailbox = Callable[..., Dovecot]
-
-
-@pytest.fixture
-def open_mailbox() -> Iterator[OpenMailbox]:
-    """Starts a Dovecot; skips the test where there is none and none can be installed."""
-    servers: list[Dovecot] = []
-    folders: list[Path] = []
-
-    def start_one(**options: object) -> Dovecot:
-        # not in the test's own folder, which only its owner can enter: Dovecot reads mail as another user
-        folders.append(Path(tempfile.mkdtemp(prefix="dovecot-")))
-        folders[-1].chmod(0o755)
-        server = Dovecot(folders[-1] / "server", **options)  # type: ignore[arg-type]
-        try:
-            server.start()
-        except ServerMissing as error:
-            if os.environ.get("CI", "").lower() == "true" and os.geteuid() == 0:
-                pytest.fail(str(error))
-            pytest.skip(str(error))
-        servers.append(server)
-        return server
-
-    yield start_one
-    for server in servers:
-        server.stop()
-    for folder in folders:
-        shutil.rmtree(folder)
-
-
-@pytest.fixture
-def mailbox(open_mailbox: OpenMailbox) -> Dovecot:
-    return open_mailbox()
+OWNER = "owner@crm.example.in"
 
 
 @pytest.fixture
@@ -124,6 +90,29 @@ def test_from_the_campaign_to_the_list(
     assert not any(address in worker.log for address in ten)
     assert start_bounces("--once").wait() == 0
     assert mailbox.folders() == {"INBOX": 0, "Processed": 6, "Unrecognised": 3}
+
+
+def test_notifications(crm: Crm, world: World, mailbox: Dovecot, start: Start, start_bounces: Start) -> None:
+    """Reminders and mails about trials have return paths, too; a report suppresses the address for its tenant."""
+    reminded, contact = "sales@gone.example", "contact@gone.example"
+    crm.add_lead(createdAt=utc_now() - timedelta(days=3))
+    crm.execute(
+        """UPDATE "Tenant" SET settings = settings || jsonb_build_object('leadReminders',
+               jsonb_build_object('enabled', true, 'recipientEmails', jsonb_build_array(%s::text)))""",
+        (reminded,),
+    )
+    expired = {"plan": "FREE", "status": "TRIAL", "subscriptionEnd": utc_now() - timedelta(days=1)}
+    trial = crm.add_tenant(contactEmail=contact, **expired)
+    for program in ("reminders", "trial"):
+        assert start("--once", program=program, BOUNCE_ADDRESS=ADDRESS, OWNER_EMAIL=OWNER).wait() == 0
+    paths = {each.address: each.account for each in world.deliveries("smtp")}
+    assert paths.pop(OWNER) == OWNER
+    assert paths.keys() == {reminded, contact}
+    for address, path in paths.items():
+        mailbox.deliver(reports.exchange(path, address))
+    assert start_bounces("--once").wait() == 0
+    found = set(crm.execute("SELECT tenant_id, channel, address, source FROM worker.suppression"))
+    assert found == {(crm.tenant_id, "email", reminded, "bounce"), (trial, "email", contact, "bounce")}
 
 
 def test_killed_at_any_instant(

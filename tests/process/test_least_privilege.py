@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 from workers import PROJECT, Start
 
+from sandbox import reports
 from sandbox.crm import Crm, utc_now
 from sandbox.demo_jobs import OWNER, TRIAL_TENANT
+from sandbox.dovecot import Dovecot
 from sandbox.world import World
 
 PAGE = PROJECT / "docs" / "operating.md"
@@ -50,15 +52,19 @@ def add_work_for_each_job(crm: Crm) -> None:
 
 
 def test_the_granted_rights_are_enough(
-    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str
+    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str, mailbox: Dovecot
 ) -> None:
     """As a role with only the rights on the page, every job does all of its work."""
     add_work_for_each_job(crm)
     parts = urlsplit(database_url)
     place = parts.netloc.rpartition("@")[2]
     url = parts._replace(netloc=f"{role[0]}:{role[1]}@{place}").geturl()
-    for program in ("campaign", "reminders", "calls", "call-cleanup", "trial"):
-        worker = start("--once", program=program, DATABASE_URL=url, OWNER_EMAIL=OWNER)
+    bounced = {"BOUNCE_ADDRESS": "bounces@mail.example", "BOUNCE_MAILBOX_URL": mailbox.url}
+    for program in ("campaign", "reminders", "calls", "call-cleanup", "trial", "bounces"):
+        if program == "bounces":
+            for each in world.deliveries("smtp"):
+                mailbox.deliver(reports.postfix(each.account, each.address))
+        worker = start("--once", program=program, DATABASE_URL=url, OWNER_EMAIL=OWNER, **bounced)
         assert worker.wait() == 0, program
         assert "permission denied" not in worker.log
     assert set(crm.execute('SELECT status FROM "Campaign"')) == {("completed",)}
@@ -68,3 +74,5 @@ def test_the_granted_rights_are_enough(
     assert crm.value("""SELECT count(*) FROM "Tenant" WHERE status = 'SUSPENDED'""") == 1
     assert crm.value('SELECT count(*) FROM "User" WHERE NOT "isActive"') == 1
     assert {REMINDED, OWNER} <= world.counts("smtp").keys()
+    assert crm.value("SELECT count(*) FROM worker.failure") == 2
+    assert crm.value("SELECT count(*) FROM worker.suppression WHERE source = 'bounce'") >= 3

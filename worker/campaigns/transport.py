@@ -118,7 +118,6 @@ class TransportRouter:
         self._settings = settings
         self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency)
         self._contents: OrderedDict[str, _CompiledContent] = OrderedDict()
-        self._return_paths = settings.return_paths
 
     def route(self, campaign: Campaign) -> Transport:
         """Raises TransportMissing, and CampaignRejected when no message may be made of its content."""
@@ -160,8 +159,8 @@ class TransportRouter:
         )
         account_key = f"gmail:{sender.email}" if account.gmail else campaign.channel
         return_path = None
-        if self._return_paths and not account.gmail:  # Gmail's users get their reports themselves
-            return_path = partial(self._return_paths.of_recipient, campaign.tenant_id)
+        if self._accounts.return_paths and not account.gmail:  # Gmail's users get their reports themselves
+            return_path = partial(self._accounts.return_paths.of_recipient, campaign.tenant_id)
         return Transport(
             kept.content, account_key, account.provider, account.pace, account.gmail, kept.size, return_path
         )
