@@ -1,12 +1,14 @@
 """What follows from a report in the database: once, for the right tenant, and for nobody whom a forger names."""
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from functools import partial
 
-import psycopg2.extensions
+import psycopg2
 import pytest
 import redis
 
@@ -16,7 +18,7 @@ from sandbox.crm import Crm, utc_now
 from worker.bouncing.effects import NO_EFFECT, POSTPONED, UNRECOGNISED, ReportEffects
 from worker.content.return_path import ReturnPaths
 from worker.runtime.counters import Counters
-from worker.runtime.db import Database
+from worker.runtime.db import Database, queries
 
 PATHS = ReturnPaths("bounces@mail.example", ENCRYPTION_KEY)
 ADDRESS = "asha@gone.example"
@@ -308,3 +310,38 @@ def test_an_error_in_the_middle(crm: Crm, effects: ReportEffects, connection: ps
     assert crm.value("SELECT count(*) FROM worker.bounce") == 0
     crm.execute("ALTER TABLE worker.failure DROP CONSTRAINT none")
     assert effects.apply(reports.postfix(sent.path(), ADDRESS), utc_now()) == "hard"
+
+
+def wait_for_lock(crm: Crm) -> None:
+    """Waits until a session waits for another one's lock."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    deadline = time.monotonic() + 60
+    while not crm.value(waits):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_report_while_a_run_counts(crm: Crm, database_url: str) -> None:
+    """The end of a run that waited for a report's transaction has old counts: it counts again later."""
+    sent = Sent(crm, ADDRESS, "ravi@here.example")
+    crm.execute("""UPDATE "Campaign" SET status = 'running', "updatedAt" = %s""", (utc_now() - timedelta(minutes=1),))
+    crm.execute(
+        """INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, next_batch_at, prepared)
+           VALUES (%s, %s, %s, %s, true)""",
+        (sent.campaign, sent.tenant, utc_now(), utc_now()),
+    )
+    which = {"campaign_id": sent.campaign, "tenant_id": sent.tenant, "now": utc_now()}
+    job = Database(database_url, "campaign")
+    ended: list[object] = []
+    with closing(psycopg2.connect(database_url, options="-c TimeZone=UTC")) as reader, reader.cursor() as cursor:
+        cursor.execute("""UPDATE "CampaignRecipient" SET status = 'failed' WHERE id = %s""", (sent.recipients[0],))
+        cursor.execute("""UPDATE "Campaign" SET "sentCount" = 1, "failedCount" = 1, "updatedAt" = %s""", (utc_now(),))
+        thread = threading.Thread(target=lambda: ended.append(job.one(queries("campaign")["finish"], **which)))
+        thread.start()
+        wait_for_lock(crm)
+        reader.commit()
+    thread.join(60)
+    assert ended == [None]
+    assert job.one(queries("campaign")["finish"], **which) is not None
+    assert sent.counts() == (1, 1)
+    job.close()
