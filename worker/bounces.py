@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -78,12 +78,16 @@ class BouncesJob:
         self._db.execute(queries("bounces")["forget"], before=now - KEPT, size=FORGET_SIZE)
         counts: Counter[str] = Counter()
         until, ended = time.monotonic() + READING_SECONDS, False
+
+        def may_go_on() -> bool:
+            self._context.counters.heartbeat(self._context.clock())
+            return self._context.may_continue and time.monotonic() < until
+
         try:
             with Mailbox(self._url) as mailbox:
                 folders = mailbox.make_folder(READ), mailbox.make_folder(UNREAD)
-                while not ended and self._context.may_continue and time.monotonic() < until:
-                    ended = self._read_batch(mailbox, folders, counts)
-                    self._context.counters.heartbeat(self._context.clock())
+                while not ended and may_go_on():
+                    ended = self._read_batch(mailbox, folders, may_go_on, counts)
         finally:
             if counts:
                 log.info("delivery reports read", {"all": ended, **counts})
@@ -93,8 +97,10 @@ class BouncesJob:
     def close(self) -> bool:
         return True
 
-    def _read_batch(self, mailbox: "Mailbox", folders: tuple[str, str], counts: Counter[str]) -> bool:
-        """Reads some messages and moves them; returns whether they were the last ones.
+    def _read_batch(
+        self, mailbox: "Mailbox", folders: tuple[str, str], may_go_on: Callable[[], bool], counts: Counter[str]
+    ) -> bool:
+        """Reads some messages and moves them; returns whether there were none left.
 
         What cannot be moved now is passed by, and looked at again in a later tick, from the front.
         """
@@ -102,26 +108,33 @@ class BouncesJob:
         if not window.size:
             self._skipped = 0
             return True
-        self._skipped += window.size
-        read: list[int] = []
-        unread: list[int] = []
-        for uid in window.uids:
-            if not self._context.may_continue:
-                break
-            raw = mailbox.read(uid, LARGEST_REPORT)
-            if raw is None:
-                continue
-            became = self._effects.apply(raw, self._context.clock())
-            counts[became] += 1
-            if became == UNRECOGNISED:
-                self._context.counters.add("bounces_total", kind=UNRECOGNISED)
-                unread.append(uid)
-            elif became != POSTPONED:
-                read.append(uid)
-        for uids, folder in zip((read, unread), folders, strict=True):
-            mailbox.move(uids, folder)
-            self._skipped -= len(uids)
+        looked_at = 0
+        moving: tuple[list[int], list[int]] = [], []
+        try:
+            for uid in window.uids:
+                if not may_go_on():
+                    break
+                looked_at += 1
+                became = self._read(mailbox, uid)
+                counts.update([became] if became else [])
+                if became and became != POSTPONED:
+                    moving[became == UNRECOGNISED].append(uid)
+        finally:  # also when one of them could not be read: what followed from the others is committed
+            self._skipped += window.size if looked_at == len(window.uids) else looked_at
+            for uids, folder in zip(moving, folders, strict=True):
+                mailbox.move(uids, folder)
+                self._skipped -= len(uids)
         return False
+
+    def _read(self, mailbox: "Mailbox", uid: int) -> str | None:
+        """What became of a message, as ReportEffects says it; None: it is gone."""
+        raw = mailbox.read(uid, LARGEST_REPORT)
+        if raw is None:
+            return None
+        became = self._effects.apply(raw, self._context.clock())
+        if became == UNRECOGNISED:
+            self._context.counters.add("bounces_total", kind=UNRECOGNISED)
+        return became
 
 
 if __name__ == "__main__":

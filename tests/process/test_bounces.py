@@ -186,6 +186,24 @@ def test_nothing_is_lost_when_nothing_can_be_moved(
     assert counts(crm) == (0, 2)
 
 
+def test_a_report_that_the_database_refuses(
+    crm: Crm, mailbox: Dovecot, sent: Callable[[int], dict[str, str]], start_bounces: Start
+) -> None:
+    """It stays in the mailbox and keeps nobody else's report from its effect."""
+    paths = sent(3)
+    for address, path in paths.items():
+        mailbox.deliver(reports.postfix(path, address))
+    refused = list(paths)[1]
+    crm.execute("ALTER TABLE worker.bounce ADD CONSTRAINT refused CHECK (address <> %s) NOT VALID", (refused,))
+    worker = start_bounces(BOUNCE_INTERVAL="1s")
+    wait_for(lambda: mailbox.folders() == {"INBOX": 1, "Processed": 2, "Unrecognised": 0}, "the others are read")
+    assert suppressed(crm).keys() == paths.keys() - {refused}
+    crm.execute("ALTER TABLE worker.bounce DROP CONSTRAINT refused")
+    wait_for(lambda: mailbox.folders()["INBOX"] == 0, "it is read when it can be")
+    assert worker.stop() == 0
+    assert suppressed(crm).keys() == paths.keys()
+
+
 @pytest.mark.parametrize(
     ("options", "folders"),
     [

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 TRIED_ADDRESSES = 20  # of a report about a notification
 UNRECOGNISED = "unrecognised"  # no report, or about no message that the worker can be proved to have sent
-NO_EFFECT = "no effect"  # delayed, delivered, read before
+NO_EFFECT = "no_effect"  # delayed, delivered, read before
 POSTPONED = "postponed"  # its message is not settled yet
 
 

@@ -23,8 +23,8 @@ from worker.providers.untrusted import safe_text
 
 SERVER = "the mailbox of BOUNCE_MAILBOX_URL"
 SESSION_SECONDS = 60.0  # connecting, TLS, login
-EXCHANGE_SECONDS = 60.0
-READ_SECONDS = 30.0
+EXCHANGE_SECONDS = 30.0
+READ_SECONDS = 20.0
 ANSWER_OCTETS = 65_536  # of one command, besides what is asked for
 
 _Answer = TypeVar("_Answer")
