@@ -67,6 +67,12 @@ PROGRAMS = (
         priority=JOB_PRIORITY,
     ),
     ProgramSpec(
+        name="bounces",
+        lock="bounces",
+        purpose="reads delivery reports and complaints",
+        priority=JOB_PRIORITY,
+    ),
+    ProgramSpec(
         name="knowledge",
         lock="knowledge",
         purpose="maintains the collection of the CRM's AI and its snapshots",

@@ -198,6 +198,7 @@ class TrialJob:
             tenant_id=tenant_id,
             user_id=tenant.user_id,
         )
+        message = self._accounts.with_return_path(message, tenant_id)
         return OutgoingMessage(message, self._accounts.smtp(), outbox=outbox or None)
 
     def _settle(self, deliveries: Sequence[Delivery]) -> None:

@@ -1,7 +1,9 @@
 """The real program, started, signalled and killed by tests that count what arrived and what the database says."""
 
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg2
@@ -15,6 +17,7 @@ from workers import Start, Worker, wait_for
 from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.browser import Browser, chromium, opened
 from sandbox.crm import Crm
+from sandbox.dovecot import Dovecot
 from sandbox.ports import free_port
 from sandbox.servers import ServerMissing
 from sandbox.world import World
@@ -82,6 +85,38 @@ def open_web(start: Start) -> OpenWeb:
         return web
 
     return make
+
+
+@pytest.fixture
+def open_mailbox() -> Iterator[Callable[..., Dovecot]]:
+    """Starts a Dovecot; skips the test where there is none and none can be installed."""
+    servers: list[Dovecot] = []
+    folders: list[Path] = []
+
+    def start_one(**options: object) -> Dovecot:
+        # not in the test's own folder, which only its owner can enter: Dovecot reads mail as another user
+        folders.append(Path(tempfile.mkdtemp(prefix="dovecot-")))
+        folders[-1].chmod(0o755)
+        server = Dovecot(folders[-1] / "server", **options)  # type: ignore[arg-type]
+        try:
+            server.start()
+        except ServerMissing as error:
+            if os.environ.get("CI", "").lower() == "true" and os.geteuid() == 0:
+                pytest.fail(str(error))
+            pytest.skip(str(error))
+        servers.append(server)
+        return server
+
+    yield start_one
+    for server in servers:
+        server.stop()
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mailbox(open_mailbox: Callable[..., Dovecot]) -> Dovecot:
+    return open_mailbox()
 
 
 @pytest.fixture

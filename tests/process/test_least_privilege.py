@@ -15,9 +15,11 @@ import pytest
 from web_process import OpenWeb
 from workers import PROJECT, WAIT_SECONDS, Start
 
+from sandbox import reports
 from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.crm import Crm, utc_now
 from sandbox.demo_jobs import OWNER, TRIAL_TENANT
+from sandbox.dovecot import Dovecot
 from sandbox.ports import free_port
 from sandbox.world import World
 from worker.content.unsubscribe_token import UnsubscribeTokens
@@ -74,13 +76,23 @@ def add_work_for_each_job(crm: Crm) -> None:
 
 
 def test_the_granted_rights_are_enough(
-    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str, tmp_path: Path
+    crm: Crm,
+    world: World,
+    start: Start,
+    role: tuple[str, str],
+    database_url: str,
+    mailbox: Dovecot,
+    tmp_path: Path,
 ) -> None:
     """As a role with only the rights on the page, every job does all of its work."""
     add_work_for_each_job(crm)
     url = url_of(role, database_url)
-    for program in ("campaign", "reminders", "calls", "call-cleanup", "trial"):
-        worker = start("--once", program=program, DATABASE_URL=url, OWNER_EMAIL=OWNER)
+    bounced = {"BOUNCE_ADDRESS": "bounces@mail.example", "BOUNCE_MAILBOX_URL": mailbox.url}
+    for program in ("campaign", "reminders", "calls", "call-cleanup", "trial", "bounces"):
+        if program == "bounces":
+            for each in world.deliveries("smtp"):
+                mailbox.deliver(reports.postfix(each.account, each.address))
+        worker = start("--once", program=program, DATABASE_URL=url, OWNER_EMAIL=OWNER, **bounced)
         assert worker.wait() == 0, program
         assert "permission denied" not in worker.log
     assert set(crm.execute('SELECT status FROM "Campaign"')) == {("completed",)}
@@ -90,6 +102,8 @@ def test_the_granted_rights_are_enough(
     assert crm.value("""SELECT count(*) FROM "Tenant" WHERE status = 'SUSPENDED'""") == 1
     assert crm.value('SELECT count(*) FROM "User" WHERE NOT "isActive"') == 1
     assert {REMINDED, OWNER} <= world.counts("smtp").keys()
+    assert crm.value("SELECT count(*) FROM worker.failure") == 2
+    assert crm.value("SELECT count(*) FROM worker.suppression WHERE source = 'bounce'") >= 3
     file = tmp_path / "dnd.csv"
     file.write_text("9876543210\n")
     for command in (

@@ -77,6 +77,20 @@ def test_bad_settings_are_logged_once_and_not_retried(
     assert supervisord.log("campaign.log") == ""
 
 
+def test_a_job_that_is_off_is_not_started_again(
+    environment: dict[str, str], folder: Path, supervisords: list[Supervisord]
+) -> None:
+    """Without a mailbox bounces ends with status 0, which is no failure."""
+    supervisord = Supervisord(folder, environment)
+    supervisords.append(supervisord)
+    wait_for(lambda: process_info(folder, "bounces")["statename"] == "EXITED", "the program has ended")
+    main_log = supervisord.log("supervisord.log")
+    assert "exited: bounces (exit status 0; expected)" in main_log
+    assert main_log.count("spawned: 'bounces'") == 1
+    assert supervisord.log("bounces.log").count("BOUNCE_MAILBOX_URL is not set") == 1
+    assert supervisord.log("bounces-error.log") == ""
+
+
 def test_a_restart_during_a_campaign_repeats_no_message(
     environment: dict[str, str],
     folder: Path,
@@ -107,7 +121,8 @@ def test_the_word_worker_means_all_jobs(
     environment: dict[str, str], folder: Path, supervisords: list[Supervisord]
 ) -> None:
     """bin/supervisorctl restarts, stops, starts and lists all jobs with it, and no other program."""
-    supervisord = Supervisord(folder, environment)
+    mailbox = {"BOUNCE_MAILBOX_URL": "imap://user:password@127.0.0.1:9", "BOUNCE_ADDRESS": "bounces@mail.example"}
+    supervisord = Supervisord(folder, environment | mailbox)
     supervisords.append(supervisord)
 
     def states(names: Iterable[str]) -> set[str]:

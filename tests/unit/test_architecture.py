@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "notifications": SHARED,
     "reminding": SHARED | {"notifications"},
     "consent": VOCABULARY | {"content", "runtime", "sending"},
+    "bouncing": VOCABULARY | {"content", "runtime"},
     "vectors": VOCABULARY | {"content", "runtime", "providers"},
     "supervision": VOCABULARY | {"content", "runtime"},
     "starting": VOCABULARY | {"content", "runtime", "providers", "vectors"},
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # Libraries that only one module may import, because they cost every process that does so memory and time.
-ONLY_IN = {"qdrant_client": "worker.vectors.client"}
+ONLY_IN = {"qdrant_client": "worker.vectors.client", "imapclient": "worker.providers.imap"}
 
 # Pairs of modules, folders or classes of worker/ that differ by an s only, and why they may.
 TWINS = {

@@ -19,7 +19,7 @@ PROMETHEUS = PROJECT / "conf" / "prometheus"
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
 # names in queries that are Prometheus's own: functions, keywords, and the metric of every scrape
 WORDS = {"up", "time", "absent", "sum", "increase", "rate", "delta", "min_over_time", "histogram_quantile"}
-WORDS |= {"label_replace", "and", "or", "unless"}
+WORDS |= {"label_replace", "scalar", "and", "or", "unless"}
 
 
 def snapshot() -> SystemSnapshot:

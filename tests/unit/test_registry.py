@@ -148,6 +148,7 @@ def test_locks_and_names_that_others_know() -> None:
         "calls": "call-scheduler",
         "call-cleanup": "call-cleanup",
         "trial": "trial-expiration",
+        "bounces": "bounces",
         "knowledge": "knowledge",
     }
     assert HEALTH_JOBS == {

@@ -14,7 +14,18 @@ from worker.runtime.settings import Settings, is_worker, load, problems, variabl
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}
-PROGRAMS = ("campaign", "reminders", "calls", "call-cleanup", "trial", "knowledge", "web", "qdrant", "entrypoint")
+PROGRAMS = (
+    "campaign",
+    "reminders",
+    "calls",
+    "call-cleanup",
+    "trial",
+    "bounces",
+    "knowledge",
+    "web",
+    "qdrant",
+    "entrypoint",
+)
 
 
 def loaded(**environ: str) -> Settings:
@@ -318,7 +329,7 @@ def test_every_variable_is_explained() -> None:
         assert each.purpose
         assert each.default is None or each.parse(each.default) is not None
     secrets = {each.name for each in found if each.secret}
-    servers = {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "QDRANT_API_KEY"}
+    servers = {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "BOUNCE_MAILBOX_URL", "QDRANT_API_KEY"}
     assert secrets == servers | {"ENCRYPTION_KEY", "METRICS_TOKEN", "UNSUBSCRIBE_KEY"}
 
 

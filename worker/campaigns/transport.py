@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import redis
@@ -44,6 +45,7 @@ class Transport:
     pace: Pace | None = None
     gmail: GmailAccount | None = None
     size: MessageSize | None = None
+    return_path: Callable[[str], str] | None = None  # of a recipient's id; None: the sender's address
 
     @property
     def message_bytes(self) -> int:
@@ -74,6 +76,8 @@ class Transport:
         message = self.content.message(recipient, at)
         if self.size:
             self.size.check_made(message)
+        if self.return_path and isinstance(message, Email):
+            return replace(message, envelope_from=self.return_path(recipient.id))
         return message
 
     @property
@@ -113,7 +117,7 @@ class TransportRouter:
     """The transports of one process. Contents, accounts and connections are kept from batch to batch."""
 
     def __init__(self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime]) -> None:
-        """Raises SettingsError when SMTP_URL cannot be used."""
+        """Raises SettingsError when SMTP_URL or BOUNCE_ADDRESS cannot be used."""
         self._settings = settings
         self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency)
         self._contents: OrderedDict[str, _CompiledContent] = OrderedDict()
@@ -159,7 +163,12 @@ class TransportRouter:
             texts, sender, lambda: EmailContent(texts, sender, settings.app_url, self._unsubscribe_link(texts))
         )
         account_key = f"gmail:{sender.email}" if account.gmail else campaign.channel
-        return Transport(kept.content, account_key, account.provider, account.pace, account.gmail, kept.size)
+        return_path = None
+        if self._accounts.return_paths and not account.gmail:  # Gmail's users get their reports themselves
+            return_path = partial(self._accounts.return_paths.of_recipient, campaign.tenant_id)
+        return Transport(
+            kept.content, account_key, account.provider, account.pace, account.gmail, kept.size, return_path
+        )
 
     def _unsubscribe_link(self, texts: CampaignTexts) -> UnsubscribeLink | None:
         """The CRM's own page, else the worker's. Raises ValueError for an id that a token cannot have."""

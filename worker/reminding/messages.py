@@ -127,7 +127,7 @@ class DigestMessages:
         # only the account that it was sent through can be asked: another one would say that it does not know it
         same_account = content.gmail == tenant.gmail_address
         return OutgoingMessage(
-            message,
+            message if account.gmail else self._accounts.with_return_path(message, tenant.id),
             account.provider,
             account.pace,
             account.gmail if same_account or not notification.handed_over else None,

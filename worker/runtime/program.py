@@ -32,14 +32,28 @@ BAD_SETTINGS = 2
 SUPERVISOR_START_SECONDS = 1.5  # longer than startsecs in conf/supervisord.worker.conf
 
 
-def run_job(name: str, description: str, build: Callable[[JobContext], Job], arguments: Sequence[str] | None) -> int:
-    """The main program of a job: parses arguments, checks settings, runs the loop. Returns the exit status."""
-    return run_loop(name, build, job_parser(name, description).parse_args(arguments))
+def run_job(
+    name: str,
+    description: str,
+    build: Callable[[JobContext], Job],
+    arguments: Sequence[str] | None,
+    why_off: Callable[[Settings], str | None] = lambda _: None,
+) -> int:
+    """The main program of a job: parses arguments, checks settings, runs the loop. Returns the exit status.
+
+    ``why_off``: why the job has nothing to do with these settings; None: it runs.
+    """
+    return run_loop(name, build, job_parser(name, description).parse_args(arguments), why_off)
 
 
-def run_loop(name: str, build: Callable[[JobContext], Job], options: argparse.Namespace) -> int:
+def run_loop(
+    name: str,
+    build: Callable[[JobContext], Job],
+    options: argparse.Namespace,
+    why_off: Callable[[Settings], str | None] = lambda _: None,
+) -> int:
     """Runs a job whose arguments have been parsed by ``job_parser``. Returns the exit status."""
-    return run_main(lambda: _run_job(name, build, once=options.once, after=options.after_rest))
+    return run_main(lambda: _run_job(name, build, why_off, once=options.once, after=options.after_rest))
 
 
 def job_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -148,10 +162,19 @@ def _wait_past_startsecs() -> None:
         time.sleep(SUPERVISOR_START_SECONDS)
 
 
-def _run_job(name: str, build: Callable[[JobContext], Job], *, once: bool, after: rest.Rest | None = None) -> int:
+def _run_job(
+    name: str,
+    build: Callable[[JobContext], Job],
+    why_off: Callable[[Settings], str | None],
+    *,
+    once: bool,
+    after: rest.Rest | None = None,
+) -> int:
     if not is_worker():
         return end_without_work("IS_WORKER is false", name)
     loaded = settings_from_environment(name)
+    if reason := why_off(loaded):
+        return end_without_work(reason, name)
     signals = Signals()
     signals.install()
     client = redis_client(loaded)

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from worker.content.addresses import parse_address
 from worker.content.loopback import is_loopback
+from worker.content.return_path import LONGEST_LOCAL_PART
 
 LONGEST_SECONDS = 31 * 86_400.0
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -154,6 +155,19 @@ def email_address(raw: str) -> str:
         return parse_address(raw.strip())
     except ValueError:
         raise ValueError("an e-mail address such as owner@example.in") from None
+
+
+def bounce_address(raw: str) -> str:
+    expected = (
+        f"an e-mail address such as bounces@mail.example, with at most {LONGEST_LOCAL_PART} characters before @"
+    )
+    try:
+        address = parse_address(raw.strip())
+    except ValueError:
+        raise ValueError(expected) from None
+    if len(address.partition("@")[0]) > LONGEST_LOCAL_PART:
+        raise ValueError(expected)
+    return address
 
 
 def time_zone(raw: str) -> ZoneInfo:

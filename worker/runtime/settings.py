@@ -11,12 +11,14 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from worker.content.return_path import ReturnPaths
 from worker.errors import SettingsError
 from worker.registry import DATABASE_USERS, REDIS_USERS
 from worker.runtime.environment_variable import EnvironmentVariable, variable
 from worker.runtime.setting_parsers import (
     absolute_path,
     boolean,
+    bounce_address,
     collection_name,
     days,
     duration,
@@ -234,8 +236,26 @@ class Settings:
         hex_key,
         None,
         "decrypts the tenants' OAuth client secrets; 64 hex digits",
-        programs="campaign reminders web",
+        programs="campaign reminders trial bounces web",
         secret=True,
+    )
+    bounce_address: str | None = variable(
+        "BOUNCE_ADDRESS",
+        bounce_address,
+        None,
+        "where mail servers send delivery reports of e-mails through SMTP_URL: bounces+<token>@mail.example",
+        programs="campaign reminders trial bounces",
+    )
+    bounce_mailbox_url: str | None = variable(
+        "BOUNCE_MAILBOX_URL",
+        url("imaps", "imap"),
+        None,
+        "the mailbox of BOUNCE_ADDRESS: imaps://user:password@host/INBOX; without TLS on loopback only",
+        programs="bounces",
+        secret=True,
+    )
+    bounce_interval_seconds: float = variable(
+        "BOUNCE_INTERVAL", duration("min", 1.0), "5min", "how often that mailbox is read", programs="bounces"
     )
 
     lead_reminder_interval_seconds: float = variable(
@@ -422,6 +442,15 @@ class Settings:
     def link_keys(self) -> list[str]:
         """The keys of unsubscribe links: the first one makes them, all of them read."""
         return self.unsubscribe_keys or ([self.encryption_key] if self.encryption_key else [])
+
+    @property
+    def return_paths(self) -> ReturnPaths | None:
+        """The envelope senders of e-mails through SMTP_URL; None: as without reports. Raises SettingsError."""
+        if self.bounce_address is None:
+            return None
+        if self.encryption_key is None:
+            raise SettingsError("BOUNCE_ADDRESS needs ENCRYPTION_KEY, which proves what the reports are about")
+        return ReturnPaths(self.bounce_address, self.encryption_key)
 
 
 _VARIABLES: dict[str, EnvironmentVariable] = {each.name: each.metadata["variable"] for each in fields(Settings)}

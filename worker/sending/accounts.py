@@ -6,7 +6,7 @@ WhatsApp through the tenant's phone id. Where nothing is configured, TransportMi
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import redis
 from worker.content.campaign import Sender
 from worker.content.secrets import decrypt
 from worker.errors import SettingsError, TransportMissing
+from worker.messages import Email
 from worker.providers import Provider
 from worker.providers.gmail import GmailProvider
 from worker.providers.google_token import GoogleToken
@@ -115,12 +116,16 @@ class SendingAccounts:
     def __init__(
         self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime], concurrency: int
     ) -> None:
-        """``concurrency``: threads that send at once. Raises SettingsError when SMTP_URL cannot be used."""
+        """``concurrency``: threads that send at once.
+
+        Raises SettingsError when SMTP_URL or BOUNCE_ADDRESS cannot be used.
+        """
         self._settings = settings
         self._redis = client
         self._aware_clock = lambda: clock().replace(tzinfo=UTC)
         self._pool = HttpPool(concurrency, clock=lambda: clock().replace(tzinfo=UTC).timestamp())
         self._gmail: OrderedDict[tuple[str, ...], GmailAccount] = OrderedDict()
+        self.return_paths = settings.return_paths  # of e-mails through SMTP_URL; None: their sender's address
         try:
             self._smtp = SmtpProvider(settings.smtp_url) if settings.smtp_url else None
         except ValueError as error:
@@ -162,6 +167,13 @@ class SendingAccounts:
                 "let the operator set SMTP_URL"
             )
         return self._smtp
+
+    def with_return_path(self, notification: Email, tenant_id: str) -> Email:
+        """A notification of a tenant through SMTP_URL, with its own envelope sender."""
+        if self.return_paths is None:
+            return notification
+        return_path = self.return_paths.of_notification(tenant_id, notification.to)
+        return replace(notification, envelope_from=return_path)
 
     def close(self) -> None:
         self._pool.close()

@@ -439,6 +439,8 @@ WITH total AS (
         "completedAt" = %(now)s, "sentCount" = total.sent, "failedCount" = total.failed, "updatedAt" = %(now)s
     FROM total
     WHERE c.id = %(campaign_id)s AND c."tenantId" = %(tenant_id)s AND c.status = 'running' AND total.left_over = 0
+      -- a session that changed the row while this statement waited for it may have changed the counts: look again later
+      AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
       AND EXISTS (
           SELECT FROM worker.campaign_run r
           WHERE r.campaign_id = c.id AND r.tenant_id = c."tenantId" AND r.prepared

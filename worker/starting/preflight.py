@@ -7,6 +7,7 @@ from configparser import RawConfigParser
 from pathlib import Path
 
 from worker.errors import SettingsError
+from worker.providers.imap_url import parse_imap_url
 from worker.providers.smtp import SmtpProvider
 from worker.registry import SUPERVISED
 from worker.runtime import program
@@ -66,7 +67,9 @@ def _unusable(programs: Sequence[str]) -> Iterator[str]:
     if "campaign" in programs:
         campaign = program.settings_from_environment("campaign")
         yield from _unwritable([campaign.state_dir])
-        checks.append(lambda: _require_smtp(campaign))
+        checks += [lambda: _require_smtp(campaign), lambda: campaign.return_paths]
+    if "bounces" in programs and (url := program.settings_from_environment("bounces").bounce_mailbox_url):
+        checks.append(lambda: _require_mailbox(url))
     if "knowledge" in programs and (copies := program.settings_from_environment("knowledge").knowledge_snapshot_dir):
         yield from _unwritable([copies])
     if "qdrant" in programs:
@@ -93,6 +96,13 @@ def _require_smtp(settings: Settings) -> None:
             SmtpProvider(settings.smtp_url)
     except ValueError as error:
         raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
+
+
+def _require_mailbox(url: str) -> None:
+    try:
+        parse_imap_url(url)
+    except ValueError as error:
+        raise SettingsError(f"BOUNCE_MAILBOX_URL (a secret, not shown): {error}") from None
 
 
 def _qdrant_checks(settings: Settings) -> Iterator[Callable[[], object]]:

@@ -44,6 +44,7 @@ COUNTERS = {
         "Messages and campaigns that a provider refused: for an address, another reason, or too many in a row.",
         ("channel", "kind"),
     ),
+    "bounces_total": ("Delivery reports and complaints that were read, by what they say.", ("kind",)),
     "program_exits_total": ("Exits of a program under supervisord.", ("program",)),
     "lock_lost_total": ("Locks that were lost before their tick ended.", ("lock",)),
 }
@@ -53,6 +54,7 @@ FROM_ZERO: Mapping[str, tuple[Iterable[str], ...]] = {
     "job_runs_total": (tuple(LOCKS), ("success", "failure", "skipped")),
     "unconfirmed_total": (("email", "whatsapp", "call"),),
     "refusals_total": (("email", "whatsapp"), ("address", "refused", "campaign", "account", "breaker")),
+    "bounces_total": (("hard", "soft", "refused", "complaint", "unrecognised"),),
     "lock_lost_total": (tuple(LOCKS.values()),),
 }
 GAUGES = {

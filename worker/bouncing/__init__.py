@@ -1,0 +1,1 @@
+"""Delivery reports and complaints: what they say, whom they are about, and what follows from them."""
