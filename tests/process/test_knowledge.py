@@ -28,7 +28,8 @@ from sandbox.qdrant import Qdrant
 from sandbox.servers import ServerMissing
 from worker.knowledge import main
 from worker.runtime.counter_readings import read_all
-from worker.vectors.client import VectorStore, VectorStoreError
+from worker.vectors.client import VectorStore
+from worker.vectors.collection import VectorStoreError
 
 SIZE = 4
 KEY = "a-key-that-must-not-be-logged"

@@ -13,7 +13,8 @@ import pytest
 from worker.errors import ServerUnavailable
 from worker.vectors import client as client_module
 from worker.vectors.bounded_transport import LONGEST_ANSWER
-from worker.vectors.client import CollectionSnapshot, VectorStore, VectorStoreError
+from worker.vectors.client import VectorStore
+from worker.vectors.collection import CollectionSnapshot, VectorStoreError
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 SNAPSHOT = CollectionSnapshot("x.snapshot", datetime(2026, 1, 31), 1000, None)  # noqa: DTZ001
