@@ -203,6 +203,16 @@ def test_it_creates_the_collection_and_takes_a_snapshot(
     assert {each.metric: each.value for each in read_all(redis_client).gauges}["knowledge_points"] == 30
 
 
+def test_a_tick_with_nothing_to_do(settings: dict[str, str], knowledge: Run) -> None:
+    """It does not import qdrant-client, which would take most of its time: there is one every few minutes."""
+    knowledge("--once")
+    argv = [sys.executable, "-X", "importtime", "-m", "worker.knowledge", "--once"]
+    done = subprocess.run(argv, cwd=PROJECT, env=settings, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "worker.vectors.reader" in imported
+    assert imported & {"worker.vectors.client", "qdrant_client", "httpx", "numpy", "pydantic", "grpc"} == set()
+
+
 @pytest.mark.parametrize(
     ("vectors", "problem"),
     [

@@ -1,9 +1,9 @@
 """Writes to Qdrant what the job knowledge needs: a collection, its snapshots, and restoring one.
 
-Only this module imports qdrant-client (60 MB and half a second): who has nothing to write does with VectorReader, and
-imports it only when there is something. Every method raises ServerUnavailable when Qdrant
-does not answer, and VectorStoreError with Qdrant's own words when it refuses. Each exchange has a deadline in all and
-a limit for its answer, whatever Qdrant or a proxy before it sends. Source: https://api.qdrant.tech/
+Only this module imports qdrant-client, which costs 60 MB and most of a second: to read, VectorReader is enough. Every
+method raises ServerUnavailable when Qdrant does not answer, and VectorStoreError with Qdrant's own words when it
+refuses. Each exchange has a deadline in all and a limit for its answer, whatever Qdrant or a proxy before it sends.
+Source: https://api.qdrant.tech/
 """
 
 import hashlib

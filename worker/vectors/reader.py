@@ -111,9 +111,8 @@ def snapshot_from(description: Any) -> CollectionSnapshot:
     """One snapshot from Qdrant's description of it. Raises ValueError."""
     taken_at = LONG_AGO
     with suppress(ValueError, OverflowError):  # the server may not report the time
-        taken_at = datetime.fromisoformat(text_at(description, "creation_time"))
-        if taken_at.tzinfo:
-            taken_at = taken_at.astimezone(UTC).replace(tzinfo=None)
+        created = datetime.fromisoformat(text_at(description, "creation_time"))
+        taken_at = created.astimezone(UTC).replace(tzinfo=None) if created.tzinfo else created
     sha256 = text_at(description, "checksum") or None
     return CollectionSnapshot(_text(description, "name"), taken_at, _number(description, "size"), sha256)
 
