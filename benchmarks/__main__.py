@@ -20,14 +20,16 @@ process and measures it. Everything it started ends with it, and nothing is left
 benchmarks:
   campaign   bin/campaign --once with CAMPAIGN_BATCH_DELAY=0 and one due campaign. For each channel and each number of
              recipients a fresh database; before it, in the same run, the bare transport: the same messages, built
-             beforehand, through plain smtplib or urllib3 over as many kept connections (20,000 at most). Afterwards
-             it is verified that every recipient is 'sent', that the outbox ("EmailLog") has one row for each e-mail,
-             and that the sink counted each message once.
+             beforehand, through plain smtplib or http.client over as many kept connections (20,000 at most).
+             Afterwards it is verified that every recipient is 'sent', that the outbox ("EmailLog") has one row for
+             each e-mail, and that the sink counted each message once.
+  gmail      short for campaign --channel gmail: e-mail of a user who connected Gmail, into a sink that answers as its
+             API does.
   reminders  bin/reminders --once on 1,000 tenants with a million leads of which a thousand are due: the others were
              contacted an hour ago, or half of them are quiet and were reminded of an hour ago, to one recipient or to
              two of each tenant; then the same once more, when nothing is due. Takes no options but --json.
   calls      bin/calls --once on 1,000 tenants with 100,000 queued calls, as many that are over, and five slots each;
-             before it the bare transport: the same forms through plain urllib3. It is verified that each call was
+             before it the bare transport: the same forms through plain http.client. It is verified that each call was
              placed and booked once. Then ticks in which everybody waits for a slot, and the query plans.
   memory     all programs under supervisord with conf/supervisord.worker.conf once each job has ended its first tick,
              without Qdrant: their memory, and the imports that cost most of it. Takes no options but --json.
@@ -35,7 +37,7 @@ benchmarks:
   reaction   the same programs: when all of them run, how late the first messages of 20 due campaigns come, and
              /metrics, asked through 8 connections for --seconds."""
 
-BENCHMARKS = {"campaign": campaign.run, "reminders": reminders.run, "calls": calls.run}
+BENCHMARKS = {"campaign": campaign.run, "gmail": campaign.run_gmail, "reminders": reminders.run, "calls": calls.run}
 BENCHMARKS |= {"memory": memory.run, "idle": idle.run, "reaction": reaction.run}
 
 EPILOG = """\
@@ -91,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "--recipients", type=numbers, default=[5_000, 100_000], metavar="N,...", help="default: 5000,100000"
     )
     result.add_argument(
-        "--channel", type=channels, default=["email"], metavar="C,...", help="email, whatsapp or both; default: email"
+        "--channel", type=channels, default=["email"], metavar="C,...", help="email, whatsapp, gmail; default: email"
     )
     result.add_argument("--concurrency", type=number, default=8, metavar="N", help="connections; default: 8")
     result.add_argument(
@@ -117,8 +119,8 @@ def numbers(raw: str) -> list[int]:
 
 
 def channels(raw: str) -> list[str]:
-    if unknown := set(raw.split(",")) - {"email", "whatsapp"}:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))!r} is neither email nor whatsapp")
+    if unknown := set(raw.split(",")) - {"email", "whatsapp", "gmail"}:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))!r} is neither email nor whatsapp nor gmail")
     return raw.split(",")
 
 

@@ -4,7 +4,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from worker.calling.accounts import CallingAccounts, TwilioAccount
-from worker.calling.queued_call import ClaimedCall, ReadyCall
+from worker.calling.queued_call import Booking, ClaimedCall, ReadyCall
 from worker.calling.requests import CallRequests
 from worker.calling.settlement import CallSettlement
 from worker.content.calls import call_form
@@ -44,7 +44,9 @@ class CallPlacement:
         request = partial(_place, account, form, boot_seconds() + PLACE_SECONDS)
         self._requests.submit(claim.id, request, partial(self._settle, account, claim))
 
-    def _settle(self, account: TwilioAccount, claim: ClaimedCall, request: Future[PlacedCall | None]) -> None:
+    def _settle(
+        self, account: TwilioAccount, claim: ClaimedCall, request: Future[PlacedCall | None]
+    ) -> Booking | None:
         try:
             placed = None if request.cancelled() else request.result()
         except SendError as error:
@@ -53,12 +55,12 @@ class CallPlacement:
                 self._settlement.mark_unconfirmed(claim, str(error))
             else:
                 self._settlement.fail(claim, error)
-            return
+            return None
         if placed is None:
             self._settlement.release(claim)
-            return
+            return None
         self._accounts.record_answer(account, None)
-        self._settlement.book(claim, placed)
+        return Booking(claim, placed)
 
 
 def _place(account: TwilioAccount, form: list[tuple[str, str]], place_until: float) -> PlacedCall | None:

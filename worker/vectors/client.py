@@ -10,23 +10,22 @@ import hashlib
 import json
 import os
 import secrets
+import ssl
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 import httpx
-import urllib3
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from worker.errors import ServerUnavailable
 from worker.providers.deadlines import Deadline, exchange
-from worker.providers.http import pools_with_deadlines
-from worker.vectors.bounded_transport import BoundedTransport
+from worker.vectors.bounded_transport import BoundedTransport, attach_socket
 from worker.vectors.collection import (
     LONGEST_SNAPSHOT_SECONDS,
     PARTIAL_SUFFIX,
@@ -50,6 +49,7 @@ class VectorStore(VectorReader):
         """Connects to nothing yet."""
         super().__init__(url, api_key, read_exchange_seconds)
         self._api_key = api_key
+        tls = ssl.create_default_context()  # the system's authorities, as for all other servers
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a key without TLS: the operator chooses the network
             self._client = QdrantClient(
@@ -57,14 +57,19 @@ class VectorStore(VectorReader):
                 api_key=api_key,
                 timeout=LONGEST_SNAPSHOT_SECONDS,
                 check_compatibility=False,
-                transport=BoundedTransport(WRITE_EXCHANGE_SECONDS, read_exchange_seconds),
+                transport=BoundedTransport(WRITE_EXCHANGE_SECONDS, read_exchange_seconds, tls),
             )
-        self._http = pools_with_deadlines(retries=False, timeout=urllib3.Timeout(connect=5.0, read=60.0))
+        self._http = httpx.Client(
+            verify=tls,
+            timeout=httpx.Timeout(60.0, connect=5.0),
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,  # no proxies
+        )
 
     def close(self) -> None:
         super().close()
         self._client.close()
-        self._http.clear()
+        self._http.close()
 
     def create(self, name: str, size: int) -> bool:
         """Creates a collection for vectors of ``size`` numbers, compared by cosine, with an index on the tenant.
@@ -169,18 +174,19 @@ class VectorStore(VectorReader):
     def _stream_until(self, deadline: Deadline, name: str, snapshot: CollectionSnapshot, file: BinaryIO) -> str:
         what, digest, left = f"copy of snapshot {snapshot.name}", hashlib.sha256(), snapshot.size_bytes
         url = self._snapshot_url(name, snapshot.name)
+        extensions = {"trace": attach_socket}
+        headers = {"Accept-Encoding": "identity", **self._headers}
         try:
-            response = self._http.request("GET", url, headers=self._headers, preload_content=False, redirect=False)
-            with closing(response):
-                if response.status != 200:
-                    raise VectorStoreError(f"{what}: Qdrant answers HTTP {response.status}")
-                for chunk in response.stream(CHUNK_BYTES, decode_content=False):
+            with self._http.stream("GET", url, headers=headers, extensions=extensions) as response:
+                if response.status_code != 200:
+                    raise VectorStoreError(f"{what}: Qdrant answers HTTP {response.status_code}")
+                for chunk in response.iter_raw(CHUNK_BYTES):
                     left -= len(chunk)
                     if left < 0:
                         raise VectorStoreError(f"{what}: more arrives than its {snapshot.size_bytes} bytes")
                     file.write(chunk)
                     digest.update(chunk)
-        except urllib3.exceptions.HTTPError as error:
+        except httpx.TransportError as error:
             raise ServerUnavailable("Qdrant", f"{what}: {deadline.explain(error)}") from error
         return digest.hexdigest()
 
