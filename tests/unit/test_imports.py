@@ -26,6 +26,7 @@ FORBIDDEN = {
     "worker.web.gunicorn_worker": QDRANT | CIPHERS | SUPERVISOR | MESSAGES | DATABASE | {"redis", "falcon", "jinja2"},
     "worker.supervision.supervisord_extension": QDRANT | WEB | CIPHERS | MESSAGES | DATABASE | {"redis"},
     "worker.call_cleanup": QDRANT | WEB | CIPHERS | SUPERVISOR | MESSAGES,
+    "worker.knowledge": QDRANT | WEB | CIPHERS | SUPERVISOR | PHONES,
     "worker.reminders": QDRANT | WEB | SUPERVISOR,
     "worker.trial": QDRANT | WEB | SUPERVISOR,
 }

@@ -1,5 +1,6 @@
 """How the client of Qdrant exchanges requests and answers: each within a deadline, and no answer without a limit."""
 
+import ssl
 from typing import Any
 
 import httpx
@@ -16,11 +17,11 @@ class BoundedTransport(httpx.BaseTransport):
     No connection is kept: so each exchange reports its socket, which the deadline can end.
     """
 
-    def __init__(self, exchange_seconds: float, answer_seconds: float) -> None:
+    def __init__(self, exchange_seconds: float, answer_seconds: float, tls: ssl.SSLContext) -> None:
         """``answer_seconds``: for the body of an answer, once its head is there."""
         self._exchange_seconds = exchange_seconds
         self._answer_seconds = answer_seconds
-        self._inner = httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
+        self._inner = httpx.HTTPTransport(verify=tls, limits=httpx.Limits(max_keepalive_connections=0))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.headers["Accept-Encoding"] = "identity"  # a short compressed answer may be a long one

@@ -18,7 +18,8 @@ from worker.runtime.clock import utc_now
 from worker.runtime.console import progress, write
 from worker.runtime.lock import Lock
 from worker.runtime.settings import Settings
-from worker.vectors.client import CollectionSnapshot, VectorStore
+from worker.vectors.client import VectorStore
+from worker.vectors.collection import CollectionSnapshot
 from worker.vectors.scratch import new_scratch_name
 from worker.vectors.snapshot_sources import SnapshotFinder, SnapshotSource, file_size
 from worker.vectors.snapshots import SnapshotCopies, SnapshotRecord, SnapshotRecordStore, take

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from worker.errors import CommandRefused
 from worker.runtime.settings import Settings
-from worker.vectors.client import CollectionSnapshot, VectorStore
+from worker.vectors.client import VectorStore
+from worker.vectors.collection import CollectionSnapshot
 from worker.vectors.snapshots import SnapshotCopies
 
 
