@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Runs one command. Returns the exit status, 1 when it could not be done; raises SettingsError."""
-    from worker.vectors.commands import KnowledgeCommands, write  # the job itself does without
+    from worker.vectors.commands import KnowledgeCommands  # the job itself does without
 
     settings = program.settings_from_environment("knowledge")
     client = program.redis_client(settings)
