@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from benchmarks import calls, campaign, reminders
+from benchmarks import calls, campaign, idle, memory, reaction, reminders
 from benchmarks.report import Failure, Progress, Report
 from sandbox.servers import ServerFailed, ServerMissing
 
@@ -20,17 +20,25 @@ process and measures it. Everything it started ends with it, and nothing is left
 benchmarks:
   campaign   bin/campaign --once with CAMPAIGN_BATCH_DELAY=0 and one due campaign. For each channel and each number of
              recipients a fresh database; before it, in the same run, the bare transport: the same messages, built
-             beforehand, through plain smtplib or urllib3 over as many kept connections (20,000 at most). Afterwards
-             it is verified that every recipient is 'sent', that the outbox ("EmailLog") has one row for each e-mail,
-             and that the sink counted each message once.
+             beforehand, through plain smtplib or http.client over as many kept connections (20,000 at most).
+             Afterwards it is verified that every recipient is 'sent', that the outbox ("EmailLog") has one row for
+             each e-mail, and that the sink counted each message once.
+  gmail      short for campaign --channel gmail: e-mail of a user who connected Gmail, into a sink that answers as its
+             API does.
   reminders  bin/reminders --once on 1,000 tenants with a million leads of which a thousand are due: the others were
              contacted an hour ago, or half of them are quiet and were reminded of an hour ago, to one recipient or to
              two of each tenant; then the same once more, when nothing is due. Takes no options but --json.
   calls      bin/calls --once on 1,000 tenants with 100,000 queued calls, as many that are over, and five slots each;
-             before it the bare transport: the same forms through plain urllib3. It is verified that each call was
-             placed and booked once. Then ticks in which everybody waits for a slot, and the query plans."""
+             before it the bare transport: the same forms through plain http.client. It is verified that each call was
+             placed and booked once. Then ticks in which everybody waits for a slot, and the query plans.
+  memory     all programs under supervisord with conf/supervisord.worker.conf once each job has ended its first tick,
+             without Qdrant: their memory, and the imports that cost most of it. Takes no options but --json.
+  idle       the same programs for --seconds: their CPU time, and what PostgreSQL and Redis count of them.
+  reaction   the same programs: when all of them run, how late the first messages of 20 due campaigns come, and
+             /metrics, asked through 8 connections for --seconds."""
 
-BENCHMARKS = {"campaign": campaign.run, "reminders": reminders.run, "calls": calls.run}
+BENCHMARKS = {"campaign": campaign.run, "gmail": campaign.run_gmail, "reminders": reminders.run, "calls": calls.run}
+BENCHMARKS |= {"memory": memory.run, "idle": idle.run, "reaction": reaction.run}
 
 EPILOG = """\
 columns of campaign:
@@ -48,6 +56,11 @@ columns of calls:
   per_second     calls a second, from the first CallLog row to the last one; bare/s, ratio, job us, db us, stmts and
                  peak MB as for campaign, for each call
   idle ms        a tick in which nobody has a free slot
+columns of memory:
+  rests          whether the program waits for its next tick as a small process
+  PSS MB         what n processes share counts as an n-th for each (proc(5), smaps_rollup)
+  own MB         memory that it shares with no other process
+  largest ...    what its modules cost when a new process imports them, by package, without those they import in turn
 
 The SMTP sink is Postfix's smtp-sink where it is installed (also in /usr/sbin), else a small one of our own.
 Exit status: 0 measured and verified, whether or not a target was met; 1 a count was wrong or a server failed;
@@ -80,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "--recipients", type=numbers, default=[5_000, 100_000], metavar="N,...", help="default: 5000,100000"
     )
     result.add_argument(
-        "--channel", type=channels, default=["email"], metavar="C,...", help="email, whatsapp or both; default: email"
+        "--channel", type=channels, default=["email"], metavar="C,...", help="email, whatsapp, gmail; default: email"
     )
     result.add_argument("--concurrency", type=number, default=8, metavar="N", help="connections; default: 8")
     result.add_argument(
@@ -88,6 +101,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--tenants", type=number, default=1_000, metavar="N", help="of calls; default: 1000")
     result.add_argument("--queued", type=number, default=100_000, metavar="N", help="calls; default: 100000")
+    result.add_argument(
+        "--seconds", type=number, default=None, metavar="N", help="of idle, default: 300; of reaction, default: 5"
+    )
     result.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return result
 
@@ -103,8 +119,8 @@ def numbers(raw: str) -> list[int]:
 
 
 def channels(raw: str) -> list[str]:
-    if unknown := set(raw.split(",")) - {"email", "whatsapp"}:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))!r} is neither email nor whatsapp")
+    if unknown := set(raw.split(",")) - {"email", "whatsapp", "gmail"}:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))!r} is neither email nor whatsapp nor gmail")
     return raw.split(",")
 
 

@@ -1,12 +1,13 @@
 """What the bare transport can do: a campaign's own messages, built beforehand, over kept connections.
 
-    python -m benchmarks.bare DATABASE_URL CAMPAIGN_ID SINK_PORT CONNECTIONS MESSAGES
+    python -m benchmarks.bare DATABASE_URL CAMPAIGN_ID CHANNEL SINK_PORT CONNECTIONS MESSAGES
 
-sends up to so many messages of the campaign with plain smtplib or urllib3 and prints {"messages", "seconds",
+sends up to so many messages of the campaign with plain smtplib or http.client and prints {"messages", "seconds",
 "cpu_seconds"}; the database stays as it is. A process of its own, so that its memory and its threads are not
 the benchmark's.
 """
 
+import base64
 import json
 import smtplib
 import sys
@@ -14,9 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from http.client import HTTPConnection
 from typing import Any
-
-import urllib3
 
 from worker.campaigns.batch import Recipient
 from worker.campaigns.campaign import Campaign
@@ -33,14 +34,19 @@ FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s ORDER BY id LIMIT 
 Send = Callable[[Any], None]
 
 
-def main(url: str, campaign_id: str, port: int, connections: int, limit: int) -> dict[str, float]:
+def main(url: str, campaign_id: str, channel: str, port: int, connections: int, limit: int) -> dict[str, float]:
     database = Database(url, "bench bare")
     [row] = database.all(queries("campaign")["campaign"], campaign_id=campaign_id, largest=100_000_000)
     recipients = [Recipient(**each) for each in database.all(_RECIPIENTS, campaign_id=campaign_id, limit=limit)]
     database.close()
     campaign = Campaign.from_row(row)
     messages = built(campaign, recipients)
-    sends = [smtp(port) if campaign.channel == "email" else http(port, campaign) for _ in range(connections)]
+    transports: dict[str, Callable[[int], Send]] = {
+        "email": smtp,
+        "whatsapp": partial(whatsapp, campaign),
+        "gmail": partial(gmail, campaign),
+    }
+    sends = [transports[channel](port) for _ in range(connections)]
     waiting = deque(messages)
     threads = [threading.Thread(target=send_all, args=(send, waiting)) for send in sends]
     began, cpu_began = time.monotonic(), time.process_time()
@@ -72,18 +78,27 @@ def smtp(port: int) -> Send:
     return send
 
 
-def http(port: int, campaign: Campaign) -> Send:
-    """One kept connection of urllib3."""
+def whatsapp(campaign: Campaign, port: int) -> Send:
     account = settings_object(campaign.user.tenant_settings, "whatsapp")
-    pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=1)
-    headers = {"Authorization": f"Bearer {account['token']}", "Content-Type": "application/json"}
+    post = http(port, f"/{account['phoneId']}/messages", account["token"])
+    return lambda message: post(message.payload)
 
-    def send(message: WhatsAppMessage) -> None:
-        path = f"/{account['phoneId']}/messages"
-        answer = pool.urlopen("POST", path, json.dumps(message.payload).encode(), headers, retries=False)
-        json.loads(answer.data)
 
-    return send
+def gmail(campaign: Campaign, port: int) -> Send:
+    post = http(port, "/gmail/v1/users/me/messages/send", str(campaign.user.gmail_access_token))
+    return lambda message: post({"raw": base64.urlsafe_b64encode(message.content).decode("ascii")})
+
+
+def http(port: int, path: str, token: str) -> Callable[[object], None]:
+    """One kept connection of the standard http.client."""
+    connection = HTTPConnection("127.0.0.1", port)
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def post(body: object) -> None:
+        connection.request("POST", path, json.dumps(body).encode(), headers)
+        json.loads(connection.getresponse().read())
+
+    return post
 
 
 def send_all(send: Send, waiting: deque[Any]) -> None:
@@ -96,4 +111,5 @@ def send_all(send: Send, waiting: deque[Any]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]))))
+    _, url, campaign_id, channel, *numbers = sys.argv
+    print(json.dumps(main(url, campaign_id, channel, *map(int, numbers))))

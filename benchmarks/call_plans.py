@@ -51,7 +51,13 @@ def plans(url: str) -> list[Plan]:
             explained(database, "claim", **claim),
         ]
         (first, *_) = database.all("SELECT queue_id FROM worker.call_claim")
-        booked = {"id": first["queue_id"], "holder": "bench", "sid": "CA-bench", "status": "queued", "now": now}
+        booked = {
+            "ids": [first["queue_id"]],
+            "sids": ["CA-bench"],
+            "statuses": ["queued"],
+            "holder": "bench",
+            "now": now,
+        }
         found.append(explained(database, "book", **booked))
         found.append(explained(database, "stale_calls", now=now, skipped_tenants=[], size=8))
         database.execute("ROLLBACK")

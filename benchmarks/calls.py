@@ -2,8 +2,8 @@
 
     python -m benchmarks.calls PORT CONNECTIONS CALLS
 
-is that bare transport: it places so many calls at the sink with plain urllib3 and prints {"calls", "seconds"}. It is
-a process of its own, so that its memory and its threads are not the benchmark's.
+is that bare transport: it places so many calls at the sink with plain http.client and prints {"calls", "seconds"}.
+It is a process of its own, so that its memory and its threads are not the benchmark's.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import time
 from collections import deque
 from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlencode
 
 import psycopg2
-import urllib3
 
 from benchmarks.call_plans import Plan, plans
 from benchmarks.jobrun import Usage, run_job
@@ -251,19 +251,20 @@ def plan_target(plan: Plan) -> Target:
 
 
 def bare(port: int, connections: int, calls: int) -> dict[str, float]:
-    """Places ``calls`` over ``connections`` kept connections of plain urllib3; the forms are made beforehand."""
+    """Places ``calls`` over ``connections`` kept connections of plain http.client; the forms are made beforehand."""
     waiting = deque(urlencode(form(number)).encode() for number in range(calls))
-    pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=connections)
     headers = {"Authorization": "Basic eDp4", "Content-Type": "application/x-www-form-urlencoded"}
 
     def place_calls() -> None:
+        connection = HTTPConnection("127.0.0.1", port)
         while True:
             try:
                 body = waiting.popleft()
             except IndexError:
                 return
             path = f"/2010-04-01/Accounts/AC{0:032x}/Calls.json"
-            json.loads(pool.urlopen("POST", path, body, headers, retries=False).data)
+            connection.request("POST", path, body, headers)
+            json.loads(connection.getresponse().read())
 
     threads = [threading.Thread(target=place_calls) for _ in range(connections)]
     began = time.monotonic()

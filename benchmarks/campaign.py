@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
 
@@ -18,7 +18,8 @@ from benchmarks.measurement import COLUMNS, Measurement, line, targets
 from benchmarks.report import Failure, Progress, Report
 from benchmarks.sinks import PROJECT, Sink, http_sink, smtp_sink
 from benchmarks.world import World, world
-from sandbox.crm import Crm
+from sandbox import accounts
+from sandbox.crm import Crm, utc_now
 
 BARE_LIMIT = 20_000  # messages; enough for a steady rate
 APPLICATION = "crm-worker campaign"
@@ -48,6 +49,12 @@ def run(options: argparse.Namespace, progress: Progress) -> Report:
     return Report(title, COLUMNS, [line(each) for each in measured], measured, targets(measured))
 
 
+def run_gmail(options: argparse.Namespace, progress: Progress) -> Report:
+    """The same for e-mail through Gmail."""
+    options.channel = ["gmail"]
+    return run(options, progress)
+
+
 def measure(
     servers: World, channel: str, recipients: int, options: argparse.Namespace, progress: Progress
 ) -> Measurement:
@@ -58,7 +65,7 @@ def measure(
     campaign_id = seed(url, channel, recipients)
     with (smtp_sink if channel == "email" else http_sink)(servers.folder) as sink:
         progress.say(f"{what}: bare transport into {sink.name} ...")
-        bare = run_bare(url, campaign_id, sink, options.concurrency)
+        bare = run_bare(url, campaign_id, channel, sink, options.concurrency)
         before = sink.count()
         progress.say(f"{what}: bin/campaign --once ...")
         usage = run_job(
@@ -76,14 +83,26 @@ def seed(url: str, channel: str, recipients: int) -> str:
     """A due campaign; returns its id."""
     with closing(psycopg2.connect(url)) as connection:
         crm = Crm(connection)
-        texts: dict[str, Any] = {"textContent": TEXT} | ({"htmlContent": HTML} if channel == "email" else {})
-        campaign_id = crm.add_campaign(channel, recipients=recipients, **texts)
+        texts: dict[str, Any] = {"textContent": TEXT} | ({} if channel == "whatsapp" else {"htmlContent": HTML})
+        if channel == "gmail":
+            texts |= gmail_user(crm)
+        campaign_id = crm.add_campaign(
+            "whatsapp" if channel == "whatsapp" else "email", recipients=recipients, **texts
+        )
         crm.execute("VACUUM ANALYZE")
         return campaign_id
 
 
-def run_bare(url: str, campaign_id: str, sink: Sink, connections: int) -> dict[str, float]:
-    argv = [sys.executable, "-m", "benchmarks.bare", url, campaign_id]
+def gmail_user(crm: Crm) -> dict[str, str]:
+    """The tenant and the user of a campaign that leaves through Gmail, with a token that needs no refresh."""
+    settings = {"mail": accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)}
+    tenant_id = crm.add_tenant(settings=settings)
+    columns = accounts.gmail_columns("asha@shop.example") | {"gmailTokenExpiry": utc_now() + timedelta(days=1)}
+    return {"tenant_id": tenant_id, "user_id": crm.add_user(tenant_id, **columns)}
+
+
+def run_bare(url: str, campaign_id: str, channel: str, sink: Sink, connections: int) -> dict[str, float]:
+    argv = [sys.executable, "-m", "benchmarks.bare", url, campaign_id, channel]
     argv += [str(sink.port), str(connections), str(BARE_LIMIT)]
     done = subprocess.run(argv, stdout=subprocess.PIPE, cwd=PROJECT, check=False)
     if done.returncode != 0:
@@ -99,8 +118,13 @@ def environment(servers: World, url: str, sink: Sink, options: argparse.Namespac
         "DATABASE_URL": url,
         "REDIS_URL": servers.redis.url,
         "STATE_DIR": str(servers.folder / "state"),
+        "PUBLIC_URL": "https://mail.crm.example.in",  # each e-mail has an unsubscribe link
+        "UNSUBSCRIBE_KEY": "5a" * 32,
         "SMTP_URL": f"smtp://127.0.0.1:{sink.port}",
         "WHATSAPP_API_URL": f"http://127.0.0.1:{sink.port}",
+        "GMAIL_API_URL": f"http://127.0.0.1:{sink.port}",
+        "ENCRYPTION_KEY": accounts.ENCRYPTION_KEY,
+        "GOOGLE_TOKEN_URL": f"http://127.0.0.1:{sink.port}/token",
         "WHATSAPP_RATE": UNPACED,
         "GMAIL_RATE": UNPACED,
         "CAMPAIGN_BATCH_DELAY": "0",
@@ -127,7 +151,7 @@ def verified(url: str, campaign_id: str, channel: str, recipients: int, sink_cou
         counts = crm.counts(campaign_id)
         rows, messages = crm.execute('SELECT count(*), count(DISTINCT "messageId") FROM "EmailLog"')[0]
         logged: dict[str, datetime] = dict(crm.execute('SELECT action, "createdAt" FROM "CampaignLog"'))
-    outbox = recipients if channel == "email" else 0
+    outbox = 0 if channel == "whatsapp" else recipients
     for what, wanted, found in (
         ("recipients by status", {"sent": recipients}, counts),
         ("rows of EmailLog", outbox, rows),

@@ -1,4 +1,4 @@
-"""An HTTP server that accepts every WhatsApp message and every call with a new id, as the Cloud API and Twilio do.
+"""An HTTP server that accepts every message and every call with a new id, as the Cloud API, Gmail and Twilio do.
 
     python -m benchmarks.http_sink PORT FILE
 
@@ -19,6 +19,10 @@ _KINDS = [
     (
         re.compile(rb"POST /\S*/messages HTTP/1\.1\r\n"),
         b'{"messaging_product":"whatsapp","messages":[{"id":"wamid.%024d"}]}',
+    ),
+    (
+        re.compile(rb"POST /gmail/v1/users/me/messages/send HTTP/1\.1\r\n"),
+        b'{"id":"%016x","threadId":"19a0000000000000","labelIds":["SENT"]}',
     ),
     (
         re.compile(rb"POST /\S*/Accounts/AC[0-9a-f]{32}/Calls\.json HTTP/1\.1\r\n"),

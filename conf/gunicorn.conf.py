@@ -1,7 +1,7 @@
 """gunicorn's settings for the web process; bin/web checks the environment and then starts it with them.
 
-One process is enough: it reads what the jobs wrote and keeps that for two seconds. Two threads are enough, too: they
-wait for the same answers of the servers, and never for a client (worker/web/http_server.py).
+One process is enough: it reads what the jobs wrote and keeps that for two seconds. Two threads for each address are
+enough, too: they wait for the same answers of the servers, and never for a client (worker/web/http_server.py).
 """
 
 import os
@@ -11,7 +11,9 @@ from worker.runtime import settings
 from worker.web.http_connection import HEAD_BYTES
 
 wsgi_app = "worker.web.app:create()"
-bind = f"0.0.0.0:{settings.load(os.environ, 'web').port}"
+loaded = settings.load(os.environ, "web")
+# the status page first, then what everybody may reach: worker/web/gunicorn_worker.py
+bind = [f"0.0.0.0:{port}" for port in (loaded.port, loaded.public_port if loaded.public_url else None) if port]
 workers = 1
 worker_class = "worker.web.gunicorn_worker.EventLoopWorker"
 threads = 2

@@ -4,12 +4,13 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from sandbox import demo_jobs
-from sandbox.crm import Crm, apply_schema, has_schema, utc_now
+from sandbox.crm import HTML, Crm, apply_schema, has_schema, utc_now
 from sandbox.quickstart_environment import QuickstartEnvironment
 from worker.runtime.migrations import migrate
 
 EMAILS, WHATSAPPS = 500, 200
 REFUSED = "nobody.here@refused.example"
+UNSUBSCRIBE = '<p><a href="{{unsubscribe_url}}">Unsubscribe</a></p></body>'
 EMAIL_NAME, WHATSAPP_NAME = "Diwali offers by e-mail", "Diwali offers on WhatsApp"
 
 
@@ -54,7 +55,10 @@ def _insert(environment: QuickstartEnvironment) -> DemoCampaigns:
         apply_schema(connection)
         migrate(connection)
         crm = Crm(connection)
-        email_id = crm.add_campaign("email", recipients=EMAILS - 1, status="draft", name=EMAIL_NAME)
+        html = HTML.replace("</body>", UNSUBSCRIBE)
+        email_id = crm.add_campaign(
+            "email", recipients=EMAILS - 1, status="draft", name=EMAIL_NAME, htmlContent=html, textContent=""
+        )
         crm.add_recipient(email_id, recipientName="Nobody", recipientEmail=REFUSED)
         crm.execute("""UPDATE "Campaign" SET "totalRecipients" = %s WHERE id = %s""", (EMAILS, email_id))
         whatsapp_id = crm.add_campaign("whatsapp", recipients=WHATSAPPS, status="draft", name=WHATSAPP_NAME)

@@ -4,6 +4,7 @@ The programs come from conf/supervisord.worker.conf, the production configuratio
 sockets. Everything is in one folder and on 127.0.0.1.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -31,7 +32,7 @@ DATABASE = "bharat_crm_quickstart"
 START_SECONDS = 60.0
 STOP_SECONDS = 40.0
 PROGRAM_SECTIONS = ("program:", "eventlistener:")
-PORTS = ("supervisor", "postgres", "redis", "smtp", "http", "web", "qdrant", "qdrant-grpc")
+PORTS = ("supervisor", "postgres", "redis", "smtp", "http", "web", "public", "qdrant", "qdrant-grpc")
 
 
 class QuickstartEnvironment:
@@ -55,6 +56,11 @@ class QuickstartEnvironment:
     def web_url(self) -> str:
         """The address of bin/web."""
         return f"http://127.0.0.1:{self._ports['web']}"
+
+    @property
+    def public_url(self) -> str:
+        """The address of the page behind unsubscribe links."""
+        return f"http://127.0.0.1:{self._ports['public']}"
 
     @property
     def qdrant_url(self) -> str:
@@ -145,8 +151,10 @@ class QuickstartEnvironment:
             "STATE_DIR": str(self.folder / "state"),
             **self.world.environment,
             "APP_URL": "https://app.crm.example.in",
-            "UNSUBSCRIBE_URL": "https://app.crm.example.in/unsubscribe?r={{recipient_id}}",
             "PORT": str(self._ports["web"]),
+            "PUBLIC_PORT": str(self._ports["public"]),
+            "PUBLIC_URL": self.public_url,
+            "UNSUBSCRIBE_KEY": hashlib.sha256(kept_password(self.folder / "unsubscribe-key").encode()).hexdigest(),
             "QDRANT_URL": self.qdrant_url,
             "QDRANT_API_KEY": kept_password(self.qdrant_key),
             "QDRANT_DEVELOPMENT": "true",  # used where Qdrant's own program is not installed

@@ -92,7 +92,7 @@ class BouncesJob:
             if counts:
                 log.info("delivery reports read", {"all": ended, **counts})
         next_at = None if ended else now + timedelta(seconds=NEXT_TICK_SECONDS)
-        return TickResult(dict(counts), next_at, unfinished=not ended)
+        return TickResult(dict(counts), next_at, unfinished=not ended, may_rest=ended)
 
     def close(self) -> bool:
         return True

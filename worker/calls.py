@@ -25,6 +25,7 @@ from worker.runtime.db import Row, queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
+from worker.sending.suppression import SuppressionWatch
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,10 @@ class CallsJob:
         settlement = CallSettlement(context, self._reporter, lease.holder, monotonic)
         self._claims = CallClaims(context, lease, settlement)
         self._accounts = CallingAccounts(settings, context.redis, REQUEST_THREADS, monotonic, context.clock)
-        self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds)
+        self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds, settlement)
         self._selection = CallSelection(context, self._accounts, settlement, self._requests, monotonic)
-        self._placement = CallPlacement(settings.app_url or "", self._accounts, settlement, self._requests)
+        watch = SuppressionWatch(self._db, monotonic)
+        self._placement = CallPlacement(settings.app_url or "", self._accounts, settlement, self._requests, watch)
         self._reconciliation = CallReconciliation(
             context, self._accounts, self._claims, settlement, self._requests, self._reporter, monotonic
         )
@@ -108,6 +110,7 @@ class CallsJob:
                 waits.append(0.0)
                 break
             choice = self._selection.choose(accounts[first : first + ACCOUNTS_AT_ONCE], now)
+            self._requests.settle_finished(0.0)  # those that ended meanwhile do not wait for the claim, too
             claimed = self._claims.claim(choice.candidates, now)
             for call in claimed:
                 self._placement.submit(call)

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
+from worker.campaigns import command_line
 from worker.campaigns.batch import Batch
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
 from worker.campaigns.dispatcher import Dispatcher, account_of
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.link_writer import LinkWriter
+from worker.campaigns.opt_outs import stop_suppressed
 from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.recovery import BatchRecovery
 from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS, CampaignRuns
@@ -24,7 +26,7 @@ from worker.campaigns.settlement import BatchSettlements
 from worker.campaigns.survey import CampaignBacklog, Survey
 from worker.campaigns.targets import prepare
 from worker.campaigns.transport import TransportRouter
-from worker.errors import CampaignRejected, TransportMissing
+from worker.errors import AccountRejected, CampaignRejected, TransportMissing
 from worker.providers.google_token import InvalidGrant
 from worker.runtime import program
 from worker.runtime.db import queries
@@ -34,12 +36,9 @@ from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
 from worker.sending.gmail_grants import update_grant
 from worker.sending.requests import RequestThreads
+from worker.sending.suppression import SuppressionWatch
 
 log = logging.getLogger(__name__)
-
-DESCRIPTION = """\
-Sends the due e-mail and WhatsApp campaigns of all tenants, each message once: starts campaigns whose time has
-come, gives every running campaign one batch after the other, and settles what a killed worker left behind."""
 
 LARGE_BYTES = 1024 * 1024  # the texts of a large campaign
 OPEN_BYTES = 64 * 1024 * 1024  # the texts of all large campaigns that are sent at the same time
@@ -47,7 +46,11 @@ STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return program.run_job("campaign", DESCRIPTION, CampaignJob, arguments)
+    """Returns the exit status."""
+    options = command_line.parser().parse_args(arguments)
+    if options.command:
+        return program.run_main(lambda: command_line.run(options))
+    return program.run_loop("campaign", CampaignJob, options)
 
 
 class CampaignJob:
@@ -65,6 +68,7 @@ class CampaignJob:
         self._journals = journals = JournalDirectory(settings.state_dir)
         self._claims = BatchClaims(self._db, settings, journals, Lease(), clock)
         self._dispatcher = Dispatcher(RequestThreads(settings.campaign_concurrency, account_of), clock)
+        self._suppressions = SuppressionWatch(self._db)
         self._settlements = BatchSettlements(self._db, settings, context.counters, clock)
         self._orphans = OrphanedBatches(self._db, journals, clock)
         self._recovery = BatchRecovery(
@@ -125,6 +129,7 @@ class CampaignJob:
                     self._claim_for_ready_runs()
                 if not self._dispatcher.open:
                     return
+                stop_suppressed(self._suppressions, self._dispatcher)
                 for batch in self._finished_batches():
                     self._claims.measured(batch)
                     with self._runs.contained(batch.campaign.id), closing(batch.journal):
@@ -184,11 +189,14 @@ class CampaignJob:
         try:
             transport = self._transports.route(campaign)
             if not (campaign.prepared or prepare(self._db, campaign, self._context.clock())):
-                self._runs.wait_until_prepared(campaign)
+                self._runs.wait_a_moment(campaign)
                 return
             self._links.write(campaign, transport.content)
         except (TransportMissing, CampaignRejected) as error:
             self._runs.fail([campaign.id], str(error))
+            return
+        if self._claims.breaker.streak_of(campaign).is_full:
+            self._break_off(campaign)
             return
         batch = self._claims.claim(campaign, transport)
         if batch:
@@ -197,6 +205,14 @@ class CampaignJob:
             self._exhausted.add(campaign.id)  # until its last batch is settled
         else:
             self._counts["ended"] += self._runs.end_or_wait(campaign)
+
+    def _break_off(self, campaign: Campaign) -> None:
+        """Too many recipients in a row were refused: ends the run, unless a batch of it is not settled."""
+        if not self._runs.break_off(campaign, self._context.settings.refusal_breaker):
+            self._runs.wait_a_moment(campaign)
+        else:
+            self._context.counters.add("refusals_total", channel=campaign.channel, kind="breaker")
+        self._claims.breaker.forget(campaign)
 
     def _finished_batches(self) -> list[Batch]:
         """The next finished batches; on a signal all of them, within the grace time."""
@@ -215,6 +231,11 @@ class CampaignJob:
         if batch.stopped_by_provider:
             self._dispatcher.stop(batch.campaign.id)  # its other batch, too
         self._runs.follow_up(batch, settled)
+        if batch.rejection:
+            kind = "account" if isinstance(batch.rejection, AccountRejected) else "campaign"
+            self._context.counters.add("refusals_total", channel=batch.campaign.channel, kind=kind)
+        if batch.refused_in_a_row and self._dispatcher.number_open(batch.campaign.id) == 1:
+            self._break_off(batch.campaign)
 
     def _measure(self, backlog: CampaignBacklog) -> None:
         self._context.counters.gauge("campaign_pending_recipients", backlog.pending)

@@ -5,6 +5,7 @@
     ├── SchemaError            stop this process: bin/migrate has to run first (exit status 2)
     ├── ServerUnavailable      another server than PostgreSQL and Redis does not answer: the loop waits for it
     ├── TickFailed             a part of this tick could not be done: run the next tick earlier than usual
+    ├── CommandRefused         end this command: what the operator asked for cannot be done
     ├── TransportMissing       stop this campaign: its tenant has configured nothing to send with
     └── SendError              what became of one message
         ├── RetryLater         not sent; try again later, with any recipient
@@ -48,12 +49,23 @@ class TickFailed(WorkerError):
         self.delay_seconds = delay_seconds
 
 
+class CommandRefused(WorkerError):
+    """What an operator asked for cannot be done; the text says why, and what to do."""
+
+
 class TransportMissing(WorkerError):
     """No account is configured that could send this message; the text says what to configure."""
 
 
 class SendError(WorkerError):
-    """A message was not accepted; the text is the reason, in the provider's words."""
+    """A message was not accepted; the text is the reason, in the provider's words.
+
+    ``code`` is the provider's own ('550 5.1.1', '131026'), '' if it gave none.
+    """
+
+    def __init__(self, reason: str, *, code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class RetryLater(SendError):
@@ -62,8 +74,8 @@ class RetryLater(SendError):
     ``delay_seconds`` is the delay that the provider asks for (in Retry-After, for example), None if it names none.
     """
 
-    def __init__(self, reason: str, delay_seconds: float | None = None) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, delay_seconds: float | None = None, *, code: str = "") -> None:
+        super().__init__(reason, code=code)
         self.delay_seconds = delay_seconds
 
 
@@ -76,7 +88,18 @@ class TooLate(RetryLater):
 
 
 class RecipientRefused(SendError):
-    """This recipient cannot be reached; this says nothing about others."""
+    """This recipient cannot be reached; this says nothing about others.
+
+    Unless many in a row are refused with the same reply, which then is the sender's fault; but not where the reply
+    names the address (``address_fault``). ``suppress_seconds``: for how long nothing may be sent to it; inf: ever.
+    """
+
+    def __init__(
+        self, reason: str, *, code: str = "", address_fault: bool = False, suppress_seconds: float = 0.0
+    ) -> None:
+        super().__init__(reason, code=code)
+        self.address_fault = address_fault
+        self.suppress_seconds = suppress_seconds
 
 
 class RecipientOptedOut(RecipientRefused):
@@ -84,7 +107,14 @@ class RecipientOptedOut(RecipientRefused):
 
 
 class CampaignRejected(SendError):
-    """The provider refuses the campaign's template, content or sender address for every recipient."""
+    """The provider refuses the campaign's template, content or sender address for every recipient.
+
+    ``advice``: what an operator can do about it, '' where the reason says so itself.
+    """
+
+    def __init__(self, reason: str, *, code: str = "", advice: str = "") -> None:
+        super().__init__(reason, code=code)
+        self.advice = advice
 
 
 class AccountRejected(SendError):

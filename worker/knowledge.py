@@ -8,14 +8,17 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from worker.errors import TickFailed
 from worker.runtime import program
 from worker.runtime.job import JobContext, TickResult
 from worker.vectors import command_line
-from worker.vectors.client import TENANT_FIELD, Collection, CollectionSnapshot, VectorStore, VectorStoreError
+from worker.vectors.collection import TENANT_FIELD, Collection, CollectionSnapshot, VectorStoreError
+from worker.vectors.reader import VectorReader
 from worker.vectors.scratch import scratch_collections
 from worker.vectors.snapshots import (
     UNFINISHED,
@@ -31,6 +34,9 @@ from worker.vectors.snapshots import (
     unfinished_snapshot,
 )
 
+if TYPE_CHECKING:
+    from worker.vectors.client import VectorStore
+
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 300.0  # a deleted collection is created again within this time
@@ -44,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line.parser().parse_args(arguments)
     if options.command:
         return program.run_main(lambda: command_line.run(options))
-    return program.run_loop("knowledge", KnowledgeJob, once=options.once)
+    return program.run_loop("knowledge", KnowledgeJob, options)
 
 
 @dataclass
@@ -72,7 +78,7 @@ class KnowledgeJob:
         self._vector_size = settings.knowledge_vector_size
         self._keep = settings.knowledge_snapshot_keep
         self._context = context
-        self._store = VectorStore(settings.qdrant_url, settings.qdrant_api_key)
+        self._qdrant = VectorReader(settings.qdrant_url, settings.qdrant_api_key)
         self._records = SnapshotRecordStore(context.redis, self._collection)
         folder = settings.knowledge_snapshot_dir
         self._copies = SnapshotCopies(folder, self._collection) if folder else None
@@ -88,13 +94,13 @@ class KnowledgeJob:
             log.warning("stopping: Qdrant completes the running request by itself", {"job": self._context.name})
         elif state.problems:
             raise TickFailed("; ".join(state.problems), RETRY_SECONDS)
-        return TickResult(state.done, next_at=now + timedelta(seconds=CHECK_SECONDS))
+        return TickResult(state.done, next_at=now + timedelta(seconds=CHECK_SECONDS), may_rest=True)
 
     def close(self) -> bool:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._running is not None and not self._running.done():
             return False  # Qdrant completes the request by itself
-        self._store.close()
+        self._qdrant.close()
         return True
 
     def _finished(self, work: Future[None]) -> bool:
@@ -128,25 +134,33 @@ class KnowledgeJob:
 
     def _drop_scratch_collections(self, state: TickState) -> None:
         """Left by a killed bin/knowledge verify: a living one holds the lock, and this job does not run."""
-        for name in scratch_collections(self._store.names(), self._collection):
-            self._store.drop(name)
+        for name in scratch_collections(self._qdrant.names(), self._collection):
+            with self._opened_store() as store:
+                store.drop(name)
             log.warning("deleted a scratch collection that a killed verification had left", {"collection": name})
 
     def _maintain_collection(self, state: TickState) -> None:
-        if self._store.create(self._collection, self._vector_size):
+        state.collection = found = self._qdrant.collection(self._collection) or self._create_collection(state)
+        if found.tenant_index is None and found.points == 0:  # also if its creator died in between
+            with self._opened_store() as store:
+                store.index_tenants(self._collection)
+            log.info("payload index created", {"collection": self._collection, "field": TENANT_FIELD})
+        else:
+            state.problems.extend(collection_problems(found, self._vector_size))
+
+    def _create_collection(self, state: TickState) -> Collection:
+        with self._opened_store() as store:
+            created = store.create(self._collection, self._vector_size)
+        if created:
             log.info(
                 "collection created",
                 {"collection": self._collection, "size": self._vector_size, "distance": DISTANCE},
             )
             state.done["made"] = 1
-        state.collection = found = self._store.collection(self._collection)
+        found = self._qdrant.collection(self._collection)
         if found is None:
             raise VectorStoreError(f"collection {self._collection} was deleted just after it was created")
-        if found.tenant_index is None and found.points == 0:  # also if its creator died in between
-            self._store.index_tenants(self._collection)
-            log.info("payload index created", {"collection": self._collection, "field": TENANT_FIELD})
-        else:
-            state.problems.extend(collection_problems(found, self._vector_size))
+        return found
 
     def _take_snapshot(self, state: TickState) -> None:
         if state.collection is None:
@@ -162,7 +176,8 @@ class KnowledgeJob:
                 f"{state.lost.name}; if the points were deleted on purpose, confirm that with bin/knowledge snapshot"
             )
         if is_due(self._in_qdrant(state), state.now, self.interval_seconds):
-            taken = take(self._store, self._records, self._collection)
+            with self._opened_store() as store:
+                taken = take(store, self._records, self._collection)
             log.info("snapshot taken", {"snapshot": taken.name, "bytes": taken.size_bytes})
             state.snapshots.append(taken)
             state.records = self._records.all()
@@ -170,7 +185,7 @@ class KnowledgeJob:
 
     def _read_snapshots(self, state: TickState) -> None:
         """Those in Qdrant and all records; records a snapshot that the worker did not wait for."""
-        state.snapshots = self._store.snapshots(self._collection)
+        state.snapshots = self._qdrant.snapshots(self._collection)
         state.records = self._records.all()
         if unfinished := unfinished_snapshot(state.snapshots, state.records):
             self._records.put(unfinished.name, state.records.pop(UNFINISHED))
@@ -180,7 +195,8 @@ class KnowledgeJob:
         newest = next(iter(self._in_qdrant(state)), None)
         for each in state.snapshots:
             if self._copies and newest and each.name == newest.name and self._copies.needs(each):
-                self._copies.add(self._store, each)
+                with self._opened_store() as store:
+                    self._copies.add(store, each)
                 state.done["copied"] = 1
 
     def _delete_old_snapshots(self, state: TickState) -> None:
@@ -189,7 +205,8 @@ class KnowledgeJob:
         protected = self._records.pinned() | {state.lost.name if state.lost else ""}
         kept = {each.name for each in self._in_qdrant(state)[: self._keep]} | protected
         for snapshot in [each for each in state.snapshots if each.name not in kept]:
-            self._store.delete_snapshot(self._collection, snapshot.name)
+            with self._opened_store() as store:
+                store.delete_snapshot(self._collection, snapshot.name)
             state.snapshots.remove(snapshot)
             state.done["pruned"] = state.done.get("pruned", 0) + 1
         if self._copies:
@@ -209,6 +226,13 @@ class KnowledgeJob:
             at = newest.taken_at.replace(tzinfo=UTC).timestamp()
             self._context.counters.gauge("knowledge_snapshot_timestamp_seconds", at)
             self._context.counters.gauge("knowledge_snapshot_size_bytes", size)
+
+    def _opened_store(self) -> "closing[VectorStore]":
+        """To write, which most ticks do not: so its library, which costs most of a second, is imported here."""
+        from worker.vectors.client import VectorStore
+
+        settings = self._context.settings
+        return closing(VectorStore(settings.qdrant_url, settings.qdrant_api_key))
 
     def _in_qdrant(self, state: TickState) -> list[Backup]:
         """Newest first."""

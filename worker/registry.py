@@ -83,6 +83,7 @@ PROGRAMS = (
     ProgramSpec(name="watchdog", priority=WATCHDOG_PRIORITY),
     ProgramSpec(name="web", priority=WEB_PRIORITY, worker_only=False),
     ProgramSpec(name="migrate", redis=False),
+    ProgramSpec(name="suppress"),
     ProgramSpec(name="entrypoint"),
     ProgramSpec(name="healthcheck", database=False, redis=False),
 )

@@ -30,6 +30,7 @@ from worker.runtime.job import JobContext, TickResult
 from worker.runtime.migrations import require_current
 from worker.sending.accounts import SendingAccounts
 from worker.sending.outcomes import OutcomeKind
+from worker.sending.suppression import count_suppressions
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,12 @@ class RemindersJob:
         if any(self._counts.values()):
             log.info("reminded", {key: count for key, count in self._counts.items() if count})
         next_due = self._claims.next_due()
-        return TickResult(self._counts, next_due, unfinished=bool(next_due and next_due <= self._context.clock()))
+        return TickResult(
+            self._counts,
+            next_due,
+            unfinished=bool(next_due and next_due <= self._context.clock()),
+            may_rest=not (self._dispatcher.in_hand or self._recipients.complained),
+        )
 
     def close(self) -> bool:
         self._accounts.close()
@@ -180,6 +186,8 @@ class RemindersJob:
             self._counts[settled.result] += 1
             self._warn(settled)
         self._context.counters.add("reminders_total", channel=digest.channel, outcome=settled.result)
+        if settled.delivery.outcome.kind is OutcomeKind.OPTED_OUT:
+            count_suppressions(self._context.counters, digest.channel, "provider")
         if settled.result is DigestResult.UNCONFIRMED:
             self._context.counters.add("unconfirmed_total", channel=digest.channel)
 

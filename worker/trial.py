@@ -103,12 +103,17 @@ class TrialJob:
         self._claims.release_orphans(now, self._dispatcher.in_hand)
         due = [now + timedelta(seconds=LOCKED_SECONDS)] if left else []
         if self._missing:
-            return TickResult(self._counts, min(due, default=None))
+            return TickResult(self._counts, min(due, default=None), may_rest=True)
         self._notify(now)
         next_due = self._claims.next_due()
         if next_due:
             due.append(max(next_due, now + timedelta(seconds=NEXT_TICK_SECONDS)))
-        return TickResult(self._counts, min(due, default=None), unfinished=bool(next_due and next_due <= now))
+        return TickResult(
+            self._counts,
+            min(due, default=None),
+            unfinished=bool(next_due and next_due <= now),
+            may_rest=not self._dispatcher.in_hand,
+        )
 
     def close(self) -> bool:
         self._accounts.close()

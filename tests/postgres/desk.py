@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +14,29 @@ import redis
 
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
+from worker.calling.accounts import CallingAccounts
+from worker.calling.claims import CallClaims
+from worker.calling.queued_call import ClaimedCall
+from worker.calling.reporting import CallReporter
+from worker.calling.requests import CallRequests
+from worker.calling.selection import CallSelection
+from worker.calling.settlement import CallSettlement
 from worker.calls import CallsJob
 from worker.runtime.counters import Counters, read_all
 from worker.runtime.db import Database, Row, queries
 from worker.runtime.job import JobContext, TickResult
+from worker.runtime.lease import Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
 
 APP_URL = "https://app.crm.example.in"
 ASK_SECONDS = 31.0  # after so long Twilio may be asked about an unconfirmed call
 NAMES = {statement: name for name, statement in queries("calls").items()}
+
+
+def name_of(statement: str) -> str:
+    """The name in worker/sql/calls.sql, also of a prepared statement; "" for one that is not from there."""
+    return statement.split()[1] if statement.startswith("EXECUTE ") else NAMES.get(statement, "")
 
 
 def account(number: int) -> dict[str, str]:
@@ -44,7 +57,7 @@ class WatchedDatabase(Database):
         self.texts: dict[str, str] = {}
 
     def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
-        name = NAMES.get(statement, "")
+        name = name_of(statement)
         if name in self.before:
             self.before[name]()
         rows = super().execute(self.texts.get(name, statement), **parameters)
@@ -173,6 +186,18 @@ class Desk:
 
 
 OpenDesk = Callable[..., Desk]
+
+
+def claim_due(desk: Desk) -> tuple[CallSettlement, list[ClaimedCall]]:
+    """All calls that are due, claimed by a process and not placed; and the settlements of that process."""
+    lease = Lease()
+    settlement = CallSettlement(desk.context, CallReporter(desk.context), lease.holder)
+    requests = CallRequests(1, desk.signals, 0.0, settlement)
+    with closing(CallingAccounts(desk.context.settings, desk.redis, concurrency=1)) as accounts:
+        selection = CallSelection(desk.context, accounts, settlement, requests)
+        choice = selection.choose(selection.open_accounts(desk.now), desk.now)
+        ready = CallClaims(desk.context, lease, settlement).claim(choice.candidates, desk.now)
+    return settlement, [each.claim for each in ready]
 
 
 def empty(crm: Crm) -> None:

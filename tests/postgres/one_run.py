@@ -33,20 +33,28 @@ class OneRun:
             "OWNER_EMAIL": "owner@crm.example.in",
         }
 
-    def __call__(self, name: str, build: Callable[[JobContext], Job], off: timedelta = timedelta(0)) -> int:
+    def __call__(
+        self,
+        name: str,
+        build: Callable[[JobContext], Job],
+        off: timedelta = timedelta(0),
+        *,
+        database: Database | None = None,
+        **environ: str,
+    ) -> int:
         """``off``: how far the machine's clock is ahead. Returns the exit status."""
         client = connect(self._redis_url)
         signals = Signals()
         try:
             context = JobContext(
                 name,
-                load(self._environ, name),
+                load(self._environ | environ, name),
                 client,
                 Lock([client], name),
                 Counters(client, name),
                 signals,
                 lambda: utc_now() + off,
-                Database(self._database_url, f"crm-worker {name}"),
+                database or Database(self._database_url, f"crm-worker {name}"),
             )
             return Loop(build(context), context).run(once=True)
         finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from desk import ASK_SECONDS, NAMES, Desk, OpenDesk, desks, number
+from desk import ASK_SECONDS, NAMES, Desk, OpenDesk, desks, name_of, number
 
 from sandbox.crm import Crm
 from sandbox.world import World
@@ -92,7 +92,7 @@ class Explaining(Database):
                 self._in_transaction = False
 
     def execute(self, statement: str, /, **parameters: Any) -> list[Row]:
-        if name := NAMES.get(statement):
+        if name := name_of(statement):
             super().execute("SAVEPOINT explained" if self._in_transaction else "BEGIN")
             try:
                 (found,) = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", **parameters)

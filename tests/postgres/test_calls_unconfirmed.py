@@ -8,20 +8,14 @@ from typing import Any
 
 import psycopg2
 import pytest
-from desk import APP_URL, ASK_SECONDS, Desk, Listener, OpenDesk, account, another_tenant, number
+from desk import APP_URL, ASK_SECONDS, Desk, Listener, OpenDesk, account, another_tenant, claim_due, number
 
 from sandbox import accounts
-from worker.calling.accounts import CallingAccounts
-from worker.calling.claims import CallClaims
-from worker.calling.queued_call import ClaimedCall
-from worker.calling.reporting import CallReporter
-from worker.calling.requests import CallRequests
-from worker.calling.selection import CallSelection
+from worker.calling.queued_call import Booking, ClaimedCall
 from worker.calling.settlement import CallSettlement
 from worker.errors import RecipientRefused
 from worker.providers.http import HttpPool
 from worker.providers.twilio import PlacedCall, TwilioProvider
-from worker.runtime.lease import Lease
 
 DAY = 24 * 3600.0
 
@@ -240,21 +234,8 @@ def test_an_answer_that_a_former_holder_gets_settles_nothing(open_desk: OpenDesk
     assert (len(frozen.logs()), len(frozen.placed()), frozen.claims()) == (1, 1, 0)
 
 
-def claim_next(desk: Desk) -> tuple[CallSettlement, ClaimedCall]:
-    """The next call, claimed and not placed; and the settlements of the process that holds it."""
-    lease = Lease()
-    settlement = CallSettlement(desk.context, CallReporter(desk.context), lease.holder)
-    claims = CallClaims(desk.context, lease, settlement)
-    with closing(CallingAccounts(desk.context.settings, desk.redis, concurrency=1)) as accounts:
-        requests = CallRequests(1, desk.signals, grace_seconds=0.0)
-        selection = CallSelection(desk.context, accounts, settlement, requests)
-        choice = selection.choose(selection.open_accounts(desk.now), desk.now)
-        (ready,) = claims.claim(choice.candidates, desk.now)
-    return settlement, ready.claim
-
-
 SETTLEMENTS: dict[str, Callable[[CallSettlement, ClaimedCall], object]] = {
-    "book": lambda settlement, claim: settlement.book(claim, PlacedCall(f"CA{0:032x}", "queued")),
+    "book": lambda settlement, claim: settlement.book(Booking(claim, PlacedCall(f"CA{0:032x}", "queued"))),
     "fail": lambda settlement, claim: settlement.fail(claim, RecipientRefused("no such number")),
     "release": lambda settlement, claim: settlement.release(claim),
     "unconfirmed": lambda settlement, claim: settlement.mark_unconfirmed(claim, "no answer"),
@@ -269,7 +250,7 @@ def test_a_former_holder_of_a_claim_settles_nothing(
     """Another worker may be placing the call just now: neither row changes, and no event is published."""
     desk.crm.add_call_settings()
     queued = add_call(desk)
-    settlement, claim = claim_next(desk)
+    settlement, (claim,) = claim_due(desk)
     desk.crm.execute("UPDATE worker.call_claim SET holder = 'elsewhere:1:x.y'")
     before = (desk.row(queued), desk.crm.execute("SELECT to_jsonb(c) FROM worker.call_claim c"))
     with closing(Listener(desk)) as listener:

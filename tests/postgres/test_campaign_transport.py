@@ -95,6 +95,7 @@ def test_every_column_has_its_place(desk: Desk) -> None:
     campaign = desk.find(campaign_id)
     assert campaign.texts == CampaignTexts(
         id=campaign_id,
+        tenant_id=desk.crm.tenant_id,
         name="Diwali",
         channel="whatsapp",
         subject="subject",

@@ -626,8 +626,8 @@ def test_another_machines_batch(office: Office, tmp_path: Path) -> None:
 class Interrupted(Database):
     """A connection that breaks after a claim was committed and before its answer comes."""
 
-    def execute(self, statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
-        super().execute(statement, **parameters)
+    def execute_prepared(self, name: str, statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
+        super().execute_prepared(name, statement, **parameters)
         raise psycopg2.OperationalError("server closed the connection unexpectedly")
 
 

@@ -229,7 +229,7 @@ def test_a_campaign_that_breaks_the_connection(runs: CampaignRuns, crm: Crm) -> 
 
 
 def size_of(text: str, *, html: str | None = None) -> MessageSize:
-    texts = CampaignTexts(id="c", name="Diwali", channel="email", text=text, html=html)
+    texts = CampaignTexts(tenant_id="t", id="c", name="Diwali", channel="email", text=text, html=html)
     return MessageSize.of(EmailContent(texts, Sender("A", "a@a.example"), None, None), MEGABYTE)
 
 
@@ -240,7 +240,7 @@ def test_the_size_of_messages_before_they_are_made() -> None:
     assert plain.times["name"] < 3  # it is in the head, too
     assert 200 <= personal.times["name"] < 300
     assert 1 <= personal.times["phone"] < 3
-    texts = CampaignTexts(id="c", name="Diwali", channel="whatsapp", text="x" * 5000)
+    texts = CampaignTexts(tenant_id="t", id="c", name="Diwali", channel="whatsapp", text="x" * 5000)
     assert MessageSize.of(WhatsAppContent(texts, None), MEGABYTE).fixed_bytes == 0  # no message can be made of it
 
 

@@ -37,6 +37,8 @@ def test_templates(office: ReminderOffice) -> None:
     office.worker().tick()
     message = office.world.email(BOSS)
     assert message["Subject"] == "own: 2"
+    assert message["Auto-Submitted"] == "auto-generated"
+    assert message["List-Unsubscribe"] is message["List-Id"] is None
     text, html = parts(message)
     assert html.startswith(f"<p>Dear {BOSS} of Tenant 0</p><table")
     assert text.startswith(f"Dear {BOSS} of Tenant 0\n\n1. ")

@@ -100,6 +100,10 @@ class TwoTenants:
         )
         for recipient in self.other_recipients:
             execute(
+                "INSERT INTO worker.failure VALUES (%s, %s, %s, 'refused', '550', %s, %s, %s)",
+                (recipient, self.campaign, self.other, FOREIGN, FOREIGN, now + timedelta(seconds=1)),
+            )
+            execute(
                 "INSERT INTO worker.campaign_retry VALUES (%s, %s, 1, %s, '')",
                 (recipient, self.campaign, now - timedelta(seconds=1)),
             )
@@ -161,7 +165,12 @@ class TwoTenants:
             "channel": "email", "size": 10, "batch_id": self.batch, "holder": "h", "machine": "m", "sender": "email",
             "sender_address": "s@x.example", "quiet_seconds": 0, "busy": [], "largest": 1_000_000, "most": 1_000_000,
             "ids": ids.get(job, [self.notice]), "tenant_ids": [self.tenant], "outcomes": json.dumps(outcome),
-            "outbox": json.dumps([notice if job == "notifications" else email]), "opted_out": self.other_recipients,
+            "outbox": json.dumps([notice if job == "notifications" else email]), "limit": 1,
+            "failures": json.dumps([
+                {"id": each, "kind": "address", "code": "550", "reply": FOREIGN, "pattern": FOREIGN,
+                 "at": now.isoformat(), "source": "bounce", "until": None}
+                for each in self.other_recipients
+            ]), "accepted_at": now, "kinds": ["refused"],
             "next_batch_at": now, "backoffs": 0, "campaign_ids": [self.campaign], "reason": "r", "lease_seconds": 300,
             "job": "reminders", "recipients": json.dumps([recipient]), "listed": 200, "used": 1,
             "template_id": self.other_template, "oldest": now - timedelta(days=366), "owner": "o@x.example",

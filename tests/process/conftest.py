@@ -15,6 +15,7 @@ from web_process import OpenWeb, Web
 from workers import Start, Worker, wait_for
 
 from sandbox.accounts import ENCRYPTION_KEY
+from sandbox.browser import Browser, chromium, opened
 from sandbox.crm import Crm
 from sandbox.dovecot import Dovecot
 from sandbox.ports import free_port
@@ -135,3 +136,16 @@ def second_connection(database_url: str) -> Iterator[psycopg2.extensions.connect
     made = psycopg2.connect(database_url, options="-c TimeZone=UTC")
     yield made
     made.close()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """Skips the test where Chromium is missing and cannot be installed."""
+    try:
+        chromium()
+    except ServerMissing as error:
+        if os.environ.get("CI", "").lower() == "true" and os.geteuid() == 0:
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    with opened(tmp_path) as made:
+        yield made

@@ -19,7 +19,7 @@ def bench(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize(("channel", "outbox_rows"), [("email", RECIPIENTS), ("whatsapp", 0)])
+@pytest.mark.parametrize(("channel", "outbox_rows"), [("email", RECIPIENTS), ("whatsapp", 0), ("gmail", RECIPIENTS)])
 def test_a_campaign(channel: str, outbox_rows: int, tmp_path: Path) -> None:
     """Every recipient is sent and counted once, the measured numbers are there, and nothing is left on the disk."""
     done = bench("--recipients", str(RECIPIENTS), "--channel", channel, "--json", TMPDIR=str(tmp_path))
@@ -33,6 +33,14 @@ def test_a_campaign(channel: str, outbox_rows: int, tmp_path: Path) -> None:
     assert 0 < result["statements_per_recipient"] < 1, "statements are for batches, not for recipients"
     assert (report["benchmark"], report["machine"]["cores"] > 0) == ("campaign", True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_gmail_for_short() -> None:
+    """bin/bench gmail: the messages are those of a user who connected Gmail."""
+    done = bench("gmail", "--recipients", "50", "--json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["channel"], result["sink_count"], result["outbox_rows"]) == ("gmail", 50, 50)
 
 
 def test_targets() -> None:

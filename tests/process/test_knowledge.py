@@ -28,7 +28,8 @@ from sandbox.qdrant import Qdrant
 from sandbox.servers import ServerMissing
 from worker.knowledge import main
 from worker.runtime.counter_readings import read_all
-from worker.vectors.client import VectorStore, VectorStoreError
+from worker.vectors.client import VectorStore
+from worker.vectors.collection import VectorStoreError
 
 SIZE = 4
 KEY = "a-key-that-must-not-be-logged"
@@ -200,6 +201,16 @@ def test_it_creates_the_collection_and_takes_a_snapshot(
     assert "snapshot taken" not in again.stdout
     assert snapshots(client, name) == [taken.name]
     assert {each.metric: each.value for each in read_all(redis_client).gauges}["knowledge_points"] == 30
+
+
+def test_a_tick_with_nothing_to_do(settings: dict[str, str], knowledge: Run) -> None:
+    """It does not import qdrant-client, which would take most of its time: there is one every few minutes."""
+    knowledge("--once")
+    argv = [sys.executable, "-X", "importtime", "-m", "worker.knowledge", "--once"]
+    done = subprocess.run(argv, cwd=PROJECT, env=settings, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "worker.vectors.reader" in imported
+    assert imported & {"worker.vectors.client", "qdrant_client", "httpx", "numpy", "pydantic", "grpc"} == set()
 
 
 @pytest.mark.parametrize(

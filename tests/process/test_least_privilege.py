@@ -3,18 +3,26 @@
 import re
 import secrets
 import textwrap
+import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg2
 import pytest
-from workers import PROJECT, Start
+from web_process import OpenWeb
+from workers import PROJECT, WAIT_SECONDS, Start
 
 from sandbox import reports
+from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.crm import Crm, utc_now
 from sandbox.demo_jobs import OWNER, TRIAL_TENANT
 from sandbox.dovecot import Dovecot
+from sandbox.ports import free_port
 from sandbox.world import World
+from worker.content.unsubscribe_token import UnsubscribeTokens
 
 PAGE = PROJECT / "docs" / "operating.md"
 REMINDED = "sales-head@chaiwala.example"
@@ -24,10 +32,26 @@ REMINDED = "sales-head@chaiwala.example"
 def role(crm: Crm) -> Iterator[tuple[str, str]]:
     """Name and password of a role that has the rights on the page, and no others."""
     name, password = f"crm_worker_{secrets.token_hex(4)}", secrets.token_hex(8)
-    (grants,) = re.findall(r"```sql\n(.*?GRANT.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
     crm.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
-    crm.execute(re.sub(r"\bcrm_worker\b", name, textwrap.dedent(grants)))
+    crm.execute(grants_to("crm_worker", name))
     yield name, password
+    crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def grants_to(role: str, name: str) -> str:
+    """The statements of the page that grant ``role`` its rights, for the role ``name``."""
+    blocks = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
+    (grants,) = [each for each in blocks if f"TO {role};" in each]
+    return re.sub(rf"\b{role}\b", name, textwrap.dedent(grants))
+
+
+@pytest.fixture
+def crm_role(crm: Crm) -> Iterator[str]:
+    """Name and password, as in a URL, of a role that has of the worker's schema only what the page grants the CRM."""
+    name, password = f"crm_app_{secrets.token_hex(4)}", secrets.token_hex(8)
+    crm.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+    crm.execute(grants_to("crm_app", name))
+    yield f"{name}:{password}"
     crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
@@ -52,13 +76,17 @@ def add_work_for_each_job(crm: Crm) -> None:
 
 
 def test_the_granted_rights_are_enough(
-    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str, mailbox: Dovecot
+    crm: Crm,
+    world: World,
+    start: Start,
+    role: tuple[str, str],
+    database_url: str,
+    mailbox: Dovecot,
+    tmp_path: Path,
 ) -> None:
     """As a role with only the rights on the page, every job does all of its work."""
     add_work_for_each_job(crm)
-    parts = urlsplit(database_url)
-    place = parts.netloc.rpartition("@")[2]
-    url = parts._replace(netloc=f"{role[0]}:{role[1]}@{place}").geturl()
+    url = url_of(role, database_url)
     bounced = {"BOUNCE_ADDRESS": "bounces@mail.example", "BOUNCE_MAILBOX_URL": mailbox.url}
     for program in ("campaign", "reminders", "calls", "call-cleanup", "trial", "bounces"):
         if program == "bounces":
@@ -76,3 +104,73 @@ def test_the_granted_rights_are_enough(
     assert {REMINDED, OWNER} <= world.counts("smtp").keys()
     assert crm.value("SELECT count(*) FROM worker.failure") == 2
     assert crm.value("SELECT count(*) FROM worker.suppression WHERE source = 'bounce'") >= 3
+    file = tmp_path / "dnd.csv"
+    file.write_text("9876543210\n")
+    for command in (
+        ("add", "9876543211"),
+        ("import", str(file)),
+        ("export", "-"),
+        ("list",),
+        ("remove", "9876543211"),
+    ):
+        arguments = (*command, "--tenant", crm.tenant_id, "--channel", "call")
+        worker = start(*arguments, program="suppress", DATABASE_URL=url)
+        assert worker.wait() == 0, worker.log
+    assert crm.execute("SELECT address FROM worker.suppression WHERE channel = 'call'") == [("919876543210",)]
+
+
+def test_the_crms_role_has_the_two_functions_only(crm: Crm, crm_role: str, database_url: str) -> None:
+    """It adds to the list and takes from it, in the worker's name; the tables are closed to it."""
+    parts = urlsplit(database_url)
+    url = parts._replace(netloc=f"{crm_role}@{parts.netloc.rpartition('@')[2]}").geturl()
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute("SELECT worker.suppress('t', 'whatsapp', '+91 98765 43210', 'STOP', 'unsubscribe')")
+        assert cursor.fetchone() == (True,)
+        cursor.execute("SELECT worker.suppress('t', 'email', 'asha@x.example', 'complaint', 'complaint')")
+        cursor.execute("SELECT worker.unsuppress('t', 'email', 'Asha@x.example')")
+        assert cursor.fetchone() == (True,)
+        for statement in (
+            "SELECT * FROM worker.suppression", "DELETE FROM worker.suppression", "SELECT * FROM worker.failure",
+            "INSERT INTO worker.suppression (tenant_id, channel, address, reason) VALUES ('t', 'call', '1', 'x')",
+        ):  # fmt: skip
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(statement)
+    assert crm.execute("SELECT channel, address FROM worker.suppression") == [("whatsapp", "919876543210")]
+
+
+def test_nobody_else_has_the_functions(crm: Crm, database_url: str) -> None:
+    """They change what any tenant may send, so they are closed to a role that was granted nothing."""
+    name = f"stranger_{secrets.token_hex(4)}"
+    crm.execute(f"CREATE ROLE {name}; GRANT USAGE ON SCHEMA worker TO {name}")
+    try:
+        crm.execute(f"SET ROLE {name}")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            crm.execute("SELECT worker.suppress('t', 'call', '9876543210', 'x', 'operator')")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            crm.execute("SELECT worker.unsuppress('t', 'call', '9876543210')")
+    finally:
+        crm.execute("RESET ROLE")
+        crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_the_granted_rights_are_enough_to_unsubscribe(
+    crm: Crm, open_web: OpenWeb, role: tuple[str, str], database_url: str
+) -> None:
+    """The page behind unsubscribe links works with them, both ways."""
+    url, port = url_of(role, database_url), free_port()
+    public = f"http://127.0.0.1:{port}"
+    web = open_web(DATABASE_URL=url, PUBLIC_URL=public, PUBLIC_PORT=str(port))
+    token = UnsubscribeTokens([ENCRYPTION_KEY]).maker(crm.tenant_id, "email", "c")("asha@example.com")
+    for action, listed in ((b"action=unsubscribe", 1), (b"action=undo", 0)):
+        with urllib.request.urlopen(f"{public}/u/{token}", action, timeout=WAIT_SECONDS) as answer:  # noqa: S310
+            assert answer.status == 200
+        assert crm.value("SELECT count(*) FROM worker.suppression") == listed
+    assert "permission denied" not in web.worker.log
+
+
+def url_of(role: tuple[str, str], database_url: str) -> str:
+    """The test's database, for the role."""
+    parts = urlsplit(database_url)
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{role[0]}:{role[1]}@{place}").geturl()

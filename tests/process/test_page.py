@@ -1,13 +1,12 @@
 """The status page in a real browser: while a campaign runs, with servers unavailable, both themes, on a phone."""
 
-import os
 import re
 import threading
 import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.message import Message
 from itertools import product
 from pathlib import Path
@@ -17,11 +16,10 @@ import redis
 from books import Books
 from workers import ATTEMPTS, PROJECT, WAIT_SECONDS, Start, Worker, wait_for
 
-from sandbox.browser import Browser, chromium, opened
+from sandbox.browser import Browser
 from sandbox.crm import Crm
 from sandbox.ports import free_port
 from sandbox.redis import Redis
-from sandbox.servers import ServerMissing
 from worker.runtime.counter_readings import GAUGES, CounterReadings, MetricValue
 from worker.runtime.redis_client import connect
 from worker.web.counter_history import (
@@ -79,19 +77,6 @@ OpenSite = Callable[..., Site]
 @pytest.fixture
 def open_site(start: Start) -> OpenSite:
     return lambda **settings: Site(start, **settings)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    """Skips the test where Chromium is missing and cannot be installed."""
-    try:
-        chromium()
-    except ServerMissing as error:
-        if os.environ.get("CI", "").lower() == "true" and os.geteuid() == 0:
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-    with opened(tmp_path) as made:
-        yield made
 
 
 def test_while_a_campaign_runs(

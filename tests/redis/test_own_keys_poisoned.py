@@ -64,7 +64,7 @@ def test_a_time_that_is_none(at: str | bytes, client: redis.Redis) -> None:
 WRITES: dict[str, Callable[[SnapshotRecordStore], object]] = {
     "unfinished": lambda records: records.put_unfinished(RECORD),
     "record": lambda records: records.put("s", RECORD),
-    "accepted": lambda records: records.put_accepted(NOON),
+    "accepted": lambda records: records.put_accepted(RECORD),
     "all": lambda records: records.all(),
     "keep": lambda records: records.keep_only([]),
 }
@@ -103,7 +103,7 @@ def test_a_record_that_is_none(
     """It is put aside, and the others count."""
     caplog.set_level(logging.WARNING)
     records.put("good", RECORD)
-    records.put_accepted(NOON)
+    records.put_accepted(RECORD)
     client.hset(KNOWLEDGE, "bad", value)
     assert set(records.all()) == {"good", ACCEPTED}
     assert set(client.hkeys(KNOWLEDGE)) == {"good", ACCEPTED}

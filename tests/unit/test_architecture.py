@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "calling": SHARED,
     "notifications": SHARED,
     "reminding": SHARED | {"notifications"},
+    "consent": VOCABULARY | {"content", "runtime", "sending"},
     "bouncing": VOCABULARY | {"content", "runtime"},
     "vectors": VOCABULARY | {"content", "runtime", "providers"},
     "supervision": VOCABULARY | {"content", "runtime"},

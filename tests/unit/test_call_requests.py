@@ -1,8 +1,10 @@
 """Requests to Twilio: the caller's thread settles each answer once, and keeps it while the database is down."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +12,65 @@ from typing import Any
 import psycopg2
 import pytest
 
+from worker.calling.queued_call import Booking, ClaimedCall
 from worker.calling.requests import CallRequests
+from worker.providers.twilio import PlacedCall
 
 SIZE = 2
 LONG_SECONDS = 30.0
+
+
+class Booked:
+    """The bookings, by statement. The database is unavailable until ``wanted`` of them wait for it.
+
+    A statement with one of those ``refused`` is refused.
+    """
+
+    def __init__(self, wanted: int = 1, refused: Collection[str] = ()) -> None:
+        self.statements: list[list[str]] = []
+        self._wanted = wanted
+        self._refused = refused
+
+    def book_together(self, bookings: Sequence[Booking]) -> Sequence[Booking]:
+        keys = self._asked(bookings)
+        if set(keys) & set(self._refused):
+            return bookings
+        self.statements.append(keys)
+        return []
+
+    def book(self, booking: Booking) -> None:
+        keys = self._asked([booking])
+        if keys[0] in self._refused:
+            raise psycopg2.DataError("value too long")
+        self.statements.append(keys)
+
+    def _asked(self, bookings: Sequence[Booking]) -> list[str]:
+        if len(bookings) < self._wanted:
+            raise psycopg2.OperationalError("server closed the connection")
+        self._wanted = 1
+        return [each.claim.id for each in bookings]
+
+
+class BrokenBooker:
+    def book_together(self, bookings: Sequence[Booking]) -> Sequence[Booking]:
+        raise KeyError("a bug")
+
+    def book(self, booking: Booking) -> None:
+        raise KeyError("a bug")
+
+
+def booking(key: str) -> Booking:
+    claim = ClaimedCall(key, "t", "AC", "+911", "+912", 0, datetime(2026, 1, 31, tzinfo=UTC))
+    return Booking(claim, PlacedCall(f"CA{key}", "queued"))
+
+
+def place(requests: CallRequests, *keys: str) -> None:
+    """Places calls, and tries to book them until all are booked, or refused."""
+    for key in keys:
+        requests.submit(key, lambda: None, lambda _, key=key: booking(key))
+    while requests.keys:
+        with suppress(psycopg2.OperationalError):
+            requests.settle_finished(LONG_SECONDS)
 
 
 @pytest.fixture
@@ -25,8 +82,8 @@ def signals() -> Any:
 def new_requests(signals: Any) -> Iterator[Callable[..., CallRequests]]:
     opened: list[CallRequests] = []
 
-    def make(grace_seconds: float = LONG_SECONDS) -> CallRequests:
-        opened.append(CallRequests(SIZE, signals, grace_seconds))
+    def make(grace_seconds: float = LONG_SECONDS, booked: Booked | None = None) -> CallRequests:
+        opened.append(CallRequests(SIZE, signals, grace_seconds, booked or Booked()))
         return opened[-1]
 
     yield make
@@ -139,3 +196,63 @@ def test_a_request_that_hangs_beyond_the_grace_time_is_left(new_requests: Callab
     assert (settled.answers, requests.keys) == ([], {"a"})
     assert not requests.close()
     hanging.go.set()
+
+
+def test_calls_that_were_placed_meanwhile_are_booked_together(new_requests: Callable[..., CallRequests]) -> None:
+    booked = Booked(wanted=SIZE)
+    place(new_requests(booked=booked), *"abcdefgh")
+    assert len(booked.statements[0]) >= SIZE
+    assert sorted(key for statement in booked.statements for key in statement) == list("abcdefgh")
+
+
+def test_a_booking_that_is_refused_does_not_stop_the_others(
+    new_requests: Callable[..., CallRequests], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is booked alone then, with all that is done for one that the database refuses."""
+    booked = Booked(wanted=SIZE, refused={"b"})
+    place(new_requests(booked=booked), "a", "b", "c")
+    assert sorted(key for statement in booked.statements for key in statement) == ["a", "c"]
+    assert [record.args for record in caplog.records] == [{"id": "b", "reason": "DataError"}]
+
+
+def test_bookings_keep_their_place_while_the_database_is_unavailable(
+    new_requests: Callable[..., CallRequests],
+) -> None:
+    booked = Booked(wanted=2)
+    requests = new_requests(booked=booked)
+    requests.submit("a", lambda: None, lambda _: booking("a"))
+    for _ in range(2):
+        with pytest.raises(psycopg2.Error, match="closed"):
+            requests.settle_finished(LONG_SECONDS)
+        assert (booked.statements, requests.keys, requests.free) == ([], {"a"}, SIZE - 1)
+    place(requests, "b")
+    assert sorted(booked.statements[0]) == ["a", "b"]
+    assert (requests.keys, requests.free) == (set(), SIZE)
+
+
+def test_a_bug_in_a_booking_is_raised_once(new_requests: Callable[..., CallRequests]) -> None:
+    requests = new_requests(booked=BrokenBooker())
+    for key in "ab":
+        requests.submit(key, lambda: None, lambda _, key=key: booking(key))
+    while requests.keys:
+        with suppress(KeyError):
+            requests.settle_finished(LONG_SECONDS)
+    assert requests.free == SIZE
+
+
+def test_requests_wait_while_answers_are_not_settled(new_requests: Callable[..., CallRequests]) -> None:
+    """However many calls are claimed, few are placed that are not booked: no more than there are threads."""
+    requests, settled, begun = new_requests(), Settled(*[psycopg2.OperationalError("closed")] * 3), Hanging()
+    requests.submit("a", lambda: 1, settled)
+    requests.submit("b", lambda: 2, settled)
+    for number in range(3):
+        requests.submit(str(number), partial(begun, number), settled)
+    for _ in range(3):
+        with pytest.raises(psycopg2.OperationalError):
+            requests.settle_finished(LONG_SECONDS)
+    assert sum(begun.started.acquire(blocking=False) for _ in range(3)) <= SIZE
+    assert requests.keys == {"a", "b", "0", "1", "2"}
+    begun.go.set()
+    while requests.keys:
+        requests.settle_finished(LONG_SECONDS)
+    assert sorted(settled.answers) == [0, 1, 1, 2, 2]

@@ -31,7 +31,7 @@ class Recipient:
 )
 def test_what_is_invisible_around_an_address_is_nowhere(written: str, shown: str, sent_to: str) -> None:
     """Neither in the message, nor in the outbox, which shows the address as its user knows it."""
-    texts = CampaignTexts(id="c1", name="Diwali", channel="email", text="{{email}}, {{phone}}.")
+    texts = CampaignTexts(tenant_id="t", id="c1", name="Diwali", channel="email", text="{{email}}, {{phone}}.")
     content = EmailContent(texts, Sender("Crm", "crm@crm.example"), None, None)
     recipient = Recipient(email=written, phone="\u202a98765\u2009")
     message = content.message(recipient, AT)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from worker.runtime.clock import DatabaseClock
+from worker.runtime.clock import ClockReading, DatabaseClock
 
 NOON = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
 DAY, SECOND, MILLISECOND = timedelta(days=1), timedelta(seconds=1), timedelta(milliseconds=1)
@@ -22,8 +22,8 @@ class Machine:
         self.wall += timedelta(seconds=seconds)
         self.seconds += seconds
 
-    def clock(self) -> DatabaseClock:
-        return DatabaseClock(lambda: self.wall, lambda: self.seconds)
+    def clock(self, reading: ClockReading | None = None) -> DatabaseClock:
+        return DatabaseClock(lambda: self.wall, lambda: self.seconds, reading)
 
 
 @pytest.mark.parametrize("off", [DAY, -DAY, timedelta(hours=1), timedelta(seconds=31), timedelta(0)])
@@ -98,3 +98,24 @@ def test_when_to_read_it() -> None:
     assert clock.needs_reading
     clock.set(NOON)
     assert not clock.needs_reading
+
+
+def test_a_clock_after_a_rest() -> None:
+    """It goes on from the reading before the rest, whatever the machine's clock says, and wants another reading."""
+    machine = Machine(NOON)
+    before = machine.clock()
+    before.set(NOON + DAY)
+    machine.pass_by(3600)
+    clock = machine.clock(before.reading)
+    assert (clock(), clock.needs_reading) == (NOON + DAY + timedelta(hours=1), True)
+    clock.set(NOON + DAY + timedelta(hours=1) - MILLISECOND)  # the clocks drifted: the tick is not due once more
+    assert clock() == NOON + DAY + timedelta(hours=1)
+
+
+def test_a_clock_that_agrees() -> None:
+    """It does, unless a difference was reported: that must not be forgotten."""
+    machine = Machine(NOON)
+    right, wrong = machine.clock(), machine.clock()
+    right.set(NOON)
+    wrong.set(NOON + DAY)
+    assert (right.agrees, wrong.agrees) == (True, False)

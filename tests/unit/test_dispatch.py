@@ -33,7 +33,7 @@ from worker.messages import Accepted
 from worker.providers.handover import check_handover
 from worker.runtime.clock import boot_seconds
 from worker.sending.accounts import EmailUser
-from worker.sending.outcomes import Outcome, OutcomeKind
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 from worker.sending.requests import RequestThreads
 
 DEADLINE_SECONDS = 30.0
@@ -42,7 +42,7 @@ USER = EmailUser("u-1", "Asha", "asha@shop.example", "t-1", "Chaiwala", {})
 
 
 def campaign(campaign_id: str = "c-1") -> Campaign:
-    texts = CampaignTexts(id=campaign_id, name="Diwali", channel="email")
+    texts = CampaignTexts(tenant_id="t", id=campaign_id, name="Diwali", channel="email")
     return Campaign(texts, CampaignTarget("all", None), USER, "u-1", prepared=True, backoffs=0, started_at=NOW)
 
 
@@ -310,16 +310,79 @@ def test_no_address(workshop: Workshop) -> None:
     """A recipient without an address is refused with the reason, and no message leaves."""
     batch = workshop.batch(Account(), [*people(3), Recipient("bad", "x", None, None, 0)])
     workshop.sent(batch)
-    assert batch.outcomes["bad"] == Outcome(OutcomeKind.REFUSED, NOW, "not an e-mail address: no @")
+    assert batch.outcomes["bad"] == Outcome(
+        OutcomeKind.REFUSED, NOW, "not an e-mail address: no @", fault=FailureKind.CONTENT
+    )
     assert "bad" not in workshop.written(batch)
     assert "bad" not in batch.transport.given
 
 
 def test_opted_out_before(workshop: Workshop) -> None:
-    """A recipient who opted out in an earlier campaign is refused with that reason, and no message leaves."""
+    """A recipient who opted out in an earlier campaign fails with that reason, and no message leaves."""
     batch = workshop.sent(workshop.batch(Account(), people(1, opted_out="user said stop")))
-    assert batch.outcomes["r-0"] == Outcome(OutcomeKind.REFUSED, NOW, "opted out: user said stop")
+    assert batch.outcomes["r-0"] == Outcome(
+        OutcomeKind.REFUSED, NOW, "opted out: user said stop", fault=FailureKind.SUPPRESSED
+    )
     assert batch.transport.given == []
+
+
+def opted_out(reason: str) -> Outcome:
+    return Outcome(OutcomeKind.REFUSED, NOW, f"opted out: {reason}", fault=FailureKind.SUPPRESSED)
+
+
+def test_opted_out_while_it_waits(workshop: Workshop) -> None:
+    """Who opts out while others are written to gets no message, and is not in the journal; all others go."""
+    gate = Gate()
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(Account(answer=gate), people(5))
+    dispatcher.add(batch)
+    gate.wait_for(1)
+    dispatcher.opt_out(batch, {"r-0": "too late", "r-1": "STOP", "r-3": "STOP", "nobody": "STOP"})
+    gate.opened.set()
+    assert finished(dispatcher) == [batch]
+    assert batch.transport.given == ["r-0", "r-2", "r-4"]
+    assert {key for key, outcome in batch.outcomes.items() if outcome == opted_out("STOP")} == {"r-1", "r-3"}
+    assert workshop.written(batch).keys() == {"r-0", "r-2", "r-4"}
+    assert batch.state is BatchState.SENDING
+
+
+def test_opted_out_while_it_is_handed_over(workshop: Workshop) -> None:
+    """A message whose bytes have not left yet, as while its thread connects, does not leave; the batch goes on."""
+    gate = Gate()
+
+    def answer(recipient_id: str) -> Accepted:
+        gate(recipient_id)
+        check_handover()
+        return Accepted(f"<{recipient_id}@x>")
+
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(Account(answer=answer), people(3))
+    dispatcher.add(batch)
+    gate.wait_for(1)
+    dispatcher.opt_out(batch, {"r-0": "STOP"})
+    gate.opened.set()
+    assert finished(dispatcher) == [batch]
+    assert batch.outcomes["r-0"] == opted_out("STOP")
+    assert workshop.written(batch)["r-0"] == batch.outcomes["r-0"]
+    assert {batch.outcomes[each].kind for each in ("r-1", "r-2")} == {OutcomeKind.ACCEPTED}
+    assert batch.state is BatchState.SENDING
+
+
+def test_opted_out_after_it_was_announced(workshop: Workshop) -> None:
+    """Its commands are on the wire already: it is withdrawn before another message is sent."""
+    gate = Gate()
+    account = Account(answer=gate, announces=True)
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(account, people(4))
+    dispatcher.add(batch)
+    gate.wait_for(1)
+    assert account.announced == [("r-0", "r-1")]
+    dispatcher.opt_out(batch, {"r-1": "STOP"})
+    gate.opened.set()
+    assert finished(dispatcher) == [batch]
+    assert account.given == ["r-0", "r-2", "r-3"]
+    assert "r-1" in account.withdrawn
+    assert batch.outcomes["r-1"] == opted_out("STOP")
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

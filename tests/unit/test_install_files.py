@@ -212,7 +212,7 @@ def test_the_standby_has_no_qdrant_and_a_different_name() -> None:
     assert worker["environment"]["QDRANT_EMBEDDED"] == "false"
     assert worker["environment"]["QDRANT_URL"].startswith("${QDRANT_URL:?")
     assert worker["environment"]["MIGRATE"] == "false"
-    assert [port.rpartition(":")[2] for port in worker["ports"]] == ["3002"]
+    assert [port.rpartition(":")[2] for port in worker["ports"]] == ["3002", "3003"]
     assert "ports: !override" in STANDBY.read_text("utf-8"), "else the first machine's ports are published, too"
     for place in ("hostname", "container_name"):
         assert worker[place] != first["services"]["worker"][place]

@@ -19,7 +19,7 @@ TAGS = "utm_source=crm&utm_medium=email&utm_campaign=diwali"
 
 
 def campaign(**columns: Any) -> CampaignTexts:
-    return replace(CampaignTexts(id="c-1", name="Diwali", channel="email"), **columns)
+    return replace(CampaignTexts(tenant_id="t", id="c-1", name="Diwali", channel="email"), **columns)
 
 
 def shouted(url: str) -> str:

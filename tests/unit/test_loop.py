@@ -21,13 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.redis import Redis
-from worker.errors import SchemaError, SettingsError, WorkerError
+from worker.errors import SchemaError, SettingsError, TickFailed, WorkerError
 from worker.runtime.backoff import backoff_seconds
 from worker.runtime.counters import Counters, read_all
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lock import Lock
 from worker.runtime.loop import Loop
 from worker.runtime.redis_client import connect
+from worker.runtime.rest import LEAST_REST_SECONDS, Rest
 from worker.runtime.schedule import next_aligned
 from worker.runtime.settings import load
 from worker.runtime.signals import Signals
@@ -244,11 +245,12 @@ class Bench:
         self.status = self.again(once=once)
         return self.job
 
-    def again(self, *, once: bool) -> int:
+    def again(self, *, once: bool, after: Rest | None = None) -> int:
         assert self.job
         settings = load({"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, "campaign")
         context = JobContext("ledger", settings, self.client, self.lock, self.counters, self.signals, self.clock)
-        return Loop(self.job, context).run(once=once)
+        self.loop = Loop(self.job, context)
+        return self.loop.run(once=once, after=after)
 
 
 @pytest.fixture
@@ -518,6 +520,72 @@ def test_once_keeps_its_pace(bench: Bench) -> None:
     """With --once, the loop waits for work that a rate limit delays."""
     job = bench.run(TickResult(next_at=NOON + timedelta(seconds=4), unfinished=True), TickResult(), once=True)
     assert job.seconds() == [0.0, 4.0]
+
+
+@pytest.fixture
+def daily(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but a tick's own wish makes the job tick before midnight."""
+    monkeypatch.setattr(Ledger, "interval_seconds", DAY)
+
+
+def far(bench: Bench, seconds: float = LEAST_REST_SECONDS) -> datetime:
+    """When the tick after the first one is due."""
+    return bench.clock() + timedelta(seconds=seconds)
+
+
+@pytest.mark.usefixtures("daily")
+def test_a_job_rests_until_a_tick_that_is_far_away(bench: Bench) -> None:
+    """The loop ends with everything closed, and says when it goes on; after the rest the job does not start again."""
+    at = far(bench)
+    job = bench.run(TickResult(next_at=at, may_rest=True), TickResult())
+    assert bench.loop.rest == Rest(at)
+    assert (bench.status, len(job.ticks), job.starts, job.closed) == (0, 1, 1, 1)
+    assert bench.again(once=False, after=bench.loop.rest) == 0
+    assert (job.ticks[1], job.starts, job.closed) == (at, 1, 2)
+
+
+@pytest.mark.usefixtures("daily")
+@pytest.mark.parametrize(
+    ("result", "seconds"),
+    [(TickResult(may_rest=True), LEAST_REST_SECONDS - 1), (TickResult(), LEAST_REST_SECONDS + 1)],
+    ids=["soon", "something is in hand"],
+)
+def test_a_job_that_does_not_rest(bench: Bench, result: TickResult, seconds: float) -> None:
+    """It waits in its own process for a tick that is near, and while something must not be lost."""
+    result.next_at = far(bench, seconds)
+    job = bench.run(result, TickResult())
+    assert (bench.loop.rest, len(job.ticks), job.starts) == (None, 2, 1)
+
+
+@pytest.mark.usefixtures("daily")
+def test_rest_after_a_failure(bench: Bench) -> None:
+    """A job whose tick said what was wrong rests until it tries again."""
+    at = far(bench, 3600)
+    bench.run(TickFailed("Qdrant is full", delay_seconds=3600.0), TickResult())
+    assert bench.loop.rest == Rest(at)
+
+
+@pytest.mark.usefixtures("daily")
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), psycopg2.OperationalError("connection refused")])
+def test_no_rest_after_what_is_reported_once(bench: Bench, error: Exception) -> None:
+    """The loop remembers that, and whether it is over, so it does not end."""
+    job = bench.run(error, TickFailed("Qdrant is full", delay_seconds=3600.0), TickResult())
+    assert (bench.loop.rest, len(job.ticks)) == (None, 3)
+
+
+@pytest.mark.usefixtures("daily")
+def test_no_rest_with_once(bench: Bench) -> None:
+    """It ends by itself."""
+    bench.run(TickResult(next_at=far(bench), may_rest=True), TickResult(), once=True)
+    assert (bench.loop.rest, bench.status) == (None, 0)
+
+
+@pytest.mark.usefixtures("daily")
+def test_no_rest_while_counters_are_not_written(bench: Bench) -> None:
+    """What a tick counted is kept in memory until Redis takes it."""
+    bench.counters = Counters(connect("redis://127.0.0.1:1/0"), "ledger")
+    job = bench.run(TickResult(next_at=far(bench), may_rest=True), TickResult())
+    assert (bench.loop.rest, len(job.ticks)) == (None, 2)
 
 
 PROGRAM = """

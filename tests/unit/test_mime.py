@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from worker.content.mime import EmailSkeleton
 from worker.content.placeholders import RECIPIENT_ID_SLOT, Template
+from worker.content.unsubscribe_link import UnsubscribeLink
 
 WHEN = datetime(2026, 1, 31, 9, 30, tzinfo=timezone(timedelta(hours=5, minutes=30)))
 ASHA = {"name": "Asha", "email": "asha@example.com", "phone": "+919876543210", "recipient_id": "r-1"}
@@ -201,13 +202,17 @@ def test_any_sender_name_reads_back_without_controls(name: str) -> None:
 @pytest.mark.parametrize("end", ["\r\n", "\n", "\r", "\0\n", "\x0b", "\x85", "\u2028"])
 def test_nothing_injects_a_header(end: str) -> None:
     evil = f"x{end}Bcc: victim@example.com{end}{end}body"
-    made = skeleton("{{name}}", from_name=evil, html="<p>", unsubscribe_url="https://x.in/?{{name}}")
+    made = skeleton("{{name}}", from_name=evil, html="<p>", unsubscribe=UnsubscribeLink("https://x.in/?{{name}}"))
     content = made.build(evil, "asha@example.com", {**ASHA, "name": evil}, MESSAGE_ID, WHEN)
     message = read(content)
     assert message["Bcc"] is None
     assert b"\r\nBcc:" not in content.split(b"\r\n\r\n")[0]
     assert message.get_content_type() == "multipart/alternative"
-    for bad in ({"from_email": f"a@b.in{end}x"}, {"reply_to": evil}, {"unsubscribe_url": f"https://x{end}"}):
+    for bad in (
+        {"from_email": f"a@b.in{end}x"},
+        {"reply_to": evil},
+        {"unsubscribe": UnsubscribeLink(f"https://x{end}")},
+    ):
         with pytest.raises(ValueError, match=r"not an"):
             skeleton(**bad)
     assert skeleton(from_email=f"a@b.in{end}").from_email == "a@b.in"
@@ -260,14 +265,14 @@ def test_the_boundary_comes_from_the_seed_and_no_content_can_hold_it() -> None:
 
 def test_https_unsubscribing_takes_one_click() -> None:
     url = f"https://x.in/u?e={{{{email}}}}&r={RECIPIENT_ID_SLOT}"
-    message = read(build(skeleton(unsubscribe_url=url), email="a+b@x.in"))
+    message = read(build(skeleton(unsubscribe=UnsubscribeLink(url)), email="a+b@x.in"))
     assert message["List-Unsubscribe"] == "<https://x.in/u?e=a%2Bb%40x.in&r=r-1>"
     assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 
 @pytest.mark.parametrize("url", ["mailto:u@x.in?subject=stop", "http://x.in/u"])
 def test_other_unsubscribing_does_not(url: str) -> None:
-    message = read(build(skeleton(unsubscribe_url=url)))
+    message = read(build(skeleton(unsubscribe=UnsubscribeLink(url))))
     assert message["List-Unsubscribe"] == f"<{url}>"
     assert message["List-Unsubscribe-Post"] is None
 
@@ -275,11 +280,11 @@ def test_other_unsubscribing_does_not(url: str) -> None:
 @pytest.mark.parametrize("url", ["javascript:x", "https://x.in/ y", "https://x>, <https://y", "https://" + "x" * 900])
 def test_an_unsubscribe_url_that_cannot_be_a_header_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="to unsubscribe at"):
-        skeleton(unsubscribe_url=url)
+        skeleton(unsubscribe=UnsubscribeLink(url))
 
 
 def test_an_unsubscribe_url_made_too_long_by_its_values_is_left_out() -> None:
-    message = read(build(skeleton(unsubscribe_url="https://x.in/{{name}}"), "आ" * 200))
+    message = read(build(skeleton(unsubscribe=UnsubscribeLink("https://x.in/{{name}}")), "आ" * 200))
     assert message["List-Unsubscribe"] is None
     assert message["List-Unsubscribe-Post"] is None
 

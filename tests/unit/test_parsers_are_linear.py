@@ -118,7 +118,9 @@ def digest(text: str) -> object:
 
 
 def utm(text: str) -> object:
-    UtmParameters.of_campaign(CampaignTexts(id="c", name=text, channel="email", utm_source=text)).pairs()
+    UtmParameters.of_campaign(
+        CampaignTexts(tenant_id="t", id="c", name=text, channel="email", utm_source=text)
+    ).pairs()
     return tag_url(f"http://x/?{text}", UtmParameters(text))
 
 

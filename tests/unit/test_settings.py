@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import SettingsError
-from worker.runtime.settings import Settings, is_worker, load, variables
+from worker.runtime.settings import Settings, is_worker, load, problems, variables
 
 DATABASE = "postgresql://crm:hunter2@db/crm"
 NEEDED = {"DATABASE_URL": DATABASE}
@@ -330,7 +330,7 @@ def test_every_variable_is_explained() -> None:
         assert each.default is None or each.parse(each.default) is not None
     secrets = {each.name for each in found if each.secret}
     servers = {"DATABASE_URL", "REDIS_URL", "LOCK_REDIS_URLS", "SMTP_URL", "BOUNCE_MAILBOX_URL", "QDRANT_API_KEY"}
-    assert secrets == servers | {"ENCRYPTION_KEY", "METRICS_TOKEN"}
+    assert secrets == servers | {"ENCRYPTION_KEY", "METRICS_TOKEN", "UNSUBSCRIBE_KEY"}
 
 
 def test_the_environment_is_read_nowhere_else() -> None:
@@ -365,3 +365,71 @@ def test_no_worker_needs_nothing_else(raw: str) -> None:
     """If IS_WORKER is false, no other variable has to be set."""
     assert is_worker({"IS_WORKER": raw}) is False
     assert is_worker({}) is True
+
+
+KEY = "5a" * 32
+PUBLIC = {"PUBLIC_URL": "https://mail.crm.example.in", "UNSUBSCRIBE_KEY": KEY}
+
+
+@pytest.mark.parametrize(
+    ("raw", "url"),
+    [
+        ("https://mail.crm.example.in/", "https://mail.crm.example.in"),
+        (" https://crm.example.in:8443/mail ", "https://crm.example.in:8443/mail"),
+        ("http://127.0.0.1:3003", "http://127.0.0.1:3003"),
+        ("http://localhost:3003", "http://localhost:3003"),
+        ("http://[::1]:3003", "http://[::1]:3003"),
+    ],
+)
+def test_the_public_address(raw: str, url: str) -> None:
+    """What stands in links: with TLS, or on this machine."""
+    for program in ("campaign", "web"):
+        assert load(NEEDED | PUBLIC | {"PUBLIC_URL": raw}, program).public_url == url
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "http://mail.crm.example.in", "mail.crm.example.in", "https://", "https://a.example/?x=1", "https://a.example/#x",
+        "https://u:hunter2@a.example", "https://a.example:99999", "https://a b.example", "https://a.example/{{name}}",
+        "https://a.example/<x>", "https://" + "a" * 250 + ".example", "https://bücher.example", "ftp://a.example",
+        "https://[::1",
+    ],
+)  # fmt: skip
+def test_public_addresses_that_make_no_link(raw: str) -> None:
+    with pytest.raises(SettingsError, match=r"^PUBLIC_URL is .*, allowed is an https:// address") as caught:
+        load(NEEDED | PUBLIC | {"PUBLIC_URL": raw}, "web")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_keys_of_links() -> None:
+    """UNSUBSCRIBE_KEY, which may be several, else ENCRYPTION_KEY; without any there are no links."""
+    both = NEEDED | PUBLIC | {"UNSUBSCRIBE_KEY": f"{KEY}  {'0f' * 32}", "ENCRYPTION_KEY": "ab" * 32}
+    assert load(both, "campaign").link_keys == load(both, "web").link_keys == [KEY, "0f" * 32]
+    assert load(both | {"UNSUBSCRIBE_KEY": ""}, "web").link_keys == ["ab" * 32]
+    for program in ("campaign", "web"):
+        line = "PUBLIC_URL is set, and neither UNSUBSCRIBE_KEY nor ENCRYPTION_KEY: links need a key"
+        with pytest.raises(SettingsError) as caught:
+            load(NEEDED | {"PUBLIC_URL": PUBLIC["PUBLIC_URL"]}, program)
+        assert str(caught.value) == line
+        assert problems(NEEDED | {"PUBLIC_URL": PUBLIC["PUBLIC_URL"]}, [program]) == [line]
+    for bad in ("hunter2", f"{KEY} hunter2", KEY[:-1]):
+        with pytest.raises(SettingsError, match=r"^UNSUBSCRIBE_KEY is \(a secret, not shown\), allowed is 64 hex"):
+            load(NEEDED | PUBLIC | {"UNSUBSCRIBE_KEY": bad}, "web")
+
+
+def test_the_status_page_is_not_public() -> None:
+    """Both addresses on one port would be one address; without PUBLIC_URL there is only one."""
+    same = {"PORT": "3003"}
+    assert load(NEEDED | same, "web").public_url is None
+    with pytest.raises(SettingsError, match=r"^PORT and PUBLIC_PORT are both 3003"):
+        load(NEEDED | PUBLIC | same, "web")
+
+
+def test_trusted_proxies() -> None:
+    """Addresses and networks; by default this machine."""
+    assert [str(each) for each in load(NEEDED, "web").public_proxies] == ["127.0.0.0/8", "::1/128"]
+    named = load(NEEDED | {"PUBLIC_PROXIES": "10.0.0.5 fd00::/8"}, "web").public_proxies
+    assert [str(each) for each in named] == ["10.0.0.5/32", "fd00::/8"]
+    with pytest.raises(SettingsError, match=r"^PUBLIC_PROXIES is '10.0.0.5/8', allowed is addresses or networks"):
+        load(NEEDED | {"PUBLIC_PROXIES": "10.0.0.5/8"}, "web")

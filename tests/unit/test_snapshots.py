@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.vectors.client import CollectionSnapshot
+from worker.vectors.collection import CollectionSnapshot
 from worker.vectors.scratch import new_scratch_name, scratch_collections
 from worker.vectors.snapshots import (
     ACCEPTED,

@@ -62,6 +62,7 @@ def test_to_the_contact() -> None:
     assert message["Subject"] == "Your Bharat CRM trial has ended"
     assert message["Date"].datetime.isoformat() == "2026-01-31T18:30:00+00:00"
     assert message["Message-ID"] == f"<{NOTIFICATION}@crm.example.in>"
+    assert message["Auto-Submitted"] == "auto-generated"
     for kind in ("plain", "html"):
         text = re.sub(r"<[^>]*>", "", body(message, kind))
         assert "the free trial of Chaiwala Traders (chaiwala-traders) on Bharat CRM ended" in text
@@ -74,6 +75,7 @@ def test_to_the_owner() -> None:
     """The summary names each tenant with its contact, says how many there are and when they were suspended."""
     message = owner(tenant(), tenant(name="Sweets & Co", slug="sweets", contact="s@s.example"))
     assert message["Subject"] == "Bharat CRM: 2 trials suspended"
+    assert message["Auto-Submitted"] == "auto-generated"
     assert message["To"] == "owner@crm.example.in"
     text, html = body(message, "plain"), body(message, "html")
     assert "Suspended on 31 January 2026, 18:30 UTC: 2 trials that had ended." in text
@@ -120,7 +122,9 @@ HOSTILE = [
 def test_hostile_names(name: str) -> None:
     """A tenant's name adds no header, no line, no markup and no placeholder."""
     for message in (contact(name=name, slug=name), owner(tenant(name=name, slug=name, contact=name))):
-        assert set(message.keys()) <= {"From", "To", "Subject", "Date", "Message-ID", "MIME-Version", "Content-Type"}
+        assert set(message.keys()) <= {
+            "From", "To", "Subject", "Date", "Message-ID", "MIME-Version", "Content-Type", "Auto-Submitted",
+        }  # fmt: skip
         text, html = body(message, "plain"), body(message, "html")
         assert "<script" not in html
         assert "evil.example" not in html or "&lt;a href=" in html

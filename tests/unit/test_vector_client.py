@@ -10,14 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from worker.errors import ServerUnavailable
+from worker.errors import ServerUnavailable, WorkerError
 from worker.vectors import client as client_module
 from worker.vectors.bounded_transport import LONGEST_ANSWER
-from worker.vectors.client import CollectionSnapshot, VectorStore, VectorStoreError
+from worker.vectors.client import VectorStore
+from worker.vectors.collection import CollectionSnapshot, VectorStoreError
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 SNAPSHOT = CollectionSnapshot("x.snapshot", datetime(2026, 1, 31), 1000, None)  # noqa: DTZ001
 Serve = Callable[[socket.socket], None]
+
+
+def read(store: VectorStore) -> None:
+    store.names()
+
+
+def write(store: VectorStore) -> None:
+    store.drop("x")
 
 
 class RawServer:
@@ -65,9 +74,16 @@ def serve() -> Iterator[Callable[[Serve], RawServer]]:
         each.close()
 
 
+@pytest.mark.parametrize("request_", [read, write])
 @pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX: ", HEAD + b"Content-Length: 100000\r\n\r\n", b""])
-def test_an_answer_that_drips(serve: Callable[[Serve], RawServer], start: bytes) -> None:
+def test_an_answer_that_drips(
+    serve: Callable[[Serve], RawServer],
+    start: bytes,
+    request_: Callable[[VectorStore], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """However the bytes arrive: after the deadline for all of it, Qdrant counts as unavailable."""
+    monkeypatch.setattr(client_module, "WRITE_EXCHANGE_SECONDS", 1.0)
 
     def answer(sock: socket.socket) -> None:
         sock.sendall(start)
@@ -77,7 +93,7 @@ def test_an_answer_that_drips(serve: Callable[[Serve], RawServer], start: bytes)
     with closing(VectorStore(server.url, None, read_exchange_seconds=1.0)) as store:
         began = time.monotonic()
         with pytest.raises((ServerUnavailable, VectorStoreError)) as caught:
-            store.names()
+            request_(store)
         assert time.monotonic() - began < 10
     if start:
         assert isinstance(caught.value, ServerUnavailable)
@@ -99,7 +115,10 @@ def test_a_slow_exchange_ends_soon_after_the_head(serve: Callable[[Serve], RawSe
         assert time.monotonic() - began < 10
 
 
-def test_an_answer_without_end(serve: Callable[[Serve], RawServer]) -> None:
+@pytest.mark.parametrize(("request_", "error"), [(read, ServerUnavailable), (write, VectorStoreError)])
+def test_an_answer_without_end(
+    serve: Callable[[Serve], RawServer], request_: Callable[[VectorStore], None], error: type[WorkerError]
+) -> None:
     """What is longer than any answer of Qdrant is not read to its end."""
     sent = 0
 
@@ -110,19 +129,22 @@ def test_an_answer_without_end(serve: Callable[[Serve], RawServer]) -> None:
             sock.sendall(b" " * 65536)
             sent += 65536
 
-    with closing(VectorStore(serve(answer).url, None)) as store, pytest.raises(VectorStoreError, match="longer than"):
-        store.names()
+    with closing(VectorStore(serve(answer).url, None)) as store, pytest.raises(error, match="longer than"):
+        request_(store)
     assert sent < 4 * LONGEST_ANSWER
 
 
-def test_a_compressed_answer(serve: Callable[[Serve], RawServer]) -> None:
+@pytest.mark.parametrize(("request_", "error"), [(read, ServerUnavailable), (write, VectorStoreError)])
+def test_a_compressed_answer(
+    serve: Callable[[Serve], RawServer], request_: Callable[[VectorStore], None], error: type[WorkerError]
+) -> None:
     """Nobody asks for it, and it could be unpacked to any size."""
 
     def answer(sock: socket.socket) -> None:
         sock.sendall(HEAD + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}")
 
-    with closing(VectorStore(serve(answer).url, None)) as store, pytest.raises(VectorStoreError, match="encoded"):
-        store.names()
+    with closing(VectorStore(serve(answer).url, None)) as store, pytest.raises(error, match="encod"):
+        request_(store)
 
 
 def test_a_snapshot_that_drips(

@@ -1,31 +1,53 @@
 """Places claimed calls through Twilio, and settles them by its answers."""
 
+from collections import defaultdict
 from concurrent.futures import Future
 from functools import partial
 
 from worker.calling.accounts import CallingAccounts, TwilioAccount
-from worker.calling.queued_call import ClaimedCall, ReadyCall
+from worker.calling.queued_call import Booking, ClaimedCall, ReadyCall
 from worker.calling.requests import CallRequests
 from worker.calling.settlement import CallSettlement
 from worker.content.calls import call_form
-from worker.errors import SendError, TooLate, Unconfirmed
+from worker.errors import RecipientRefused, SendError, TooLate, Unconfirmed
 from worker.providers.handover import handed_over_while
 from worker.providers.twilio import PlacedCall
 from worker.runtime.clock import boot_seconds
+from worker.sending.suppression import SuppressionList, SuppressionWatch
 
 PLACE_SECONDS = 20.0  # from the claim to the request; later it may be after hours, or another worker's call
+
+
+class _CallInHand:
+    """A claimed call until its request has ended; a thread looks at it just before the request leaves."""
+
+    def __init__(self, claim: ClaimedCall, place_until: float) -> None:
+        self.claim = claim
+        self.opted_out: str | None = None  # why its number may not be called
+        self._place_until = place_until
+
+    def may_leave(self) -> bool:
+        return self.opted_out is None and boot_seconds() <= self._place_until
 
 
 class CallPlacement:
     """Places the calls of one process. ``app_url``: where the CRM takes Twilio's webhooks."""
 
     def __init__(
-        self, app_url: str, accounts: CallingAccounts, settlement: CallSettlement, requests: CallRequests
+        self,
+        app_url: str,
+        accounts: CallingAccounts,
+        settlement: CallSettlement,
+        requests: CallRequests,
+        suppressions: SuppressionWatch,
     ) -> None:
         self._app_url = app_url
         self._accounts = accounts
         self._settlement = settlement
         self._requests = requests
+        self._suppressions = suppressions
+        self._in_hand: dict[str, _CallInHand] = {}  # by id in the queue
+        requests.look_before_waiting(self._stop_suppressed)
 
     def submit(self, call: ReadyCall) -> None:
         """Has a claimed call placed by the next free thread."""
@@ -41,10 +63,27 @@ class CallPlacement:
             tenant_recording=account.recording,
             script_recording=call.script_recording,
         )
-        request = partial(_place, account, form, boot_seconds() + PLACE_SECONDS)
-        self._requests.submit(claim.id, request, partial(self._settle, account, claim))
+        in_hand = self._in_hand[claim.id] = _CallInHand(claim, boot_seconds() + PLACE_SECONDS)
+        self._requests.submit(
+            claim.id, partial(_place, account, form, in_hand), partial(self._settle, account, in_hand)
+        )
 
-    def _settle(self, account: TwilioAccount, claim: ClaimedCall, request: Future[PlacedCall | None]) -> None:
+    def _stop_suppressed(self) -> None:
+        """Looks, if it is time for it, which numbers may not be called any more: those calls do not leave."""
+        calls = defaultdict(list)
+        for each in self._in_hand.values():
+            calls[SuppressionList(each.claim.tenant_id, "call")].append(each)
+        for changed in self._suppressions.changed(calls):
+            numbers = {each.claim.to_number.removeprefix("+") for each in calls[changed]}
+            reasons = self._suppressions.suppressed(changed, list(numbers))
+            for each in calls[changed]:
+                each.opted_out = reasons.get(each.claim.to_number.removeprefix("+"))
+
+    def _settle(
+        self, account: TwilioAccount, in_hand: _CallInHand, request: Future[PlacedCall | None]
+    ) -> Booking | None:
+        claim = in_hand.claim
+        self._in_hand.pop(claim.id, None)
         try:
             placed = None if request.cancelled() else request.result()
         except SendError as error:
@@ -53,20 +92,23 @@ class CallPlacement:
                 self._settlement.mark_unconfirmed(claim, str(error))
             else:
                 self._settlement.fail(claim, error)
-            return
+            return None
+        if placed is None and in_hand.opted_out:
+            self._settlement.fail(claim, RecipientRefused(f"not called: {in_hand.opted_out}"))
+            return None
         if placed is None:
             self._settlement.release(claim)
-            return
+            return None
         self._accounts.record_answer(account, None)
-        self._settlement.book(claim, placed)
+        return Booking(claim, placed)
 
 
-def _place(account: TwilioAccount, form: list[tuple[str, str]], place_until: float) -> PlacedCall | None:
-    """None when it is too late: another worker may have taken over the claim."""
-    if boot_seconds() > place_until:
+def _place(account: TwilioAccount, form: list[tuple[str, str]], in_hand: _CallInHand) -> PlacedCall | None:
+    """None when its number was suppressed, or when it is too late: another worker may have taken over the claim."""
+    if not in_hand.may_leave():
         return None
     try:
-        with handed_over_while(lambda: boot_seconds() <= place_until):
+        with handed_over_while(in_hand.may_leave):
             return account.provider.place(form)
-    except TooLate:  # this process was frozen on the way
+    except TooLate:  # on the way to the server
         return None

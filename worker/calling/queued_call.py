@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from worker.calling.accounts import TwilioAccount
+from worker.providers.twilio import PlacedCall
 
 NO_CREATOR = "the user who queued the call is not one of its tenant's"
 
@@ -63,6 +64,14 @@ class ReadyCall:
     contact_id: str | None
     call_type: str
     script_recording: bool | None  # None: neither the call nor its tenant has a script
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """A claimed call that Twilio placed: it has to be written into the log."""
+
+    claim: ClaimedCall
+    placed: PlacedCall
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import psycopg2
 
 from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
 from worker.calling.claims import CLOCK_SKEW_SECONDS, CallClaims
-from worker.calling.queued_call import ClaimedCall, QueuedCall, StaleCall
+from worker.calling.queued_call import Booking, ClaimedCall, QueuedCall, StaleCall
 from worker.calling.refusals import concerns_row, reason_of
 from worker.calling.reporting import CallReporter
 from worker.calling.requests import CallRequests
@@ -116,7 +116,7 @@ class CallReconciliation:
             self._ask_later(claim, str(error))
             return
         if possible.own:
-            self._settlement.book(claim, possible.own[-1])
+            self._settlement.book(Booking(claim, possible.own[-1]))
         elif possible.doubtful:
             sid = possible.doubtful[-1].sid
             self._settlement.give_up(claim, f"Twilio's call {sid} is in the log already, for no row of the queue")

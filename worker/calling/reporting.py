@@ -3,13 +3,13 @@
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from worker.calling.queued_call import ClaimedCall
-from worker.runtime.events import LiveEvents
+from worker.runtime.events import EncodedEvent, LiveEvents
 from worker.runtime.job import JobContext
 
 log = logging.getLogger(__name__)
@@ -45,20 +45,8 @@ class CallReporter:
         self._counters.add("calls_total", outcome="placed")
         log.info("call placed", {"call": claim.id, "tenant": claim.tenant_id, "sid": sid})
 
-    def publish(self, tenant_id: str, call_log: str, queue_item: str | None) -> bool:
-        """Publishes a placed call; False when a row contains what no live event can.
-
-        Both are rows as JSON, and ``queue_item`` is None when the CRM deleted it.
-        """
-        try:
-            payload = {
-                "callLog": _with_zone(json.loads(call_log)),
-                "queueItem": None if queue_item is None else _with_zone(json.loads(queue_item)),
-            }
-            self._events.emit(f"tenant:{tenant_id}", "call:initiated", payload)
-        except (ValueError, OverflowError, RecursionError):  # a number that is too large, or too many levels
-            return False
-        return True
+    def publish(self, events: Sequence[EncodedEvent]) -> None:
+        self._events.publish(events)
 
     def not_placed(self, queue_id: str, tenant_id: str, status: str, reason: str) -> None:
         """``status``: of the queue's row; 'pending': the call is tried again."""
@@ -103,6 +91,21 @@ class CallReporter:
             self.counts.failed += 1
         self._counters.add("calls_total", outcome="retried" if status == "pending" else status)
         self._events.emit(f"tenant:{tenant_id}", "call:error", {"queueItemId": queue_id, "error": reason})
+
+
+def placed_event(tenant_id: str, call_log: str, queue_item: str | None) -> EncodedEvent | None:
+    """A placed call for the pages of its tenant; None when a row contains what no live event can.
+
+    Both are rows as JSON, and ``queue_item`` is None when the CRM deleted it.
+    """
+    try:
+        payload = {
+            "callLog": _with_zone(json.loads(call_log)),
+            "queueItem": None if queue_item is None else _with_zone(json.loads(queue_item)),
+        }
+        return EncodedEvent.of(f"tenant:{tenant_id}", "call:initiated", payload)
+    except (ValueError, OverflowError, RecursionError):  # a number that is too large, or too many levels
+        return None
 
 
 def _with_zone(row: Mapping[str, Any]) -> dict[str, Any]:

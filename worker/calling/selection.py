@@ -1,6 +1,7 @@
 """Chooses the calls that may be placed now: whose turn it is, and which of a tenant's calls come next."""
 
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -109,28 +110,34 @@ class CallSelection:
         self._settlement.fail_unclaimed([CallFailure(call, reason, is_final=False) for call in calls])
 
     def _dialable(self, accounts: Sequence[OpenAccount], now: datetime) -> dict[str, list[CallCandidate]]:
-        """Each tenant's next calls; those that cannot be dialled fail here, and use no slot."""
-        by_tenant = {each.account.tenant_id: each.account for each in accounts}
-        candidates: list[CallCandidate] = []
-        failures: list[CallFailure] = []
+        """Each tenant's next calls, one more than wanted if there are so many.
+
+        Those before them that cannot be dialled fail here, and use no slot.
+        """
+        by_tenant = {each.account.tenant_id: each for each in accounts}
+        queued: defaultdict[str, deque[QueuedCall]] = defaultdict(deque)
         for call in self._candidates(list(by_tenant), [each.wanted + SPARE for each in accounts], now):
-            if call.created_by_id is None:
-                failures.append(CallFailure(call, NO_CREATOR, is_final=True))
-                continue
-            try:
-                number = to_e164(call.phone_number, call.phone_country_code)
-            except ValueError as error:
-                failures.append(CallFailure(call, str(error), is_final=True))
-            else:
-                candidates.append(CallCandidate(by_tenant[call.tenant_id], number, call))
-        blocked = self._blocked_numbers(candidates)
-        found: dict[str, list[CallCandidate]] = {}
-        for each in candidates:
-            key = each.call.tenant_id, each.to_number
-            if key not in blocked:
-                found.setdefault(each.call.tenant_id, []).append(each)
-            elif reason := blocked[key]:
-                failures.append(CallFailure(each.call, f"not called: {reason}", is_final=True))
+            queued[call.tenant_id].append(call)
+        found: defaultdict[str, list[CallCandidate]] = defaultdict(list)
+        failures: list[CallFailure] = []
+        while looked_at := [
+            queued[tenant_id].popleft()
+            for tenant_id, account in by_tenant.items()
+            for _ in range(min(account.wanted + 1 - len(found[tenant_id]), len(queued[tenant_id])))
+        ]:
+            candidates = []
+            for call in looked_at:
+                try:
+                    candidates.append(_candidate(by_tenant[call.tenant_id].account, call))
+                except ValueError as error:
+                    failures.append(CallFailure(call, str(error), is_final=True))
+            blocked = self._blocked_numbers(candidates)
+            for each in candidates:
+                key = each.call.tenant_id, each.to_number
+                if key not in blocked:
+                    found[each.call.tenant_id].append(each)
+                elif reason := blocked[key]:
+                    failures.append(CallFailure(each.call, f"not called: {reason}", is_final=True))
         self._settlement.fail_unclaimed(failures)
         return found
 
@@ -152,3 +159,10 @@ class CallSelection:
             numbers=[each.to_number for each in candidates],
         )
         return {(row["tenant_id"], row["number"]): row["reason"] for row in rows}
+
+
+def _candidate(account: TwilioAccount, call: QueuedCall) -> CallCandidate:
+    """Raises ValueError when the call cannot be dialled."""
+    if call.created_by_id is None:
+        raise ValueError(NO_CREATOR)
+    return CallCandidate(account, to_e164(call.phone_number, call.phone_country_code), call)

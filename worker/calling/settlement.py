@@ -8,22 +8,24 @@ references; when that is refused, too, the queue's row fails with the reason, an
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.calling.queued_call import NO_CREATOR, CallFailure, ClaimedCall, QueuedCall
+from worker.calling.queued_call import NO_CREATOR, Booking, CallFailure, ClaimedCall, QueuedCall
 from worker.calling.refusals import concerns_row, is_passing, is_race, isolated, reason_of
-from worker.calling.reporting import CallReporter
+from worker.calling.reporting import CallReporter, placed_event
 from worker.content.calls import crm_status, retry_delay_seconds
 from worker.errors import RecipientOptedOut, RecipientRefused, RetryLater, SendError
 from worker.providers.twilio import PlacedCall
 from worker.runtime.backoff import backoff_seconds
 from worker.runtime.db import Row, is_unavailable, queries
+from worker.runtime.events import EncodedEvent
 from worker.runtime.job import JobContext
 from worker.sending.outcomes import ASK_AFTER_SECONDS
+from worker.sending.suppression import count_suppressions, suppress
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class CallSettlement:
     ) -> None:
         """``holder``: of the claims of this process. ``monotonic``: a clock, in seconds."""
         self._db = context.database
+        self._counters = context.counters
         self._clock = context.clock
         self._reporter = reporter
         self._holder = holder
@@ -60,31 +63,48 @@ class CallSettlement:
         self._leave_until = {queue_id: until for queue_id, until in self._leave_until.items() if until > now}
         return list(self._leave_until)
 
-    def book(self, claim: ClaimedCall, placed: PlacedCall) -> None:
+    def book_together(self, bookings: Sequence[Booking]) -> Sequence[Booking]:
+        """Books calls in one statement; returns those that have to be booked alone.
+
+        They are all of them when the database refuses one. Raises psycopg2.Error when the database is unavailable.
+        """
+        try:
+            rows = self._book("book", bookings)
+        except psycopg2.Error as error:
+            if is_unavailable(error):
+                raise
+            return bookings
+        self._report_bookings([(each, rows[each.claim.id]) for each in bookings if each.claim.id in rows])
+        return [each for each in bookings if each.claim.id not in rows]
+
+    def book(self, booking: Booking) -> None:
         """Twilio placed the call. Writes nothing when another worker has settled it meanwhile.
 
         References that are not there any more are left out. Raises psycopg2.Error when the database is unavailable.
         """
         try:
-            booked = self._book("book", claim, placed)
+            rows = self._book("book", [booking])
         except psycopg2.Error as error:
             if is_unavailable(error):
                 raise
-            self._book_after_refusal(claim, placed, error)
+            self._book_after_refusal(booking, error)
         else:
-            self._report_booking(claim, placed, booked)
+            self._end_booking(booking, rows)
 
     def fail(self, claim: ClaimedCall, error: SendError) -> None:
         """The call was not placed: it is tried again as the queue's row allows, or never."""
         if isinstance(error, RecipientOptedOut):
             # first: a call that is tried again does no harm, an opt-out that is forgotten does
-            self._db.execute(
-                self._sql["suppress"],
+            suppress(
+                self._db,
                 tenant_id=claim.tenant_id,
-                number=claim.to_number,
+                channel="call",
+                address=claim.to_number,
                 reason=str(error)[:LONGEST_REASON],
                 now=self._clock(),
+                code=error.code,
             )
+            count_suppressions(self._counters, "call", "provider")
         wish_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
         delay_seconds = max(retry_delay_seconds(claim.attempts + 1), wish_seconds or 0.0)
         self._fail(claim, str(error), is_final=isinstance(error, RecipientRefused), delay_seconds=delay_seconds)
@@ -137,29 +157,33 @@ class CallSettlement:
             self._reporter.given_up()
             self._reporter.not_placed(call.id, call.tenant_id, "failed", reason)
 
-    def _book(self, statement: str, claim: ClaimedCall, placed: PlacedCall) -> Row | None:
-        return self._db.execute_one(
+    def _book(self, statement: str, bookings: Sequence[Booking]) -> dict[str, Row]:
+        """The rows that were written, by id in the queue. Prepared, since it takes longer to plan than to run."""
+        rows = self._db.execute_prepared(
+            statement,
             self._sql[statement],
-            id=claim.id,
+            ids=[each.claim.id for each in bookings],
+            sids=[each.placed.sid for each in bookings],
+            statuses=[crm_status(each.placed.status) for each in bookings],
             holder=self._holder,
-            sid=placed.sid,
-            status=crm_status(placed.status),
             now=self._clock(),
         )
+        return {row["id"]: row for row in rows}
 
-    def _book_after_refusal(self, claim: ClaimedCall, placed: PlacedCall, refusal: psycopg2.Error) -> None:
+    def _book_after_refusal(self, booking: Booking, refusal: psycopg2.Error) -> None:
         """Books the call again, at last without its references; whatever happens, it has an end."""
+        claim, placed = booking.claim, booking.placed
         for statement in ("book", "book_without_references") if is_race(refusal) else ("book_without_references",):
             try:
-                booked = self._book(statement, claim, placed)
+                rows = self._book(statement, [booking])
             except psycopg2.Error as error:
                 if is_unavailable(error):
                     raise
                 refusal = error
             else:
-                if booked and statement == "book_without_references":
+                if rows and statement == "book_without_references":
                     self._reporter.logged_without_references(claim, placed.sid, reason_of(refusal))
-                self._report_booking(claim, placed, booked)
+                self._end_booking(booking, rows)
                 return
         if is_passing(refusal) and not self.is_overdue(claim):
             self._reporter.booked_later(claim, placed.sid, reason_of(refusal))
@@ -167,18 +191,25 @@ class CallSettlement:
         else:
             self._fail_placed(claim, placed, f"the database refused it: {reason_of(refusal)}")
 
-    def _report_booking(self, claim: ClaimedCall, placed: PlacedCall, booked: Row | None) -> None:
-        if booked is None:
-            self._fail_unbookable(claim, placed)
-            return
-        self._reporter.placed(claim, placed.sid)
-        call_log, queue_item = booked["call_log"], booked["queue_item"]
-        is_complete = call_log is not None and (queue_item is not None or not booked["is_linked"])
-        if is_complete and self._reporter.publish(claim.tenant_id, call_log, queue_item):
-            return
-        plain = self._db.one(self._sql["plain_rows"], call_log_id=booked["call_log_id"], tenant_id=claim.tenant_id)
-        if plain:
-            self._reporter.publish(claim.tenant_id, plain["call_log"], plain["queue_item"])
+    def _end_booking(self, booking: Booking, rows: Mapping[str, Row]) -> None:
+        if row := rows.get(booking.claim.id):
+            self._report_bookings([(booking, row)])
+        else:
+            self._fail_unbookable(booking.claim, booking.placed)
+
+    def _report_bookings(self, booked: Sequence[tuple[Booking, Row]]) -> None:
+        for booking, _ in booked:
+            self._reporter.placed(booking.claim, booking.placed.sid)
+        events = (self._placed_event(booking.claim.tenant_id, row) for booking, row in booked)
+        self._reporter.publish([event for event in events if event])
+
+    def _placed_event(self, tenant_id: str, row: Row) -> EncodedEvent | None:
+        call_log, queue_item = row["call_log"], row["queue_item"]
+        is_complete = call_log is not None and (queue_item is not None or not row["is_linked"])
+        if is_complete and (event := placed_event(tenant_id, call_log, queue_item)):
+            return event
+        plain = self._db.one(self._sql["plain_rows"], call_log_id=row["call_log_id"], tenant_id=tenant_id)
+        return placed_event(tenant_id, plain["call_log"], plain["queue_item"]) if plain else None
 
     def _fail_unbookable(self, claim: ClaimedCall, placed: PlacedCall) -> None:
         """The statement wrote nothing: the claim is another worker's by now, or this call must not be booked."""

@@ -7,9 +7,10 @@ from enum import IntEnum, StrEnum
 
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.journal import Journal
+from worker.campaigns.refusal_breaker import RefusalStreak
 from worker.campaigns.transport import Transport
 from worker.errors import AccountRejected, CampaignRejected
-from worker.sending.outcomes import Outcome, OutcomeKind
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 
 DEFERRALS_BEFORE_BACKOFF = 5  # messages deferred in a row before the whole campaign backs off
 
@@ -23,7 +24,8 @@ class Recipient:
     email: str | None
     phone: str | None
     attempts: int
-    opted_out: str | None = None  # why this address may never be written to again
+    address: str | None = None  # as the list of suppressed addresses has it
+    opted_out: str | None = None  # why the address may not be written to
 
 
 class BatchState(IntEnum):
@@ -33,7 +35,8 @@ class BatchState(IntEnum):
     STOPPED = 1  # by a signal, an error, or because the campaign's other batch was stopped by the provider
     LEASE_LOST = 2  # this process was frozen for so long that another one may have taken the batch over
     BACKING_OFF = 3  # the provider defers everything, or the account's pace is used up for long
-    REJECTED = 4  # the provider refuses the campaign or the account
+    REFUSED_IN_A_ROW = 4  # so many recipients with the same reply that it is no fault of theirs
+    REJECTED = 5  # the provider refuses the campaign or the account
 
 
 class BackoffCause(StrEnum):
@@ -48,6 +51,7 @@ class BackoffCause(StrEnum):
 class Batch:
     """Only the methods of this class change its state and its outcomes; any thread may call them.
 
+    ``streak``: the refusals in a row of its run, which its batches share; None for one that is not sent any more.
     ``lease_until``: by ``boot_seconds``; after it another machine may have taken the batch over.
     ``same_account``: whether its messages leave, or left, through the account of ``transport``.
     """
@@ -63,6 +67,7 @@ class Batch:
         *,
         lease_until: float = 0.0,
         same_account: bool = True,
+        streak: RefusalStreak | None = None,
     ) -> None:
         self.id = batch_id
         self.holder = holder
@@ -73,6 +78,7 @@ class Batch:
         self.lease_until = lease_until
         self.claimed_at = time.monotonic()
         self._changing = threading.Lock()  # guards all that follows
+        self._streak = streak
         self._can_ask = same_account and transport.can_be_asked
         self._outcomes: dict[str, Outcome] = {}
         self._state = BatchState.SENDING
@@ -95,7 +101,12 @@ class Batch:
     @property
     def stopped_by_provider(self) -> bool:
         """Whether the campaign's other batches have to stop, too."""
-        return self._state in (BatchState.BACKING_OFF, BatchState.REJECTED)
+        return self._state >= BatchState.BACKING_OFF
+
+    @property
+    def refused_in_a_row(self) -> bool:
+        """Whether so many recipients of the run were refused with the same reply that it has to end."""
+        return self._streak is not None and self._streak.is_full
 
     @property
     def reason(self) -> str:
@@ -131,7 +142,8 @@ class Batch:
     def record(self, recipient: Recipient, outcome: Outcome) -> None:
         """What became of a message that was just sent. After a handful of deferrals in a row the batch backs off.
 
-        A message without an answer counts as deferred; a deferral that concerns only its recipient does not.
+        A message without an answer counts as deferred; a deferral that concerns only its recipient does not. Neither
+        that nor a suppressed address says anything about the provider.
         """
         with self._changing:
             self._outcomes[recipient.id] = outcome
@@ -139,8 +151,12 @@ class Batch:
                 self._deferrals_in_a_row = 0
             elif outcome.kind in (OutcomeKind.DEFERRED, OutcomeKind.UNCONFIRMED):
                 self._count_deferral(outcome)
-            elif outcome.kind is not OutcomeKind.RECIPIENT_DEFERRED:
+            elif outcome.kind is not OutcomeKind.RECIPIENT_DEFERRED and outcome.fault is not FailureKind.SUPPRESSED:
                 self._deferrals_in_a_row = 0
+            if self._streak:
+                self._streak.record(outcome)
+                if self.refused_in_a_row:
+                    self._enter(BatchState.REFUSED_IN_A_ROW, outcome.reason or "")
 
     def set_outcome(self, recipient_id: str, outcome: Outcome) -> None:
         """What became of an earlier message: it says nothing about the provider now."""
@@ -173,7 +189,8 @@ class Batch:
 
     def reject(self, rejection: CampaignRejected | AccountRejected) -> None:
         with self._changing:
-            self._rejection, self._reason = rejection, str(rejection)
+            advice = rejection.advice if isinstance(rejection, CampaignRejected) else ""
+            self._rejection, self._reason = rejection, f"{rejection}; {advice}" if advice else str(rejection)
             self._enter(BatchState.REJECTED, self._reason)
 
     def stop_asking(self) -> None:

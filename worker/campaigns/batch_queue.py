@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Mapping
 
 from worker.campaigns.batch import Batch, Recipient
 
@@ -9,15 +10,16 @@ from worker.campaigns.batch import Batch, Recipient
 class BatchQueue:
     """A recipient first waits for a token of the account's pace, then is ready for a thread.
 
-    Threads call ``take`` and ``begin``; everything else is for the one thread that owns the dispatcher.
+    Threads call ``take``, ``opted_out`` and ``begin``; all else is for the one thread that owns the dispatcher.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.threads = 0  # how many work on this batch
         self.token_at = 0.0  # time.monotonic() before which the pace has no token
-        self._changing = threading.Lock()  # guards the next three
+        self._changing = threading.Lock()  # guards the next four
         self._begun: set[str] = set()  # recipients whose message may have left
+        self._opted_out = {each.id: each.opted_out for each in batch.recipients if each.opted_out is not None}
         self._waiting = deque(batch.recipients)
         self._ready: deque[Recipient] = deque()
 
@@ -53,6 +55,15 @@ class BatchQueue:
             if self.batch.sending:
                 self._begun.add(recipient.id)
             return self.batch.sending
+
+    def opt_out(self, reasons: Mapping[str, str]) -> None:
+        """These recipients (by id) may not be written to, if their messages have not left. Why: for each."""
+        with self._changing:
+            self._opted_out |= reasons
+
+    def opted_out(self, recipient: Recipient) -> str | None:
+        """Why this recipient may not be written to; to be asked until its message leaves."""
+        return self._opted_out.get(recipient.id)
 
     def unanswered(self) -> list[Recipient]:
         """Of a batch that has stopped: the recipients whose message has begun and has no outcome yet."""

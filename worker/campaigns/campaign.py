@@ -75,6 +75,7 @@ def _user(row: Row) -> EmailUser:
 def _texts(row: Row) -> CampaignTexts:
     return CampaignTexts(
         id=row["id"],
+        tenant_id=row["tenantId"],
         name=row["name"],
         channel=row["channel"],
         subject=row["subject"],

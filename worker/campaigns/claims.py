@@ -14,6 +14,7 @@ from worker.campaigns.batch import Batch, Recipient
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claim_size import ClaimSize
 from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.refusal_breaker import RefusalBreaker, RefusalStreak
 from worker.campaigns.transport import Transport
 from worker.runtime.db import Database, queries
 from worker.runtime.lease import Lease
@@ -40,6 +41,7 @@ class BatchClaims:
         self._journals = journals
         self._lease = lease
         self._clock = clock
+        self.breaker = RefusalBreaker(db, settings.refusal_breaker)
         self._sql = queries("campaign")
         self._size = ClaimSize(settings)
 
@@ -57,6 +59,7 @@ class BatchClaims:
             transport.account_key,
             self._limit(campaign, transport),
             channel=campaign.channel,
+            streak=self.breaker.streak_of(campaign),
             user_id=campaign.user_id,
         )
 
@@ -82,7 +85,15 @@ class BatchClaims:
                 batch.lose_lease()
 
     def _claim(
-        self, statement: str, campaign: Campaign, transport: Transport, account_key: str, size: int, **more: Any
+        self,
+        statement: str,
+        campaign: Campaign,
+        transport: Transport,
+        account_key: str,
+        size: int,
+        *,
+        streak: RefusalStreak | None = None,
+        **more: Any,
     ) -> Batch | None:
         batch_id, holder = str(uuid4()), self._lease.holder
         journal = self._journals.create(batch_id, size)
@@ -108,6 +119,7 @@ class BatchClaims:
             journal,
             lease_until=lease_until,
             same_account=account_key == transport.account_key,
+            streak=streak,
         )
 
     def _limit(self, campaign: Campaign, transport: Transport) -> int:

@@ -6,19 +6,19 @@ journal again. Nothing here uses the database: the job's main thread claims befo
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from worker.campaigns.batch import BackoffCause, Batch, Recipient
+from worker.campaigns.batch import BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.batch_queue import BatchQueue
 from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
 from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
-from worker.sending.outcomes import Outcome, OutcomeKind, failed
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failed, suppressed
 from worker.sending.requests import ProviderAccount, RequestThreads
 
 LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
@@ -72,6 +72,12 @@ class Dispatcher:
     def number_open(self, campaign_id: str) -> int:
         """How many batches of a campaign are not settled."""
         return sum(batch.campaign.id == campaign_id for batch in self.open)
+
+    def opt_out(self, batch: Batch, reasons: Mapping[str, str]) -> None:
+        """These recipients of an open batch, by id, are not written to, unless their message has left; and why."""
+        for queue in self._queues:
+            if queue.batch is batch:
+                queue.opt_out(reasons)
 
     def stop(self, campaign_id: str | None = None) -> None:
         """Stops the batches of one campaign, or of all: messages that are on the wire finish, no other leaves."""
@@ -203,6 +209,8 @@ class Dispatcher:
                 if outcome is None:
                     break  # the batch has stopped
                 queue.batch.record(message.recipient, outcome)
+                if queue.batch.state is BatchState.REFUSED_IN_A_ROW:
+                    self.stop(queue.batch.campaign.id)  # its other batch, too
                 self._threads.progressed()
                 count += 1
                 message, following = following or (None if shared else self._next(queue)), None
@@ -217,9 +225,8 @@ class Dispatcher:
         recipient = queue.take()
         if recipient is None:
             return None
-        if recipient.opted_out:
-            reason = f"opted out: {recipient.opted_out}"
-            return _NextMessage(recipient, outcome=Outcome(OutcomeKind.REFUSED, self._clock(), reason))
+        if reason := queue.opted_out(recipient):
+            return _NextMessage(recipient, outcome=suppressed(reason, self._clock()))
         batch = queue.batch
         try:
             return _NextMessage(recipient, batch.transport.message(recipient, self._clock()))
@@ -229,8 +236,11 @@ class Dispatcher:
             batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
             outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
         except ValueError as error:
-            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), reason=str(error))
+            outcome = self._unsent(str(error), FailureKind.CONTENT)
         return _NextMessage(recipient, outcome=outcome)
+
+    def _unsent(self, reason: str, fault: FailureKind) -> Outcome:
+        return Outcome(OutcomeKind.REFUSED, self._clock(), reason, fault=fault)
 
     def _deliver(
         self, queue: BatchQueue, message: "_NextMessage", following: "_NextMessage | None"
@@ -240,20 +250,28 @@ class Dispatcher:
         if message.outcome:
             return message.outcome
         batch, recipient = queue.batch, message.recipient
+        if reason := queue.opted_out(recipient):
+            batch.transport.withdraw(message.made)
+            return suppressed(reason, self._clock())
         if boot_seconds() > batch.lease_until:
             batch.lose_lease()
         if not queue.begin(recipient):
             return None
         batch.journal.started(recipient.id)
-        outcome = self._send(batch, message.made, following and following.made)
+        outcome = self._send(queue, message, following and following.made)
         batch.journal.ended(recipient.id, outcome)
         return outcome
 
-    def _send(self, batch: Batch, message: Any, following: Any) -> Outcome:
+    def _send(self, queue: BatchQueue, message: "_NextMessage", following: Any) -> Outcome:
+        batch, recipient = queue.batch, message.recipient
         try:
-            with handed_over_while(lambda: boot_seconds() <= batch.lease_until):
-                accepted = batch.transport.send(message, following)
+            with handed_over_while(
+                lambda: boot_seconds() <= batch.lease_until and queue.opted_out(recipient) is None
+            ):
+                accepted = batch.transport.send(message.made, following)
         except TooLate:
+            if reason := queue.opted_out(recipient):
+                return suppressed(reason, self._clock())
             batch.lose_lease()
             return Outcome(OutcomeKind.NOT_SENT, self._clock())
         except SendError as error:

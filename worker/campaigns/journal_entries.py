@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import orjson
 
 from worker.messages import Accepted
-from worker.sending.outcomes import Outcome, OutcomeKind
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 
 BYTES_FOR_A_RECIPIENT = 2048
 LONGEST_KEY = 200  # bytes
 LONGEST_ENTRY = BYTES_FOR_A_RECIPIENT - LONGEST_KEY - 10  # bytes; the entry before it says that the message started
 LONGEST_REASON = 300  # characters
 LONGEST_ID = 255  # characters of a provider's id
+LONGEST_CODE = 20  # characters
 
 # How the file names the outcomes, in words of the first version. Older and newer versions of the worker read them:
 # they must not change.
@@ -60,7 +62,8 @@ def ended_line(recipient_id: str, outcome: Outcome) -> bytes:
     """
     key = key_of(recipient_id)
     kind, at, reason, delay_seconds, ids = _as_entry(outcome)
-    line = _line(key, [kind, at, reason, delay_seconds, ids])
+    more = _more_of(outcome)  # after the entry, where older versions do not look
+    line = _line(key, [kind, at, reason, delay_seconds, ids], *more)
     if len(line) <= LONGEST_ENTRY:
         return line
     shorter = (
@@ -69,7 +72,7 @@ def ended_line(recipient_id: str, outcome: Outcome) -> bytes:
         (None, ids and [ids[0], None, None]),
         (None, ids and [None, None, None]),
     )
-    lines = (_line(key, [kind, at, a_reason, delay_seconds, some_ids]) for a_reason, some_ids in shorter)
+    lines = (_line(key, [kind, at, a_reason, delay_seconds, some_ids], *more) for a_reason, some_ids in shorter)
     return next(line for line in lines if len(line) <= LONGEST_ENTRY)
 
 
@@ -79,7 +82,7 @@ def read_line(line: bytes) -> tuple[str, Outcome | None] | None:
         key, *outcome = json.loads(line.strip(b"\0"))
     except ValueError:
         return None
-    return key, _from_entry(outcome[0]) if outcome else None
+    return key, _from_entry(*outcome) if outcome else None
 
 
 def _line(*record: Any) -> bytes:
@@ -95,9 +98,21 @@ def _as_entry(outcome: Outcome) -> list[Any]:
     return [KIND_CODES[outcome.kind], outcome.at.isoformat(), reason, outcome.delay_seconds, stored]
 
 
-def _from_entry(entry: list[Any]) -> Outcome | None:
+def _more_of(outcome: Outcome) -> list[list[Any]]:
+    """What later versions added: the provider's code, what a refusal is for, and how long nothing may be sent."""
+    if not (outcome.code or outcome.fault or outcome.suppress_seconds):
+        return []
+    return [[outcome.code[:LONGEST_CODE], outcome.fault, str(outcome.suppress_seconds)]]  # JSON has no infinity
+
+
+def _from_entry(entry: list[Any], more: Sequence[Any] = (), *_: Any) -> Outcome | None:
     code, at, reason, delay_seconds, ids = entry
     kind = _KINDS.get(code)
     if kind is None:  # of a newer version
         return None
-    return Outcome(kind, datetime.fromisoformat(at), reason, delay_seconds, Accepted(*ids) if ids else None)
+    outcome = Outcome(kind, datetime.fromisoformat(at), reason, delay_seconds, Accepted(*ids) if ids else None)
+    if not more:
+        return outcome
+    said, fault, suppress_seconds = more[:3]
+    known = FailureKind(fault) if fault in set(FailureKind) else None
+    return replace(outcome, code=said, fault=known, suppress_seconds=float(suppress_seconds))

@@ -18,7 +18,7 @@ from worker.campaigns.campaign import Campaign
 from worker.campaigns.settlement import SettlementResult
 from worker.campaigns.survey import CampaignBacklog, Survey
 from worker.errors import AccountRejected
-from worker.runtime.db import Database, is_unavailable, queries
+from worker.runtime.db import Database, Row, is_unavailable, queries
 from worker.runtime.events import LiveEvents
 from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 
@@ -123,9 +123,17 @@ class CampaignRuns:
     def fail(self, campaign_ids: list[str], reason: str) -> None:
         """Ends runs that cannot go on; their recipients stay pending."""
         for row in self._db.execute(self._sql["fail"], campaign_ids=campaign_ids, reason=reason, now=self._clock()):
-            self._published_at.pop(row["id"], None)
-            log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})
-            self._publish(row["user_id"], "campaign:failed", {"campaignId": row["id"], "error": reason})
+            self._report_failure(row, reason)
+
+    def break_off(self, campaign: Campaign, limit: int) -> bool:
+        """Ends a run of which so many recipients in a row were refused with the same reply; they are pending again.
+
+        False while a batch of it is not settled, or when a message was accepted meanwhile.
+        """
+        row = self._db.execute_one(self._sql["break_off"], campaign_id=campaign.id, limit=limit, now=self._clock())
+        if row:
+            self._report_failure(row, row["reason"])
+        return row is not None
 
     @contextmanager
     def contained(self, campaign_id: str) -> Iterator[None]:
@@ -185,8 +193,8 @@ class CampaignRuns:
             return self._end(campaign, now)
         return False
 
-    def wait_until_prepared(self, campaign: Campaign) -> None:
-        """Another worker prepares the run."""
+    def wait_a_moment(self, campaign: Campaign) -> None:
+        """Another worker prepares the run, or has a batch of it."""
         self._wait(campaign, self._clock() + timedelta(seconds=PREPARING_SECONDS))
 
     def _fail_rejected(self, batch: Batch) -> None:
@@ -206,6 +214,11 @@ class CampaignRuns:
             user_id=gmail and gmail.user_id,
         )
         self.fail([row["id"] for row in rows], batch.reason)
+
+    def _report_failure(self, row: Row, reason: str) -> None:
+        self._published_at.pop(row["id"], None)
+        log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})
+        self._publish(row["user_id"], "campaign:failed", {"campaignId": row["id"], "error": reason})
 
     def _publish_progress(self, campaign: Campaign, settled: SettlementResult) -> None:
         """One DEBUG line, and now and then an event for the user's page."""

@@ -6,7 +6,7 @@ so a batch is settled once, and a former holder settles nothing.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
@@ -16,6 +16,7 @@ import orjson
 import psycopg2
 
 from worker.campaigns.batch import Batch, BatchState, Recipient
+from worker.campaigns.failure_record import FailureRecord, failure_record
 from worker.campaigns.states import RecipientState
 from worker.content.campaign import OutboxRow
 from worker.runtime.backoff import backoff_seconds
@@ -23,7 +24,8 @@ from worker.runtime.counters import Counters
 from worker.runtime.db import Database, Row, queries
 from worker.runtime.settings import Settings
 from worker.sending.outbox import is_refused_row, json_chunks
-from worker.sending.outcomes import ASK_AFTER_SECONDS, NextStep, Outcome, OutcomeKind, RetryPolicy
+from worker.sending.outcomes import ASK_AFTER_SECONDS, FailureKind, NextStep, Outcome, OutcomeKind, RetryPolicy
+from worker.sending.suppression import count_suppressions
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +122,11 @@ class BatchSettlements:
         """Writes what became of each recipient, and deletes the batch and its journal."""
         now, campaign, transport, outcomes = self._clock(), batch.campaign, batch.transport, batch.outcomes
         settled = [self._settled(batch, recipient, outcomes, now) for recipient in batch.recipients]
-        backoffs = campaign.backoffs + 1 if batch.state is BatchState.BACKING_OFF else 0
+        failures = self._failures(batch, settled, outcomes)
+        accepted_at = max((each.at for each in outcomes.values() if each.accepted), default=None)
+        backoffs = 0
+        if batch.state is BatchState.BACKING_OFF:
+            backoffs = 1 if accepted_at else campaign.backoffs + 1  # some pass: slower is enough
         shared = {
             "batch_id": batch.id, "holder": batch.holder, "tenant_id": campaign.tenant_id,
             "user_id": campaign.user_id, "sender_address": transport.sender_address,
@@ -128,7 +134,8 @@ class BatchSettlements:
         settlement = shared | {
             "now": now,
             "outcomes": _as_json(map(_outcome_record, settled)),
-            "opted_out": [key for key, outcome in outcomes.items() if outcome.kind is OutcomeKind.OPTED_OUT],
+            "failures": _as_json(each.as_json() for each in failures),
+            "accepted_at": accepted_at,
             "channel": campaign.channel,
             "sender": transport.account_key,
             "next_batch_at": _later(now, self._pause_seconds(batch, backoffs)),
@@ -149,6 +156,7 @@ class BatchSettlements:
             return SettlementResult()
         states = Counter(each.state for each in settled)
         self._count(campaign.channel, states, outcomes)
+        self._count_refusals(campaign.channel, failures)
         return SettlementResult(states[RecipientState.SENT], states[RecipientState.FAILED], _campaign_counts(counts))
 
     def _write(self, settlement: dict[str, Any], shared: dict[str, Any], outbox_chunks: Iterator[str]) -> Row | None:
@@ -172,6 +180,17 @@ class BatchSettlements:
             outcome = replace(outcome, kind=OutcomeKind.NOT_SENT)  # not for its own sake: no attempt is counted
         return self._policy.settled(recipient, outcome, now, can_ask=batch.can_ask)
 
+    @staticmethod
+    def _failures(
+        batch: Batch, settled: Iterable[SettledRecipient], outcomes: Mapping[str, Outcome]
+    ) -> list[FailureRecord]:
+        failed = {each.id: each.at for each in settled if each.state is RecipientState.FAILED}
+        if not failed:
+            return []
+        return [
+            failure_record(each, outcomes[each.id], failed[each.id]) for each in batch.recipients if each.id in failed
+        ]
+
     def _pause_seconds(self, batch: Batch, backoffs: int) -> float:
         """Until the campaign's next batch. After a batch that is not full the pause is in proportion shorter."""
         if batch.state is BatchState.BACKING_OFF:
@@ -187,6 +206,14 @@ class BatchSettlements:
         unconfirmed = sum(outcome.kind is OutcomeKind.UNCONFIRMED for outcome in outcomes.values())
         if unconfirmed:
             self._counters.add("unconfirmed_total", unconfirmed, channel=channel)
+
+    def _count_refusals(self, channel: str, failures: Collection[FailureRecord]) -> None:
+        kinds = Counter(each.kind for each in failures)
+        for kind in (FailureKind.ADDRESS, FailureKind.REFUSED):
+            if kinds[kind]:
+                self._counters.add("refusals_total", kinds[kind], channel=channel, kind=str(kind))
+        for source, number in Counter(each.source for each in failures if each.source).items():
+            count_suppressions(self._counters, channel, source, number)
 
 
 def _later(at: datetime, seconds: float) -> datetime:

@@ -3,6 +3,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -14,6 +15,8 @@ from worker.campaigns.campaign import Campaign
 from worker.campaigns.message_size import MessageSize
 from worker.content.campaign import EmailContent, MessageRecipient, Sender, WhatsAppContent
 from worker.content.campaign_texts import CampaignTexts
+from worker.content.unsubscribe_link import UnsubscribeLink
+from worker.content.unsubscribe_token import UnsubscribeTokens
 from worker.errors import CampaignRejected, TransportMissing
 from worker.messages import Accepted, Email, WhatsAppMessage
 from worker.providers import Provider
@@ -118,6 +121,8 @@ class TransportRouter:
         self._settings = settings
         self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency)
         self._contents: OrderedDict[str, _CompiledContent] = OrderedDict()
+        own_page = settings.public_url and not settings.unsubscribe_url
+        self._tokens = UnsubscribeTokens(settings.link_keys) if own_page else None
 
     def route(self, campaign: Campaign) -> Transport:
         """Raises TransportMissing, and CampaignRejected when no message may be made of its content."""
@@ -148,14 +153,14 @@ class TransportRouter:
     def _whatsapp(self, campaign: Campaign) -> Transport:
         account = self._accounts.whatsapp(campaign.user.tenant_settings)
         texts, app_url = campaign.texts, self._settings.app_url
-        kept = self._content(texts, None, lambda: WhatsAppContent(texts, app_url))
+        kept = self._content(texts, None, lambda: WhatsAppContent(texts, app_url, self._unsubscribe_link(texts)))
         return Transport(kept.content, campaign.channel, account.provider, account.pace, size=kept.size)
 
     def _email(self, campaign: Campaign) -> Transport:
         account = self._accounts.email(campaign.user)
         texts, sender, settings = campaign.texts, account.sender, self._settings
         kept = self._content(
-            texts, sender, lambda: EmailContent(texts, sender, settings.app_url, settings.unsubscribe_url)
+            texts, sender, lambda: EmailContent(texts, sender, settings.app_url, self._unsubscribe_link(texts))
         )
         account_key = f"gmail:{sender.email}" if account.gmail else campaign.channel
         return_path = None
@@ -165,13 +170,24 @@ class TransportRouter:
             kept.content, account_key, account.provider, account.pace, account.gmail, kept.size, return_path
         )
 
+    def _unsubscribe_link(self, texts: CampaignTexts) -> UnsubscribeLink | None:
+        """The CRM's own page, else the worker's. Raises ValueError for an id that a token cannot have."""
+        if self._settings.unsubscribe_url:
+            return UnsubscribeLink.of_crm(self._settings.unsubscribe_url)
+        if not (self._tokens and self._settings.public_url):
+            return None
+        token = self._tokens.maker(texts.tenant_id, texts.channel, texts.id)
+        return UnsubscribeLink.of_worker(self._settings.public_url, token)
+
     def _settle_only_content(self, campaign: Campaign) -> CampaignContent:
         """For the CRM's outbox: whatever became of the user's address or of the template."""
         if campaign.channel != "email":
             return WhatsAppContent(replace(campaign.texts, whatsapp_template_params=None), None)
-        app_url = self._settings.app_url
+        app_url, unsubscribe = self._settings.app_url, None
+        with suppress(ValueError):  # then no message with such a link was sent
+            unsubscribe = self._unsubscribe_link(campaign.texts)
         try:
-            return EmailContent(campaign.texts, Sender("", campaign.user.user_email or ""), app_url, None)
+            return EmailContent(campaign.texts, Sender("", campaign.user.user_email or ""), app_url, unsubscribe)
         except ValueError:  # the user is gone, or has an address that cannot be used
             return EmailContent(campaign.texts, Sender("", UNKNOWN_SENDER), app_url, None)
 

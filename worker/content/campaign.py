@@ -1,5 +1,6 @@
 """A campaign's content, compiled once: makes each recipient's message, and its row in the CRM's outbox."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -7,9 +8,11 @@ from typing import Protocol
 from worker.content import invisible_characters as invisible
 from worker.content.campaign_texts import CampaignTexts
 from worker.content.links import Link, prepare_links
+from worker.content.list_fields import list_fields
 from worker.content.mime import EmailSkeleton, message_id_for, parse_address
 from worker.content.phones import whatsapp_id
-from worker.content.placeholders import RECIPIENT_ID_SLOT, Template
+from worker.content.placeholders import UNSUBSCRIBE_TOKEN, Template
+from worker.content.unsubscribe_link import UnsubscribeLink
 from worker.content.whatsapp import whatsapp_payload
 from worker.messages import Accepted, Email, WhatsAppMessage
 
@@ -62,9 +65,10 @@ class EmailContent:
     """An e-mail campaign. Raises ValueError when an address of its sender cannot be used."""
 
     def __init__(
-        self, texts: CampaignTexts, sender: Sender, app_url: str | None, unsubscribe_url: str | None
+        self, texts: CampaignTexts, sender: Sender, app_url: str | None, unsubscribe: UnsubscribeLink | None
     ) -> None:
-        prepared = prepare_links(texts, app_url)
+        prepared = prepare_links(texts, app_url, unsubscribe)
+        self._token = unsubscribe.token if unsubscribe else None
         self.links: list[Link] = prepared.links
         self.sender_address = sender.email
         self._subject = Template(texts.subject or texts.name)
@@ -77,8 +81,12 @@ class EmailContent:
             from_name=sender.name,
             from_email=sender.email,
             reply_to=sender.reply_to,
-            unsubscribe_url=unsubscribe_url and unsubscribe_url.replace("{{recipient_id}}", RECIPIENT_ID_SLOT),
+            unsubscribe=unsubscribe,
+            fields=list_fields(texts.tenant_id, texts.id, parse_address(sender.email)),
             boundary_seed=texts.id,
+        )
+        self._copy_has_token = any(
+            template and UNSUBSCRIBE_TOKEN in template.slot_names for template in (self._text, self._html)
         )
 
     def message_id(self, recipient: MessageRecipient) -> str:
@@ -89,14 +97,20 @@ class EmailContent:
         """The message for one recipient; ``at`` is UTC without zone. Raises ValueError for a bad address."""
         to, message_id = parse_address(recipient.email or ""), self.message_id(recipient)
         date = at.replace(tzinfo=UTC)
-        content = self._skeleton.build(recipient.name, to, values_of(recipient), message_id, date)
+        values = values_of(recipient)
+        if self._token:
+            values[UNSUBSCRIBE_TOKEN] = self._token(to.lower())
+        content = self._skeleton.build(recipient.name, to, values, message_id, date)
         return Email(self._skeleton.from_email, to, message_id, content)
 
     def outbox_row(self, recipient: MessageRecipient, accepted: Accepted, at: datetime) -> OutboxRow | None:
         """The row of the message that was accepted ``at``, UTC without zone."""
         values = values_of(recipient)
+        address = values["email"]
+        if self._token and self._copy_has_token:
+            values[UNSUBSCRIBE_TOKEN] = self._token(_in_one_spelling(address))
         return OutboxRow(
-            address=values["email"],
+            address=address,
             subject=self._subject.fill(values),
             body=self._text.fill(values),
             html=self._html.fill_html(values) if self._html else None,
@@ -105,20 +119,29 @@ class EmailContent:
         )
 
 
+def _in_one_spelling(address: str) -> str:
+    """As worker.address has it. What is no address any more, since its message was sent, stays as it is."""
+    with suppress(ValueError):
+        address = parse_address(address)
+    return address.lower()
+
+
 class WhatsAppContent:
     """A WhatsApp campaign. Raises ValueError when its template parameters are not a list of strings."""
 
     sender_address = ""
 
-    def __init__(self, texts: CampaignTexts, app_url: str | None) -> None:
-        prepared = prepare_links(texts, app_url)
+    def __init__(self, texts: CampaignTexts, app_url: str | None, unsubscribe: UnsubscribeLink | None = None) -> None:
+        prepared = prepare_links(texts, app_url, unsubscribe)
         self.links: list[Link] = prepared.links
         params = texts.whatsapp_template_params or []
         if not isinstance(params, list) or not all(isinstance(each, str) for each in params):
             raise ValueError("whatsappTemplateParams is not a list of strings")
         self._text = Template(prepared.text)
         self._caption = Template(prepared.caption or "")
-        self._params = [Template(each) for each in params]
+        self._params = [Template(unsubscribe.in_text(each) if unsubscribe else each) for each in params]
+        used = {name for each in (self._text, self._caption, *self._params) for name in each.slot_names}
+        self._token = unsubscribe.token if unsubscribe and UNSUBSCRIBE_TOKEN in used else None
         self._same_for_all = {
             "message_type": texts.whatsapp_message_type,
             "media_type": texts.whatsapp_media_type,
@@ -130,6 +153,8 @@ class WhatsAppContent:
     def message(self, recipient: MessageRecipient, at: datetime) -> WhatsAppMessage:
         """The message for one recipient. Raises ValueError for a bad number, and CampaignRejected."""
         to, values = whatsapp_id(recipient.phone or ""), values_of(recipient)
+        if self._token:
+            values[UNSUBSCRIBE_TOKEN] = self._token(f"+{to}")
         payload = whatsapp_payload(
             recipient_row_id=recipient.id,
             to=to,

@@ -11,6 +11,7 @@ class CampaignTexts:
     """
 
     id: str
+    tenant_id: str
     name: str
     channel: str
     subject: str | None = None

@@ -1,7 +1,8 @@
 """The links of a campaign: UTM parameters, short links, and one row for each distinct address.
 
 ``prepare_links`` runs once for a campaign, before its templates are compiled. What it puts into the text is
-the same for all recipients, except for the recipient's row id in a short link, left as ``RECIPIENT_ID_SLOT``.
+the same for all recipients, except for the recipient's row id in a short link, left as ``RECIPIENT_ID_SLOT``, and for
+what differs in an unsubscribe link.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from worker.content.campaign_texts import CampaignTexts
 from worker.content.placeholder_spellings import unified
 from worker.content.placeholders import PERSONAL_NAMES, RECIPIENT_ID_SLOT, Template, without_placeholders
 from worker.content.plain_text import plain_text
+from worker.content.unsubscribe_link import UNSUBSCRIBE_NAME, UNSUBSCRIBE_PLACEHOLDER, UnsubscribeLink
 from worker.content.utm import UtmParameters, tag_url
 
 LINK_TEXT_LIMIT = 255  # characters
@@ -26,6 +28,7 @@ _HTTP = re.compile(r"https?://\S", re.IGNORECASE)
 _BARE_URL = re.compile(r'(?<![A-Za-z0-9])https?://(?:\{\{\s*\w+\s*\}\}|[^\s<>"“”।॥])++', re.IGNORECASE)
 _TRAILING = ".,;:!?)'\"’]*~…"  # punctuation, and the marks WhatsApp reads as formatting
 _NOT_LINKS = frozenset({"link", "base"})
+_NAMES = PERSONAL_NAMES | {UNSUBSCRIBE_NAME}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,13 @@ class PreparedContent:
     links: list[Link]
 
 
-def prepare_links(texts: CampaignTexts, app_url: str | None) -> PreparedContent:
+def prepare_links(
+    texts: CampaignTexts, app_url: str | None, unsubscribe: UnsubscribeLink | None = None
+) -> PreparedContent:
     """Rewrites the links of a campaign: of its HTML for e-mail, of its text and caption for WhatsApp.
 
-    ``app_url`` is where the CRM's app server answers short links; without it links are tagged only.
+    ``app_url`` is where the CRM's app server answers short links; without it links are tagged only. The address of
+    ``unsubscribe`` takes the place of ``{{unsubscribe_url}}``; it is no link of the campaign, and none of its rows.
     """
     html, text, caption = texts.html, texts.text, texts.whatsapp_caption
     book = LinkBook(texts, app_url, anchor_texts(html or ""))
@@ -64,6 +70,9 @@ def prepare_links(texts: CampaignTexts, app_url: str | None) -> PreparedContent:
     elif book.changes_links:
         text = rewrite_text(text, book.rewrite)
         caption = caption and rewrite_text(caption, book.rewrite)
+    if unsubscribe:
+        html, text = html and unsubscribe.in_html(html), unsubscribe.in_text(text)
+        caption = caption and unsubscribe.in_text(caption)
     return PreparedContent(html, text, caption, book.links)
 
 
@@ -120,7 +129,7 @@ def rewrite_html(html: str, rewrite: Callable[[str], str]) -> str:
 
     ``rewrite`` takes and returns the plain URL: this function decodes and encodes ``&amp;``.
     """
-    html = unified(html, PERSONAL_NAMES)
+    html = unified(html, _NAMES)
     pieces, position = [], 0
     for tag in markup.tags(without_placeholders(html)):
         href = tag.attribute("href")
@@ -139,7 +148,7 @@ def rewrite_html(html: str, rewrite: Callable[[str], str]) -> str:
 
 def anchor_texts(html: str) -> dict[str, str]:
     """For the URL of each ``<a>``, the text of its first link: no tags, at most 255 characters."""
-    html = unified(html, PERSONAL_NAMES)
+    html = unified(html, _NAMES)
     texts: dict[str, str] = {}
     url, start = "", 0
     for tag in markup.tags(without_placeholders(html)):
@@ -160,11 +169,11 @@ def rewrite_text(text: str, rewrite: Callable[[str], str]) -> str:
         url = _without_trailing_punctuation(found[0])
         return (rewrite(url) if _is_link(url) else url) + found[0][len(url) :]
 
-    return _BARE_URL.sub(replaced, unified(text, PERSONAL_NAMES))
+    return _BARE_URL.sub(replaced, unified(text, _NAMES))
 
 
 def _is_link(url: str) -> bool:
-    return len(url) <= LONGEST_URL and _HTTP.match(url) is not None
+    return len(url) <= LONGEST_URL and _HTTP.match(url) is not None and not UNSUBSCRIBE_PLACEHOLDER.search(url)
 
 
 def _without_trailing_punctuation(url: str) -> str:

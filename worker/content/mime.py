@@ -7,7 +7,7 @@ than a millisecond for each message.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email import policy
 from email.headerregistry import Address
@@ -18,9 +18,10 @@ from urllib.parse import quote
 
 from worker.content.addresses import message_id_for, parse_address
 from worker.content.headers import mailbox, unstructured
-from worker.content.placeholders import Template
+from worker.content.placeholders import UNSUBSCRIBE_TOKEN, Template
 from worker.content.plain_text import plain_text
 from worker.content.transfer import compiled
+from worker.content.unsubscribe_link import UnsubscribeLink
 
 __all__ = ["EmailSkeleton", "message_id_for", "parse_address"]
 
@@ -33,8 +34,9 @@ class EmailSkeleton:
     """The message of a campaign without its recipients.
 
     With HTML it is multipart/alternative, text first (RFC 2046 5.1.4), else text/plain. If the text is blank, it is
-    made from the HTML. ``unsubscribe_url`` (https, http or mailto, with placeholders) becomes List-Unsubscribe
-    (RFC 2369), and for https also List-Unsubscribe-Post (RFC 8058). The boundary is made from ``boundary_seed`` and
+    made from the HTML. ``unsubscribe`` becomes List-Unsubscribe (RFC 2369), and for https and the worker's own page
+    also List-Unsubscribe-Post (RFC 8058). ``fields`` are further ones in ASCII, name and value. The boundary
+    is made from ``boundary_seed`` and
     contains ``=_``, which neither quoted-printable nor base64 can produce.
 
     The attribute ``from_email`` is the sender's bare address, valid for the envelope. Raises ValueError for a sender,
@@ -50,17 +52,19 @@ class EmailSkeleton:
         from_name: str,
         from_email: str,
         reply_to: str | None = None,
-        unsubscribe_url: str | None = None,
+        unsubscribe: UnsubscribeLink | None = None,
+        fields: Sequence[tuple[str, str]] = (),
         boundary_seed: str,
     ) -> None:
         self.from_email = parse_address(from_email)
         self._subject = subject
         self._fixed_subject = None if subject.personal else unstructured("Subject", subject.text)
-        self._unsubscribe = _unsubscribe_template(unsubscribe_url) if unsubscribe_url else None
+        self._unsubscribe = _UnsubscribeFields(unsubscribe) if unsubscribe else None
 
         # Not written by the email package: its encoded words can be one character too long, and it does not encode
-        # a name that looks like an encoded word.
-        sender = mailbox("From", from_name, self.from_email).encode("ascii")
+        # a name that looks like an encoded word, and it cannot write a long value without spaces.
+        sender = mailbox("From", from_name, self.from_email)
+        first = "".join([sender, *(f"{name}: {value}\r\n" for name, value in fields)]).encode("ascii")
         shared = EmailMessage(policy=policy.SMTP)
         if reply_to:
             shared["Reply-To"] = Address(addr_spec=parse_address(reply_to))
@@ -69,14 +73,14 @@ class EmailSkeleton:
         if html is None or not html.text.strip():
             encoding, self._text = compiled(text, as_html=False)
             self._html = None
-            self._head = sender + _fields(shared) + _part_head("plain", encoding)
+            self._head = first + _fields(shared) + _part_head("plain", encoding)
             return
         if not text.text.strip():
             text = Template(plain_text(html.text), unknown=html.unknown)
         boundary = f"=_{hashlib.sha256(boundary_seed.encode()).hexdigest()[:32]}"
         shared.add_header("Content-Type", "multipart/alternative", boundary=boundary)
         encoding, self._text = compiled(text, as_html=False)
-        self._head = sender + _fields(shared) + f"\r\n--{boundary}\r\n".encode() + _part_head("plain", encoding)
+        self._head = first + _fields(shared) + f"\r\n--{boundary}\r\n".encode() + _part_head("plain", encoding)
         encoding, self._html = compiled(html, as_html=True)
         self._between = f"\r\n--{boundary}\r\n".encode() + _part_head("html", encoding)
         self._close = f"\r\n--{boundary}--\r\n".encode()
@@ -97,7 +101,7 @@ class EmailSkeleton:
             + f"Date: {_date(date.replace(microsecond=0))}\r\nMessage-ID: {message_id}\r\n"
         )
         if self._unsubscribe:
-            head += _unsubscribe_fields(self._unsubscribe, values)
+            head += self._unsubscribe.fill(values)
         text = self._text(values)
         if self._html is None:
             return b"".join((head.encode("ascii"), self._head, text, b"" if text.endswith(b"\r\n") else b"\r\n"))
@@ -119,21 +123,29 @@ def _part_head(subtype: str, encoding: str) -> bytes:
     )
 
 
-def _unsubscribe_template(url: str) -> Template:
-    template = Template(url)
-    fixed = "".join(segment for segment in template.segments if isinstance(segment, str))
-    if not _UNSUBSCRIBE_URL.fullmatch(fixed) or len(url) > _UNSUBSCRIBE_LIMIT:
-        raise ValueError(f"not an https, http or mailto address to unsubscribe at: {url[:80]!r}")
-    return template
+class _UnsubscribeFields:
+    """List-Unsubscribe, and List-Unsubscribe-Post where one click is taken."""
+
+    def __init__(self, link: UnsubscribeLink) -> None:
+        """Raises ValueError for an address that cannot be in a header field."""
+        self._template = template = Template(link.url)
+        fixed = "".join(segment for segment in template.segments if isinstance(segment, str))
+        if not _UNSUBSCRIBE_URL.fullmatch(fixed) or len(link.url) > _UNSUBSCRIBE_LIMIT:
+            raise ValueError(f"not an https, http or mailto address to unsubscribe at: {link.url[:80]!r}")
+        one_click = link.token is not None or fixed[:6].lower() == "https:"
+        self._end = ">\r\n" + ("List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n" if one_click else "")
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """The fields with their CRLF; '' if the values make the URL too long for a line."""
+        url = "".join(
+            [
+                segment if isinstance(segment, str) else _quoted(segment.name, values)
+                for segment in self._template.segments
+            ]
+        )
+        return f"List-Unsubscribe: <{url}{self._end}" if len(url) <= _UNSUBSCRIBE_LIMIT else ""
 
 
-def _unsubscribe_fields(template: Template, values: Mapping[str, str]) -> str:
-    """The fields with their CRLF; '' if the values make the URL too long for a line."""
-    url = "".join(
-        segment if isinstance(segment, str) else quote(values.get(segment.name, ""), safe="")
-        for segment in template.segments
-    )
-    if len(url) > _UNSUBSCRIBE_LIMIT:
-        return ""
-    one_click = "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n" if url[:6].lower() == "https:" else ""
-    return f"List-Unsubscribe: <{url}>\r\n{one_click}"
+def _quoted(name: str, values: Mapping[str, str]) -> str:
+    value = values.get(name, "")
+    return value if name == UNSUBSCRIBE_TOKEN else quote(value, safe="")

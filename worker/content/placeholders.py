@@ -15,14 +15,16 @@ from urllib.parse import quote
 from worker.content.escaping import Landing, Place, landings, masked, url_landing, write
 from worker.content.placeholder_spellings import unified
 
-# Stands for the recipient row's id in texts the worker itself makes. PostgreSQL stores no NUL in text or
-# jsonb, so nothing a user writes can hold it.
-RECIPIENT_ID_SLOT = "\x00recipient\x00"
+# Stand for the recipient row's id, and for the token of its unsubscribe link, in addresses the worker itself makes.
+# PostgreSQL stores no NUL in text or jsonb, so nothing a user writes can hold them.
+RECIPIENT_ID_SLOT = "\x00recipient_id\x00"
+UNSUBSCRIBE_TOKEN_SLOT = "\x00unsubscribe_token\x00"  # noqa: S105 - a name
 RECIPIENT_ID = "recipient_id"
+UNSUBSCRIBE_TOKEN = "unsubscribe_token"  # noqa: S105 - a name
 
 PERSONAL_NAMES = frozenset({"name", "email", "phone"})
 
-_SLOT = re.compile(r"\{\{([^{}]*)\}\}|" + RECIPIENT_ID_SLOT)
+_SLOT = re.compile(rf"\{{\{{([^{{}}]*)\}}\}}|\x00({RECIPIENT_ID}|{UNSUBSCRIBE_TOKEN})\x00")
 _BARE_URL = re.compile(r'(?<![A-Za-z0-9])https?://[^\s<>"“”।॥]+', re.IGNORECASE)
 _URLS = frozenset({Place.URL, Place.NUMBER, Place.WHATSAPP_NUMBER, Place.OPAQUE, Place.MAILBOX, Place.SCRIPT_URL})
 _LONGEST_HEAD = 300  # characters of a link that are looked at for what it leads to
@@ -67,13 +69,14 @@ class Template:
     ``unknown="keep"`` (campaigns): only name, email and phone are placeholders, others stay as they are.
     ``unknown="blank"`` (e-mail templates): any ``{{...}}`` is one, and is empty when the values lack it.
     White space inside the braces does not count, however it is written, nor do tags between them. ``text`` is the
-    source with its placeholders in one spelling; ``personal``: it has any slot.
+    source with its placeholders in one spelling; ``personal``: it has any slot; ``slot_names``: which ones.
 
     ``segments`` is what the text is made of, in order: ``str`` for what stays the same (never empty) and
-    ``Slot`` for what each recipient fills in. The recipient's id is the slot ``recipient_id``.
+    ``Slot`` for what each recipient fills in. Two slots are the worker's own:
+    ``recipient_id`` and ``unsubscribe_token``.
     """
 
-    __slots__ = ("_pieces", "_slots", "personal", "segments", "text", "unknown")
+    __slots__ = ("_pieces", "_slots", "personal", "segments", "slot_names", "text", "unknown")
 
     def __init__(self, text: str, unknown: Literal["keep", "blank"] = "keep") -> None:
         self.text = unified(text, PERSONAL_NAMES if unknown == "keep" else None)
@@ -82,6 +85,7 @@ class Template:
         self._pieces = [segment if isinstance(segment, str) else "" for segment in self.segments]
         self._slots = [(i, segment) for i, segment in enumerate(self.segments) if isinstance(segment, Slot)]
         self.personal = bool(self._slots)
+        self.slot_names = frozenset(segment.name for _, segment in self._slots)
 
     def fill(self, values: Mapping[str, str]) -> str:
         """The plain text for one recipient; a value that is missing is empty."""
@@ -117,7 +121,7 @@ def _segments(text: str, unknown: str) -> list[str | Slot]:
         name, in_url = _name(each), landing.place in _URLS
         index = bisect_right(links, (each.start(), len(text))) - 1
         link = None
-        if index >= 0 and each.start() < links[index][1] and not in_url and name != RECIPIENT_ID:
+        if index >= 0 and each.start() < links[index][1] and not in_url and each[2] is None:
             before = without_slots[links[index][0] : min(each.start(), links[index][0] + _LONGEST_HEAD)]
             link = url_landing(before, in_query="?" in before)
         segments.append(Slot(name, in_url, None if landing in _USUAL else landing, link))
@@ -129,8 +133,8 @@ def _segments(text: str, unknown: str) -> list[str | Slot]:
 
 def _found(text: str, unknown: str) -> list[re.Match[str]]:
     slots = _SLOT.finditer(text)
-    return [each for each in slots if unknown == "blank" or each[1] is None or _name(each) in PERSONAL_NAMES]
+    return [each for each in slots if unknown == "blank" or each[2] or _name(each) in PERSONAL_NAMES]
 
 
 def _name(found: re.Match[str]) -> str:
-    return RECIPIENT_ID if found[1] is None else found[1].strip()
+    return found[1].strip() if found[2] is None else found[2]

@@ -5,10 +5,10 @@ A stored secret is a JSON object ``{"iv", "encryptedData", "authTag"}``, each in
 """
 
 import json
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 IV_BYTES = 16
@@ -23,6 +23,8 @@ class _Encrypted(NamedTuple):
 
 def decrypt(stored: str, key_hex: str) -> str:
     """The decrypted secret. Raises ValueError, which says whether the key or the stored value is wrong."""
+    from cryptography.exceptions import InvalidTag  # some megabytes, and most processes never decrypt anything
+
     cipher = _cipher(key_hex)
     encrypted = _parse(stored)
     try:
@@ -35,13 +37,15 @@ def decrypt(stored: str, key_hex: str) -> str:
         raise ValueError("the stored secret is not UTF-8 text") from None
 
 
-def _cipher(key_hex: str) -> AESGCM:
+def _cipher(key_hex: str) -> "AESGCM":
     try:
         key = bytes.fromhex(key_hex)
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES or len(key_hex) != 2 * KEY_BYTES:
         raise ValueError("ENCRYPTION_KEY must be 64 hexadecimal digits (32 bytes)")
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     return AESGCM(key)
 
 

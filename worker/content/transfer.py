@@ -22,6 +22,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _OCTETS = [chr(octet) if 32 <= octet < 127 and octet != 61 else f"={octet:02X}" for octet in range(256)]
 _OCTETS[9] = "\t"
 # Short values like this need no encoding: they have no "=", and nothing that may not begin or end a line.
+_WORD = re.compile(r"[A-Za-z0-9_-]+")  # such as the token of an unsubscribe link
 _PLAIN = re.compile(r"(?!From )[A-Za-z0-9@+_-](?:[A-Za-z0-9 @.,;:&#/'+_-]{0,70}[A-Za-z0-9@.;+_-])?")
 
 
@@ -66,6 +67,8 @@ def _without_special_start(piece: str) -> str:
 def _encoded_value(value: str) -> bytes:
     if _PLAIN.fullmatch(value):
         return value.encode("ascii")
+    if _WORD.fullmatch(value):
+        return _SOFT_BREAK.join([value[i : i + _ROOM].encode("ascii") for i in range(0, len(value), _ROOM)])
     return quoted_printable(value)
 
 

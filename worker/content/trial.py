@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from worker.content.list_fields import AUTO_GENERATED
 from worker.content.mime import EmailSkeleton, message_id_for, parse_address
 from worker.content.one_line import one_line
 from worker.content.placeholders import Html, Template
@@ -126,7 +127,7 @@ class OperatorEmail:
         self._html = Template(markup, unknown="blank")
         self._skeleton = EmailSkeleton(
             self._subject, self._text, self._html,
-            from_name=self._company, from_email=from_email, boundary_seed=subject,
+            from_name=self._company, from_email=from_email, fields=AUTO_GENERATED, boundary_seed=subject,
         )  # fmt: skip
 
     def message(self, notification_id: str, to_name: str, to: str, values: Mapping[str, str], at: datetime) -> Email:

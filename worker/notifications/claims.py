@@ -76,12 +76,15 @@ class NotificationClaims:
         self._db.execute(self._sql["release_orphans"], ids=ids, holders=holders, now=now, ask_at=ask_at)
         log.warning("messages left by a dead process were released", {"job": self._job, "messages": len(orphans)})
 
-    def hand_over(self, ids: Sequence[str]) -> set[str]:
-        """Marks messages as handed over, just before they are sent; returns the ids that this process still holds."""
+    def hand_over(self, ids: Sequence[str]) -> dict[str, str | None]:
+        """Marks messages as handed over, just before they are sent: those that this process still holds.
+
+        Returns their ids. With a reason: its address is suppressed, so it is not marked and must not be sent.
+        """
         if not ids:
-            return set()
+            return {}
         rows = self._db.execute(self._sql["hand_over"], ids=ids, holder=self.holder)
-        return {row["id"] for row in rows}
+        return {row["id"]: row["opted_out"] for row in rows}
 
     def renew(self) -> None:
         """Says that this process is alive, when it is time to say so again."""

@@ -19,7 +19,7 @@ from worker.runtime.clock import boot_seconds
 from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.signals import Signals
 from worker.sending.limits import too_large, wire_bytes
-from worker.sending.outcomes import Outcome, OutcomeKind, failed
+from worker.sending.outcomes import Outcome, OutcomeKind, failed, suppressed
 from worker.sending.requests import ProviderAccount, RequestThreads
 
 THREADS = 8  # messages that are sent at the same time, so at most so many are unconfirmed after a kill
@@ -103,6 +103,8 @@ class NotificationDispatcher:
         for notification, outgoing in ready:
             if notification.handed_over:
                 self._requests.submit(notification, partial(ask, notification, outgoing, self._clock))
+            elif reason := marked.get(notification.id):
+                done.append(Delivery(notification, suppressed(reason, self._clock())))
             elif notification.id in marked:  # else another process holds it by now
                 send_until = boot_seconds() + SEND_LIMIT_SECONDS
                 self._requests.submit(notification, partial(send, notification, outgoing, send_until, self._clock))

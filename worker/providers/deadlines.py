@@ -7,6 +7,7 @@ reads or writes there fails at once, with the error of a lost connection.
 An exchange costs a few assignments under a lock. It works for TLS too, and inside a library that knows no deadlines.
 """
 
+import signal
 import socket
 import ssl
 import threading
@@ -108,6 +109,7 @@ class DeadlineWatcher:
             self._changed.notify()
 
     def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
         watched: list[Deadline] = []
         while True:
             with self._changed:

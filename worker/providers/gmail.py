@@ -20,7 +20,7 @@ from worker.errors import (
 )
 from worker.messages import Accepted, Email
 from worker.providers.google_token import GoogleToken, aware_utc_now
-from worker.providers.http import Answer, HttpPool, bearer, json_body
+from worker.providers.http import Answer, HttpPool, bearer
 from worker.providers.untrusted import id_at, list_at, safe_text, text_at
 
 # "Tomorrow" in the CRM contract. Limits on sending count the last 24 hours; the API's own quota is reset at midnight
@@ -54,8 +54,8 @@ class GmailProvider:
 
     def send(self, message: Email) -> Accepted:
         """Sends one message. Raises the kinds of SendError; InvalidGrant when the user has withdrawn the consent."""
-        raw = base64.urlsafe_b64encode(message.content).decode("ascii")
-        answer = self._ask("POST", f"{self._messages}/send", json_body({"raw": raw}))
+        body = b'{"raw":"%b"}' % base64.urlsafe_b64encode(message.content)  # without a character that JSON escapes
+        answer = self._ask("POST", f"{self._messages}/send", body)
         if not answer.success:
             raise self._error(answer)
         accepted = _accepted(message.message_id, answer.body)
@@ -110,7 +110,7 @@ class GmailProvider:
         if answer.status in (401, 403):
             return AccountRejected(reason)
         if answer.status == 400 and _BAD_RECIPIENT.search(message):
-            return RecipientRefused(reason)
+            return RecipientRefused(reason, code=str(answer.status), address_fault=True)
         if 400 <= answer.status < 500 and answer.status != 429:
             return CampaignRejected(reason)
         # 429 and 5xx. A redirect was not processed either: GMAIL_API_URL may be wrong.

@@ -1,41 +1,49 @@
 """What the HTTP providers share: kept connections, and what is known when one of them breaks.
 
 "Not sent" and "may have been sent" are told apart like this. A server can act on a request only after it has read the
-whole body that Content-Length announces (RFC 9112, 6.3 and 8). urllib3 takes the body from a generator and asks for
-more only after ``sendall`` has returned, so the generator knows when everything was handed to the kernel. (CPython's
-``sendall``, with and without TLS, raises only while the kernel has not taken all octets.) Before that moment nothing
-was handed over: RetryLater. After it, only an answer tells what happened: Unconfirmed if none comes.
+whole body that Content-Length announces (RFC 9112, 6.3 and 8). A request is written with ``sendall``, which, with and
+without TLS, raises only while the kernel has not taken all octets. Until the last one has returned nothing was handed
+over: RetryLater. After it, only an answer tells what happened: Unconfirmed if none comes.
 
-A kept connection may have been closed by the server while it was idle: urllib3 checks for the end of the stream
-before each use and connects again. A close can still cross the request on its way. From here that looks the same as a
-server that failed while it worked on the request, so it is Unconfirmed, and nothing is ever sent again automatically.
+A kept connection may have been closed by the server while it was idle: it is looked for the end of the stream before
+each use, and replaced. A close can still cross the request on its way. From here that looks the same as a server that
+failed while it worked on the request, so it is Unconfirmed, and nothing is ever sent again automatically.
+
+Proxies that the environment names (HTTPS_PROXY) are not used.
 """
 
-import http.client
 import json
-import socket
+import re
+import ssl
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any
 
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, ProtocolError, SSLError
-from urllib3.response import BaseHTTPResponse
-
 from worker.errors import AccountRejected, RetryLater, SendError, Unconfirmed
-from worker.providers.deadlines import Deadline, exchange, thread_deadline
-from worker.providers.handover import check_handover
+from worker.providers.deadlines import Deadline, exchange
+from worker.providers.http_wire import (
+    AnswerHead,
+    KeptConnection,
+    MalformedAnswer,
+    Origin,
+    origin_and_target,
+    request_octets,
+)
 from worker.providers.untrusted import safe_text
 
 EXCHANGE_SECONDS = 60.0  # for a request and its whole answer, however it arrives
 
-_LONGEST_ANSWER = 1_048_576  # octets
-_PART = 262_144  # octets of a request body that are written at once
+IDLE_SECONDS = 60.0  # a connection that was not used for so long is closed: what is between may have forgotten it
+
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+_TOKEN = re.compile(r"[!-~]+")
+_USER_AGENT = "bharat-crm-worker"
 _LONGEST_WAIT_SECONDS = 24 * 3600.0
 
 
@@ -58,69 +66,6 @@ class Answer:
         return f"answered {self.status} without {what}" + (f": {self.fault}" if self.fault else "")
 
 
-class _Body:
-    """A request body that records whether all of it was handed to the kernel."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self.handed_over = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._content), _PART):
-            check_handover()
-            yield self._content[start : start + _PART]
-        self.handed_over = True
-
-
-class _FinalResponse(http.client.HTTPResponse):
-    """The answer to a request, whatever a server says before it (102, 103: RFC 9110, 15.2).
-
-    http.client knows 100 only, and takes any other for the answer: the message would be sent a second time.
-    """
-
-    def _read_status(self) -> tuple[str, int, str]:
-        while True:
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if status in (http.HTTPStatus.CONTINUE, http.HTTPStatus.SWITCHING_PROTOCOLS) or status >= 200:
-                return version, status, reason
-            http.client.parse_headers(self.fp)
-
-
-class _ConnectionWithDeadline(HTTPConnection):
-    """A connection that the deadline of its thread's exchange can end."""
-
-    response_class = _FinalResponse
-
-    def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        thread_deadline().attach(sock)
-        return sock
-
-    def putrequest(self, *arguments: Any, **options: Any) -> None:
-        if self.sock is not None:  # a kept connection
-            thread_deadline().attach(self.sock)
-        super().putrequest(*arguments, **options)
-
-
-class _TlsConnectionWithDeadline(_ConnectionWithDeadline, HTTPSConnection):
-    """The same, with TLS."""
-
-
-class _Connections(HTTPConnectionPool):
-    ConnectionCls = _ConnectionWithDeadline
-
-
-class _TlsConnections(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnectionWithDeadline
-
-
-def pools_with_deadlines(**options: Any) -> urllib3.PoolManager:
-    """A PoolManager whose connections the deadline of their thread's exchange can end."""
-    pools = urllib3.PoolManager(**options)
-    pools.pool_classes_by_scheme = {"http": _Connections, "https": _TlsConnections}
-    return pools
-
-
 class HttpPool:
     """Kept connections to the HTTP providers, for ``concurrency`` threads."""
 
@@ -131,19 +76,20 @@ class HttpPool:
         connect_timeout_seconds: float = 5.0,
         read_timeout_seconds: float = 30.0,
         exchange_seconds: float = EXCHANGE_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
         ca_file: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``clock`` returns seconds since 1970, because Retry-After may be a date. Does not connect yet."""
         self._clock = clock
         self._exchange_seconds = exchange_seconds
-        self._pools = pools_with_deadlines(
-            num_pools=10,
-            maxsize=concurrency,
-            retries=False,
-            timeout=urllib3.Timeout(connect=connect_timeout_seconds, read=read_timeout_seconds),
-            ca_certs=ca_file,
-        )
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._read_timeout_seconds = read_timeout_seconds
+        self._idle_seconds = idle_seconds
+        self._ca_file = ca_file
+        self._most_kept = concurrency  # to each origin
+        self._lock = threading.Lock()
+        self._kept: defaultdict[Origin, deque[KeptConnection]] = defaultdict(deque)  # the latest used last
 
     def post(
         self,
@@ -160,44 +106,94 @@ class HttpPool:
         no harm when it is sent twice); Unconfirmed when it was handed over and no answer came; AccountRejected when
         the server's certificate is not valid: waiting does not help, and the recipients stay pending.
         """
-        sent = _Body(body)
         headers = {**headers, "Content-Type": content_type, "Content-Length": str(len(body))}
-        with exchange(self._exchange_seconds) as deadline:
-            try:
-                return self._answer(self._request("POST", url, sent, headers), deadline)
-            except (HTTPError, OSError) as error:
-                raise _failure(error, deadline, handed_over=sent.handed_over, repeatable=repeatable) from error
+        return self._exchange("POST", url, headers, body, repeatable=repeatable)
 
     def get(self, url: str, headers: Mapping[str, str]) -> Answer:
         """GET, which may be repeated: raises RetryLater when no answer came, else as ``post``."""
-        with exchange(self._exchange_seconds) as deadline:
-            try:
-                return self._answer(self._request("GET", url, None, headers), deadline)
-            except (HTTPError, OSError) as error:
-                raise _failure(error, deadline, handed_over=True, repeatable=True) from error
+        return self._exchange("GET", url, headers, b"", repeatable=True)
 
     def close(self) -> None:
         """Closes the kept connections. One that is in use is closed when its answer has come."""
-        self._pools.clear()
+        with self._lock:
+            self._most_kept = 0
+            connections = [each for kept in self._kept.values() for each in kept]
+            self._kept.clear()
+        for connection in connections:
+            connection.close()
 
-    def _request(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> BaseHTTPResponse:
-        # The status must be known even if the connection breaks in the body, so the body is read separately.
-        response = self._pools.request(method, url, body=body, headers=headers, redirect=False, preload_content=False)
-        if response.status < 200:
-            response.close()
-            raise ProtocolError(f"answered {response.status}, which is no answer to this request")
-        return response
-
-    def _answer(self, response: BaseHTTPResponse, deadline: Deadline) -> Answer:
-        retry_after = retry_after_seconds(response.headers.get("Retry-After"), self._clock())
-        body: dict[str, Any] = {}
+    def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, repeatable: bool
+    ) -> Answer:
         try:
-            body = _json_object(response)
-            fault = deadline.explain(None)  # an end in the middle of the headers is no error to urllib3
-        except (HTTPError, OSError, ValueError) as error:  # the status is known all the same
-            response.close()
-            fault = safe_text(deadline.explain(error))
-        return Answer(response.status, body, retry_after, fault)
+            origin, target = origin_and_target(url)
+        except ValueError as error:
+            raise RetryLater(f"the request was not handed over, the URL is not valid: {error}") from error
+        headers = {"Host": origin.authority, "Accept-Encoding": "identity", "User-Agent": _USER_AGENT, **headers}
+        request = request_octets(method, target, headers, body)
+        connection, handed_over = None, False
+        try:
+            with exchange(self._exchange_seconds) as deadline:
+                connection = self._connected(origin, deadline)
+                try:
+                    connection.hand_over(request)
+                    handed_over = True
+                except BrokenPipeError:
+                    pass  # a server that reads no further may have answered before
+                return self._answer(connection, connection.head(), deadline)
+        except (OSError, MalformedAnswer) as error:
+            raise _failure(error, deadline, handed_over=handed_over, repeatable=repeatable) from error
+        finally:
+            if connection:
+                self._give_back(origin, connection)  # now that the deadline cannot end it any more
+
+    def _answer(self, connection: KeptConnection, head: AnswerHead, deadline: Deadline) -> Answer:
+        retry_after = retry_after_seconds(head.fields.get(b"retry-after"), self._clock())
+        try:
+            body, fault = _json_object(connection.body(head)), ""
+        except (OSError, MalformedAnswer) as error:  # the status is known all the same
+            body, fault = {}, safe_text(deadline.explain(error))
+        return Answer(head.status, body, retry_after, fault)
+
+    def _connected(self, origin: Origin, deadline: Deadline) -> KeptConnection:
+        """A kept connection that still stands, or a new one. Raises OSError."""
+        while connection := self._kept_one(origin):
+            if time.monotonic() - connection.idle_since < self._idle_seconds and connection.is_silent():
+                connection.begin(deadline, self._exchange_seconds)
+                return connection
+            connection.close()
+        return KeptConnection(
+            origin,
+            self._tls if origin.tls else None,
+            deadline,
+            connect_timeout_seconds=self._connect_timeout_seconds,
+            read_timeout_seconds=self._read_timeout_seconds,
+        )
+
+    def _kept_one(self, origin: Origin) -> KeptConnection | None:
+        with self._lock:
+            kept = self._kept[origin]
+            return kept.pop() if kept else None
+
+    def _give_back(self, origin: Origin, connection: KeptConnection) -> None:
+        """Keeps a connection that can be used again, and closes those that nobody has used for long."""
+        connection.idle_since = now = time.monotonic()
+        surplus = []
+        with self._lock:
+            kept = self._kept[origin]
+            if connection.usable and len(kept) < self._most_kept:
+                kept.append(connection)
+            else:
+                surplus.append(connection)
+            while kept and now - kept[0].idle_since > self._idle_seconds:
+                surplus.append(kept.popleft())
+        for each in surplus:
+            each.close()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Made when it is needed first: the authorities' certificates take memory."""
+        return ssl.create_default_context(cafile=self._ca_file)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -212,7 +208,7 @@ def bearer(token: str) -> dict[str, str]:
 
 def is_header_token(token: str) -> bool:
     """Whether a token or password can stand in a header: printable ASCII without spaces."""
-    return bool(token) and all("!" <= character <= "~" for character in token)
+    return _TOKEN.fullmatch(token) is not None
 
 
 def retry_after_seconds(value: str | None, now: float) -> float | None:
@@ -236,15 +232,11 @@ def retry_after_seconds(value: str | None, now: float) -> float | None:
 
 def json_body(value: Any) -> bytes:
     """``value`` as compact JSON in ASCII."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _COMPACT.encode(value).encode("ascii")
 
 
-def _json_object(response: BaseHTTPResponse) -> dict[str, Any]:
-    """The body; {} if it is not a JSON object. Raises HTTPError, OSError, and ValueError when it is too long."""
-    content = response.read(_LONGEST_ANSWER + 1)
-    if len(content) > _LONGEST_ANSWER:
-        raise ValueError(f"the answer is longer than {_LONGEST_ANSWER} octets")
-    response.release_conn()
+def _json_object(content: bytes) -> dict[str, Any]:
+    """The body of an answer; {} if it is not a JSON object."""
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -252,9 +244,9 @@ def _json_object(response: BaseHTTPResponse) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _failure(error: HTTPError | OSError, deadline: Deadline, *, handed_over: bool, repeatable: bool) -> SendError:
+def _failure(error: Exception, deadline: Deadline, *, handed_over: bool, repeatable: bool) -> SendError:
     text = safe_text(deadline.explain(error))
-    if isinstance(error, SSLError) and "certificate verify failed" in str(error).lower():
+    if isinstance(error, ssl.SSLCertVerificationError):
         return AccountRejected(f"the server's certificate is not valid: {text}")
     if not handed_over:
         return RetryLater(f"the request was not handed over: {text}")

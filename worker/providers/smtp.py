@@ -239,7 +239,7 @@ def _is_valid(message: Email) -> bool:
 def _transaction(message: Email) -> Transaction:
     """Raises RecipientRefused and CampaignRejected for addresses that could change the dialogue."""
     if not _ADDRESS.fullmatch(message.to):
-        raise RecipientRefused(f"not a valid address for SMTP: {safe_text(message.to)}")
+        raise RecipientRefused(f"not a valid address for SMTP: {safe_text(message.to)}", address_fault=True)
     if not _ADDRESS.fullmatch(message.envelope_from):
         raise CampaignRejected(f"not a valid sender address for SMTP: {safe_text(message.envelope_from)}")
     return Transaction(message.envelope_from, message.to, wire_content(message.content))

@@ -2,11 +2,15 @@
 
 A reply's code says whether the refusal is for good (5xx) or for now (4xx); the enhanced status code behind it
 (RFC 3463, "5.1.1"), where there is one, says what is refused. Some servers answer for the recipient only after the
-content, and some refuse a whole account with the codes of a recipient.
+content, and some refuse a whole account or its sender with the codes of a recipient. docs/deliverability.md has the
+table for operators.
 """
 
+import math
 import re
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 
 from worker.errors import (
     AccountRejected,
@@ -18,12 +22,82 @@ from worker.errors import (
 )
 
 SERVICE_NOT_AVAILABLE = 421  # RFC 5321, 3.8: the server closes the connection
+FOR_EVER = math.inf
+DISABLED_SECONDS = 30 * 86_400.0  # a mailbox that is out of use may come back
+
+
+class Step(StrEnum):
+    """What the refused command named."""
+
+    SENDER = "sender"
+    RECIPIENT = "recipient"
+    CONTENT = "content"
+
+
+class Fault(StrEnum):
+    """Whose fault a refusal for good is."""
+
+    NO_ADDRESS = "no such address"
+    DISABLED = "mailbox out of use"
+    RECIPIENT = "recipient"  # or a sender's fault that is said of a recipient: many in a row will tell
+    SENDER = "sender"
+    ACCOUNT = "account"
+
+
+# Subject and detail of the enhanced code of a reply 5xx to RCPT TO or to the content (RFC 3463, 3; RFC 7372, 3;
+# RFC 7505, 4; 5.1.10, 5.7.515 are Microsoft's) -> whose fault it is
+PERMANENT: Mapping[str, Fault] = MappingProxyType(
+    {
+        "1.1": Fault.NO_ADDRESS,
+        "1.2": Fault.NO_ADDRESS,
+        "1.3": Fault.NO_ADDRESS,
+        "1.6": Fault.NO_ADDRESS,
+        "1.7": Fault.SENDER,
+        "1.8": Fault.SENDER,
+        "1.10": Fault.NO_ADDRESS,
+        "2.1": Fault.DISABLED,
+        "2.2": Fault.RECIPIENT,
+        "3.4": Fault.SENDER,
+        "4.5": Fault.ACCOUNT,  # it may send no more today
+        **{f"7.{detail}": Fault.SENDER for detail in range(25, 31)},
+        "7.515": Fault.SENDER,
+    }
+)
+SUPPRESS_SECONDS: Mapping[Fault, float] = MappingProxyType(
+    {Fault.NO_ADDRESS: FOR_EVER, Fault.DISABLED: DISABLED_SECONDS}
+)
+
+_FROM = "correct the sender's address: mail.smtp.fromEmail in the tenant's settings, else the user's own"
+_AUTHENTICATION = (
+    "check the DNS records of the sender's domain: SPF must name the mail server, DKIM must sign for the domain of "
+    "From, and DMARC must find one of them aligned (docs/deliverability.md)"
+)
+# Subject and detail -> what an operator can do
+ADVICE: Mapping[str, str] = MappingProxyType(
+    {
+        "1.7": _FROM,
+        "1.8": _FROM,
+        "3.4": "the message is larger than the server accepts: make it smaller",
+        "7.25": "the mail server's address needs a PTR record whose name leads back to it",
+        "7.27": f"{_AUTHENTICATION}; the domain of From must not have a null MX record",
+        "7.28": f"the provider saw too much unwanted mail: send to people who asked for it; {_AUTHENTICATION}",
+    }
+)
+
+_ADVICE_BY_STEP: Mapping[Step, str] = MappingProxyType(
+    {
+        Step.SENDER: f"{_FROM}; {_AUTHENTICATION}",
+        Step.RECIPIENT: _FROM,
+        Step.CONTENT: f"change what the server objects to in the content; {_AUTHENTICATION}",
+    }
+)
+
 # RFC 4954, 6: a login is needed, or is not good enough. Servers may say so only when a recipient is named.
 _LOGIN_NEEDED = frozenset({530, 534, 535, 538})
 _ENHANCED = re.compile(r"(?<![\d.])([245])\.(\d{1,3})\.(\d{1,3})(?!\.?\d)")
-_SENDING_QUOTA = ("4", "5")  # with 5xx: the account may send no more today
 # RFC 3463: 1 is about addresses, 2 about mailboxes; of the former 7 and 8 are about the sender's
 _SENDER_DETAILS = {"7", "8"}
+_REJECTED_ADDRESS = re.compile(r"recipient address rejected", re.IGNORECASE)  # Microsoft's, with 5.4.1
 _OF_ACCOUNT = re.compile(
     r"too many|too much|too fast|\brate|throttl|quota|limit|exceeded|connections?\b|blocked|black ?list|block ?list|"
     r"reputation",
@@ -44,30 +118,35 @@ _CONNECTIONS = re.compile(
 _GREYLISTED = re.compile(r"gr[ea]y.?list", re.IGNORECASE)
 
 
-class Step(StrEnum):
-    """What the refused command named."""
-
-    SENDER = "sender"
-    RECIPIENT = "recipient"
-    CONTENT = "content"
-
-
 def refusal(step: Step, code: int, text: str, reason: str) -> SendError:
     """The error for a reply of 4xx or 5xx, or an invalid one. ``reason`` is the text for the operator."""
-    enhanced = _enhanced_code(code, text)
-    if code in _LOGIN_NEEDED or (code // 100 == 5 and enhanced == _SENDING_QUOTA):
-        return AccountRejected(f"{step} refused: {reason}")
-    concerns_recipient = _concerns_recipient(step, code, enhanced, text)
-    if code // 100 == 5:
-        if concerns_recipient:
-            return RecipientRefused(reason)
-        return CampaignRejected(f"{step} refused: {reason}")
-    return RecipientDeferred(reason) if concerns_recipient else RetryLater(reason)
+    subject, detail = _enhanced_code(code, text)
+    said = f"{code} {code // 100}.{subject}.{detail}" if subject else str(code)
+    if code in _LOGIN_NEEDED:
+        return AccountRejected(f"{step} refused: {reason}", code=said)
+    if code // 100 != 5:
+        deferral = RecipientDeferred if _defers_recipient(step, code, subject, detail, text) else RetryLater
+        return deferral(reason, code=said)
+    fault = _fault(step, subject, detail, text)
+    if fault is Fault.ACCOUNT:
+        return AccountRejected(f"{step} refused: {reason}", code=said)
+    if fault is Fault.SENDER:
+        advice = ADVICE.get(f"{subject}.{detail}", _AUTHENTICATION if subject == "7" else _ADVICE_BY_STEP[step])
+        return CampaignRejected(f"{step} refused: {reason}", code=said, advice=advice)
+    suppress_seconds = SUPPRESS_SECONDS.get(fault, 0.0)
+    return RecipientRefused(
+        reason, code=said, address_fault=suppress_seconds > 0.0, suppress_seconds=suppress_seconds
+    )
 
 
 def is_one_too_many(code: int, text: str) -> bool:
     """Whether a connection is refused because there are too many: 421, or another temporary reply that says so."""
-    return code == SERVICE_NOT_AVAILABLE or (code // 100 == 4 and _CONNECTIONS.search(text) is not None)
+    return code == SERVICE_NOT_AVAILABLE or limits_connections(code, text)
+
+
+def limits_connections(code: int, text: str) -> bool:
+    """Whether a temporary reply to any command says that there are too many connections."""
+    return code // 100 == 4 and _CONNECTIONS.search(text) is not None
 
 
 def _enhanced_code(code: int, text: str) -> tuple[str, str]:
@@ -76,18 +155,32 @@ def _enhanced_code(code: int, text: str) -> tuple[str, str]:
     return next(((subject, detail) for kind, subject, detail in found if int(kind) == code // 100), ("", ""))
 
 
-def _concerns_recipient(step: Step, code: int, enhanced: tuple[str, str], text: str) -> bool:
-    subject, detail = enhanced
+def _fault(step: Step, subject: str, detail: str, text: str) -> Fault:
+    """Whose fault a reply 5xx is."""
+    known = PERMANENT.get(f"{subject}.{detail}")
+    if known is Fault.ACCOUNT:
+        return known
+    if step is Step.SENDER:
+        return Fault.SENDER
+    if known:
+        return known
+    if (subject, detail) == ("4", "1") and _REJECTED_ADDRESS.search(text):
+        return Fault.NO_ADDRESS
+    if step is Step.RECIPIENT or subject in {"1", "2"}:
+        return Fault.RECIPIENT
+    return Fault.RECIPIENT if not subject and _OF_RECIPIENT.search(text) else Fault.SENDER
+
+
+def _defers_recipient(step: Step, code: int, subject: str, detail: str, text: str) -> bool:
+    """Whether a reply 4xx, or an invalid one, says nothing about other recipients."""
     if step is Step.SENDER or code == SERVICE_NOT_AVAILABLE:
         return False
     if subject == "1":
         return detail not in _SENDER_DETAILS
-    if subject == "2":
+    if subject == "2" or _GREYLISTED.search(text):
         return True
     if step is Step.CONTENT:
         return not subject and _OF_RECIPIENT.search(text) is not None
-    if code // 100 == 5:
-        return True  # to RCPT TO: whatever it is, others may be accepted
     if subject in {"3", "4"}:  # the server's own system, or its network
         return False
-    return bool(_GREYLISTED.search(text)) or not _OF_ACCOUNT.search(text)
+    return not _OF_ACCOUNT.search(text)

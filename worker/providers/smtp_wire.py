@@ -22,7 +22,13 @@ from collections.abc import Sequence
 from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
 from worker.providers.deadlines import Deadline, exchange
 from worker.providers.handover import check_handover
-from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step, is_one_too_many, refusal
+from worker.providers.smtp_refusals import (
+    SERVICE_NOT_AVAILABLE,
+    Step,
+    is_one_too_many,
+    limits_connections,
+    refusal,
+)
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
 from worker.providers.smtp_transaction import Transaction
 from worker.providers.untrusted import safe_text
@@ -34,7 +40,7 @@ LONGEST_ANNOUNCED = 1024 * 1024  # octets of a content; with longer ones a round
 
 
 class ConnectionGone(Exception):
-    """The connection was closed before the first command of this message was answered.
+    """The connection was closed before the first command of this message was answered, or is one too many.
 
     ``refused``: the server said so (421), or that there are too many, when it accepts no more connections.
     ``too_early``: it refused commands that were sent before it had answered to the message before.
@@ -105,6 +111,7 @@ class SmtpConnection:
         # that nothing was asked for would be read as the answer to the next message.
         expected = self._announced is not None or not self._replies.pending
         self.usable = reply[0] != SERVICE_NOT_AVAILABLE and expected
+        self._require_within_limit(reply)
         if reply[0] // 100 != 2:
             raise self._refusal(Step.CONTENT, reply)
 
@@ -208,7 +215,18 @@ class SmtpConnection:
             raise _not_handed_over(error, deadline, answered=bool(replies)) from error
         if self._is_one_too_many(replies[:1]):
             raise ConnectionGone(self._text(replies[0]), refused=True)
+        for reply in replies:
+            self._require_within_limit(reply)
         return replies
+
+    def _require_within_limit(self, reply: Reply) -> None:
+        """Raises ConnectionGone when the server says, at whatever command, that it has too many connections.
+
+        The message was not accepted: it can be sent on a connection that the server does accept.
+        """
+        if reply[0] // 100 == 4 and limits_connections(reply[0], self._text(reply)):
+            self.usable = False
+            raise ConnectionGone(self._text(reply), refused=True)
 
     def _require_order_accepted(self, replies: list[Reply]) -> None:
         """Raises ConnectionGone when the first of the commands that were sent early is refused.

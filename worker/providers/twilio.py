@@ -159,8 +159,11 @@ class TwilioProvider:
         if kind is None:
             # 5xx is for later. A redirect was not processed either: TWILIO_API_URL may be wrong.
             kind = RecipientDeferred if 400 <= answer.status < 500 else RetryLater
-        reason = self._reason(answer)
-        return kind(reason, answer.retry_after_seconds) if issubclass(kind, RetryLater) else kind(reason)
+        reason, number = self._reason(answer), number_at(answer.body, "code")
+        code = "" if number is None else str(number)
+        if issubclass(kind, RetryLater):
+            return kind(reason, answer.retry_after_seconds, code=code)
+        return kind(reason, code=code)
 
     def _reason(self, answer: Answer) -> str:
         code, message = number_at(answer.body, "code"), text_at(answer.body, "message")

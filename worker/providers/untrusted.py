@@ -14,6 +14,7 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 
 LONGEST_TEXT = 300
 LONGEST_ID = 255
+_NOT_IN_IDS = re.compile(r"[^!-~]+")
 
 
 def safe_text(reply: str | bytes, secrets: Iterable[str] = ()) -> str:
@@ -33,8 +34,7 @@ def id_at(value: Any, *path: str | int) -> str:
 
     Other characters are left out: NUL and lone surrogates fit in no column, and no identifier has them.
     """
-    found = text_at(value, *path)
-    return "".join(char for char in found[: 4 * LONGEST_ID] if "!" <= char <= "~")[:LONGEST_ID]
+    return _NOT_IN_IDS.sub("", text_at(value, *path)[: 4 * LONGEST_ID])[:LONGEST_ID]
 
 
 def text_at(value: Any, *path: str | int) -> str:

@@ -38,6 +38,8 @@ RETRY: dict[int, float | None] = {
 }
 
 RECIPIENT_LIMITS = {131049, 131056}  # limits of one recipient: they say nothing about others
+# Refusals of one person, however many in a row. Others (131030, what is in no table) may be about the account.
+PERSONAL = {131021, 131026, 131047, 130472, 130497}
 
 # error.code -> what is refused
 REFUSED: dict[int, type[SendError]] = {
@@ -130,21 +132,23 @@ class WhatsAppProvider:
 
     def _error(self, answer: Answer) -> SendError:
         code = code_at(answer.body, "error", "code")
-        reason = self._reason(answer, code)
+        reason, said = self._reason(answer, code), str(answer.status if code is None else code)
         if code in RETRY:
             waits = [seconds for seconds in (RETRY[code], answer.retry_after_seconds) if seconds is not None]
             kind = RecipientDeferred if code in RECIPIENT_LIMITS else RetryLater
-            return kind(reason, max(waits, default=None))
+            return kind(reason, max(waits, default=None), code=said)
         if (code, code_at(answer.body, "error", "error_subcode")) == NO_SUCH_OBJECT:
-            return AccountRejected(reason)
+            return AccountRejected(reason, code=said)
+        if code in PERSONAL:
+            return RecipientRefused(reason, code=said, address_fault=True)
         if code in REFUSED:
-            return REFUSED[code](reason)
+            return REFUSED[code](reason, code=said)
         if code is None and answer.status == 403:
-            return AccountRejected(reason)
+            return AccountRejected(reason, code=said)
         if 400 <= answer.status < 500 and answer.status != 429:
-            return _BY_STATUS.get(answer.status, RecipientRefused)(reason)
+            return _BY_STATUS.get(answer.status, RecipientRefused)(reason, code=said)
         # 429 and 5xx. A redirect was not processed either: WHATSAPP_API_URL may be wrong.
-        return RetryLater(reason, answer.retry_after_seconds)
+        return RetryLater(reason, answer.retry_after_seconds, code=said)
 
     def _reason(self, answer: Answer, code: int | None) -> str:
         name = f"WhatsApp {code}" if code is not None else f"WhatsApp HTTP {answer.status}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from worker.content.list_fields import AUTO_GENERATED
 from worker.content.mime import EmailSkeleton, message_id_for
 from worker.content.reminders import Digest, DigestTexts, email_texts, whatsapp_text
 from worker.content.whatsapp import whatsapp_payload
@@ -139,7 +140,7 @@ class DigestMessages:
         sender, to = account.sender, notification.address
         skeleton = EmailSkeleton(
             texts.subject, texts.text, texts.html, from_name=sender.name, from_email=sender.email,
-            reply_to=sender.reply_to, boundary_seed=notification.id,
+            reply_to=sender.reply_to, fields=AUTO_GENERATED, boundary_seed=notification.id,
         )  # fmt: skip
         message_id = message_id_for(notification.id, skeleton.from_email)
         date = self._clock().replace(tzinfo=UTC)

@@ -65,6 +65,11 @@ class RecipientReader:
     def __init__(self) -> None:
         self._logged: dict[str, tuple[str, ...]] = {}
 
+    @property
+    def complained(self) -> bool:
+        """Whether there are complaints that are not to be logged again."""
+        return any(self._logged.values())
+
     def recipients_of_all(self, tenants: Iterable[ReminderTenant], now: datetime) -> list[DigestRecipient]:
         """The recipients of all tenants. ``now``: UTC without a zone."""
         found: list[DigestRecipient] = []

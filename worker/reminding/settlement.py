@@ -175,8 +175,9 @@ class DigestSettlement:
             tenant_id=notification.tenant_id or "",
             channel=notification.channel,
             address=f"+{notification.address}" if digits else notification.address,
-            reason=delivery.outcome.reason or "",
+            reason=delivery.outcome.reason,
             now=self._clock(),
+            code=delivery.outcome.code,
         )
 
     def _update_grants(self, deliveries: Sequence[Delivery]) -> None:

@@ -27,12 +27,11 @@ def boot_seconds() -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """The database's time ``at``, which arrived when ``boot_seconds`` was ``seconds``; not earlier than ``floor``."""
+class ClockReading:
+    """The database's time ``at``, which arrived when ``boot_seconds`` was ``seconds``."""
 
     at: datetime
     seconds: float
-    floor: datetime
 
 
 class DatabaseClock:
@@ -43,12 +42,16 @@ class DatabaseClock:
     """
 
     def __init__(
-        self, machine_clock: Callable[[], datetime] = utc_now, elapsed: Callable[[], float] = boot_seconds
+        self,
+        machine_clock: Callable[[], datetime] = utc_now,
+        elapsed: Callable[[], float] = boot_seconds,
+        reading: ClockReading | None = None,
     ) -> None:
-        """``elapsed`` returns seconds that nobody sets back or forward."""
+        """``elapsed`` returns seconds that nobody sets back or forward. ``reading``: the latest one before a rest."""
         self._machine_clock = machine_clock
         self._elapsed = elapsed
-        self._reading: _Reading | None = None
+        self._reading = reading
+        self._floor = datetime.min  # noqa: DTZ901 - UTC without a zone
         self._lost = False
         self._reported = False
 
@@ -57,7 +60,17 @@ class DatabaseClock:
         reading = self._reading
         if reading is None:
             return self._machine_clock()
-        return max(reading.floor, reading.at + timedelta(seconds=self._elapsed() - reading.seconds))
+        return max(self._floor, reading.at + timedelta(seconds=self._elapsed() - reading.seconds))
+
+    @property
+    def reading(self) -> ClockReading | None:
+        """The latest reading."""
+        return self._reading
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the machine's clock agreed with the latest reading."""
+        return not self._reported
 
     @property
     def needs_reading(self) -> bool:
@@ -77,7 +90,7 @@ class DatabaseClock:
         """
         before = self()
         is_jitter = self._reading is not None and timedelta(0) < before - at < JITTER
-        self._reading = _Reading(at, self._elapsed(), before if is_jitter else at)
+        self._reading, self._floor = ClockReading(at, self._elapsed()), before if is_jitter else at
         self._lost = False
         self._compare(at)
 

@@ -78,6 +78,7 @@ _STATEMENTS = {
     "42501": "grant the worker's user its rights: docs/operating.md, Before the first start",
     "42P01": "a table is missing: run bin/migrate, and see the page's warnings about the CRM's tables",
     "42703": "a column is missing: run bin/migrate, and see the page's warnings about the CRM's tables",
+    "42883": "a function is missing: run bin/migrate",
     "3F000": "a schema is missing: run bin/migrate, or correct ?schema= in DATABASE_URL",
     "55P03": "another session has held a lock for longer than 30 s: see pg_locks and pg_stat_activity",
     "57014": "a statement was cancelled, by an operator or after 5 minutes: see docs/operating.md, It is slow",

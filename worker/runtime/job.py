@@ -12,6 +12,7 @@ from worker.runtime.clock import DatabaseClock, utc_now
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database
 from worker.runtime.lock import Lock
+from worker.runtime.rest import Rest
 from worker.runtime.settings import Settings
 from worker.runtime.signals import Signals
 
@@ -34,7 +35,9 @@ class JobContext:
         signals: Signals,
         clock: Callable[[], datetime] = utc_now,
         database: Database | None = None,
+        rest: Rest | None = None,
     ) -> None:
+        """``rest``: the one that the program comes from, None at its start."""
         self.name = name
         self.settings = settings
         self.redis = redis_client
@@ -44,7 +47,7 @@ class JobContext:
         self._database_clock: DatabaseClock | None = None
         if database is not None:
             self.database = database
-            self._database_clock = DatabaseClock(clock)
+            self._database_clock = DatabaseClock(clock, reading=rest.reading if rest else None)
         self.clock = self._database_clock or clock
 
     @cached_property
@@ -64,6 +67,13 @@ class JobContext:
         """
         if self._database_clock is not None and self._database_clock.needs_reading:
             self._database_clock.set(self.database.read_time())
+
+    def rest_until(self, wake_at: datetime) -> Rest | None:
+        """None: the job cannot rest, since it would forget that a wrong clock was reported."""
+        clock = self._database_clock
+        if clock is None:
+            return Rest(wake_at)
+        return Rest(wake_at, clock.reading) if clock.agrees else None
 
     def disconnect(self) -> None:
         """Closes the connections to the servers; the next use of each connects again."""
@@ -88,6 +98,7 @@ class TickResult:
     counts: dict[str, int] = field(default_factory=dict)  # for the log line; zeros are left out
     next_at: datetime | None = None  # UTC without a zone; None: at the next interval
     unfinished: bool = False  # work is left that waits only for a rate limit: --once continues with it
+    may_rest: bool = False  # nothing is in hand, and nothing to be remembered until the next tick (runtime/rest.py)
 
 
 class Job(Protocol):

@@ -16,6 +16,7 @@ from worker.errors import SchemaError, SettingsError, TickFailed, WorkerError
 from worker.runtime.backoff import backoff_seconds
 from worker.runtime.diagnosis import MACHINE, Diagnosis, diagnose
 from worker.runtime.job import Job, JobContext, TickResult
+from worker.runtime.rest import LEAST_REST_SECONDS, Rest
 from worker.runtime.schedule import next_aligned
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Loop:
         self._signals = context.signals
         self._clock = context.clock
         self._started = False
+        self.rest: Rest | None = None  # the loop ended because the job rests
         self.all_ended = True  # False: a thread still waits for a provider
         self._failures = 0  # ticks in a row that failed because a server could not work
         self._outage_reported: Diagnosis | None = None  # the latest one of the present outage
@@ -47,14 +49,25 @@ class Loop:
         self._failed = False  # whether the last tick failed
         self._skipped = False  # whether the last tick was skipped because another worker has the lock
 
-    def run(self, *, once: bool) -> int:
-        """Runs ticks until a signal, or with ``once`` until everything due is done. Returns the exit status."""
+    def run(self, *, once: bool, after: Rest | None = None) -> int:
+        """Runs ticks until a signal, or with ``once`` until everything due is done. Returns the exit status.
+
+        It also ends when the job can ``rest`` until its next tick. ``after``: continues after a rest.
+        """
         try:
+            if after is not None:
+                self._started = True
+                self._sleep_until(after.wake_at)
             while not self._signals.stopping:
                 result = self._locked_tick(self._clock())
                 if once and not result.unfinished:
                     return 1 if self._failed else 0
-                self._sleep_until(result.next_at or self._next_interval())
+                wake_at = result.next_at or self._next_interval()
+                if not once and self._may_rest(result, wake_at):
+                    self.rest = self._context.rest_until(wake_at)
+                if self.rest is not None:
+                    return 0
+                self._sleep_until(wake_at)
             log.info("signal received, stopping", {"job": self._name})
             return 0
         finally:
@@ -79,7 +92,7 @@ class Loop:
         except TickFailed as error:
             log.error("tick failed", {"job": self._name, "reason": error})
             self._failure(began, error)
-            return TickResult(next_at=self._clock() + timedelta(seconds=error.delay_seconds))
+            return TickResult(next_at=self._clock() + timedelta(seconds=error.delay_seconds), may_rest=True)
         except Exception as error:  # noqa: BLE001 - what nobody expects must not end the program either
             return self._failed_tick(began, error)
         self._recovered()
@@ -179,6 +192,13 @@ class Loop:
 
     def _next_interval(self) -> datetime:
         return next_aligned(self._clock(), self._job.interval_seconds, self._job.zone)
+
+    def _may_rest(self, result: TickResult, wake_at: datetime) -> bool:
+        """Whether another process can go on after the wait as this one would: it does not know what was reported."""
+        reported = self._outage_reported or self._unexpected or self._skipped
+        if not result.may_rest or reported or self._signals.stopping or self._signals.tick_now:
+            return False
+        return (wake_at - self._clock()).total_seconds() >= LEAST_REST_SECONDS and self._counters.flush()
 
     def _sleep_until(self, wake_at: datetime) -> None:
         while not (self._signals.stopping or self._signals.tick_now):

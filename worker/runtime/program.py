@@ -15,7 +15,7 @@ import redis
 
 from worker.errors import SchemaError, SettingsError
 from worker.registry import JOBS
-from worker.runtime import logs, settings
+from worker.runtime import logs, rest, settings
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database
 from worker.runtime.environment_variable import EnvironmentVariable
@@ -43,13 +43,17 @@ def run_job(
 
     ``why_off``: why the job has nothing to do with these settings; None: it runs.
     """
-    options = job_parser(name, description).parse_args(arguments)
-    return run_main(lambda: _run_job(name, build, why_off, once=options.once))
+    return run_loop(name, build, job_parser(name, description).parse_args(arguments), why_off)
 
 
-def run_loop(name: str, build: Callable[[JobContext], Job], *, once: bool) -> int:
-    """Runs a job whose arguments have been parsed. Returns the exit status."""
-    return run_main(lambda: _run_job(name, build, lambda _: None, once=once))
+def run_loop(
+    name: str,
+    build: Callable[[JobContext], Job],
+    options: argparse.Namespace,
+    why_off: Callable[[Settings], str | None] = lambda _: None,
+) -> int:
+    """Runs a job whose arguments have been parsed by ``job_parser``. Returns the exit status."""
+    return run_main(lambda: _run_job(name, build, why_off, once=options.once, after=options.after_rest))
 
 
 def job_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -61,6 +65,7 @@ def job_parser(name: str, description: str) -> argparse.ArgumentParser:
         "Exit status: 0 done or stopped, 1 a tick failed (--once), 2 invalid settings or bin/migrate has to run.",
     )
     result.add_argument("--once", action="store_true", help="do everything that is due now, then end")
+    result.add_argument(rest.ARGUMENT, type=rest.Rest.from_text, help=argparse.SUPPRESS)  # for this program itself
     return result
 
 
@@ -158,7 +163,12 @@ def _wait_past_startsecs() -> None:
 
 
 def _run_job(
-    name: str, build: Callable[[JobContext], Job], why_off: Callable[[Settings], str | None], *, once: bool
+    name: str,
+    build: Callable[[JobContext], Job],
+    why_off: Callable[[Settings], str | None],
+    *,
+    once: bool,
+    after: rest.Rest | None = None,
 ) -> int:
     if not is_worker():
         return end_without_work("IS_WORKER is false", name)
@@ -172,11 +182,14 @@ def _run_job(
     lock_name = str(JOBS[name].lock)
     lock = create_lock(loaded, client, lock_name, on_lost=lambda: counters.add("lock_lost_total", lock=lock_name))
     database = Database(loaded.database_url, f"crm-worker {name}") if JOBS[name].database else None
-    context = JobContext(name, loaded, client, lock, counters, signals, database=database)
+    context = JobContext(name, loaded, client, lock, counters, signals, database=database, rest=after)
     job = build(context)
-    log.info("started", {"job": name, "pid": os.getpid(), "interval_seconds": job.interval_seconds})
+    if after is None:
+        log.info("started", {"job": name, "pid": os.getpid(), "interval_seconds": job.interval_seconds})
     loop = Loop(job, context)
-    status = loop.run(once=once)
+    status = loop.run(once=once, after=after)
+    if loop.rest:
+        rest.begin(loop.rest, context.clock(), signals)
     log.info("ended", {"job": name, "status": status})
     if not loop.all_ended:
         logging.shutdown()

@@ -6,11 +6,13 @@ A parser takes the variable's text and returns the value, or raises ValueError, 
 import os
 import re
 from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from worker.content.addresses import parse_address
+from worker.content.loopback import is_loopback
 from worker.content.return_path import LONGEST_LOCAL_PART
 
 LONGEST_SECONDS = 31 * 86_400.0
@@ -38,6 +40,18 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
         if not re.fullmatch(r"\d{1,9}", raw.strip()) or not minimum <= int(raw) <= maximum:
             raise ValueError(f"a whole number from {minimum} to {maximum}")
         return int(raw)
+
+    return parse
+
+
+def days(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Parses '90', '90d' or '90 days'."""
+
+    def parse(raw: str) -> int:
+        match = re.fullmatch(r"(\d{1,6})\s*(?:d|days?|)", raw.strip().lower())
+        if not match or not minimum <= int(match[1]) <= maximum:
+            raise ValueError(f"a number of days from {minimum} to {maximum}, such as {minimum}d")
+        return int(match[1])
 
     return parse
 
@@ -99,6 +113,35 @@ def unsubscribe_url(raw: str) -> str:
     if not re.fullmatch(r"(https?://|mailto:)[^\s<>]{1,500}", raw.strip(), re.IGNORECASE):
         raise ValueError("an https://, http:// or mailto: address of at most 500 characters")
     return raw.strip()
+
+
+def public_url(raw: str) -> str:
+    """An address for links in messages, without a slash at its end; without TLS only on loopback, to try it out."""
+    expected = "an https:// address of at most 200 characters without a query (http:// only on loopback)"
+    try:
+        checked = url("https", "http")(raw)
+        parts = urlsplit(checked)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)  # reading the port may raise
+    except ValueError:
+        raise ValueError(expected) from None
+    secure = parts.scheme == "https" or is_loopback(parts.hostname or "")
+    if not (usable and secure and re.fullmatch(r"[a-z]+://[A-Za-z0-9._~:/\[\]%-]{1,190}", checked)):
+        raise ValueError(expected)
+    return checked
+
+
+def networks(raw: str) -> list[IPv4Network | IPv6Network]:
+    try:
+        return [ip_network(each) for each in raw.split()]
+    except ValueError:
+        raise ValueError("addresses or networks such as 10.0.0.0/8, separated by spaces") from None
+
+
+def hex_keys(raw: str) -> list[str]:
+    try:
+        return [hex_key(each) for each in raw.split()]
+    except ValueError:
+        raise ValueError("64 hex digits (32 bytes), or several such keys separated by spaces") from None
 
 
 def hex_key(raw: str) -> str:

@@ -7,6 +7,7 @@ secret) and what is allowed. Any variable may come from a file: ``NAME_FILE=/pat
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -19,10 +20,14 @@ from worker.runtime.setting_parsers import (
     boolean,
     bounce_address,
     collection_name,
+    days,
     duration,
     email_address,
     hex_key,
+    hex_keys,
+    networks,
     one_of,
+    public_url,
     qdrant_url,
     rate,
     time_zone,
@@ -140,6 +145,13 @@ class Settings:
     campaign_max_attempts: int = variable(
         "CAMPAIGN_MAX_ATTEMPTS", whole_number(1, 100), "12", "attempts before a recipient fails", programs="campaign"
     )
+    refusal_breaker: int = variable(
+        "REFUSAL_BREAKER",
+        whole_number(1, 1_000_000),
+        "20",
+        "recipients in a row refused with the same reply, through no fault of theirs, after which a campaign fails",
+        programs="campaign",
+    )
     unconfirmed_sends: str = variable(
         "UNCONFIRMED_SENDS",
         one_of("fail", "resend"),
@@ -201,15 +213,30 @@ class Settings:
         "UNSUBSCRIBE_URL",
         unsubscribe_url,
         None,
-        "the List-Unsubscribe URL; {{email}} and {{recipient_id}} are filled in",
+        "the CRM's own unsubscribe address, instead of PUBLIC_URL; {{email}} and {{recipient_id}} are filled in",
         programs="campaign",
+    )
+    public_url: str | None = variable(
+        "PUBLIC_URL",
+        public_url,
+        None,
+        "the https:// address at which everybody reaches PUBLIC_PORT; with it campaigns have unsubscribe links",
+        programs="campaign web",
+    )
+    unsubscribe_keys: list[str] | None = variable(
+        "UNSUBSCRIBE_KEY",
+        hex_keys,
+        None,
+        "the key of unsubscribe links, 64 hex digits, then keys of older links; without it ENCRYPTION_KEY is used",
+        programs="campaign web",
+        secret=True,
     )
     encryption_key: str | None = variable(
         "ENCRYPTION_KEY",
         hex_key,
         None,
         "decrypts the tenants' OAuth client secrets; 64 hex digits",
-        programs="campaign reminders trial bounces",
+        programs="campaign reminders trial bounces web",
         secret=True,
     )
     bounce_address: str | None = variable(
@@ -256,6 +283,13 @@ class Settings:
         "how often old rows of the call queue are deleted, counted from local midnight",
         programs="call-cleanup",
     )
+    failures_keep_days: int = variable(
+        "FAILURES_KEEP",
+        days(1, 3650),
+        "90",
+        "days for which the failures of recipients are kept",
+        programs="call-cleanup",
+    )
     cleanup_timezone: ZoneInfo = variable(
         "CLEANUP_TIMEZONE",
         time_zone,
@@ -286,6 +320,20 @@ class Settings:
         "3002",
         "the port that the web process listens on",
         programs="web healthcheck",
+    )
+    public_port: int = variable(
+        "PUBLIC_PORT",
+        whole_number(1, 65_535),
+        "3003",
+        "the port of the pages for everybody; the web process listens on it only with PUBLIC_URL",
+        programs="web",
+    )
+    public_proxies: list[IPv4Network | IPv6Network] = variable(
+        "PUBLIC_PROXIES",
+        networks,
+        "127.0.0.0/8 ::1",
+        "the reverse proxies in front of PUBLIC_PORT, whose X-Forwarded-For is believed: addresses or networks",
+        programs="web",
     )
     metrics_token: str | None = variable(
         "METRICS_TOKEN",
@@ -391,6 +439,11 @@ class Settings:
     )
 
     @property
+    def link_keys(self) -> list[str]:
+        """The keys of unsubscribe links: the first one makes them, all of them read."""
+        return self.unsubscribe_keys or ([self.encryption_key] if self.encryption_key else [])
+
+    @property
     def return_paths(self) -> ReturnPaths | None:
         """The envelope senders of e-mails through SMTP_URL; None: as without reports. Raises SettingsError."""
         if self.bounce_address is None:
@@ -415,7 +468,12 @@ def is_worker(environ: Mapping[str, str]) -> bool:
 
 def load(environ: Mapping[str, str], program: str) -> Settings:
     """The checked settings of a program; variables that it does not read have defaults. Raises SettingsError."""
-    return Settings(**{field: each.value_for(program, environ) for field, each in _VARIABLES.items()})
+    settings = Settings(**{field: each.value_for(program, environ) for field, each in _VARIABLES.items()})
+    if settings.public_url and not settings.link_keys:
+        raise SettingsError("PUBLIC_URL is set, and neither UNSUBSCRIBE_KEY nor ENCRYPTION_KEY: links need a key")
+    if settings.public_url and settings.public_port == settings.port:
+        raise SettingsError(f"PORT and PUBLIC_PORT are both {settings.port}: the status page may not be public")
+    return settings
 
 
 def problems(environ: Mapping[str, str], programs: Iterable[str]) -> list[str]:
@@ -427,4 +485,8 @@ def problems(environ: Mapping[str, str], programs: Iterable[str]) -> list[str]:
                 each.value_for(program, environ)
             except SettingsError as error:
                 found[str(error)] = None
+        try:
+            load(environ, program)
+        except SettingsError as error:
+            found[str(error)] = None
     return list(found)

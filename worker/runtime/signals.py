@@ -3,7 +3,10 @@
 import select
 import signal
 import socket
+from collections.abc import Iterator
 from types import FrameType
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Signals:
@@ -18,12 +21,21 @@ class Signals:
         self._waker.setblocking(False)
 
     def install(self) -> None:
-        """Installs the handlers. For the main thread only."""
+        """Installs the handlers, which then see what came while the job rested. For the main thread only."""
         self._installed = True
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGUSR1, self._tick)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+    @property
+    def received(self) -> Iterator[signal.Signals]:
+        """The signals that were received and not handled yet."""
+        if self.stopping:
+            yield signal.SIGTERM
+        if self.tick_now:
+            yield signal.SIGUSR1
 
     def close(self) -> None:
         """Closes the sockets; signals do not wake anything afterwards."""

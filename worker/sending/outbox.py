@@ -29,7 +29,10 @@ def json_chunks(records: Iterable[Mapping[str, Any]], chunk_bytes: int = CHUNK_B
 
 
 def _json_list(items: list[bytes]) -> str:
-    return f"[{b','.join(items).decode()}]"
+    """The items as one list; they are gone then, because two copies are enough."""
+    text = b"[" + b",".join(items) + b"]"
+    items.clear()
+    return text.decode()
 
 
 def is_refused_row(error: psycopg2.Error) -> bool:

@@ -35,6 +35,17 @@ class OutcomeKind(StrEnum):
     NOT_SENT = "not sent"  # it was not tried
 
 
+class FailureKind(StrEnum):
+    """Why a recipient failed: the kinds of worker.failure."""
+
+    ADDRESS = "address"  # there is no such address, or its mailbox takes no more
+    SUPPRESSED = "suppressed"  # it is on the list of those who must not be written to
+    REFUSED = "refused"  # by the provider; many in a row with the same reply are the sender's fault
+    DEFERRED = "deferred"  # for too long
+    UNCONFIRMED = "unconfirmed"
+    CONTENT = "content"  # no message can be made for this recipient
+
+
 # what an error means for its message; the most special first
 _KINDS: tuple[tuple[type[Exception], OutcomeKind], ...] = (
     (RecipientDeferred, OutcomeKind.RECIPIENT_DEFERRED),
@@ -50,13 +61,24 @@ _KINDS: tuple[tuple[type[Exception], OutcomeKind], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``at`` is UTC without a zone; ``delay_seconds`` is the provider's own wish."""
+    """``at`` is UTC without a zone; ``delay_seconds`` is the provider's own wish, ``code`` its own code.
+
+    ``fault``: what a refusal is known to be for; None: REFUSED. ``suppress_seconds``: as in RecipientRefused.
+    """
 
     kind: OutcomeKind
     at: datetime
     reason: str | None = None
     delay_seconds: float | None = None
     accepted: Accepted | None = None
+    code: str = ""
+    fault: FailureKind | None = None
+    suppress_seconds: float = 0.0
+
+    @property
+    def may_be_senders_fault(self) -> bool:
+        """Whether many outcomes like this one in a row say that the sender is refused, and not its recipients."""
+        return self.kind is OutcomeKind.REFUSED and self.fault is None
 
     @property
     def deferred(self) -> bool:
@@ -67,7 +89,25 @@ def failed(error: SendError | TransportMissing, at: datetime) -> Outcome:
     """The outcome of a message that ended with ``error``."""
     kind = next(kind for error_class, kind in _KINDS if isinstance(error, error_class))
     delay_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
-    return Outcome(kind, at, str(error), delay_seconds)
+    code = error.code if isinstance(error, SendError) else ""
+    if not isinstance(error, RecipientRefused):
+        return Outcome(kind, at, str(error), delay_seconds, code=code)
+    fault = FailureKind.ADDRESS if error.address_fault else None
+    return Outcome(kind, at, str(error), code=code, fault=fault, suppress_seconds=error.suppress_seconds)
+
+
+def suppressed(reason: str, at: datetime) -> Outcome:
+    """The outcome of a message that is not sent because its address is suppressed; ``reason``: why that is so."""
+    return Outcome(OutcomeKind.REFUSED, at, f"opted out: {reason}", fault=FailureKind.SUPPRESSED)
+
+
+def failure_kind(outcome: Outcome) -> FailureKind:
+    """What a recipient has failed for whose last outcome this was."""
+    if outcome.kind is OutcomeKind.OPTED_OUT:
+        return FailureKind.SUPPRESSED
+    if outcome.kind is OutcomeKind.UNCONFIRMED:
+        return FailureKind.UNCONFIRMED
+    return FailureKind.DEFERRED if outcome.deferred else outcome.fault or FailureKind.REFUSED
 
 
 class NextStep(StrEnum):

@@ -1,5 +1,6 @@
 -- Statements of the calls job. %(now)s is UTC without a zone, as in the whole CRM.
 -- A row that another one names is used only when it is of the same tenant: the CRM's columns may name any row, or none.
+-- IS TRUE keeps PostgreSQL from looking for it among all rows of the tenant instead of by its id.
 
 -- name: survey  What there is to do; the only statement of an idle tick.
 -- ordered, so that it goes by index also when the server's statistics are from a time with many such rows
@@ -54,7 +55,8 @@ FROM unnest(%(tenant_ids)s::text[], %(limits)s::integer[]) AS t (tenant_id, row_
 CROSS JOIN LATERAL (
     SELECT q.id, q."tenantId" AS tenant_id, left(q."phoneNumber", 1000) AS phone_number,
            left(q."phoneCountryCode", 1000) AS phone_country_code, q.attempts,
-           (SELECT u.id FROM "User" u WHERE u.id = q."createdById" AND u."tenantId" = q."tenantId") AS created_by_id
+           (SELECT u.id FROM "User" u
+            WHERE u.id = q."createdById" AND (u."tenantId" = q."tenantId") IS TRUE) AS created_by_id
     FROM "CallQueue" q
     WHERE q."tenantId" = t.tenant_id AND q.status = 'pending'
       AND coalesce(q."scheduledFor" <= %(now)s, true) AND coalesce(q."nextRetryAt" <= %(now)s, true)
@@ -68,8 +70,12 @@ CROSS JOIN LATERAL (
 -- name: blocked_numbers  Which numbers opted out of their tenant's calls, and which have an unsettled call (no reason).
 SELECT n.tenant_id, n.number, s.reason
 FROM unnest(%(tenant_ids)s::text[], %(numbers)s::text[]) AS n (tenant_id, number)
-JOIN worker.suppression s
-  ON s.tenant_id = n.tenant_id AND s.channel = 'call' AND s.address = worker.address('call', NULL, n.number)
+CROSS JOIN LATERAL (
+    SELECT s.reason FROM worker.suppression s
+    WHERE s.tenant_id = n.tenant_id AND s.channel = 'call' AND s.address = worker.address('call', NULL, n.number) AND
+        -- include: still_suppressed
+    LIMIT 1
+) AS s
 UNION ALL
 SELECT n.tenant_id, n.number, NULL
 FROM unnest(%(tenant_ids)s::text[], %(account_sids)s::text[], %(numbers)s::text[]) AS n (tenant_id, account_sid, number)
@@ -89,9 +95,17 @@ WITH wanted AS (
     SELECT w.account_sid, w.from_number, w.to_number, w.place, q.id, q."tenantId", q."leadId", q."contactId",
            q."phoneCountryCode", q."callType", q."callScriptId", q."triggerType", q."automationRuleId", q.attempts,
            q."createdById", q.metadata
-    FROM wanted w JOIN "CallQueue" q ON q.id = w.id AND q."tenantId" = w.tenant_id
+    FROM wanted w JOIN "CallQueue" q ON q.id = w.id AND (q."tenantId" = w.tenant_id) IS TRUE
     WHERE q.status = 'pending'
       AND coalesce(q."scheduledFor" <= %(now)s, true) AND coalesce(q."nextRetryAt" <= %(now)s, true)
+      -- a look at each number: as a join it would change the order in which the tables are read
+      AND (
+          SELECT s.reason FROM worker.suppression s
+          WHERE s.tenant_id = w.tenant_id AND s.channel = 'call'
+            AND s.address = worker.address('call', NULL, w.to_number) AND
+                -- include: still_suppressed
+          LIMIT 1
+      ) IS NULL
     FOR UPDATE OF q SKIP LOCKED
 ), capacity AS (
     SELECT t.tenant_id, coalesce((
@@ -114,39 +128,44 @@ WITH wanted AS (
     RETURNING queue_id, tenant_id, item
 ), moved AS (
     UPDATE "CallQueue" q SET status = 'processing', "lastAttemptAt" = %(now)s, "updatedAt" = %(now)s
-    FROM claimed WHERE q.id = claimed.queue_id AND q."tenantId" = claimed.tenant_id AND q.status = 'pending'
+    FROM claimed
+    WHERE q.id = claimed.queue_id AND (q."tenantId" = claimed.tenant_id) IS TRUE AND q.status = 'pending'
 )
 SELECT c.queue_id AS id, c.item ->> 'leadId' AS lead_id, c.item ->> 'contactId' AS contact_id,
        c.item ->> 'callType' AS call_type,
        (SELECT s."enableRecording" FROM "CallScript" s
-        WHERE s.id = c.item ->> 'callScriptId' AND s."tenantId" = c.tenant_id) AS script_recording
+        WHERE s.id = c.item ->> 'callScriptId' AND (s."tenantId" = c.tenant_id) IS TRUE) AS script_recording
 FROM claimed c;
 
--- name: book  A call was placed: writes lead, script, CallLog and queue, and ends the claim.
+-- name: book  Calls were placed: writes lead, script, CallLog and queue of each, and ends the claims.
 WITH claim AS (
     -- include: call_booking_claim
 ), lead AS (
     -- before the queue's row is locked: that is the order in which the CRM deletes a lead
     UPDATE "Lead" l
-    SET "lastCalledAt" = %(now)s, "callCount" = LEAST(l."callCount", 2147483646) + 1, "updatedAt" = %(now)s
-    FROM claim WHERE l.id = claim."leadId" AND l."tenantId" = claim.tenant_id
-    RETURNING l.id
+    SET "lastCalledAt" = %(now)s, "callCount" = LEAST(l."callCount" + n.calls, 2147483647), "updatedAt" = %(now)s
+    FROM (SELECT "leadId", tenant_id, count(*) AS calls FROM claim GROUP BY 1, 2) AS n
+    WHERE l.id = n."leadId" AND (l."tenantId" = n.tenant_id) IS TRUE
+    RETURNING l.id, l."tenantId"
 ), script AS (
     UPDATE "CallScript" s
-    SET "usageCount" = LEAST(s."usageCount", 2147483646) + 1, "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
-    FROM claim WHERE s.id = claim."callScriptId" AND s."tenantId" = claim.tenant_id
-    RETURNING s.id
+    SET "usageCount" = LEAST(s."usageCount" + n.calls, 2147483647), "lastUsedAt" = %(now)s, "updatedAt" = %(now)s
+    FROM (SELECT "callScriptId", tenant_id, count(*) AS calls FROM claim GROUP BY 1, 2) AS n
+    WHERE s.id = n."callScriptId" AND (s."tenantId" = n.tenant_id) IS TRUE
+    RETURNING s.id, s."tenantId"
 ), logged AS (
     INSERT INTO "CallLog" (id, "tenantId", "leadId", "contactId", "phoneNumber", "phoneCountryCode", direction,
         "callType", "twilioCallSid", "twilioStatus", "callScriptId", "triggerType", "automationRuleId",
         "callOutcome", metadata, "createdById", "createdAt", "updatedAt")
-    SELECT gen_random_uuid()::text, c.tenant_id, (SELECT id FROM lead),
-           (SELECT p.id FROM "Contact" p WHERE p.id = c."contactId" AND p."tenantId" = c.tenant_id),
-           c.to_number, c."phoneCountryCode", 'outbound', c."callType", %(sid)s, %(status)s, (SELECT id FROM script),
-           c."triggerType",
-           (SELECT r.id FROM "AutomationRule" r WHERE r.id = c."automationRuleId" AND r."tenantId" = c.tenant_id),
+    SELECT gen_random_uuid()::text, c.tenant_id, lead.id,
+           (SELECT p.id FROM "Contact" p WHERE p.id = c."contactId" AND (p."tenantId" = c.tenant_id) IS TRUE),
+           c.to_number, c."phoneCountryCode", 'outbound', c."callType", c.sid, c.status, script.id, c."triggerType",
+           (SELECT r.id FROM "AutomationRule" r
+            WHERE r.id = c."automationRuleId" AND (r."tenantId" = c.tenant_id) IS TRUE),
            'initiated', c.metadata, c."createdById", %(now)s, %(now)s
     FROM claim c
+    LEFT JOIN lead ON lead.id = c."leadId" AND lead."tenantId" = c.tenant_id
+    LEFT JOIN script ON script.id = c."callScriptId" AND script."tenantId" = c.tenant_id
     -- a webhook may have written the row already
     ON CONFLICT ("twilioCallSid") DO UPDATE SET "updatedAt" = EXCLUDED."updatedAt"
         WHERE "CallLog"."tenantId" = EXCLUDED."tenantId"
@@ -161,7 +180,7 @@ WITH claim AS (
     INSERT INTO "CallLog" (id, "tenantId", "phoneNumber", "phoneCountryCode", direction, "callType", "twilioCallSid",
         "twilioStatus", "triggerType", "callOutcome", "createdById", "createdAt", "updatedAt")
     SELECT gen_random_uuid()::text, c.tenant_id, c.to_number, left(c."phoneCountryCode", 8), 'outbound',
-           CASE c."callType" WHEN 'manual' THEN 'manual' ELSE 'ai' END, %(sid)s, %(status)s,
+           CASE c."callType" WHEN 'manual' THEN 'manual' ELSE 'ai' END, c.sid, c.status,
            left(c."triggerType", 100), 'initiated', c."createdById", %(now)s, %(now)s
     FROM claim c
     ON CONFLICT ("twilioCallSid") DO UPDATE SET "updatedAt" = EXCLUDED."updatedAt"
@@ -171,8 +190,8 @@ WITH claim AS (
 -- include: call_booking_end
 
 -- name: booking_obstacles  Why a claim of this process was not booked, though nothing was refused; no row: it has ended.
-SELECT (SELECT u.id FROM "User" u WHERE u.id = c.item ->> 'createdById' AND u."tenantId" = c.tenant_id) IS NULL
-           AS lacks_creator,
+SELECT (SELECT u.id FROM "User" u
+        WHERE u.id = c.item ->> 'createdById' AND (u."tenantId" = c.tenant_id) IS TRUE) IS NULL AS lacks_creator,
        (SELECT l.id FROM "CallLog" l WHERE l."twilioCallSid" = %(sid)s) IS NOT NULL AS is_logged
 FROM worker.call_claim c
 WHERE c.queue_id = %(id)s AND c.holder = %(holder)s;
@@ -188,9 +207,9 @@ SELECT (
         WHEN jsonb_typeof(e.value) IN ('array', 'object') OR octet_length(e.value::text) > 1000 THEN 'null'
         ELSE e.value END)::text
     FROM "CallQueue" q, jsonb_each(to_jsonb(q)) AS e
-    WHERE q."callLogId" = l.id AND q."tenantId" = l."tenantId"
+    WHERE q."callLogId" = l.id AND (q."tenantId" = l."tenantId") IS TRUE
 ) AS queue_item
-FROM "CallLog" l WHERE l.id = %(call_log_id)s AND l."tenantId" = %(tenant_id)s;
+FROM "CallLog" l WHERE l.id = %(call_log_id)s AND (l."tenantId" = %(tenant_id)s) IS TRUE;
 
 -- name: fail  A call was not placed: it is tried again at retry_at, or fails after its last attempt; ends the claim.
 WITH claim AS (
@@ -203,7 +222,8 @@ WITH claim AS (
         "nextRetryAt" = CASE WHEN %(is_final)s OR q.attempts + 1::bigint >= q."maxAttempts" THEN NULL
                              ELSE %(retry_at)s::timestamp END,
         "errorMessage" = %(reason)s, "lastAttemptAt" = %(now)s, "updatedAt" = %(now)s
-    FROM claim WHERE q.id = claim.queue_id AND q."tenantId" = claim.tenant_id AND q.status = 'processing'
+    FROM claim
+    WHERE q.id = claim.queue_id AND (q."tenantId" = claim.tenant_id) IS TRUE AND q.status = 'processing'
     RETURNING q.status
 ), moved AS (
     -- the CRM gave the row to another tenant, whose account would place the call again, which may have been placed
@@ -223,7 +243,7 @@ SET attempts = LEAST(q.attempts, 2147483646) + 1,
     "errorMessage" = f.reason, "lastAttemptAt" = %(now)s, "updatedAt" = %(now)s
 FROM jsonb_to_recordset(%(failures)s::jsonb) AS f (
     id text, tenant_id text, reason text, is_final boolean, retry_at timestamp)
-WHERE q.id = f.id AND q."tenantId" = f.tenant_id AND q.status = 'pending'
+WHERE q.id = f.id AND (q."tenantId" = f.tenant_id) IS TRUE AND q.status = 'pending'
 RETURNING q.id, q.status;
 
 -- name: release  A call that Twilio does not know, or that was not tried: it is due again at once.
@@ -231,15 +251,10 @@ WITH claim AS (
     DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s RETURNING queue_id, tenant_id
 )
 UPDATE "CallQueue" q SET status = 'pending', "updatedAt" = %(now)s
-FROM claim WHERE q.id = claim.queue_id AND q."tenantId" = claim.tenant_id AND q.status = 'processing';
+FROM claim WHERE q.id = claim.queue_id AND (q."tenantId" = claim.tenant_id) IS TRUE AND q.status = 'processing';
 
 -- name: abandon  Ends a claim whose row in the queue cannot be changed.
 DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s;
-
--- name: suppress  This number opted out of this tenant's calls.
-INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
-VALUES (%(tenant_id)s, 'call', worker.address('call', NULL, %(number)s), %(reason)s, %(now)s)
-ON CONFLICT DO NOTHING;
 
 -- name: mark_unconfirmed  No answer came: Twilio is asked later whether it has the call.
 UPDATE worker.call_claim SET ask_at = %(ask_at)s, reason = %(reason)s, asked = %(asked)s
@@ -270,13 +285,15 @@ SELECT q.id, q."tenantId", %(account_sid)s, %(from_number)s, %(to_number)s, %(ho
        GREATEST(q."updatedAt", '2000-01-01') - make_interval(secs => %(clock_skew_seconds)s), %(now)s,
        -- include: call_item
 FROM "CallQueue" q
-WHERE q.id = %(id)s AND q."tenantId" = %(tenant_id)s AND q.status = 'processing' AND q."updatedAt" < %(before)s
+WHERE q.id = %(id)s AND (q."tenantId" = %(tenant_id)s) IS TRUE AND q.status = 'processing'
+  AND q."updatedAt" < %(before)s
 ON CONFLICT DO NOTHING;
 
 -- name: fail_stuck  Fails a stuck call about which Twilio cannot be asked.
 UPDATE "CallQueue" q
 SET status = 'failed', attempts = LEAST(q.attempts, 2147483646) + 1, "errorMessage" = %(reason)s, "updatedAt" = %(now)s
-WHERE q.id = %(id)s AND q."tenantId" = %(tenant_id)s AND q.status = 'processing' AND q."updatedAt" < %(before)s
+WHERE q.id = %(id)s AND (q."tenantId" = %(tenant_id)s) IS TRUE AND q.status = 'processing'
+  AND q."updatedAt" < %(before)s
 RETURNING q.id;
 
 -- name: take_unconfirmed  Takes over the calls about which Twilio can be asked now.
@@ -294,7 +311,7 @@ RETURNING c.queue_id AS id, c.tenant_id, c.account_sid, c.from_number, c.to_numb
 SELECT *
 FROM (
     SELECT l."twilioCallSid" AS sid, l."tenantId" AS tenant_id, (
-        SELECT q.id FROM "CallQueue" q WHERE q."callLogId" = l.id AND q."tenantId" = l."tenantId"
+        SELECT q.id FROM "CallQueue" q WHERE q."callLogId" = l.id AND (q."tenantId" = l."tenantId") IS TRUE
     ) IS NOT NULL AS is_linked
     FROM "CallLog" l WHERE l."twilioCallSid" = ANY (%(sids)s)
 ) l
@@ -312,4 +329,4 @@ ORDER BY l."updatedAt" LIMIT %(size)s;
 
 -- name: refresh_status  Writes the status that Twilio named; a call still on its way is not stale for another hour.
 UPDATE "CallLog" SET "twilioStatus" = %(status)s, "updatedAt" = %(now)s
-WHERE id = %(id)s AND "tenantId" = %(tenant_id)s AND "twilioStatus" = %(old_status)s;
+WHERE id = %(id)s AND ("tenantId" = %(tenant_id)s) IS TRUE AND "twilioStatus" = %(old_status)s;

@@ -201,7 +201,13 @@ WITH addressed AS (
         "errorMessage" = 'Another recipient of this campaign has the same address'
     FROM numbered n
     WHERE r.id = n.id AND n.number > 1 AND n.status = 'pending' AND r.status = 'pending'
-    RETURNING 1
+    RETURNING r.id, r."errorMessage" AS reply
+), recorded AS (
+    INSERT INTO worker.failure (recipient_id, campaign_id, tenant_id, kind, reply, pattern, failed_at)
+    SELECT id, %(campaign_id)s, %(tenant_id)s, 'address', reply, reply, %(now)s FROM failed
+    ON CONFLICT (recipient_id) DO UPDATE
+    SET campaign_id = excluded.campaign_id, tenant_id = excluded.tenant_id, kind = excluded.kind, code = excluded.code,
+        reply = excluded.reply, pattern = excluded.pattern, failed_at = excluded.failed_at
 )
 SELECT count(*) AS duplicates FROM failed;
 
@@ -244,7 +250,7 @@ WITH run AS (
       AND p.id = ANY (ARRAY(SELECT id FROM picked)) AND p.status || '' = 'pending'  -- both: only by primary key
       AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
-              picked.attempts
+              picked.attempts, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
 ), stale AS (
     DELETE FROM worker.campaign_retry q USING retried
     WHERE q.recipient_id = retried.id AND NOT EXISTS (
@@ -264,9 +270,12 @@ WITH run AS (
 )
 SELECT claimed.*, s.reason AS opted_out
 FROM claimed
-LEFT JOIN worker.suppression s
-    ON s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s
-   AND s.address = worker.address(%(channel)s, claimed.email, claimed.phone);
+LEFT JOIN LATERAL (
+    SELECT s.reason FROM worker.suppression s
+    WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = claimed.address AND
+        -- include: still_suppressed
+    LIMIT 1
+) AS s ON true;
 
 -- name: renew  Renews the lease of batches: their holder is alive.
 UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
@@ -294,7 +303,7 @@ WITH own_batch AS (
     WHERE p.id = o.id AND o.status <> 'sending'
       AND p.id = ANY (ARRAY(SELECT id FROM outcome)) AND p.status || '' = 'sending'  -- both: only by primary key
       AND p."campaignId" || '' = o.campaign_id AND p."tenantId" || '' = %(tenant_id)s
-    RETURNING p.status
+    RETURNING p.id, p.status
 ), retries AS (
     INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)
     SELECT id, campaign_id, attempts, at, coalesce(reason, '') FROM outcome WHERE status = 'pending'
@@ -307,14 +316,33 @@ WITH own_batch AS (
     INSERT INTO worker.unconfirmed_send (recipient_id, campaign_id, sender, attempts, ask_at)
     SELECT id, campaign_id, %(sender)s, attempts, at FROM outcome WHERE status = 'sending'
     ON CONFLICT (recipient_id) DO UPDATE SET ask_at = excluded.ask_at
-), opted_out AS (
-    INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
-    SELECT %(tenant_id)s, %(channel)s, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone"),
-           o.reason, %(now)s
-    FROM outcome o JOIN "CampaignRecipient" p
-        ON p.id = o.id AND p."campaignId" || '' = o.campaign_id AND p."tenantId" || '' = %(tenant_id)s
-    WHERE o.id = ANY (%(opted_out)s::text[])
-    ON CONFLICT DO NOTHING
+), failure AS (
+    SELECT f.*, own_batch.campaign_id
+    FROM own_batch, json_to_recordset(%(failures)s::json)
+        AS f (id text, kind text, code text, reply text, pattern text, at timestamp(3), source text,
+              until timestamp(3))
+), failed AS (
+    INSERT INTO worker.failure (recipient_id, campaign_id, tenant_id, kind, code, reply, pattern, failed_at)
+    SELECT f.id, f.campaign_id, %(tenant_id)s, f.kind, f.code, f.reply, f.pattern, f.at
+    FROM failure f JOIN settled s ON s.id = f.id
+    ON CONFLICT (recipient_id) DO UPDATE
+    SET campaign_id = excluded.campaign_id, tenant_id = excluded.tenant_id, kind = excluded.kind,
+        code = excluded.code, reply = excluded.reply, pattern = excluded.pattern, failed_at = excluded.failed_at
+), suppressed AS (
+    INSERT INTO worker.suppression AS s (tenant_id, channel, address, source, reason, campaign_id, code, until, created_at)
+    SELECT DISTINCT ON (a.address) %(tenant_id)s, %(channel)s, a.address, a.source,
+           coalesce(nullif(a.reply, ''), a.source), a.campaign_id, a.code, a.until, %(now)s
+    FROM (
+        SELECT f.*, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
+        FROM failure f JOIN "CampaignRecipient" p
+            ON p.id = f.id AND p."campaignId" || '' = f.campaign_id AND p."tenantId" || '' = %(tenant_id)s
+        WHERE f.source IS NOT NULL
+    ) AS a
+    WHERE a.address IS NOT NULL
+    ON CONFLICT (tenant_id, channel, address, source) DO UPDATE
+    SET reason = excluded.reason, campaign_id = excluded.campaign_id, code = excluded.code, until = excluded.until,
+        changed_at = excluded.changed_at, changed_by = excluded.changed_by
+    WHERE s.until < coalesce(excluded.until, 'infinity')  -- what ends later stays
 ), email AS (
     SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, own_batch.campaign_id AS entity_id,
            %(tenant_id)s::text AS tenant_id,
@@ -327,7 +355,8 @@ WITH own_batch AS (
 ), paced AS (
     UPDATE worker.campaign_run r
     SET next_batch_at = greatest(r.next_batch_at, %(next_batch_at)s),  -- a backoff by another batch stays
-        holds = CASE WHEN r.next_batch_at > %(now)s THEN r.holds ELSE %(backoffs)s END
+        holds = CASE WHEN r.next_batch_at > %(now)s THEN r.holds ELSE %(backoffs)s END,
+        accepted_at = greatest(r.accepted_at, %(accepted_at)s::timestamp(3))
     FROM own_batch WHERE r.campaign_id = own_batch.campaign_id
 ), released AS (
     DELETE FROM worker.campaign_batch b USING own_batch WHERE b.id = own_batch.id
@@ -381,11 +410,19 @@ FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s;
 UPDATE worker.campaign_run SET prepared = false, next_batch_at = %(next_batch_at)s WHERE campaign_id = %(campaign_id)s;
 
 -- name: fail_lost  Fails recipients that no batch holds: the worker's own tables were emptied.
-UPDATE "CampaignRecipient" SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
-    "errorMessage" = 'Unconfirmed: the worker lost its record of this message'
-WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s AND status = 'sending'
-  AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)
-  AND NOT EXISTS (SELECT FROM worker.unconfirmed_send s WHERE s.campaign_id = %(campaign_id)s);
+WITH lost AS (
+    UPDATE "CampaignRecipient" SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
+        "errorMessage" = 'Unconfirmed: the worker lost its record of this message'
+    WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s AND status = 'sending'
+      AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)
+      AND NOT EXISTS (SELECT FROM worker.unconfirmed_send s WHERE s.campaign_id = %(campaign_id)s)
+    RETURNING id, "errorMessage" AS reply
+)
+INSERT INTO worker.failure (recipient_id, campaign_id, tenant_id, kind, reply, pattern, failed_at)
+SELECT id, %(campaign_id)s, %(tenant_id)s, 'unconfirmed', reply, reply, %(now)s FROM lost
+ON CONFLICT (recipient_id) DO UPDATE
+SET campaign_id = excluded.campaign_id, tenant_id = excluded.tenant_id, kind = excluded.kind, code = excluded.code,
+    reply = excluded.reply, pattern = excluded.pattern, failed_at = excluded.failed_at;
 
 -- name: finish  Ends a run whose recipients are all settled, with its exact counts.
 WITH total AS (
@@ -442,6 +479,57 @@ WITH ended AS (
 ), logged AS (
     INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
     SELECT gen_random_uuid()::text, "tenantId", id, 'failed', %(reason)s, %(now)s FROM ended
+)
+SELECT * FROM ended;
+
+-- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply.
+SELECT f.pattern, count(*) AS number
+FROM worker.campaign_run r JOIN worker.failure f ON f.campaign_id = r.campaign_id AND f.tenant_id = r.tenant_id
+WHERE r.campaign_id = %(campaign_id)s AND f.kind = 'refused' AND f.failed_at > greatest(r.started_at, r.accepted_at)
+GROUP BY f.pattern;
+
+-- name: break_off  Ends a run of which so many recipients in a row were refused with the same reply: those are pending
+-- again. Nothing happens while a batch of it is not settled, or when a message was accepted meanwhile.
+WITH run AS (
+    SELECT r.campaign_id, r.tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id AND c."tenantId" = r.tenant_id
+    WHERE r.campaign_id = %(campaign_id)s AND c.status = 'running'
+      AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = r.campaign_id)
+    FOR UPDATE OF c, r
+), refused AS (
+    SELECT f.recipient_id, f.pattern, f.reply, f.failed_at
+    FROM run JOIN worker.failure f ON f.campaign_id = run.campaign_id AND f.tenant_id = run.tenant_id
+    WHERE f.kind = 'refused' AND f.failed_at > run.since
+), streak AS (
+    SELECT pattern, count(*) AS number
+    FROM refused GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
+), released AS (
+    UPDATE "CampaignRecipient" p
+    SET status = 'pending', "failedAt" = NULL, "errorMessage" = NULL, "updatedAt" = %(now)s
+    FROM run, refused f JOIN streak USING (pattern)
+    WHERE p.id = f.recipient_id AND p.status || '' = 'failed'
+      AND p."campaignId" || '' = run.campaign_id AND p."tenantId" || '' = run.tenant_id
+    RETURNING p.id
+), forgotten AS (
+    DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
+), ended AS (
+    UPDATE "Campaign" c
+    SET status = 'failed', "failedCount" = greatest(c."failedCount" - (SELECT count(*) FROM released), 0),
+        "updatedAt" = %(now)s
+    FROM run, streak
+    WHERE c.id = run.campaign_id AND c.status = 'running'
+    RETURNING c.id, c."tenantId", c.channel,
+              (SELECT u.id FROM "User" u WHERE u.id = c."userId" AND u."tenantId" = c."tenantId") AS user_id,
+              format('%%s recipients in a row were refused with the same reply: %%s. They are pending again: correct '
+                     'what it says, then schedule the campaign again',
+                     streak.number, (SELECT reply FROM refused ORDER BY failed_at DESC LIMIT 1)) AS reason
+), ended_run AS (
+    DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
+), retries AS (
+    DELETE FROM worker.campaign_retry q USING ended WHERE q.campaign_id = ended.id
+), logged AS (
+    INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
+    SELECT gen_random_uuid()::text, "tenantId", id, 'failed', reason, %(now)s FROM ended
 )
 SELECT * FROM ended;
 

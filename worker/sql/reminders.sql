@@ -56,6 +56,8 @@ WITH recipient AS MATERIALIZED (
         SELECT FROM worker.suppression s
         WHERE s.tenant_id = r.tenant_id AND s.channel = r.channel
           AND s.address = worker.address(r.channel, r.address, '+' || r.address)
+          AND s.source <> 'unsubscribe' AND -- that is from campaigns
+              -- include: still_suppressed
     )
 ), due AS MATERIALIZED (
     -- A full join is hashed or merged. An anti join becomes nested loops, because the planner expects a row or two:

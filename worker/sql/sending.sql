@@ -10,7 +10,32 @@ SET "gmailAccessToken" = NULL, "gmailRefreshToken" = NULL, "gmailTokenExpiry" = 
     "gmailScopes" = NULL, "updatedAt" = %(now)s
 WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s AND "gmailRefreshToken" = %(refresh_token)s;
 
--- name: suppress  This address (an e-mail address, or a number with its plus sign) wants no more messages or calls.
-INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at)
-VALUES (%(tenant_id)s, %(channel)s, worker.address(%(channel)s, %(address)s, %(address)s), %(reason)s, %(now)s)
-ON CONFLICT DO NOTHING;
+-- name: suppress  This address (an e-mail address, or a number with its plus sign) opted out at the provider.
+INSERT INTO worker.suppression AS s (tenant_id, channel, address, source, reason, code, created_at)
+VALUES (%(tenant_id)s, %(channel)s, worker.address(%(channel)s, %(address)s, %(address)s), 'provider',
+        coalesce(nullif(%(reason)s, ''), 'provider'), %(code)s, %(now)s)
+-- include: suppress_for_ever
+;
+
+-- name: suppressions_since  Which of these lists got an entry in a transaction that an earlier look did not see as ended.
+SELECT pg_snapshot_xmin(snapshot)::text AS seen, ARRAY(
+    SELECT list.number::integer
+    FROM unnest(%(tenant_ids)s::text[], %(channels)s::text[]) WITH ORDINALITY AS list (tenant_id, channel, number)
+    WHERE pg_snapshot_xmin(snapshot) < %(seen)s::xid8 OR EXISTS ( -- another server's numbers: everything is looked at
+        SELECT FROM worker.suppression s
+        WHERE s.tenant_id = list.tenant_id AND s.channel = list.channel
+          -- up to now: a table that was restored from another server may have higher numbers
+          AND s.changed_by >= %(seen)s::xid8 AND s.changed_by < pg_snapshot_xmax(snapshot)
+    )
+) AS changed
+FROM pg_current_snapshot() AS snapshot;
+
+-- name: suppressed_addresses  Which of these addresses a tenant may not write to or call now, for whatever reason.
+SELECT a.address, s.reason
+FROM unnest(%(addresses)s::text[]) AS a (address)
+CROSS JOIN LATERAL (
+    SELECT s.reason FROM worker.suppression s
+    WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = a.address AND
+        -- include: still_suppressed
+    LIMIT 1
+) AS s;

@@ -18,9 +18,39 @@ WITH clock AS (
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id, clock
     WHERE c.status = 'running'
     ORDER BY r.started_at, c.id LIMIT %(campaigns)s
+), recent AS (
+    SELECT l."campaignId", l."tenantId", l.message
+    FROM clock, "CampaignLog" l
+    WHERE l."createdAt" > clock.now - interval '1 hour' AND l.action IN ('completed', 'failed')
+    ORDER BY l."createdAt" DESC LIMIT %(campaigns)s
+), shown AS (
+    SELECT campaign.id, r.tenant_id, campaign.name, campaign.channel, 'running' AS status, '' AS reason
+    FROM campaign JOIN worker.campaign_run r ON r.campaign_id = campaign.id
+    UNION ALL
+    SELECT DISTINCT ON (c.id) c.id, c."tenantId", c.name, c.channel, c.status,
+           CASE WHEN c.status = 'failed' THEN recent.message ELSE '' END
+    FROM recent JOIN "Campaign" c ON c.id = recent."campaignId" AND c."tenantId" = recent."tenantId"
+    WHERE c.status IN ('completed', 'failed')
+), failing AS (
+    SELECT shown.id, shown.name, shown.channel, shown.status, shown.reason, (
+        SELECT json_agg(frequent ORDER BY frequent.number DESC)
+        FROM (
+            SELECT kind, pattern, count(*) AS number, sum(count(*)) OVER (PARTITION BY kind)::int AS of_kind,
+                   row_number() OVER (PARTITION BY kind ORDER BY count(*) DESC, pattern) AS place
+            FROM (
+                SELECT f.kind, f.pattern FROM worker.failure f
+                WHERE f.campaign_id = shown.id AND f.tenant_id = shown.tenant_id
+                ORDER BY f.failed_at DESC LIMIT %(failures)s
+            ) AS latest
+            GROUP BY kind, pattern
+        ) AS frequent
+        WHERE frequent.place <= %(replies)s
+    ) AS replies
+    FROM shown
 )
 SELECT
     coalesce((SELECT json_agg(campaign) FROM campaign), '[]') AS campaigns,
+    coalesce((SELECT json_agg(failing) FROM failing WHERE replies IS NOT NULL OR status = 'failed'), '[]') AS failures,
     (SELECT count(*) FROM worker.campaign_run) AS campaigns_in_all,
     (SELECT count(*) FROM (
         SELECT FROM "Campaign" c

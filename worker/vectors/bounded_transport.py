@@ -1,5 +1,6 @@
 """How the client of Qdrant exchanges requests and answers: each within a deadline, and no answer without a limit."""
 
+import ssl
 from typing import Any
 
 import httpx
@@ -16,15 +17,15 @@ class BoundedTransport(httpx.BaseTransport):
     No connection is kept: so each exchange reports its socket, which the deadline can end.
     """
 
-    def __init__(self, exchange_seconds: float, answer_seconds: float) -> None:
+    def __init__(self, exchange_seconds: float, answer_seconds: float, tls: ssl.SSLContext) -> None:
         """``answer_seconds``: for the body of an answer, once its head is there."""
         self._exchange_seconds = exchange_seconds
         self._answer_seconds = answer_seconds
-        self._inner = httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
+        self._inner = httpx.HTTPTransport(verify=tls, limits=httpx.Limits(max_keepalive_connections=0))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.headers["Accept-Encoding"] = "identity"  # a short compressed answer may be a long one
-        request.extensions = {**request.extensions, "trace": _attach_socket}
+        request.extensions = {**request.extensions, "trace": attach_socket}
         with exchange(self._exchange_seconds) as deadline:
             try:
                 response = self._inner.handle_request(request)
@@ -41,7 +42,7 @@ class BoundedTransport(httpx.BaseTransport):
         self._inner.close()
 
 
-def _attach_socket(event: str, details: dict[str, Any]) -> None:
+def attach_socket(event: str, details: dict[str, Any]) -> None:
     """Follows httpcore's trace of a request: it goes over this socket from now on."""
     if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
         thread_deadline().attach(details["return_value"].get_extra_info("socket"))

@@ -7,7 +7,7 @@ import redis
 
 from worker.errors import ServerUnavailable, WorkerError
 from worker.runtime import program
-from worker.vectors.commands import KnowledgeCommands, write
+from worker.runtime.console import write
 
 DESCRIPTION = """\
 Maintains the collection of the CRM's AI in Qdrant: creates it if it is missing, takes a snapshot each
@@ -42,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Runs one command. Returns the exit status, 1 when it could not be done; raises SettingsError."""
+    from worker.vectors.commands import KnowledgeCommands  # the job itself does without
+
     settings = program.settings_from_environment("knowledge")
     client = program.redis_client(settings)
     commands = KnowledgeCommands(settings, client)

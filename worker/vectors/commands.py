@@ -5,34 +5,29 @@ A command holds the job's lock while it runs, so that the job deletes no snapsho
 
 import logging
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import redis
 
-from worker.errors import ServerUnavailable, WorkerError
+from worker.errors import CommandRefused, ServerUnavailable, WorkerError
 from worker.registry import LOCKS
 from worker.runtime import program
 from worker.runtime.clock import utc_now
+from worker.runtime.console import progress, write
 from worker.runtime.lock import Lock
 from worker.runtime.settings import Settings
-from worker.vectors.client import CollectionSnapshot, VectorStore
+from worker.vectors.client import VectorStore
+from worker.vectors.collection import CollectionSnapshot
 from worker.vectors.scratch import new_scratch_name
-from worker.vectors.snapshot_sources import CommandRefused, SnapshotFinder, SnapshotSource, file_size
+from worker.vectors.snapshot_sources import SnapshotFinder, SnapshotSource, file_size
 from worker.vectors.snapshots import SnapshotCopies, SnapshotRecord, SnapshotRecordStore, take
 
 log = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 5.0
 LOCK_WAIT_SECONDS = 90.0  # longer than the lock of a dead process lasts
 LOCK_POLL_SECONDS = 0.5
-
-
-def write(text: str) -> None:
-    """To the operator who runs the command."""
-    print(text, flush=True)  # noqa: T201 - a person reads it
 
 
 class KnowledgeCommands:
@@ -146,11 +141,11 @@ class KnowledgeCommands:
     def _take(self) -> CollectionSnapshot:
         if self._store.collection(self._collection) is None:
             raise CommandRefused(f"There is no collection {self._collection} to take a snapshot of.")
-        with _progress():
+        with progress():
             return take(self._store, self._records, self._collection)
 
     def _restore(self, source: SnapshotSource, collection: str) -> None:
-        with _progress():
+        with progress():
             if source.snapshot is not None:
                 self._store.restore(collection, self._collection, source.snapshot)
             elif source.path is not None:
@@ -224,19 +219,3 @@ class KnowledgeCommands:
 
 def _points_text(record: SnapshotRecord | None) -> str:
     return f"{record.points} points" if record else "an unknown number of points"
-
-
-@contextmanager
-def _progress() -> Iterator[None]:
-    """Writes the elapsed time every few seconds."""
-    done, began = threading.Event(), time.monotonic()
-
-    def write_progress() -> None:
-        while not done.wait(PROGRESS_SECONDS):
-            write(f"... {time.monotonic() - began:.0f} s")
-
-    threading.Thread(target=write_progress, daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.errors import WorkerError
+from worker.errors import CommandRefused
 from worker.runtime.settings import Settings
-from worker.vectors.client import CollectionSnapshot, VectorStore
+from worker.vectors.client import VectorStore
+from worker.vectors.collection import CollectionSnapshot
 from worker.vectors.snapshots import SnapshotCopies
-
-
-class CommandRefused(WorkerError):
-    """A command is not carried out; the text has the reason and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

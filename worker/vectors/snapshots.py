@@ -8,19 +8,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import redis
 
 from worker.runtime.clock import utc_now
 from worker.runtime.poisoned_keys import OwnKey, read_own
 from worker.runtime.schedule import next_aligned
-from worker.vectors.client import (
+from worker.vectors.collection import (
+    LONGEST_SNAPSHOT_SECONDS,
     PARTIAL_SUFFIX,
-    WRITE_TIMEOUT_SECONDS,
     CollectionSnapshot,
-    VectorStore,
     VectorStoreError,
 )
+
+if TYPE_CHECKING:  # it costs most of a second, and who imports this module may have nothing to write
+    from worker.vectors.client import VectorStore
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ SUFFIX = ".snapshot"
 PARTIAL_FILES = f".*{SUFFIX}{PARTIAL_SUFFIX}"
 TIME_LENGTH = len("2026-01-31-09-30-00")
 CLOCK_DIFFERENCE = timedelta(minutes=10)  # at most, between this machine and Qdrant's
-LONGEST_SNAPSHOT = timedelta(seconds=WRITE_TIMEOUT_SECONDS)
+LONGEST_SNAPSHOT = timedelta(seconds=LONGEST_SNAPSHOT_SECONDS)
 MIN_LOST_POINTS = 20  # a loss of fewer points is not reported
 
 
@@ -147,7 +150,7 @@ class SnapshotCopies:
     def path(self, name: str) -> Path:
         return self._folder / name
 
-    def add(self, store: VectorStore, snapshot: CollectionSnapshot) -> None:
+    def add(self, store: "VectorStore", snapshot: CollectionSnapshot) -> None:
         """Copies a snapshot. Raises ServerUnavailable and VectorStoreError only."""
         path = self.path(snapshot.name)
         try:
@@ -174,7 +177,7 @@ class SnapshotCopies:
                 part.unlink(missing_ok=True)
 
 
-def take(store: VectorStore, records: SnapshotRecordStore, collection: str) -> CollectionSnapshot:
+def take(store: "VectorStore", records: SnapshotRecordStore, collection: str) -> CollectionSnapshot:
     """Takes a snapshot and records it. Raises what VectorStore raises; without Redis nothing is recorded."""
     began, before = utc_now(), store.count(collection)
     with _best_effort():

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import hmac
-import logging
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -17,13 +16,12 @@ from worker.runtime import program
 from worker.runtime.settings import Settings
 from worker.web.answer_headers import HEADERS
 from worker.web.dependencies import Dependencies, SystemSnapshot
+from worker.web.error_handler import unexpected
 from worker.web.job_views import completed_runs
 from worker.web.metrics import WorkerCollector
 from worker.web.metrics_format import JSON, choose_format, prometheus_accept
 from worker.web.overview import NEEDED, job_zones
 from worker.web.status_page import StatusPage
-
-log = logging.getLogger(__name__)
 
 # the name in /health, or in the summary of /metrics -> the job
 HEALTH_JOBS = {each.health_name: each.name for each in JOBS.values() if each.health_name}
@@ -48,7 +46,7 @@ def create() -> falcon.App[Any, Any]:
 def application(settings: Settings, dependencies: Dependencies) -> falcon.App[Any, Any]:
     """The application alone: it starts no thread and asks no server."""
     app = falcon.App(middleware=[Guard(settings.metrics_token)])
-    app.add_error_handler(Exception, _unexpected)
+    app.add_error_handler(Exception, unexpected)
     app.set_error_serializer(_error_as_json)
     started = time.monotonic()
     app.add_route("/livez", Livez())
@@ -219,10 +217,3 @@ def _answer_options(response: falcon.Response) -> None:
 def _error_as_json(request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
     """Whatever the request accepts."""
     response.media = error.to_dict()
-
-
-def _unexpected(request: falcon.Request, response: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
-    if isinstance(error, falcon.HTTPError | falcon.HTTPStatus):
-        raise error
-    log.error("a request failed: a bug, please report it", {"path": request.path}, exc_info=error)
-    raise falcon.HTTPInternalServerError(title="Internal error", description="The log of `web` has the details.")

@@ -1,8 +1,9 @@
-"""A running campaign as the status page and bin/status show it: progress, rate and expected end."""
+"""Campaigns as the status page and bin/status show them: progress, rate, expected end, and failures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.content.one_line import one_line
+from worker.web.campaign_failures import CampaignFailures, FrequentReply
 from worker.web.formatting import TEXT_LIMIT
 from worker.web.work_in_progress import RunningCampaign
 
@@ -47,4 +48,24 @@ def campaign_view(campaign: RunningCampaign, now: float) -> CampaignView:
         ends_at=ends_at,
         resumes_at=now + campaign.next_batch_seconds if deferred else None,
         prepared=campaign.prepared,
+    )
+
+
+def failures_view(failures: CampaignFailures) -> CampaignFailures:
+    """The failures of a campaign with texts that can be shown: they come from the CRM and from providers."""
+    kinds = (
+        replace(
+            kind,
+            replies=tuple(
+                FrequentReply(one_line(each.text, TEXT_LIMIT) or "(none)", each.number) for each in kind.replies
+            ),
+        )
+        for kind in failures.kinds
+    )
+    return replace(
+        failures,
+        name=one_line(failures.name, TEXT_LIMIT) or "(no name)",
+        channel=one_line(failures.channel, TEXT_LIMIT),
+        reason=one_line(failures.reason, TEXT_LIMIT),
+        kinds=tuple(kinds),
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
+from worker.web import public_site
 from worker.web.http_server import HttpServer
 
 SWITCH_SECONDS = 0.0005  # Python's 0.005 would add up: the event loop waits that long after each call of the system
@@ -32,9 +33,20 @@ class EventLoopWorker(Worker):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
         gunicorn_sockets: list[Any] = list(self.sockets)
         listeners: list[socket.socket] = [each.sock for each in gunicorn_sockets]
-        server = HttpServer(listeners, self.wsgi, self.cfg)
+        servers = self._servers(listeners)
         while self.alive and not stopping.is_set() and self.ppid == os.getppid():
             self.notify()
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), BEAT_SECONDS)
-        await server.stop(self.cfg.graceful_timeout)
+        await asyncio.gather(*(server.stop(self.cfg.graceful_timeout) for server in servers))
+
+    def _servers(self, listeners: list[socket.socket]) -> list[HttpServer]:
+        """For each address of conf/gunicorn.conf.py: the status page's, and the public one where it is on."""
+        status, *public = listeners
+        servers = [HttpServer([status], self.wsgi, self.cfg, servers=len(listeners))]
+        if public:
+            site = public_site.create()
+            servers.append(
+                HttpServer(public, site, self.cfg, body_bytes=public_site.BODY_BYTES, servers=len(listeners))
+            )
+        return servers

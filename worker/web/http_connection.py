@@ -10,8 +10,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from enum import Enum
 from http import HTTPStatus
+from typing import TYPE_CHECKING, NamedTuple
 
-from worker.web.wsgi_answers import HttpAnswer, refusal
+from worker.web.request_body import CONTINUE, body_of, expects_continue
+from worker.web.wsgi_answers import BadRequest, HttpAnswer, refusal
+
+if TYPE_CHECKING:
+    from gunicorn.http import Request
 
 REQUEST_SECONDS = 10.0  # for a request to arrive, since the connection opened or its previous answer was sent
 ANSWER_SECONDS = 10.0  # for the client to take an answer
@@ -30,16 +35,35 @@ class Phase(Enum):
     CLOSING = "closing"
 
 
+class ReceivedRequest(NamedTuple):
+    """A request; ``body`` is None where bodies are not read."""
+
+    request: "Request"
+    body: bytes | None
+
+
 class HttpConnection:
     """One client's connection. All methods run in the thread of the event loop."""
 
-    def __init__(self, client: socket.socket, respond: Callable[[bytes], Awaitable[HttpAnswer]]) -> None:
-        """``client`` does not block; ``respond`` makes the answer to the head of a request."""
+    def __init__(
+        self,
+        client: socket.socket,
+        parse: Callable[[bytes], "Request"],
+        respond: Callable[[ReceivedRequest], Awaitable[HttpAnswer]],
+        body_bytes: int = 0,
+    ) -> None:
+        """``client`` does not block; ``parse`` reads a head, or raises BadRequest; ``respond`` makes the answer.
+
+        ``body_bytes``: the longest body that is read; 0: none is.
+        """
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENDING_BYTES)
         self._client = client
+        self._parse = parse
         self._respond = respond
+        self._body_bytes = body_bytes
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()  # may hold the next request, too
+        self._begun = False  # whether anything of the present request was received
         self.enter(Phase.RECEIVING)
 
     def enter(self, phase: Phase) -> None:
@@ -68,44 +92,67 @@ class HttpConnection:
         self.enter(Phase.RECEIVING)
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                head = await self._head()
+                received = await self._request()
         except TimeoutError:
-            if not self._received:
+            if not self._begun:
                 return False
             answer = refusal(HTTPStatus.REQUEST_TIMEOUT, f"No whole request within {REQUEST_SECONDS:g} s.")
+        except BadRequest as error:
+            answer = refusal(error.status, str(error))
         else:
-            if head is None:
+            if received is None:
                 return False
             self.enter(Phase.ANSWERING)
-            answer = await self._answer(head)
+            answer = await self._respond(received)
         self.enter(Phase.SENDING)
         async with asyncio.timeout(ANSWER_SECONDS):
             await self._loop.sock_sendall(self._client, answer.data)
         return not answer.last
 
-    async def _head(self) -> bytes | None:
-        """The head of the next request with the empty line at its end; None when the client has closed.
+    async def _request(self) -> ReceivedRequest | None:
+        """The next request; None when the client has closed. Raises BadRequest."""
+        self._begun = bool(self._received)
+        head = await self._head()
+        if head is None:
+            return None
+        request = self._parse(head)
+        if not self._body_bytes:
+            return ReceivedRequest(request, None)
+        body = await self._body(request)
+        return None if body is None else ReceivedRequest(request, body)
 
-        A head that is too long is returned as far as it was received, without its end.
-        """
+    async def _head(self) -> bytes | None:
+        """The head of the next request with the empty line at its end; None when the client has closed."""
         searched = 0
-        while (end := self._received.find(_HEAD_END, searched)) < 0:
-            if len(self._received) > HEAD_BYTES:
-                return bytes(self._received)
+        while (end := self._received.find(_HEAD_END, searched)) < 0 and len(self._received) <= HEAD_BYTES:
             searched = max(0, len(self._received) - len(_HEAD_END) + 1)
-            received = await self._loop.sock_recv(self._client, _READ_BYTES)
-            if not received:
+            if not await self._receive():
                 return None
-            self._received += received
+        if not 0 <= end <= HEAD_BYTES - len(_HEAD_END):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise BadRequest(status, f"The request line and headers may have {HEAD_BYTES} bytes.")
         head = bytes(self._received[: end + len(_HEAD_END)])
         del self._received[: len(head)]
         return head
 
-    async def _answer(self, head: bytes) -> HttpAnswer:
-        if len(head) > HEAD_BYTES:
-            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            return refusal(status, f"The request line and headers may have {HEAD_BYTES} bytes.")
-        return await self._respond(head)
+    async def _body(self, request: "Request") -> bytes | None:
+        """The whole body, None when the client has closed before its end. Raises BadRequest."""
+        arriving = body_of(request, self._body_bytes)
+        body = arriving.take(self._received)
+        if body is None and expects_continue(request):
+            await self._loop.sock_sendall(self._client, CONTINUE)
+        while body is None:
+            if not await self._receive():
+                return None
+            body = arriving.take(self._received)
+        return body
+
+    async def _receive(self) -> bool:
+        """Whether there was more; False: the client has closed."""
+        received = await self._loop.sock_recv(self._client, _READ_BYTES)
+        self._received += received
+        self._begun = self._begun or bool(received)
+        return bool(received)
 
     async def _wait_for_close(self) -> None:
         """Closes our side and waits for the client's: what it still sends would destroy the answer on its way.

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from worker.web.http_connection import HttpConnection, Phase
-from worker.web.wsgi_answers import BadRequest, HttpAnswer, WsgiAnswers, WsgiApplication, refusal
+from worker.web.http_connection import HttpConnection, Phase, ReceivedRequest
+from worker.web.wsgi_answers import HttpAnswer, WsgiAnswers, WsgiApplication
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
@@ -29,15 +29,29 @@ FULL_LOG_SECONDS = 60.0  # from one line about too many connections to the next
 class HttpServer:
     """Accepts connections from its construction until ``stop``. To be made in a running event loop."""
 
-    def __init__(self, listeners: list[socket.socket], application: WsgiApplication, settings: "Config") -> None:
-        """``settings`` of gunicorn: threads, worker_connections, and those of its parser."""
+    def __init__(
+        self,
+        listeners: list[socket.socket],
+        application: WsgiApplication,
+        settings: "Config",
+        *,
+        body_bytes: int = 0,
+        servers: int = 1,
+    ) -> None:
+        """``settings`` of gunicorn: threads, worker_connections, and those of its parser.
+
+        ``body_bytes``: the longest body that is read; 0: none is. ``servers``: how many this process has in all; each
+        has its own threads and connections, so that the clients of one do not keep those of another waiting.
+        """
         self._application = application
         self._settings = settings
+        self._body_bytes = body_bytes
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="answer")
         self._open: dict[HttpConnection, asyncio.Task[None]] = {}
         # half of the files that may be open are left to the connections to other servers
-        self._most_open = min(settings.worker_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._most_open = min(settings.worker_connections, files // servers)
         self._full_logged_at = -FULL_LOG_SECONDS
         self._stopping = False
         self._accepting = [self._loop.create_task(self._accept(each)) for each in listeners]
@@ -70,7 +84,12 @@ class HttpServer:
             await asyncio.sleep(0)  # while others wait to be accepted, sock_accept itself does not give way
 
     def _begin(self, client: socket.socket, address: tuple[str, int], answers: WsgiAnswers) -> None:
-        connection = HttpConnection(client, lambda head: self._respond(head, address, answers))
+        connection = HttpConnection(
+            client,
+            lambda head: answers.parse(head, address),
+            lambda received: self._respond(received, answers),
+            self._body_bytes,
+        )
         task = self._loop.create_task(connection.serve())
         self._open[connection] = task
         task.add_done_callback(self._ended(connection))
@@ -92,11 +111,10 @@ class HttpServer:
             longest = min(self._open, key=lambda each: (each.phase is Phase.ANSWERING, each.since))
             self._open.pop(longest).cancel()
 
-    async def _respond(self, head: bytes, client: tuple[str, int], answers: WsgiAnswers) -> HttpAnswer:
-        try:
-            request = answers.parse(head, client)
-        except BadRequest as error:
-            return refusal(error.status, str(error))
-        if request.path == LIVENESS_PATH:
-            return answers.answer(request, last=self._stopping)
-        return await self._loop.run_in_executor(self._threads, lambda: answers.answer(request, last=self._stopping))
+    async def _respond(self, received: ReceivedRequest, answers: WsgiAnswers) -> HttpAnswer:
+        def answer() -> HttpAnswer:
+            return answers.answer(received.request, received.body, last=self._stopping)
+
+        if received.request.path == LIVENESS_PATH:
+            return answer()
+        return await self._loop.run_in_executor(self._threads, answer)

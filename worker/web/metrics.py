@@ -36,6 +36,14 @@ COUNTERS = {
         "Messages and calls that ended unconfirmed: they may have arrived.",
         ("channel",),
     ),
+    "suppressions_total": (
+        "Addresses that the worker or an operator put on the list of those that may not be written to or called.",
+        ("channel", "source"),
+    ),
+    "refusals_total": (
+        "Messages and campaigns that a provider refused: for an address, another reason, or too many in a row.",
+        ("channel", "kind"),
+    ),
     "bounces_total": ("Delivery reports and complaints that were read, by what they say.", ("kind",)),
     "program_exits_total": ("Exits of a program under supervisord.", ("program",)),
     "lock_lost_total": ("Locks that were lost before their tick ended.", ("lock",)),
@@ -45,6 +53,7 @@ COUNTERS = {
 FROM_ZERO: Mapping[str, tuple[Iterable[str], ...]] = {
     "job_runs_total": (tuple(LOCKS), ("success", "failure", "skipped")),
     "unconfirmed_total": (("email", "whatsapp", "call"),),
+    "refusals_total": (("email", "whatsapp"), ("address", "refused", "campaign", "account", "breaker")),
     "bounces_total": (("hard", "soft", "refused", "complaint", "unrecognised"),),
     "lock_lost_total": (tuple(LOCKS.values()),),
 }

@@ -4,12 +4,9 @@ Everything it shows comes from worker/web/overview.py. The templates escape all 
 allows only the page's own style sheet and script, by their hashes: nothing else can be loaded, run or styled.
 """
 
-import base64
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from datetime import tzinfo
-from importlib import resources
 
 import falcon
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,6 +15,7 @@ from markupsafe import Markup
 from worker.web import formatting
 from worker.web.backlog import figures
 from worker.web.dependencies import SystemSnapshot
+from worker.web.html_assets import asset, csp_hash
 from worker.web.job_views import STATES
 from worker.web.last_hour_charts import last_hour_charts
 from worker.web.overview import Overview, overview
@@ -34,12 +32,12 @@ class StatusPage:
         self._started = started
         self._zones = zones
         self._template = environment().get_template("page.html")
-        self._style, self._script = _asset("page.css"), _asset("page.js")
+        self._style, self._script = asset("page.css"), asset("page.js")
         self._policy = "; ".join(
             (
                 "default-src 'none'",
-                f"style-src '{_hash(self._style)}'",
-                f"script-src '{_hash(self._script)}'",
+                f"style-src '{csp_hash(self._style)}'",
+                f"script-src '{csp_hash(self._script)}'",
                 "connect-src 'self'",
                 "img-src data:",
                 "base-uri 'none'",
@@ -81,15 +79,6 @@ def environment() -> Environment:
     made.globals |= {name: getattr(formatting, name) for name in names}
     made.globals |= {"marks": formatting.MARKS, "states": STATES, "iso": _iso, "figures": figures}
     return made
-
-
-def _asset(name: str) -> str:
-    return resources.files("worker.web").joinpath(f"templates/{name}").read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """The hash of an inline block in a Content-Security-Policy (https://www.w3.org/TR/CSP3/#grammardef-hash-source)."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _iso(at: float) -> str:

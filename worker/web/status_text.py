@@ -36,6 +36,7 @@ def status_lines(shown: Overview, terminal: Terminal) -> Iterator[str]:
         yield from text_table(JOB_HEADS, [_job(job, shown.at) for job in shown.jobs], terminal, OPTIONAL_JOB_HEADS)
     yield ""
     yield from _campaigns(shown, terminal)
+    yield from _failures(shown, terminal)
     yield ""
     rows = [
         [Cell(each.name), Cell(each.number, "strong"), Cell(each.note, "quiet")]
@@ -119,6 +120,17 @@ def _campaigns(shown: Overview, terminal: Terminal) -> Iterator[str]:
     if shown.campaigns_of_others:
         text = f"{capped(shown.campaigns_of_others)} more running, sent by the CRM's app servers"
         yield terminal.line(text, "quiet")
+
+
+def _failures(shown: Overview, terminal: Terminal) -> Iterator[str]:
+    for campaign in shown.failures:
+        kinds = ", ".join(f"{count(each.number)} {each.kind}" for each in campaign.kinds) or "none"
+        yield from terminal.wrapped(f"Failures of {campaign.name} ({campaign.status}): {kinds}", "warning")
+        if campaign.reason:
+            yield from terminal.wrapped(campaign.reason, "quiet", "  ")
+        for kind in campaign.kinds:
+            for reply in kind.replies:
+                yield from terminal.wrapped(f"{count(reply.number)} {kind.kind}: {reply.text}", "quiet", "  ")
 
 
 def _campaign(campaign: CampaignView, now: float) -> list[Cell]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from worker.runtime.db import Database, queries
+from worker.web.campaign_failures import LATEST, REPLIES, CampaignFailures
 
 CAP = 10_000  # a longer backlog is shown as "more than 10,000"
 CAMPAIGN_LIMIT = 50  # so many running campaigns are read, the longest running first
@@ -51,6 +52,7 @@ class WorkInProgress:
     calls_unconfirmed: int
     messages_unconfirmed: int
     notifications: int  # reminder digests and e-mails about trials that wait or are being sent
+    failures: tuple[CampaignFailures, ...] = ()  # of running campaigns, and of those that ended in the last hour
 
 
 class CampaignRates:
@@ -87,7 +89,11 @@ class CampaignRates:
 
 def read_work_in_progress(database: Database, rates: CampaignRates) -> WorkInProgress:
     """Reads it from the database. Raises psycopg2.Error, also where bin/migrate has not run."""
-    row = database.one(queries("web")["work_in_progress"], cap=CAP, campaigns=CAMPAIGN_LIMIT) or {}
+    statement = queries("web")["work_in_progress"]
+    limits = {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "failures": LATEST, "replies": REPLIES}
+    row = database.one(statement, **limits) or {}
     campaigns = [RunningCampaign(**each) for each in row["campaigns"]]
     measured = zip(campaigns, rates.per_second(campaigns), strict=True)
-    return WorkInProgress(**row | {"campaigns": tuple(replace(each, per_second=rate) for each, rate in measured)})
+    failures = tuple(CampaignFailures.from_row(each) for each in row["failures"])
+    running = tuple(replace(each, per_second=rate) for each, rate in measured)
+    return WorkInProgress(**row | {"campaigns": running, "failures": failures})

@@ -3,6 +3,7 @@
 No socket is read or written here, so a thread that answers never waits for a client.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -68,15 +69,18 @@ class WsgiAnswers:
             status = next((each for kind, each in _STATUSES if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
             raise BadRequest(status, "The request is not HTTP, or larger than allowed.") from error
 
-    def answer(self, request: "Request", *, last: bool) -> HttpAnswer:
+    def answer(self, request: "Request", body: bytes | None = None, *, last: bool) -> HttpAnswer:
         """What the application answers; ``last``: the connection ends with it in any case.
 
-        It also ends with the answer to a request that has a body: no resource takes one, so it is not read.
+        It also ends with the answer to a request that has a body: what follows that was not read. ``body``: the whole
+        one, without chunks; None where bodies are not read.
         """
         written = _Written()
         stands_for_socket: Any = written
         response, environ = wsgi.create(request, stands_for_socket, request.peer_addr, self._server, self._settings)
         environ["wsgi.multithread"] = True
+        if body is not None:
+            environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
         if last or _has_body(request):
             response.force_close()
         chunks = self._application(environ, response.start_response)
