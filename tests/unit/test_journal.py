@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from worker.campaigns.journal import Journal, JournalDirectory, JournalUnwritabl
 from worker.campaigns.journal_entries import BYTES_FOR_A_RECIPIENT, KIND_CODES
 from worker.errors import SettingsError
 from worker.messages import Accepted
-from worker.sending.outcomes import Outcome, OutcomeKind
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 
 AT = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
 BATCH = "0b6c2f0e-4f0b-4a55-9d6e-2f6f7c0f3c11"
@@ -100,6 +102,38 @@ LINES = [
         b'["r-1", ["untouched", "2026-01-31T12:00:00", "the template is gone", null, null]]\n',
     ),
 ]
+
+
+MORE = [
+    (
+        Outcome(
+            OutcomeKind.REFUSED,
+            NOON,
+            "550 5.1.1",
+            code="550 5.1.1",
+            fault=FailureKind.ADDRESS,
+            suppress_seconds=math.inf,
+        ),
+        b'["r-1", ["refused", "2026-01-31T12:00:00", "550 5.1.1", null, null], ["550 5.1.1", "address", "inf"]]\n',
+    ),
+    (
+        Outcome(OutcomeKind.DEFERRED, NOON, "421", 7.5, code="421"),
+        b'["r-1", ["put off", "2026-01-31T12:00:00", "421", 7.5, null], ["421", null, "0.0"]]\n',
+    ),
+]
+
+
+@pytest.mark.parametrize(("outcome", "line"), MORE)
+def test_what_was_added_stands_behind(place: JournalDirectory, outcome: Outcome, line: bytes) -> None:
+    """The code of a reply and whose fault it is come after the entry, of which older versions read the rest."""
+    written = place.create(BATCH, 1)
+    written.ended("r-1", outcome)
+    written.close()
+    assert path_of(place).read_bytes().rstrip(b"\0") == line.replace(b", ", b",")
+    assert left(place) == {"r-1": outcome}
+    newer = line.replace(b'"address"', b'"novel"').replace(b"]]\n", b', "more"], "and more"]\n')
+    path_of(place).write_bytes(newer.ljust(BYTES_FOR_A_RECIPIENT, b"\0"))
+    assert left(place) == {"r-1": replace(outcome, fault=None)}
 
 
 @pytest.mark.parametrize(("outcome", "line"), LINES)
@@ -360,7 +394,7 @@ from datetime import datetime
 from pathlib import Path
 from worker.campaigns.journal import JournalDirectory
 from worker.messages import Accepted
-from worker.sending.outcomes import Outcome, OutcomeKind
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 written = JournalDirectory(Path(sys.argv[1])).create(sys.argv[2], 10)
 written.started("r-1")
 written.ended("r-1", Outcome(OutcomeKind.ACCEPTED, datetime(2026, 1, 31, 12), accepted=Accepted("<r-1@x>")))

@@ -1,0 +1,200 @@
+"""What becomes of refused recipients: why they failed, who is suppressed and for how long, and the breaker."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from one_run import OneRun
+
+from sandbox.crm import Crm, utc_now
+from sandbox.world import World
+from worker.campaign import CampaignJob
+from worker.campaigns.failure_commands import FailureCommands
+from worker.errors import CommandRefused
+from worker.runtime.db import Database, queries
+from worker.sending.outcomes import FailureKind
+
+LIMIT = 3  # of a breaker
+PATTERN = "553 5.7.1 … not owned"
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Database]:
+    with closing(Database(database_url, "test")) as made:
+        yield made
+
+
+def suppressed(crm: Crm) -> dict[str, tuple[Any, ...]]:
+    rows = crm.execute("SELECT address, source, code, until, campaign_id, tenant_id FROM worker.suppression")
+    return {address: rest for address, *rest in rows}
+
+
+def test_why_recipients_failed(crm: Crm, world: World, run_once: OneRun) -> None:
+    """Each has a row with the kind, the code and the reply, which names no address but its own."""
+    replies = {
+        "gone@a.example": (550, "5.1.1 <gone@a.example> unknown, says postmaster@mx.example"),
+        "off@a.example": (550, "5.2.1 disabled"),
+        "full@a.example": (552, "5.2.2 <ravi@b.example> is full"),
+    }
+    for address, (status, text) in replies.items():
+        world.script("smtp", address, stage="rcpt", status=status, text=text)
+    world.script("smtp", "lost@a.example", action="cut-after")
+    crm.execute(
+        "INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at, source) "
+        "VALUES (%s, 'email', 'left@a.example', 'no more', now(), 'unsubscribe')",
+        (crm.tenant_id,),
+    )
+    people = [*replies, "lost@a.example", "left@a.example", "no address", "GONE@a.example", "asha@a.example"]
+    campaign = crm.add_campaign("email", recipients=[{"recipientEmail": each} for each in people])
+    before = utc_now()
+    assert run_once("campaign", CampaignJob) == 0
+    found = {
+        (email, kind, code): reply
+        for email, kind, code, reply in crm.execute(
+            """SELECT p."recipientEmail", f.kind, f.code, f.reply
+               FROM worker.failure f JOIN "CampaignRecipient" p ON p.id = f.recipient_id
+               WHERE f.campaign_id = %s AND f.tenant_id = %s AND p.status = 'failed'""",
+            (campaign, crm.tenant_id),
+        )
+    }
+    assert {key[1:] for key in found if key[0].lower() == "gone@a.example"} == {
+        ("address", "550 5.1.1"),
+        ("address", ""),  # the same address twice
+    }
+    assert {key for key in found if key[0].lower() != "gone@a.example"} == {
+        ("off@a.example", "address", "550 5.2.1"),
+        ("full@a.example", "refused", "552 5.2.2"),
+        ("lost@a.example", "unconfirmed", ""),
+        ("left@a.example", "suppressed", ""),
+        ("no address", "content", ""),
+    }
+    assert found["full@a.example", "refused", "552 5.2.2"] == "552 5.2.2 <…> is full"
+    assert any("<gone@a.example> unknown, says …" in reply for reply in found.values())
+    listed = suppressed(crm)
+    assert set(listed) == {"left@a.example", "gone@a.example", "off@a.example"}
+    assert listed["gone@a.example"] == ["bounce", "550 5.1.1", None, campaign, crm.tenant_id]
+    until = listed["off@a.example"][2]
+    assert before + timedelta(days=30) <= until <= utc_now() + timedelta(days=30)
+
+
+@pytest.mark.parametrize(("earlier_days", "kept"), [(None, True), (90, True), (10, False), (-1, False)])
+def test_what_ends_later_stays(
+    crm: Crm, world: World, run_once: OneRun, earlier_days: int | None, kept: bool
+) -> None:
+    """A second bounce makes a suppression no shorter; one that has ended begins anew."""
+    until = None if earlier_days is None else utc_now() + timedelta(days=earlier_days)
+    crm.execute(
+        "INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at, source, until) "
+        "VALUES (%s, 'email', 'off@a.example', 'earlier', now(), 'bounce', %s)",
+        (crm.tenant_id, until),
+    )
+    campaign = crm.add_campaign("email", recipients=[{"recipientEmail": "off@a.example"}], status="draft")
+    with_settlement(crm, campaign, "off@a.example", until=utc_now() + timedelta(days=30))
+    (reason,) = crm.execute("SELECT reason FROM worker.suppression")[0]
+    assert (reason == "earlier") is kept
+
+
+def with_settlement(crm: Crm, campaign: str, address: str, until: Any) -> None:
+    """As a settlement of one bounce writes it."""
+    crm.execute(
+        "SELECT worker.suppress(%s, 'email', %s, 'bounced', 'bounce', %s, %s, '550 5.2.1')",
+        (crm.tenant_id, address, until, campaign),
+    )
+
+
+def refused_campaign(crm: Crm, number: int, **columns: Any) -> str:
+    """A running campaign of which so many recipients were refused just now."""
+    campaign = crm.add_campaign("email", status="running", recipients=number, **columns)
+    now = utc_now()
+    tenant = crm.value('SELECT "tenantId" FROM "Campaign" WHERE id = %s', campaign)
+    crm.execute(
+        "INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, prepared, next_batch_at, log_rows) "
+        "VALUES (%s, %s, %s, true, %s, 0)",
+        (campaign, tenant, now - timedelta(minutes=1), now),
+    )
+    crm.execute(
+        """UPDATE "CampaignRecipient" SET status = 'failed', "failedAt" = now(), "errorMessage" = '553'
+           WHERE "campaignId" = %s""",
+        (campaign,),
+    )
+    crm.execute(
+        """INSERT INTO worker.failure SELECT id, "campaignId", "tenantId", 'refused', '553 5.7.1', '553', %s, %s
+           FROM "CampaignRecipient" WHERE "campaignId" = %s""",
+        (PATTERN, now, campaign),
+    )
+    crm.execute('UPDATE "Campaign" SET "failedCount" = %s WHERE id = %s', (number, campaign))
+    return campaign
+
+
+def break_off(db: Database, campaign: str) -> bool:
+    found = db.execute(queries("campaign")["break_off"], campaign_id=campaign, limit=LIMIT, now=utc_now())
+    return bool(found)
+
+
+def test_the_breaker_counts_from_the_database(crm: Crm, db: Database) -> None:
+    """So many refusals end the run: they are pending again, the counts are right, and the log has the reply."""
+    campaign = refused_campaign(crm, LIMIT)
+    assert break_off(db, campaign)
+    assert crm.counts(campaign) == {"pending": LIMIT}
+    assert crm.execute('SELECT status, "failedCount" FROM "Campaign"') == [("failed", 0)]
+    assert crm.execute("SELECT count(*) FROM worker.failure") == [(0,)]
+    assert crm.value('SELECT message FROM "CampaignLog"').startswith(f"{LIMIT} recipients in a row were refused")
+    assert not break_off(db, campaign)
+
+
+@pytest.mark.parametrize(
+    "what", ["too few", "accepted since", "a batch", "another reply", "another tenant", "paused"]
+)
+def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> None:
+    """Fewer refusals, a message that was accepted since, a batch that is not settled, other replies, foreign rows."""
+    campaign = refused_campaign(crm, LIMIT)
+    change = {
+        "too few": "DELETE FROM worker.failure WHERE recipient_id = (SELECT min(recipient_id) FROM worker.failure)",
+        "accepted since": "UPDATE worker.campaign_run SET accepted_at = now() AT TIME ZONE 'UTC' + interval '1 s'",
+        "a batch": "INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, "
+        "renewed_at) SELECT gen_random_uuid(), campaign_id, 'h', 'm', 'email', '{}', now() FROM worker.campaign_run",
+        "another reply": "UPDATE worker.failure SET pattern = recipient_id",
+        "another tenant": "UPDATE worker.failure SET tenant_id = 'foreign'",
+        "paused": """UPDATE "Campaign" SET status = 'paused'""",
+    }[what]
+    crm.execute(change)
+    assert not break_off(db, campaign)
+    assert crm.counts(campaign) == {"failed": LIMIT}
+    assert crm.value('SELECT "failedCount" FROM "Campaign"') == LIMIT
+
+
+def test_a_retry_stays_in_its_tenant(crm: Crm, db: Database) -> None:
+    """Failures that another tenant has of a campaign, and its recipients, are as if they were not there."""
+    campaign = refused_campaign(crm, LIMIT)
+    crm.execute("""UPDATE "Campaign" SET status = 'completed'; DELETE FROM worker.campaign_run""")
+    other = crm.add_tenant("Elsewhere")
+    crm.execute(
+        """UPDATE "CampaignRecipient" SET "tenantId" = %s WHERE id = (SELECT min(id) FROM "CampaignRecipient")""",
+        (other,),
+    )
+    crm.execute(
+        """UPDATE worker.failure SET tenant_id = %s
+           WHERE recipient_id = (SELECT max(recipient_id) FROM worker.failure)""",
+        (other,),
+    )
+    commands = FailureCommands(db, utc_now)
+    assert commands.retry(campaign, [FailureKind.REFUSED], dry_run=False) == 0
+    assert crm.counts(campaign) == {"pending": 1, "failed": 2}
+    message, metadata = crm.execute('SELECT message, metadata FROM "CampaignLog"')[0]
+    assert message == "Retry: 1 recipient pending again (1 refused)"
+    assert metadata == {"refused": 1}
+    assert crm.execute('SELECT status, "failedCount", "completedAt" FROM "Campaign"') == [
+        ("scheduled", LIMIT - 1, None)
+    ]
+
+
+@pytest.mark.parametrize("status", ["draft", "scheduled", "running", "paused"])
+def test_a_campaign_that_has_not_ended_is_not_retried(crm: Crm, db: Database, status: str) -> None:
+    """Its recipients stay as they are, and the message says what to do."""
+    campaign = refused_campaign(crm, LIMIT)
+    crm.execute('UPDATE "Campaign" SET status = %s', (status,))
+    with pytest.raises(CommandRefused, match=f"Nothing was done with campaign {campaign}: it is"):
+        FailureCommands(db, utc_now).retry(campaign, [FailureKind.REFUSED], dry_run=False)
+    assert crm.counts(campaign) == {"failed": LIMIT}
