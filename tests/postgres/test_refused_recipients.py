@@ -1,9 +1,11 @@
 """What becomes of refused recipients: why they failed, who is suppressed and for how long, and the breaker."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from one_run import OneRun
@@ -80,28 +82,44 @@ def test_why_recipients_failed(crm: Crm, world: World, run_once: OneRun) -> None
 
 
 @pytest.mark.parametrize(("earlier_days", "kept"), [(None, True), (90, True), (10, False), (-1, False)])
-def test_what_ends_later_stays(
-    crm: Crm, world: World, run_once: OneRun, earlier_days: int | None, kept: bool
-) -> None:
+def test_what_ends_later_stays(crm: Crm, db: Database, earlier_days: int | None, kept: bool) -> None:
     """A second bounce makes a suppression no shorter; one that has ended begins anew."""
-    until = None if earlier_days is None else utc_now() + timedelta(days=earlier_days)
+    now = utc_now()
+    until = None if earlier_days is None else now + timedelta(days=earlier_days)
     crm.execute(
         "INSERT INTO worker.suppression (tenant_id, channel, address, reason, created_at, source, until) "
         "VALUES (%s, 'email', 'off@a.example', 'earlier', now(), 'bounce', %s)",
         (crm.tenant_id, until),
     )
-    campaign = crm.add_campaign("email", recipients=[{"recipientEmail": "off@a.example"}], status="draft")
-    with_settlement(crm, campaign, "off@a.example", until=utc_now() + timedelta(days=30))
-    (reason,) = crm.execute("SELECT reason FROM worker.suppression")[0]
-    assert (reason == "earlier") is kept
+    people = [{"recipientEmail": each, "status": "sending"} for each in ("off@a.example", "OFF@a.example")]
+    campaign = crm.add_campaign("email", status="running", recipients=people)
+    settle_as_bounced(crm, db, campaign, now + timedelta(days=30))
+    assert crm.counts(campaign) == {"failed": 2}
+    [(reason, ends)] = crm.execute("SELECT reason, until FROM worker.suppression")
+    assert (reason, ends) == ("earlier", until) if kept else ("550 5.2.1 off", now + timedelta(days=30))
 
 
-def with_settlement(crm: Crm, campaign: str, address: str, until: Any) -> None:
-    """As a settlement of one bounce writes it."""
+def settle_as_bounced(crm: Crm, db: Database, campaign: str, until: datetime) -> None:
+    """Settles a batch of all recipients: their mailboxes are out of use."""
+    now, batch = utc_now(), str(uuid4())
+    ids = [each for (each,) in crm.execute('SELECT id FROM "CampaignRecipient" WHERE "campaignId" = %s', (campaign,))]
     crm.execute(
-        "SELECT worker.suppress(%s, 'email', %s, 'bounced', 'bounce', %s, %s, '550 5.2.1')",
-        (crm.tenant_id, address, until, campaign),
+        "INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, renewed_at) "
+        "VALUES (%s, %s, 'h', 'm', 'email', %s, %s)",
+        (batch, campaign, ids, now),
     )
+    outcome = {"status": "failed", "message_id": None, "reason": "550", "attempts": 1, "at": now}
+    failure = {
+        "kind": "address", "code": "550 5.2.1", "reply": "550 5.2.1 off", "pattern": "550 5.2.1 off", "at": now,
+        "source": "bounce", "until": until,
+    }  # fmt: skip
+    db.execute(
+        queries("campaign")["settle"],
+        batch_id=batch, holder="h", tenant_id=crm.tenant_id, user_id=crm.user_id, sender_address="s@x.example",
+        now=now, outcomes=json.dumps([{"id": each} | outcome for each in ids], default=str),
+        failures=json.dumps([{"id": each} | failure for each in ids], default=str), accepted_at=None,
+        channel="email", sender="email", next_batch_at=now, backoffs=0, outbox="[]",
+    )  # fmt: skip
 
 
 def refused_campaign(crm: Crm, number: int, **columns: Any) -> str:

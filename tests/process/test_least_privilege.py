@@ -169,6 +169,30 @@ def test_the_granted_rights_are_enough_to_unsubscribe(
     assert "permission denied" not in web.worker.log
 
 
+def test_the_granted_rights_are_enough_to_retry(
+    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str
+) -> None:
+    """Failures are written, shown and tried again with them, and old ones deleted."""
+    url = url_of(role, database_url)
+    for address, text in (("gone@a.example", "5.1.1 unknown"), ("full@a.example", "5.2.2 full")):
+        world.script("smtp", address, stage="rcpt", status=550, text=text)
+    crm.execute(
+        "INSERT INTO worker.failure VALUES ('old', 'old', 'old', 'refused', '', '', '', %s)",
+        (utc_now() - timedelta(days=99),),
+    )
+    people = ("gone@a.example", "full@a.example", "asha@a.example")
+    campaign = crm.add_campaign("email", recipients=[{"recipientEmail": each} for each in people])
+    for program in ("campaign", "call-cleanup"):
+        assert start("--once", program=program, DATABASE_URL=url).wait() == 0
+    assert crm.execute("SELECT kind FROM worker.failure ORDER BY 1") == [("address",), ("refused",)]
+    assert crm.value("SELECT count(*) FROM worker.suppression WHERE source = 'bounce'") == 1
+    for command in (("failures", campaign), ("retry", campaign, "--kind", "refused")):
+        worker = start(*command, DATABASE_URL=url)
+        assert worker.wait() == 0, worker.log
+        assert "permission denied" not in worker.log
+    assert crm.counts(campaign) == {"pending": 1, "failed": 1, "sent": 1}
+
+
 def url_of(role: tuple[str, str], database_url: str) -> str:
     """The test's database, for the role."""
     parts = urlsplit(database_url)

@@ -20,6 +20,7 @@ from sandbox.browser import Browser
 from sandbox.crm import Crm
 from sandbox.ports import free_port
 from sandbox.redis import Redis
+from sandbox.world import World
 from worker.runtime.counter_readings import GAUGES, CounterReadings, MetricValue
 from worker.runtime.redis_client import connect
 from worker.web.counter_history import (
@@ -111,6 +112,25 @@ def test_while_a_campaign_runs(
     wait_for(lambda: books.ended(*campaigns), "the campaigns are over")
     browser.wait("document.body.innerText.includes('No campaign is running')")
     assert "900 sent" in browser.text(), "they are in the chart of the last hour"
+    assert browser.run("window.hacked") is None
+    assert browser.complaints == []
+
+
+def test_why_recipients_failed(open_site: OpenSite, start: Start, crm: Crm, world: World, browser: Browser) -> None:
+    """A campaign that has just ended shows its failures by kind with the most frequent replies, which stay text."""
+    world.script("smtp", "gone@a.example", stage="rcpt", status=550, text=f"5.1.1 {NASTY.split()[0]} {LONG}")
+    campaign = crm.add_campaign(recipients=[{"recipientEmail": "gone@a.example"}], name=NASTY)
+    assert start("--once", program="campaign").wait() == 0
+    site = open_site()
+    for width in (WIDE, PHONE):
+        browser.open(site.url, width=width)
+        browser.wait("document.querySelector('#failures') !== null")
+        assert browser.run("document.documentElement.scrollWidth <= window.innerWidth"), "nothing is cut off"
+    text = browser.text()
+    assert f"bin/campaign failures {campaign}" in text
+    assert "1 address" in text
+    assert "550 5.1.1 <img" in text
+    assert browser.run("document.querySelectorAll('main img, main script').length") == 0
     assert browser.run("window.hacked") is None
     assert browser.complaints == []
 

@@ -26,6 +26,7 @@ from sandbox.redis import Redis
 from worker.runtime.counters import Counters
 from worker.runtime.db import queries
 from worker.runtime.redis_client import connect
+from worker.web.campaign_failures import LATEST, REPLIES
 from worker.web.terminal import width
 from worker.web.work_in_progress import CAMPAIGN_LIMIT, CAP
 
@@ -318,11 +319,21 @@ def test_the_work_in_progress_is_read_by_index(crm: Crm) -> None:
            SELECT 'l' || n, %s, 'c' || n, 'resumed', '' FROM generate_series(1, %s) AS n""",
         (crm.tenant_id, many),
     )
+    crm.execute(
+        """INSERT INTO worker.failure (recipient_id, campaign_id, tenant_id, kind, pattern, failed_at)
+           SELECT 'f' || n, 'c' || n %% 100, %s, 'refused', '550', now() FROM generate_series(1, %s) AS n""",
+        (crm.tenant_id, many),
+    )
     crm.execute("ANALYZE")
     statement = "EXPLAIN (ANALYZE, FORMAT JSON) " + queries("web")["work_in_progress"]
-    ((explained,),) = crm.execute(statement, {"cap": CAP, "campaigns": CAMPAIGN_LIMIT})
+    ((explained,),) = crm.execute(
+        statement, {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "failures": LATEST, "replies": REPLIES}
+    )
     tables = {"CallQueue", "Campaign", "CampaignLog", "CampaignRecipient"}
     reads = [each for each in nodes(explained[0]["Plan"]) if each.get("Relation Name") in tables]
     assert {each["Relation Name"] for each in reads} == tables - {"CampaignRecipient"}
+    failures = [each for each in nodes(explained[0]["Plan"]) if each.get("Relation Name") == "failure"]
+    assert failures
+    assert [each["Node Type"] for each in failures if each["Node Type"] == "Seq Scan"] == []
     assert [each["Node Type"] for each in reads if each["Node Type"] == "Seq Scan"] == []
     assert max(each["Actual Rows"] for each in reads) <= CAP + 1

@@ -13,6 +13,7 @@ import pytest
 from worker.registry import LOCKS
 from worker.runtime.counter_readings import CounterReadings, JobState, MetricValue
 from worker.web.backlog import Backlog, figures, read_backlog
+from worker.web.campaign_failures import CampaignFailures, FrequentReply
 from worker.web.campaign_views import CampaignView, campaign_view
 from worker.web.counter_history import Minute, MinuteSample, last_hour, parse_samples
 from worker.web.dependencies import Service, SystemSnapshot
@@ -175,6 +176,24 @@ def test_every_key_of_the_json_is_documented(shown: Any) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text("utf-8")
     section = page.partition("### The JSON of `bin/status`")[2].partition("\n## ")[0]
     assert [each.name for each in fields(shown) if f"`{each.name}`" not in section] == []
+
+
+def test_failures_of_a_campaign() -> None:
+    """By kind, the most frequent first, with their replies; no text from elsewhere breaks a line or a terminal."""
+    replies = [
+        {"kind": "address", "pattern": "550 5.1.1 unknown", "number": 5, "of_kind": 6, "place": 1},
+        {"kind": "refused", "pattern": "550\n\x1b[31m", "number": 9, "of_kind": 9, "place": 1},
+        {"kind": "address", "pattern": "", "number": 1, "of_kind": 6, "place": 2},
+    ]
+    row = {"id": "c-1", "name": "Di\nwali", "channel": "email", "status": "failed", "reason": "553\tno"}
+    failures = CampaignFailures.from_row(row | {"replies": replies})
+    (shown,) = seen(work=replace(NO_WORK, failures=(failures,))).failures
+    assert [(each.kind, each.number) for each in shown.kinds] == [("refused", 9), ("address", 6)]
+    assert shown.kinds[1].replies == (FrequentReply("550 5.1.1 unknown", 5), FrequentReply("(none)", 1))
+    assert (shown.number, shown.more) == (15, False)
+    texts = [shown.name, shown.reason, *(reply.text for kind in shown.kinds for reply in kind.replies)]
+    assert all(text.isprintable() for text in texts), texts
+    assert not CampaignFailures.from_row(row | {"replies": None}).kinds
 
 
 def test_when_a_campaign_ends() -> None:

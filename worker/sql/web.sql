@@ -19,18 +19,22 @@ WITH clock AS (
     WHERE c.status = 'running'
     ORDER BY r.started_at, c.id LIMIT %(campaigns)s
 ), recent AS (
-    SELECT l."campaignId", l."tenantId", l.message
-    FROM clock, "CampaignLog" l
-    WHERE l."createdAt" > clock.now - interval '1 hour' AND l.action IN ('completed', 'failed')
-    ORDER BY l."createdAt" DESC LIMIT %(campaigns)s
+    SELECT latest."campaignId", latest."tenantId", latest.message, latest."createdAt"
+    FROM clock, (
+        SELECT l."campaignId", l."tenantId", l.action, l.message, l."createdAt"
+        FROM "CampaignLog" l ORDER BY l."createdAt" DESC LIMIT 1000
+    ) AS latest
+    WHERE latest."createdAt" > clock.now - interval '1 hour' AND latest.action IN ('completed', 'failed')
+    ORDER BY latest."createdAt" DESC LIMIT %(campaigns)s
 ), shown AS (
     SELECT campaign.id, r.tenant_id, campaign.name, campaign.channel, 'running' AS status, '' AS reason
     FROM campaign JOIN worker.campaign_run r ON r.campaign_id = campaign.id
     UNION ALL
-    SELECT DISTINCT ON (c.id) c.id, c."tenantId", c.name, c.channel, c.status,
-           CASE WHEN c.status = 'failed' THEN recent.message ELSE '' END
-    FROM recent JOIN "Campaign" c ON c.id = recent."campaignId" AND c."tenantId" = recent."tenantId"
-    WHERE c.status IN ('completed', 'failed')
+    (SELECT DISTINCT ON (c.id) c.id, c."tenantId", c.name, c.channel, c.status,
+            CASE WHEN c.status = 'failed' THEN recent.message ELSE '' END
+     FROM recent JOIN "Campaign" c ON c.id = recent."campaignId" AND c."tenantId" = recent."tenantId"
+     WHERE c.status IN ('completed', 'failed')
+     ORDER BY c.id, recent."createdAt" DESC)
 ), failing AS (
     SELECT shown.id, shown.name, shown.channel, shown.status, shown.reason, (
         SELECT json_agg(frequent ORDER BY frequent.number DESC)
