@@ -185,11 +185,18 @@ def test_failures_of_a_campaign() -> None:
         {"kind": "refused", "pattern": "550\n\x1b[31m", "number": 9, "of_kind": 9, "place": 1},
         {"kind": "address", "pattern": "", "number": 1, "of_kind": 6, "place": 2},
     ]
-    row = {"id": "c-1", "name": "Di\nwali", "channel": "email", "status": "failed", "reason": "553\tno"}
+    row = {
+        "id": "c-1",
+        "name": "Di\nwali",
+        "channel": "email",
+        "status": "failed",
+        "reason": "553\t<asha@a.example> no",
+    }
     failures = CampaignFailures.from_row(row | {"replies": replies})
     (shown,) = seen(work=replace(NO_WORK, failures=(failures,))).failures
     assert [(each.kind, each.number) for each in shown.kinds] == [("refused", 9), ("address", 6)]
     assert shown.kinds[1].replies == (FrequentReply("550 5.1.1 unknown", 5), FrequentReply("(none)", 1))
+    assert shown.reason == "553 <…> no", "no address is on the page"
     assert (shown.number, shown.more) == (15, False)
     texts = [shown.name, shown.reason, *(reply.text for kind in shown.kinds for reply in kind.replies)]
     assert all(text.isprintable() for text in texts), texts

@@ -1,6 +1,8 @@
 """The arguments of bin/campaign, and running one of its commands."""
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
@@ -73,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
         write(f"PostgreSQL: {str(error).strip()}")
     except WorkerError as error:
         write(str(error))
+    except BrokenPipeError:  # the reader has seen enough; what is left of the text has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         write("Stopped.")
     return 1

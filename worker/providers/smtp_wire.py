@@ -20,15 +20,10 @@ import ssl
 from collections.abc import Sequence
 
 from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
+from worker.providers import smtp_refusals
 from worker.providers.deadlines import Deadline, exchange
 from worker.providers.handover import check_handover
-from worker.providers.smtp_refusals import (
-    SERVICE_NOT_AVAILABLE,
-    Step,
-    is_one_too_many,
-    limits_connections,
-    refusal,
-)
+from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
 from worker.providers.smtp_transaction import Transaction
 from worker.providers.untrusted import safe_text
@@ -224,7 +219,7 @@ class SmtpConnection:
 
         The message was not accepted: it can be sent on a connection that the server does accept.
         """
-        if reply[0] // 100 == 4 and limits_connections(reply[0], self._text(reply)):
+        if reply[0] // 100 == 4 and smtp_refusals.limits_connections(reply[0], self._text(reply)):
             self.usable = False
             raise ConnectionGone(self._text(reply), refused=True)
 
@@ -240,7 +235,7 @@ class SmtpConnection:
         """Whether the only reply so far refuses the connection itself."""
         if len(replies) != 1 or replies[0][0] // 100 != 4:
             return False
-        return is_one_too_many(replies[0][0], self._text(replies[0]))
+        return smtp_refusals.is_one_too_many(replies[0][0], self._text(replies[0]))
 
     def _read_replies(self, replies: list[Reply], count: int) -> bool:
         """Reads so many replies. Whether the next command may be sent."""
@@ -298,7 +293,7 @@ class SmtpConnection:
         code, said = reply
         if code // 100 not in (4, 5):
             self.usable = False  # 2xx or 3xx is not valid here: replies and commands do not match any more
-        return refusal(step, code, said.decode("utf-8", "replace"), self._text(reply))
+        return smtp_refusals.refusal(step, code, said.decode("utf-8", "replace"), self._text(reply))
 
     def _text(self, reply: Reply) -> str:
         return safe_text(f"{reply[0]} {reply[1].decode('utf-8', 'replace')}", self._secrets)

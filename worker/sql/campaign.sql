@@ -522,7 +522,10 @@ WITH run AS (
               (SELECT u.id FROM "User" u WHERE u.id = c."userId" AND u."tenantId" = c."tenantId") AS user_id,
               format('%%s recipients in a row were refused with the same reply: %%s. They are pending again: correct '
                      'what it says, then schedule the campaign again',
-                     streak.number, (SELECT reply FROM refused ORDER BY failed_at DESC LIMIT 1)) AS reason
+                     streak.number, (
+                         SELECT regexp_replace(reply, '[^[:space:]<>]+@[^[:space:]<>]+', '…', 'g')
+                         FROM refused WHERE refused.pattern = streak.pattern ORDER BY failed_at DESC LIMIT 1
+                     )) AS reason
 ), ended_run AS (
     DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
 ), retries AS (

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from worker.content.one_line import one_line
+from worker.content.reply_pattern import without_other_addresses
 from worker.web.campaign_failures import CampaignFailures, FrequentReply
 from worker.web.formatting import TEXT_LIMIT
 from worker.web.work_in_progress import RunningCampaign
@@ -66,6 +67,6 @@ def failures_view(failures: CampaignFailures) -> CampaignFailures:
         failures,
         name=one_line(failures.name, TEXT_LIMIT) or "(no name)",
         channel=one_line(failures.channel, TEXT_LIMIT),
-        reason=one_line(failures.reason, TEXT_LIMIT),
+        reason=one_line(without_other_addresses(failures.reason, None), TEXT_LIMIT),
         kinds=tuple(kinds),
     )
