@@ -793,6 +793,23 @@ def test_a_backoff(office: Office) -> None:
     assert office.one("SELECT holds FROM worker.campaign_run") == 0
 
 
+def test_backoffs_while_some_messages_pass(office: Office) -> None:
+    """A server that takes a few messages and defers the rest makes the campaign slower; its pauses do not double."""
+    campaign = office.crm.add_campaign(recipients=30)
+    worker = office.worker()
+    worker.start(campaign)
+    for _ in range(3):
+        batch = worker.claim(campaign)
+        assert batch
+        outcome(worker, batch, OutcomeKind.ACCEPTED, OutcomeKind.DEFERRED)
+        batch.back_off(0.0, "451 4.7.0 rate")
+        worker.settle(batch)
+        pause = office.one("SELECT next_batch_at FROM worker.campaign_run") - office.clock()
+        assert pause <= timedelta(seconds=BACKOFF_SECONDS)
+        office.clock.ahead += timedelta(seconds=BACKOFF_SECONDS)
+    assert office.counts(campaign) == {"sent": 3, "pending": 27}
+
+
 @pytest.mark.parametrize("delay_seconds", [5.0, 120.0])
 def test_a_backoff_as_long_as_the_provider_wants(office: Office, delay_seconds: float) -> None:
     """The campaign waits for the provider's own delay, but never less than its backoff."""

@@ -143,6 +143,16 @@ def test_every_row_of_the_table(provider_of, code: int, status: int, kind: type[
         provider_of(server).send(MESSAGE)
     assert type(caught.value) is kind
     assert str(caught.value) == f"WhatsApp {code}: (#{code}) text: the details"
+    assert caught.value.code == str(code)
+
+
+@pytest.mark.parametrize("code", [131021, 131026, 131030, 131047, 130472, 130497, 100, 999999])
+def test_refusals_of_one_person_however_many_in_a_row(provider_of, code: int) -> None:
+    """Whoever is not on WhatsApp is no sign of the sender's fault; a code that may concern the account is."""
+    with RawServer(refusing(code, 400)) as server, pytest.raises(RecipientRefused) as caught:
+        provider_of(server).send(MESSAGE)
+    assert caught.value.address_fault is (code not in (131030, 100, 999999))
+    assert caught.value.suppress_seconds == 0.0
 
 
 @pytest.mark.parametrize("code", [190, "190", 190.0])
