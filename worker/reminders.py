@@ -81,7 +81,7 @@ class RemindersJob:
             self._claims, context.signals, settings.shutdown_grace_seconds, clock, settings.message_max_bytes
         )
         self._messages = DigestMessages(self._db, self._accounts, clock, settings.message_max_bytes)
-        self._settlement = DigestSettlement(self._db, self._claims, settings, clock)
+        self._settlement = DigestSettlement(self._db, self._claims, settings, context.counters, clock)
         self._recipients = RecipientReader()
         self._counts: dict[str, int] = {}
         self._failures: Counter[AccountKey] = Counter()  # of the account in a row

@@ -32,6 +32,7 @@ from worker.runtime.migrations import require_current
 from worker.sending.accounts import SendingAccounts
 from worker.sending.outbox import OutboxEmail
 from worker.sending.outcomes import NextStep, OutcomeKind, RetryPolicy
+from worker.sending.suppression import SuppressionList, suppress
 
 log = logging.getLogger(__name__)
 
@@ -216,8 +217,23 @@ class TrialJob:
             self._claims.defer(deferrals)
         settled = self._claims.settle(ended) if ended else set()
         for each in ended:
+            self._suppress(each)
             if each.notification.id in settled:
                 self._count(each)
+
+    def _suppress(self, delivery: Delivery) -> None:
+        """There is no such mailbox: later messages to it are not tried. The owner is no customer of a tenant's."""
+        notification, outcome = delivery.notification, delivery.outcome
+        if outcome.suppression and notification.tenant_id:
+            suppress(
+                self._db,
+                self._context.counters,
+                SuppressionList(notification.tenant_id, "email"),
+                notification.address,
+                outcome.suppression,
+                reason=outcome.reason,
+                code=outcome.code,
+            )
 
     def _retry(self, delivery: Delivery) -> Deferral:
         """It is sent again even if it may have arrived: then the operator has set UNCONFIRMED_SENDS=resend."""

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+import redis
 from notification_workers import NOW, NotificationTable, NotificationWorker, opened_table
 
 from sandbox.crm import Crm
 from worker.messages import Accepted
 from worker.notifications.delivery import Delivery
 from worker.reminding.settlement import DigestSettlement
+from worker.runtime.counters import Counters
 from worker.runtime.settings import load
 from worker.sending.outcomes import Outcome, OutcomeKind
 
@@ -26,7 +28,8 @@ def table(crm: Crm, database_url: str) -> Iterator[NotificationTable]:
 def settlement(worker: NotificationWorker, unconfirmed_sends: str = "fail") -> DigestSettlement:
     environ = {"DATABASE_URL": "postgresql://crm@127.0.0.1/crm", "REDIS_URL": "redis://127.0.0.1:6379",
                "UNCONFIRMED_SENDS": unconfirmed_sends}  # fmt: skip
-    return DigestSettlement(worker.db, worker.claims, load(environ, "reminders"), lambda: LATER)
+    counters = Counters(redis.Redis(), "reminders")  # does not connect before it is flushed
+    return DigestSettlement(worker.db, worker.claims, load(environ, "reminders"), counters, lambda: LATER)
 
 
 def settled(

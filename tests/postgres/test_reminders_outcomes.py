@@ -18,7 +18,13 @@ def office(crm: Crm, world: World, database_url: str, redis_url: str) -> Iterato
 
 
 @pytest.mark.parametrize(
-    "refusal", [{"status": 550}, {"status": 451}, {"stage": "data", "status": 554}, {"action": "cut-before"}]
+    "refusal",
+    [
+        {"status": 550, "text": "5.7.1 not now"},
+        {"status": 451},
+        {"stage": "data", "status": 554},
+        {"action": "cut-before"},
+    ],
 )
 def test_one_that_fails_is_tried_again(
     office: ReminderOffice, refusal: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -76,6 +82,19 @@ def test_opted_out(office: ReminderOffice) -> None:
     office.clock.forward(hours=25)
     assert worker.ended() == (1, 0, 0)
     assert office.notifications() == 0
+
+
+def test_no_such_mailbox(office: ReminderOffice) -> None:
+    """A hard bounce puts the address on the tenant's list: the next digest is not tried."""
+    office.tenant({"recipientEmails": [BOSS]}, leads=1)
+    office.world.script("smtp", BOSS, times=1, status=550, text="5.1.1 no such user")
+    worker = office.worker()
+    assert worker.ended() == (0, 1, 0)
+    listed = office.crm.execute("SELECT channel, address, source, code, until FROM worker.suppression")
+    assert listed == [("email", BOSS, "bounce", "550 5.1.1", None)]
+    office.clock.forward(hours=25)
+    assert worker.ended() == (0, 0, 0)
+    assert office.world.total("smtp") == 0
 
 
 @pytest.mark.parametrize("answer", [{"status": 500, "code": 131000}, {"status": 403, "code": 131031}])

@@ -6,16 +6,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 
 from sandbox import accounts
 from sandbox.crm import Crm
 from worker.messages import Accepted, EmailCopy
 from worker.providers.google_token import RefreshedToken
+from worker.runtime.counters import Counters
 from worker.runtime.db import Database
 from worker.sending.accounts import GmailAccount
 from worker.sending.gmail_grants import update_grant
 from worker.sending.outbox import OutboxEmail
-from worker.sending.suppression import suppress
+from worker.sending.outcomes import Suppression
+from worker.sending.suppression import SuppressionList, suppress
 
 NOW = datetime(2026, 3, 10, 12)  # noqa: DTZ001 - UTC without a zone, like all times of the CRM
 COLUMNS = ("gmailAccessToken", "gmailRefreshToken", "gmailTokenExpiry", "gmailScopes", "updatedAt")
@@ -102,11 +105,23 @@ def test_another_connection_is_left_alone(crm: Crm, db: Database, revoked: bool,
 )
 def test_suppressed_once(crm: Crm, db: Database, channel: str, address: str, stored: str) -> None:
     """An opt-out is stored in the one spelling that statements look for, and the first reason stays."""
+    counters, among = Counters(redis.Redis(), "test"), SuppressionList("t", channel)
     for reason in ("STOP", "stop again"):
-        suppress(db, tenant_id="t", channel=channel, address=address, reason=reason, now=NOW)
-    rows = crm.execute("SELECT tenant_id, channel, address, reason, created_at FROM worker.suppression")
-    assert rows == [("t", channel, stored, "STOP", NOW)]
+        suppress(db, counters, among, address, Suppression("provider"), reason=reason, code="21610")
+    rows = crm.execute("SELECT tenant_id, channel, address, source, reason, code, until FROM worker.suppression")
+    assert rows == [("t", channel, stored, "provider", "STOP", "21610", None)]
     assert crm.value("SELECT worker.address(%s, %s, %s)", channel, address, address) == stored
+
+
+def test_suppressed_for_a_time(crm: Crm, db: Database) -> None:
+    """A later end wins, and what is no address is left out."""
+    counters, among = Counters(redis.Redis(), "test"), SuppressionList("t", "email")
+    for days in (30, 10, 60):
+        until = Suppression("bounce", NOW + timedelta(days=days))
+        suppress(db, counters, among, "a@x.example", until, reason="550 5.2.1")
+        suppress(db, counters, among, "nobody", until, reason="550 5.2.1")
+    rows = crm.execute("SELECT address, source, until, code FROM worker.suppression")
+    assert rows == [("a@x.example", "bounce", NOW + timedelta(days=60), None)]
 
 
 def test_a_row_of_the_outbox() -> None:

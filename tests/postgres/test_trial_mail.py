@@ -212,6 +212,16 @@ def test_refused(office: TrialOffice, caplog: pytest.LogCaptureFixture) -> None:
     assert outbox(office) == []
 
 
+def test_no_such_mailbox(office: TrialOffice) -> None:
+    """A hard bounce puts the address on the tenant's list."""
+    tenant = office.tenant()
+    contact = office.contact(tenant)
+    office.world.script("smtp", contact, status=550, text="5.1.1 no such user")
+    assert office.worker().tick().counts["failed"] == 1
+    listed = office.crm.execute("SELECT tenant_id, channel, address, source FROM worker.suppression")
+    assert listed == [(tenant, "email", contact, "bounce")]
+
+
 def test_deferred(office: TrialOffice) -> None:
     """A server that is busy is tried again after 1, 2, 4 ... minutes, at most 6 hours, and given up at the 12th."""
     tenant = office.tenant()

@@ -24,8 +24,8 @@ from worker.runtime.backoff import backoff_seconds
 from worker.runtime.db import Row, is_unavailable, queries
 from worker.runtime.events import EncodedEvent
 from worker.runtime.job import JobContext
-from worker.sending.outcomes import ASK_AFTER_SECONDS
-from worker.sending.suppression import count_suppressions, suppress
+from worker.sending.outcomes import ASK_AFTER_SECONDS, Suppression
+from worker.sending.suppression import SuppressionList, suppress
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +97,13 @@ class CallSettlement:
             # first: a call that is tried again does no harm, an opt-out that is forgotten does
             suppress(
                 self._db,
-                tenant_id=claim.tenant_id,
-                channel="call",
-                address=claim.to_number,
+                self._counters,
+                SuppressionList(claim.tenant_id, "call"),
+                claim.to_number,
+                Suppression("provider"),
                 reason=str(error)[:LONGEST_REASON],
-                now=self._clock(),
                 code=error.code,
             )
-            count_suppressions(self._counters, "call", "provider")
         wish_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
         delay_seconds = max(retry_delay_seconds(claim.attempts + 1), wish_seconds or 0.0)
         self._fail(claim, str(error), is_final=isinstance(error, RecipientRefused), delay_seconds=delay_seconds)

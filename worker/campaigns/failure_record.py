@@ -1,13 +1,12 @@
 """What a settlement writes about a recipient that failed: its row of worker.failure, and of worker.suppression."""
 
-import math
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from worker.campaigns.batch import Recipient
 from worker.content.reply_pattern import reply_pattern, without_other_addresses
-from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failure_kind
+from worker.sending.outcomes import FailureKind, Outcome, failure_kind
 
 LONGEST_REPLY = 500  # characters
 
@@ -32,12 +31,7 @@ class FailureRecord:
 def failure_record(recipient: Recipient, outcome: Outcome, at: datetime) -> FailureRecord:
     """Of a recipient that failed with this outcome, at ``at``."""
     reason = outcome.reason or ""
-    source = "provider" if outcome.kind is OutcomeKind.OPTED_OUT else None
-    until = None
-    if outcome.suppress_seconds:
-        source = "bounce"
-        if math.isfinite(outcome.suppress_seconds):
-            until = outcome.at + timedelta(seconds=outcome.suppress_seconds)
+    suppression = outcome.suppression
     return FailureRecord(
         id=recipient.id,
         kind=failure_kind(outcome),
@@ -45,6 +39,6 @@ def failure_record(recipient: Recipient, outcome: Outcome, at: datetime) -> Fail
         reply=without_other_addresses(reason, recipient.email)[:LONGEST_REPLY],
         pattern=reply_pattern(reason, outcome.code),
         at=at,
-        source=source,
-        until=until,
+        source=suppression and suppression.source,
+        until=suppression and suppression.until,
     )

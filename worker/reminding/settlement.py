@@ -17,11 +17,12 @@ from worker.notifications.claims import Deferral, NotificationClaims
 from worker.notifications.delivery import Delivery
 from worker.notifications.notification import Notification
 from worker.reminding.digest import DigestContent
+from worker.runtime.counters import Counters
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.settings import Settings
 from worker.sending.gmail_grants import update_grant
 from worker.sending.outcomes import NextStep, OutcomeKind, RetryPolicy
-from worker.sending.suppression import suppress
+from worker.sending.suppression import SuppressionList, suppress
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,16 @@ class DigestSettlement:
     """Settles the digests of one process."""
 
     def __init__(
-        self, db: Database, claims: NotificationClaims, settings: Settings, clock: Callable[[], datetime]
+        self,
+        db: Database,
+        claims: NotificationClaims,
+        settings: Settings,
+        counters: Counters,
+        clock: Callable[[], datetime],
     ) -> None:
         """``clock`` returns UTC without a zone."""
         self._db = db
+        self._counters = counters
         self._claims = claims
         self._clock = clock
         self._sql = queries("reminders")
@@ -110,6 +117,7 @@ class DigestSettlement:
         due_again: list[Delivery] = []
         to_ask: list[Delivery] = []
         for each in deliveries:
+            self._suppress(each)
             match each.next_step(self._policy):
                 case NextStep.SENT | NextStep.FAIL_UNCONFIRMED:
                     final.append(each)
@@ -129,9 +137,6 @@ class DigestSettlement:
         ids = self._claims.settle(final)
         settled = [each for each in final if each.notification.id in ids]
         self._count_templates([each for each in settled if each.outcome.kind is OutcomeKind.ACCEPTED])
-        for each in settled:
-            if each.outcome.kind is OutcomeKind.OPTED_OUT:
-                self._suppress(each)
         return [SettledDigest(each, DigestResult.of(each)) for each in settled]
 
     def _forget(self, due_again: Sequence[Delivery]) -> list[SettledDigest]:
@@ -168,15 +173,17 @@ class DigestSettlement:
             )
 
     def _suppress(self, delivery: Delivery) -> None:
-        notification = delivery.notification
-        digits = notification.channel != "email"
+        """The address opted out, or there is no such mailbox: later messages to it are not tried."""
+        notification, suppression = delivery.notification, delivery.outcome.suppression
+        if suppression is None or notification.tenant_id is None:
+            return
         suppress(
             self._db,
-            tenant_id=notification.tenant_id or "",
-            channel=notification.channel,
-            address=f"+{notification.address}" if digits else notification.address,
+            self._counters,
+            SuppressionList(notification.tenant_id, notification.channel),
+            notification.address if notification.channel == "email" else f"+{notification.address}",
+            suppression,
             reason=delivery.outcome.reason,
-            now=self._clock(),
             code=delivery.outcome.code,
         )
 

@@ -1,8 +1,10 @@
 """What became of one message, and what has to happen next: one policy for all jobs that send messages."""
 
+import math
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from worker.errors import (
     AccountRejected,
@@ -59,6 +61,13 @@ _KINDS: tuple[tuple[type[Exception], OutcomeKind], ...] = (
 )
 
 
+class Suppression(NamedTuple):
+    """What a refusal says about its address: nothing may be sent to it ``until`` then, UTC; None: ever."""
+
+    source: str
+    until: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """``at`` is UTC without a zone; ``delay_seconds`` is the provider's own wish, ``code`` its own code.
@@ -79,6 +88,14 @@ class Outcome:
     def may_be_senders_fault(self) -> bool:
         """Whether many outcomes like this one in a row say that the sender is refused, and not its recipients."""
         return self.kind is OutcomeKind.REFUSED and self.fault is None
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """What follows for later messages to the address."""
+        if self.suppress_seconds:
+            is_for_ever = math.isinf(self.suppress_seconds)
+            return Suppression("bounce", None if is_for_ever else self.at + timedelta(seconds=self.suppress_seconds))
+        return Suppression("provider") if self.kind is OutcomeKind.OPTED_OUT else None
 
     @property
     def deferred(self) -> bool:

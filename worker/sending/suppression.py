@@ -6,11 +6,11 @@ list between the claim and the moment at which the message leaves.
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
 from typing import NamedTuple
 
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, queries
+from worker.sending.outcomes import Suppression
 
 LOOK_SECONDS = 0.3  # between two looks
 
@@ -24,28 +24,30 @@ class SuppressionList(NamedTuple):
 
 def suppress(
     db: Database,
-    *,
-    tenant_id: str,
-    channel: str,
+    counters: Counters,
+    among: SuppressionList,
     address: str,
+    suppression: Suppression,
+    *,
     reason: str | None,
-    now: datetime,
-    code: str | None = None,
+    code: str = "",
 ) -> None:
-    """Remembers for ever that somebody opted out at the provider.
+    """Remembers what a provider said about an address: an e-mail address, or a number with its plus sign.
 
-    ``address``: an e-mail address, or a phone number with country code and plus sign. ``now``: UTC without a zone.
     ``code``: the provider's, of its refusal.
     """
-    db.execute(
+    row = db.execute_one(
         queries("sending")["suppress"],
-        tenant_id=tenant_id,
-        channel=channel,
+        tenant_id=among.tenant_id,
+        channel=among.channel,
         address=address,
         reason=reason,
+        source=suppression.source,
+        until=suppression.until,
         code=code,
-        now=now,
     )
+    if row and row["changed"]:
+        count_suppressions(counters, among.channel, suppression.source)
 
 
 def count_suppressions(counters: Counters, channel: str, source: str, number: int = 1) -> None:

@@ -10,12 +10,10 @@ SET "gmailAccessToken" = NULL, "gmailRefreshToken" = NULL, "gmailTokenExpiry" = 
     "gmailScopes" = NULL, "updatedAt" = %(now)s
 WHERE id = %(user_id)s AND "tenantId" = %(tenant_id)s AND "gmailRefreshToken" = %(refresh_token)s;
 
--- name: suppress  This address (an e-mail address, or a number with its plus sign) opted out at the provider.
-INSERT INTO worker.suppression AS s (tenant_id, channel, address, source, reason, code, created_at)
-VALUES (%(tenant_id)s, %(channel)s, worker.address(%(channel)s, %(address)s, %(address)s), 'provider',
-        coalesce(nullif(%(reason)s, ''), 'provider'), %(code)s, %(now)s)
--- include: suppress_for_ever
-;
+-- name: suppress  A provider refused this address (an e-mail address, or a number with its plus sign) for later, too.
+SELECT worker.suppress(%(tenant_id)s, %(channel)s, %(address)s, %(reason)s, %(source)s, %(until)s::timestamp, NULL,
+                       nullif(%(code)s, '')) AS changed
+WHERE worker.listed_address(%(channel)s, %(address)s) IS NOT NULL;
 
 -- name: suppressions_since  Which of these lists got an entry in a transaction that an earlier look did not see as ended.
 SELECT pg_snapshot_xmin(snapshot)::text AS seen, ARRAY(
