@@ -345,3 +345,32 @@ def test_a_report_while_a_run_counts(crm: Crm, database_url: str) -> None:
     assert job.one(queries("campaign")["finish"], **which) is not None
     assert sent.counts() == (1, 1)
     job.close()
+
+
+def test_no_refusals_in_a_row(crm: Crm, effects: ReportEffects, database_url: str) -> None:
+    """Reports that arrive while a campaign waits do not end it: its messages were accepted."""
+    sent, now = Sent(crm, *(f"asha{n}@full.example" for n in range(3))), utc_now()
+    crm.execute("""UPDATE "Campaign" SET status = 'running' WHERE id = %s""", (sent.campaign,))
+    crm.execute(
+        """INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, prepared, next_batch_at, accepted_at)
+           VALUES (%s, %s, %s, true, %s, %s)""",
+        (sent.campaign, sent.tenant, now - timedelta(hours=1), now, now - timedelta(minutes=1)),
+    )
+    for number in range(3):
+        raw = reports.gmail(sent.path(number), f"asha{number}@full.example", "5.7.1")
+        assert effects.apply(raw, now) == "refused"
+    assert sent.states() == ["failed"] * 3
+    with closing(Database(database_url, "test")) as db:
+        which = {"campaign_id": sent.campaign, "now": now}
+        assert db.all(queries("campaign")["refusals"], **which) == []
+        assert db.execute(queries("campaign")["break_off"], **which, limit=3) == []
+    assert sent.states() == ["failed"] * 3
+
+
+def test_how_it_is_told(crm: Crm, effects: ReportEffects) -> None:
+    """Like a refusal: by a pattern of the reply, and without the address that somebody's mail is forwarded to."""
+    sent = Sent(crm, ADDRESS)
+    raw = reports.postfix(sent.path(), ADDRESS, "5.7.1", "550 5.7.1 <secret@elsewhere.example>: denied")
+    assert effects.apply(raw, utc_now()) == "refused"
+    assert crm.execute("SELECT reply, pattern FROM worker.failure") == [("550 5.7.1 <…>: denied", "5.7.1 … denied")]
+    assert "secret" not in crm.value('SELECT "errorMessage" FROM "CampaignRecipient"')

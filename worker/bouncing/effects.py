@@ -12,6 +12,7 @@ from datetime import datetime
 from worker.bouncing.report import Report, read_report
 from worker.bouncing.verdict import SOFT_BOUNCES, SOFT_WINDOW, BounceKind, Verdict, verdict
 from worker.content.addresses import parse_address
+from worker.content.reply_pattern import reply_pattern, without_other_addresses
 from worker.content.return_path import ReturnPaths, ReturnPathToken, TokenKind
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, queries
@@ -131,14 +132,16 @@ class ReportEffects:
         """Whether the recipient was 'sent'. Reports about notifications concern no recipient."""
         if about.campaign_id is None:
             return False
+        words = without_other_addresses(report.words, about.address)
         row = self._db.execute_one(
             self._sql["fail_recipient"],
             id=about.message,
             tenant_id=about.tenant_id,
-            reason=f"Not delivered: {report.words}",
+            reason=f"Not delivered: {words}",
             failure=found.failure,
             code=report.status,
-            words=report.words,
+            words=words,
+            pattern=reply_pattern(report.words, report.status),
             now=now,
         )
         return bool(row and row["number"])

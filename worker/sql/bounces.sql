@@ -30,11 +30,11 @@ WITH failed AS (
     WHERE p.id = %(id)s AND p."tenantId" = %(tenant_id)s AND p.status = 'sent'
     RETURNING p.id, p."campaignId" AS campaign_id, p."tenantId" AS tenant_id
 ), failure AS (
-    INSERT INTO worker.failure (recipient_id, campaign_id, tenant_id, kind, code, reply, failed_at)
-    SELECT id, campaign_id, tenant_id, %(failure)s, %(code)s, %(words)s, %(now)s FROM failed
+    INSERT INTO worker.failure (recipient_id, campaign_id, tenant_id, kind, code, reply, pattern, failed_at)
+    SELECT id, campaign_id, tenant_id, %(failure)s, %(code)s, %(words)s, %(pattern)s, %(now)s FROM failed
     ON CONFLICT (recipient_id) DO UPDATE
     SET campaign_id = excluded.campaign_id, tenant_id = excluded.tenant_id, kind = excluded.kind,
-        code = excluded.code, reply = excluded.reply, failed_at = excluded.failed_at
+        code = excluded.code, reply = excluded.reply, pattern = excluded.pattern, failed_at = excluded.failed_at
 ), counted AS (
     UPDATE "Campaign" c
     SET "sentCount" = greatest(c."sentCount" - 1, 0), "failedCount" = c."failedCount" + 1,

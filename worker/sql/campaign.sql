@@ -482,9 +482,11 @@ WITH ended AS (
 )
 SELECT * FROM ended;
 
--- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply.
+-- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply. Messages that
+-- were sent, and came back later, say nothing about what is accepted now.
 SELECT f.pattern, count(*) AS number
 FROM worker.campaign_run r JOIN worker.failure f ON f.campaign_id = r.campaign_id AND f.tenant_id = r.tenant_id
+JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL
 WHERE r.campaign_id = %(campaign_id)s AND f.kind = 'refused' AND f.failed_at > greatest(r.started_at, r.accepted_at)
 GROUP BY f.pattern;
 
@@ -499,6 +501,7 @@ WITH run AS (
 ), refused AS (
     SELECT f.recipient_id, f.pattern, f.reply, f.failed_at
     FROM run JOIN worker.failure f ON f.campaign_id = run.campaign_id AND f.tenant_id = run.tenant_id
+    JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL  -- as in "refusals"
     WHERE f.kind = 'refused' AND f.failed_at > run.since
 ), streak AS (
     SELECT pattern, count(*) AS number

@@ -36,7 +36,7 @@ WITH failed AS (
     -- include: failed_recipients
 ), released AS (
     UPDATE "CampaignRecipient" p
-    SET status = 'pending', "failedAt" = NULL, "errorMessage" = NULL, "updatedAt" = %(now)s
+    SET status = 'pending', "sentAt" = NULL, "failedAt" = NULL, "errorMessage" = NULL, "updatedAt" = %(now)s
     FROM failed
     WHERE p.id = failed.id AND NOT failed.suppressed AND p.status || '' = 'failed'
     RETURNING p.id
