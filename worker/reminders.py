@@ -30,7 +30,6 @@ from worker.runtime.job import JobContext, TickResult
 from worker.runtime.migrations import require_current
 from worker.sending.accounts import SendingAccounts
 from worker.sending.outcomes import OutcomeKind
-from worker.sending.suppression import count_suppressions
 
 log = logging.getLogger(__name__)
 
@@ -186,8 +185,6 @@ class RemindersJob:
             self._counts[settled.result] += 1
             self._warn(settled)
         self._context.counters.add("reminders_total", channel=digest.channel, outcome=settled.result)
-        if settled.delivery.outcome.kind is OutcomeKind.OPTED_OUT:
-            count_suppressions(self._context.counters, digest.channel, "provider")
         if settled.result is DigestResult.UNCONFIRMED:
             self._context.counters.add("unconfirmed_total", channel=digest.channel)
 

@@ -82,6 +82,7 @@ def test_opted_out(office: ReminderOffice) -> None:
     office.clock.forward(hours=25)
     assert worker.ended() == (1, 0, 0)
     assert office.notifications() == 0
+    assert office.counted("suppressions_total") == {("whatsapp", "provider"): 1}
 
 
 def test_no_such_mailbox(office: ReminderOffice) -> None:
