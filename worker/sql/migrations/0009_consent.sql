@@ -17,7 +17,8 @@ ALTER TABLE worker.suppression
 CREATE INDEX suppression_changed ON worker.suppression (tenant_id, channel, changed_by);
 
 -- For the CRM's app servers and the worker alike. Returns whether anything changed.
--- channel: email, whatsapp or call. address: an e-mail address, or a number with its country code or an Indian one.
+-- channel: email, whatsapp or call. address: an e-mail address, or a number with plus sign and country code, or an Indian
+-- one: ten digits without a plus sign are Indian, so Meta's wa_id needs one.
 -- until: UTC; NULL: for ever. Raises invalid_parameter_value (22023) for what is not an address, channel or source.
 CREATE FUNCTION worker.suppress(
     tenant text, channel text, address text, reason text, source text, until timestamp DEFAULT NULL,
