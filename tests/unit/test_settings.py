@@ -403,9 +403,9 @@ def test_public_addresses_that_make_no_link(raw: str) -> None:
 
 
 def test_the_keys_of_links() -> None:
-    """UNSUBSCRIBE_KEY, which may be several, else ENCRYPTION_KEY; without any there are no links."""
+    """UNSUBSCRIBE_KEY, which may be several, then ENCRYPTION_KEY, for older links; without any there are none."""
     both = NEEDED | PUBLIC | {"UNSUBSCRIBE_KEY": f"{KEY}  {'0f' * 32}", "ENCRYPTION_KEY": "ab" * 32}
-    assert load(both, "campaign").link_keys == load(both, "web").link_keys == [KEY, "0f" * 32]
+    assert load(both, "campaign").link_keys == load(both, "web").link_keys == [KEY, "0f" * 32, "ab" * 32]
     assert load(both | {"UNSUBSCRIBE_KEY": ""}, "web").link_keys == ["ab" * 32]
     for program in ("campaign", "web"):
         line = "PUBLIC_URL is set, and neither UNSUBSCRIBE_KEY nor ENCRYPTION_KEY: links need a key"

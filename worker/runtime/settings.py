@@ -440,8 +440,11 @@ class Settings:
 
     @property
     def link_keys(self) -> list[str]:
-        """The keys of unsubscribe links: the first one makes them, all of them read."""
-        return self.unsubscribe_keys or ([self.encryption_key] if self.encryption_key else [])
+        """The keys of unsubscribe links: the first one makes them, all of them read.
+
+        ENCRYPTION_KEY last: it made the links of mails that were sent before UNSUBSCRIBE_KEY was set.
+        """
+        return [*(self.unsubscribe_keys or ()), *filter(None, [self.encryption_key])]
 
     @property
     def return_paths(self) -> ReturnPaths | None:
