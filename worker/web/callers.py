@@ -1,5 +1,6 @@
 """Who calls the public address, and how often anybody may."""
 
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -14,6 +15,8 @@ _Address = IPv4Address | IPv6Address
 REQUESTS_PER_SECOND = 20.0
 BURST = 100.0
 CALLERS_KEPT = 10_000  # some 2 MB; the one that has not called for longest is forgotten
+# Some proxies add the port. If such an entry were passed over, the one before it would count: the caller writes it.
+_PORT = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?$")
 _HOPS = 20  # entries of X-Forwarded-For that are looked at
 
 
@@ -26,7 +29,7 @@ def caller_of(peer: str, forwarded_for: str, proxies: Sequence[Network]) -> str:
     for entry in reversed(forwarded_for.split(",")[-_HOPS:]):
         if caller is None or not any(caller in network for network in proxies):
             break
-        caller = _address(entry.strip()) or caller
+        caller = _address(_PORT.sub(r"\1\2", entry.strip())) or caller
     if isinstance(caller, IPv6Address):
         return str(IPv6Network((caller, 64), strict=False))
     return str(caller)
