@@ -34,7 +34,7 @@ WITH failed AS (
     SELECT id, campaign_id, tenant_id, %(failure)s, %(code)s, %(words)s, %(now)s FROM failed
     ON CONFLICT (recipient_id) DO UPDATE
     SET campaign_id = excluded.campaign_id, tenant_id = excluded.tenant_id, kind = excluded.kind,
-        code = excluded.code, reply = excluded.reply, failed_at = excluded.failed_at
+        code = excluded.code, reply = excluded.reply, pattern = excluded.pattern, failed_at = excluded.failed_at
 ), counted AS (
     UPDATE "Campaign" c
     SET "sentCount" = greatest(c."sentCount" - 1, 0), "failedCount" = c."failedCount" + 1,

@@ -184,11 +184,14 @@ WHERE id = %(campaign_id)s
 RETURNING "totalRecipients" AS built;
 
 -- name: fail_duplicates  Fails pending recipients whose address another recipient of the campaign has.
+-- One that failed for that reason says nothing when the campaign is prepared again: the one that it gave way to is left.
 WITH addressed AS (
     SELECT id, status, worker.address(%(channel)s, "recipientEmail", "recipientPhone") AS address,
            CASE WHEN %(channel)s = 'email' THEN lower("recipientEmail" COLLATE "C")
                 ELSE ltrim("recipientPhone", '+') END AS written
     FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s
+      AND (status <> 'failed'
+           OR "errorMessage" IS DISTINCT FROM 'Another recipient of this campaign has the same address')
 ), numbered AS (
     SELECT id, status, row_number() OVER (
         PARTITION BY address
@@ -482,10 +485,12 @@ WITH ended AS (
 )
 SELECT * FROM ended;
 
--- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply.
+-- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply. What a report
+-- said later has none: that message had been accepted.
 SELECT f.pattern, count(*) AS number
 FROM worker.campaign_run r JOIN worker.failure f ON f.campaign_id = r.campaign_id AND f.tenant_id = r.tenant_id
 WHERE r.campaign_id = %(campaign_id)s AND f.kind = 'refused' AND f.failed_at > greatest(r.started_at, r.accepted_at)
+  AND f.pattern <> ''
 GROUP BY f.pattern;
 
 -- name: break_off  Ends a run of which so many recipients in a row were refused with the same reply: those are pending
@@ -499,7 +504,7 @@ WITH run AS (
 ), refused AS (
     SELECT f.recipient_id, f.pattern, f.reply, f.failed_at
     FROM run JOIN worker.failure f ON f.campaign_id = run.campaign_id AND f.tenant_id = run.tenant_id
-    WHERE f.kind = 'refused' AND f.failed_at > run.since
+    WHERE f.kind = 'refused' AND f.failed_at > run.since AND f.pattern <> ''  -- what a report said later has none
 ), streak AS (
     SELECT pattern, count(*) AS number
     FROM refused GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
