@@ -214,9 +214,7 @@ def test_who_is_tried_again_does_not_give_way_to_a_duplicate(
     assert crm.counts(campaign) == {"failed": 1, "sent": 2}
 
 
-def test_a_table_for_spreadsheets_has_no_formula(
-    crm: Crm, db: Database, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_for_spreadsheets_has_no_formula(crm: Crm, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     """An address may begin like one; a phone number stays as it is."""
     for channel, column, address, shown in (
         ("email", "recipientEmail", "+HYPERLINK(A1)@x.example", "'+HYPERLINK(A1)@x.example"),
