@@ -215,9 +215,10 @@ class TrialJob:
                     deferrals.append(_in_its_place(each))
         if deferrals:
             self._claims.defer(deferrals)
+        for each in ended:
+            self._suppress(each)  # first: to say it twice does no harm, to forget it does
         settled = self._claims.settle(ended) if ended else set()
         for each in ended:
-            self._suppress(each)
             if each.notification.id in settled:
                 self._count(each)
 

@@ -183,6 +183,50 @@ def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> No
     assert crm.value('SELECT "failedCount" FROM "Campaign"') == LIMIT
 
 
+def test_reports_do_not_trip_the_breaker(crm: Crm, db: Database) -> None:
+    """Messages that were accepted and came back are no refusals in a row, and are not sent again."""
+    campaign = refused_campaign(crm, LIMIT)
+    crm.execute("""UPDATE "CampaignRecipient" SET status = 'sent'""")
+    for (recipient,) in crm.execute('SELECT id FROM "CampaignRecipient"'):
+        db.execute(
+            queries("bounces")["fail_recipient"],
+            id=recipient, tenant_id=crm.tenant_id, reason="Not delivered: 550 5.7.1 policy", failure="refused",
+            code="5.7.1", words="550 5.7.1 policy", now=utc_now(),
+        )  # fmt: skip
+    assert crm.counts(campaign) == {"failed": LIMIT}
+    assert db.all(queries("campaign")["refusals"], campaign_id=campaign) == []
+    assert not break_off(db, campaign)
+    assert crm.counts(campaign) == {"failed": LIMIT}
+
+
+def test_who_is_tried_again_does_not_give_way_to_a_duplicate(
+    crm: Crm, db: Database, world: World, run_once: OneRun
+) -> None:
+    """Of two recipients with one address the second has failed for that reason: the first can be sent to again."""
+    world.script("smtp", "asha@a.example", stage="rcpt", status=553, text="5.7.1 not owned")
+    people = [{"recipientEmail": each} for each in ("asha@a.example", "ASHA@a.example", "ravi@a.example")]
+    campaign = crm.add_campaign("email", recipients=people)
+    assert run_once("campaign", CampaignJob) == 0
+    assert crm.counts(campaign) == {"failed": 2, "sent": 1}
+    world.clear_script("smtp")
+    assert FailureCommands(db, utc_now).retry(campaign, [FailureKind.REFUSED], dry_run=False) == 0
+    run_once("campaign", CampaignJob)
+    assert crm.counts(campaign) == {"failed": 1, "sent": 2}
+
+
+def test_a_table_for_spreadsheets_has_no_formula(crm: Crm, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """An address may begin like one; a phone number stays as it is."""
+    for channel, column, address, shown in (
+        ("email", "recipientEmail", "+HYPERLINK(A1)@x.example", "'+HYPERLINK(A1)@x.example"),
+        ("whatsapp", "recipientPhone", "+919876543210", "+919876543210"),
+    ):
+        campaign = refused_campaign(crm, 1)
+        crm.execute('UPDATE "Campaign" SET channel = %s WHERE id = %s', (channel, campaign))
+        crm.execute(f'UPDATE "CampaignRecipient" SET "{column}" = %s WHERE "campaignId" = %s', (address, campaign))
+        assert FailureCommands(db, utc_now).show(campaign, tuple(FailureKind), as_csv=True) == 0
+        assert capsys.readouterr().out.splitlines()[1].split(",")[1] == shown
+
+
 def test_a_retry_stays_in_its_tenant(crm: Crm, db: Database) -> None:
     """Failures that another tenant has of a campaign, and its recipients, are as if they were not there."""
     campaign = refused_campaign(crm, LIMIT)

@@ -10,6 +10,8 @@ from smtp_scripts import MAIL, PLAIN, answering, deliver, greet
 
 from worker.errors import CampaignRejected, RecipientRefused, RetryLater, Unconfirmed
 from worker.messages import Email
+from worker.providers import smtp
+from worker.providers.smtp_transaction import Transaction
 
 NEXT = Email(MAIL.envelope_from, "next@customer.example", "<2@shop.example>", b"Subject: Next\r\n\r\nHello again\r\n")
 COMMANDS = b"MAIL FROM:<from@shop.example>\r\nRCPT TO:<%b>\r\nDATA\r\n"
@@ -236,6 +238,31 @@ def test_the_answer_to_the_content_is_its_own(provider_of, answer: bytes) -> Non
             provider.send(MAIL, NEXT)
         provider.send(NEXT)
         assert server.connections == (1 if answer else 2)
+
+
+def test_no_memory_for_the_message_after_an_announced_one(provider_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection waits for the content of the announced one: no other message may use it, or be taken for it."""
+    third = Email(MAIL.envelope_from, "third@customer.example", "<3@shop.example>", b"Subject: 3\r\n\r\nThird\r\n")
+    heard: list[bytes] = []
+
+    def usual(connection: Connection) -> None:
+        greet(connection)
+        heard.append(deliver(connection))
+        connection.hang()
+
+    def without_memory(_message: Email) -> Transaction:
+        raise MemoryError
+
+    with RawServer(one_then(replying(ACCEPTED)), usual) as server:
+        provider = provider_of(server)
+        provider.send(MAIL, NEXT)
+        with monkeypatch.context() as patch:
+            patch.setattr(smtp, "_transaction", without_memory)
+            with pytest.raises(MemoryError):
+                provider.send(NEXT, third)
+        provider.send(third)
+        assert server.connections == 2
+    assert heard == [COMMANDS % third.to.encode() + third.content + b".\r\n"]
 
 
 def test_close_ends_what_is_announced(provider_of) -> None:

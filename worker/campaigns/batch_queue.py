@@ -20,8 +20,8 @@ class BatchQueue:
         self._changing = threading.Lock()  # guards the next four
         self._begun: set[str] = set()  # recipients whose message may have left
         self._opted_out = {each.id: each.opted_out for each in batch.recipients if each.opted_out is not None}
-        self._waiting = deque(batch.recipients)
-        self._ready: deque[Recipient] = deque()
+        self._waiting = deque(each for each in batch.recipients if each.opted_out is None)
+        self._ready = deque(each for each in batch.recipients if each.opted_out is not None)  # they need no token
 
     @property
     def waiting(self) -> int:

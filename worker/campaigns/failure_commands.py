@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ RETRIABLE = tuple(kind for kind in FailureKind if kind is not FailureKind.SUPPRE
 PAGE_SIZE = 1000  # rows that are read at a time
 PATTERNS_SHOWN = 10
 CSV_HEAD = ("recipient", "address", "kind", "code", "reply", "failed_at")
-_FORMULA = ("=", "@", "\t", "-")  # a spreadsheet would run a cell that begins like this
+# a spreadsheet would run a cell that begins like this; a number with its country code it shows as it is
+_FORMULA = re.compile(r"[=@\t\r\n-]|\+(?!\d+\Z)")
 # Why a campaign cannot be retried now, by its status
 _REFUSALS = {
     "running": "it is running: wait until it has ended, or stop it in the CRM",
@@ -80,7 +82,7 @@ class FailureCommands:
         total = sum(row["number"] for row in rows)
         write(f"Campaign {_printable(campaign.name)!r} ({campaign.status}): {_recipients(total)} failed.")
         for row in rows[:PATTERNS_SHOWN]:
-            write(f"{row['number']:8,}  {row['kind']:<11}  {row['pattern']}")
+            write(f"{row['number']:8,}  {row['kind']:<11}  {_printable(row['pattern'])}")
         if len(rows) > PATTERNS_SHOWN:
             write(f"          and {len(rows) - PATTERNS_SHOWN} other replies")
         for each in self._failures(campaign, kinds):
@@ -150,7 +152,7 @@ class FailureCommands:
         for each in failures:
             at = f"{each.failed_at.isoformat(timespec='seconds')}Z"
             fields = (each.recipient_id, each.address or "", each.kind, each.code, each.reply, at)
-            out.writerow(f"'{field}" if field.startswith(_FORMULA) else field for field in fields)
+            out.writerow(f"'{field}" if _FORMULA.match(field) else field for field in fields)
 
 
 def _recipients(number: int) -> str:

@@ -139,11 +139,13 @@ class SmtpProvider:
                     ) from gone
 
     def _send(self, connection: SmtpConnection, message: Transaction, following: Email | None) -> None:
-        announcing = following if following and self._announces and _is_valid(following) else None
+        announced: _Announced | None = None
         try:
-            connection.send(message, _transaction(announcing) if announcing else None)
+            if following and self._announces and _is_valid(following):
+                announced = _Announced(following, _transaction(following), connection)
+            connection.send(message, announced.transaction if announced else None)
         finally:
-            self._return(connection, announcing)
+            self._return(connection, announced)
 
     def _take_announced(self, message: Email) -> "_Announced | None":
         """What has been done for this message, if it was announced."""
@@ -215,14 +217,16 @@ class SmtpProvider:
         self._busy.add(connection)
         return connection
 
-    def _return(self, connection: SmtpConnection, following: Email | None) -> None:
+    def _return(self, connection: SmtpConnection, announced: "_Announced | None") -> None:
         with self._changed:
-            if following and connection.announced and connection.usable and not self._closed:
-                self._announced[id(following)] = _Announced(following, connection.announced, connection)
+            waits_for = connection.announced
+            if announced and waits_for is announced.transaction and connection.usable and not self._closed:
+                self._announced[id(announced.message)] = announced
                 return  # it stays busy
             self._busy.discard(connection)
             self._changed.notify()
-            if connection.usable and not self._closed:
+            # it may still wait for the content that could not be sent just now
+            if connection.usable and waits_for is None and not self._closed:
                 self._idle.append(connection)
                 return
         connection.close()

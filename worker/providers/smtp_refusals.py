@@ -115,6 +115,13 @@ _CONNECTIONS = re.compile(
     r"|\b(?:connection|session)s?\b.{0,60}\b(?:limit|exceeded|maximum)",
     re.IGNORECASE | re.DOTALL,
 )
+# What is said for now to a client that may not send here, whoever the recipient is. Postfix answers 454 4.7.1 to one
+# that may not relay.
+_OF_CLIENT = re.compile(
+    r"relay|client host|helo command|host ?name|sender address rejected|server busy|\bSPF\b|\bDKIM\b|\bDMARC\b",
+    re.IGNORECASE,
+)
+_POLICY_DETAILS = {"", "0", "1"}  # of subject 7: it may be about the recipient, such as greylisting
 _GREYLISTED = re.compile(r"gr[ea]y.?list", re.IGNORECASE)
 
 
@@ -183,4 +190,6 @@ def _defers_recipient(step: Step, code: int, subject: str, detail: str, text: st
         return not subject and _OF_RECIPIENT.search(text) is not None
     if subject in {"3", "4"}:  # the server's own system, or its network
         return False
-    return not _OF_ACCOUNT.search(text)
+    if subject == "7" and detail not in _POLICY_DETAILS:
+        return False
+    return not (_OF_ACCOUNT.search(text) or _OF_CLIENT.search(text))

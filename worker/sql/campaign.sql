@@ -184,11 +184,14 @@ WHERE id = %(campaign_id)s
 RETURNING "totalRecipients" AS built;
 
 -- name: fail_duplicates  Fails pending recipients whose address another recipient of the campaign has.
+-- One that failed for that reason says nothing when the campaign is prepared again: the one that it gave way to is left.
 WITH addressed AS (
     SELECT id, status, worker.address(%(channel)s, "recipientEmail", "recipientPhone") AS address,
            CASE WHEN %(channel)s = 'email' THEN lower("recipientEmail" COLLATE "C")
                 ELSE ltrim("recipientPhone", '+') END AS written
     FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s
+      AND (status <> 'failed'
+           OR "errorMessage" IS DISTINCT FROM 'Another recipient of this campaign has the same address')
 ), numbered AS (
     SELECT id, status, row_number() OVER (
         PARTITION BY address
@@ -490,8 +493,9 @@ JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL
 WHERE r.campaign_id = %(campaign_id)s AND f.kind = 'refused' AND f.failed_at > greatest(r.started_at, r.accepted_at)
 GROUP BY f.pattern;
 
--- name: break_off  Ends a run of which so many recipients in a row were refused with the same reply: those are pending
--- again. Nothing happens while a batch of it is not settled, or when a message was accepted meanwhile.
+-- name: break_off  Ends a run of which so many recipients in a row were refused with the same reply: they, and those
+-- that were refused meanwhile with another one, are pending again. Nothing happens while a batch of it is not settled, or
+-- when a message was accepted meanwhile.
 WITH run AS (
     SELECT r.campaign_id, r.tenant_id, greatest(r.started_at, r.accepted_at) AS since
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id AND c."tenantId" = r.tenant_id
@@ -509,7 +513,7 @@ WITH run AS (
 ), released AS (
     UPDATE "CampaignRecipient" p
     SET status = 'pending', "failedAt" = NULL, "errorMessage" = NULL, "updatedAt" = %(now)s
-    FROM run, refused f JOIN streak USING (pattern)
+    FROM run, streak, refused f  -- all of them: the sender's fault may have been said in several ways
     WHERE p.id = f.recipient_id AND p.status || '' = 'failed'
       AND p."campaignId" || '' = run.campaign_id AND p."tenantId" || '' = run.tenant_id
     RETURNING p.id

@@ -67,6 +67,6 @@ def failures_view(failures: CampaignFailures) -> CampaignFailures:
         failures,
         name=one_line(failures.name, TEXT_LIMIT) or "(no name)",
         channel=one_line(failures.channel, TEXT_LIMIT),
-        reason=one_line(without_other_addresses(failures.reason, None), TEXT_LIMIT),
+        reason=one_line(without_other_addresses(failures.reason[: 2 * TEXT_LIMIT], None), TEXT_LIMIT),
         kinds=tuple(kinds),
     )
