@@ -215,9 +215,13 @@ class TrialJob:
                     deferrals.append(_in_its_place(each))
         if deferrals:
             self._claims.defer(deferrals)
+        if ended:
+            self._end(ended)
+
+    def _end(self, ended: Sequence[Delivery]) -> None:
         for each in ended:
             self._suppress(each)  # first: to say it twice does no harm, to forget it does
-        settled = self._claims.settle(ended) if ended else set()
+        settled = self._claims.settle(ended)
         for each in ended:
             if each.notification.id in settled:
                 self._count(each)

@@ -186,11 +186,11 @@ def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> No
 def test_reports_do_not_trip_the_breaker(crm: Crm, db: Database) -> None:
     """Messages that were accepted and came back are no refusals in a row, and are not sent again."""
     campaign = refused_campaign(crm, LIMIT)
-    crm.execute("""UPDATE "CampaignRecipient" SET status = 'sent'""")
+    crm.execute("""UPDATE "CampaignRecipient" SET "sentAt" = "updatedAt", status = 'sent'""")
     for (recipient,) in crm.execute('SELECT id FROM "CampaignRecipient"'):
         db.execute(
             queries("bounces")["fail_recipient"],
-            id=recipient, tenant_id=crm.tenant_id, reason="Not delivered: 550 5.7.1 policy", failure="refused",
+            id=recipient, tenant_id=crm.tenant_id, reason="Not delivered: 550 5.7.1 policy", failure="refused", pattern="550 5.7.1 policy",
             code="5.7.1", words="550 5.7.1 policy", now=utc_now(),
         )  # fmt: skip
     assert crm.counts(campaign) == {"failed": LIMIT}
