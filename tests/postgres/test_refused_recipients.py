@@ -190,7 +190,8 @@ def test_reports_do_not_trip_the_breaker(crm: Crm, db: Database) -> None:
     for (recipient,) in crm.execute('SELECT id FROM "CampaignRecipient"'):
         db.execute(
             queries("bounces")["fail_recipient"],
-            id=recipient, tenant_id=crm.tenant_id, reason="Not delivered: 550 5.7.1 policy", failure="refused", pattern="550 5.7.1 policy",
+            id=recipient, tenant_id=crm.tenant_id, reason="Not delivered: 550 5.7.1 policy",
+            failure="refused", pattern="550 5.7.1 policy",
             code="5.7.1", words="550 5.7.1 policy", now=utc_now(),
         )  # fmt: skip
     assert crm.counts(campaign) == {"failed": LIMIT}

@@ -25,7 +25,9 @@ _DISPLAY = re.compile(
     r"|(?:(?:block|inline|run-in|flow|flow-root|flex|grid|ruby|math|list-item)(?:\s+|\Z))+"
     r"|(?:inline-)?(?:block|flex|grid)|(?:inline-)?table|(?:table|ruby)-[a-z-]+"
 )
-_SIZE = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?(?:[a-z]+|%)?|[a-z-]+(?:\(.*)?", re.DOTALL)
+_SIZE = re.compile(
+    r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:e[+-]?[0-9]++)?(?:[a-z]++|%)?|[a-z-]++(?:\(.*)?", re.DOTALL
+)
 _ESCAPE = re.compile(r"\\(?:([0-9a-fA-F]{1,6})[ \t\n\r\f]?|([^\n]))")
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _DECLARATION = re.compile(r"""((?:[^;"'()]|"[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|\([^)]*(?:\)|\Z)|\))*+);?""")
