@@ -160,8 +160,15 @@ def statements() -> list[str]:
             code = re.sub(r"--.*", "", block)
             code = re.sub(r"%\((now|\w+_at)\)s(?!::)", "NULL::timestamp", code)  # PostgreSQL would take some for text
             code = re.sub(r"%\(\w+\)s", "NULL", code).replace("%%", "%")
-            found += [each for each in re.split(r";\s*(?:\n|$)", code) if each.strip()]
+            found += [
+                each for each in re.split(r";\s*(?:\n|$)", code) if each.strip() and not is_of_bin_suppress(each)
+            ]
     return found
+
+
+def is_of_bin_suppress(statement: str) -> bool:
+    """It copies, or reads a table that its session has made for itself: neither can be prepared here. No CRM table."""
+    return "pg_temp." in statement or statement.lstrip().startswith(("COPY", "CREATE TEMP"))
 
 
 @contextmanager

@@ -260,6 +260,7 @@ def test_its_content(image: Image, tmp_path: Path) -> None:
             "migrate",
             "python",
             "status",
+            "suppress",
             "supervisorctl",
         }
         container.start("sleep", "600")

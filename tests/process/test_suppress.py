@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,12 +238,22 @@ def test_a_million_numbers_in_little_memory(program: Suppress, tmp_path: Path) -
         assert sum(1 for _ in stream) == MANY + 1
 
 
+_MEASURE = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def memory_kb(arguments: list[str], environment: dict[str, str]) -> int:
-    """The most memory that a program had, which must succeed."""
-    pid = os.posix_spawn(arguments[0], arguments, environment)
-    _, status, used = os.wait4(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    return used.ru_maxrss
+    """The most memory that a program had, which must succeed.
+
+    It is started by a small process: the kernel counts what its parent has for a moment as its own.
+    """
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURE, *arguments], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    return int(done.stdout.split()[-1])
 
 
 def test_help_says_what_the_commands_do(program: Suppress) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
-from worker.web import public_site
 from worker.web.http_server import HttpServer
 
 SWITCH_SECONDS = 0.0005  # Python's 0.005 would add up: the event loop waits that long after each call of the system
@@ -45,6 +44,8 @@ class EventLoopWorker(Worker):
         status, *public = listeners
         servers = [HttpServer([status], self.wsgi, self.cfg, servers=len(listeners))]
         if public:
+            from worker.web import public_site  # not in gunicorn's main process, which serves nothing
+
             site = public_site.create()
             servers.append(
                 HttpServer(public, site, self.cfg, body_bytes=public_site.BODY_BYTES, servers=len(listeners))
