@@ -167,7 +167,7 @@ def statements() -> list[str]:
 
 
 def is_of_bin_suppress(statement: str) -> bool:
-    """It copies, or reads a table that its session has made for itself: neither can be prepared here. No CRM table."""
+    """It copies, or reads a table of its own session: neither can be prepared here, nor reads a table of the CRM."""
     return "pg_temp." in statement or statement.lstrip().startswith(("COPY", "CREATE TEMP"))
 
 

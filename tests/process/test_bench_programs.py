@@ -56,7 +56,7 @@ def test_memory(folder: Path) -> None:
     assert all(found[name]["pss"] < 8_000_000 for name in RESTING)
     assert all(each["pss"] >= each["own"] > 0 for each in found.values())
     assert (found["web"]["processes"], found["campaign"]["processes"]) == (2, 1)
-    assert found["knowledge"]["imports"]["qdrant_client"] > 5_000_000, "that is what its look costs"
+    assert "qdrant_client" not in found["knowledge"]["imports"], "it is imported when there is something to write"
     assert found["campaign"]["imports"]["redis"] > 1_000_000
     assert sum(each["pss"] for each in report["results"]) < MOST_BYTES
     assert met(report).keys() == {"sum of PSS"}
