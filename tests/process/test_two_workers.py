@@ -44,7 +44,12 @@ def test_two_workers_that_both_have_the_lock_share_the_work(
     redis_url: str,
     tmp_path: Path,
 ) -> None:
-    """Both claim at the same time, from the same campaigns; each recipient gets one message."""
+    """Both claim at the same time, from the same campaigns; each recipient gets one message.
+
+    From a provider that answers at once one of them could take all before the other has looked.
+    """
+    for channel in ("smtp", "whatsapp"):
+        world.script(channel, action="hang", seconds=0.03)
     other_dir = books.state_dir if one_state_dir else tmp_path / "other"
     with lock_deleted_all_the_time(redis_url):
         pair = [

@@ -11,7 +11,6 @@ from smtp_scripts import MAIL, PLAIN, answering, deliver, greet
 from worker.errors import CampaignRejected, RecipientRefused, RetryLater, Unconfirmed
 from worker.messages import Email
 from worker.providers import smtp
-from worker.providers.smtp_transaction import Transaction
 
 NEXT = Email(MAIL.envelope_from, "next@customer.example", "<2@shop.example>", b"Subject: Next\r\n\r\nHello again\r\n")
 COMMANDS = b"MAIL FROM:<from@shop.example>\r\nRCPT TO:<%b>\r\nDATA\r\n"
@@ -250,14 +249,14 @@ def test_no_memory_for_the_message_after_an_announced_one(provider_of, monkeypat
         heard.append(deliver(connection))
         connection.hang()
 
-    def without_memory(_message: Email) -> Transaction:
+    def without_memory(_content: bytes) -> bytes:
         raise MemoryError
 
     with RawServer(one_then(replying(ACCEPTED)), usual) as server:
         provider = provider_of(server)
         provider.send(MAIL, NEXT)
         with monkeypatch.context() as patch:
-            patch.setattr(smtp, "_transaction", without_memory)
+            patch.setattr(smtp, "wire_content", without_memory)
             with pytest.raises(MemoryError):
                 provider.send(NEXT, third)
         provider.send(third)
