@@ -27,7 +27,7 @@ def configure(level: str, log_format: str) -> None:
     for handler in root.handlers:
         handler.setFormatter(formatter)
     root.setLevel(level.upper())
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of retries, which providers/ reports itself
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of lost connections, which web reports itself
     logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes a line for each request
 
 
