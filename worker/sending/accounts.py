@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import redis
 
 from worker.content.campaign import Sender
+from worker.content.freemail import aligned
 from worker.content.secrets import decrypt
 from worker.errors import SettingsError, TransportMissing
 from worker.messages import Email
@@ -152,12 +153,16 @@ class SendingAccounts:
             account = self._gmail_account(connection)
             pace = Pace(self._redis, f"pace:gmail:{account.user_id}", self._settings.gmail_rate)
             return EmailAccount(account.provider, Sender(name, connection.address, reply_to), pace, account)
-        address = settings_text(smtp, "fromEmail") or user.user_email
+        address = settings_text(smtp, "fromEmail") or user.user_email or self._settings.smtp_from
         if address is None:
             raise TransportMissing(
                 "E-mail is not configured: the tenant has no active user, and no mail.smtp.fromEmail in its settings"
             )
-        return EmailAccount(self.smtp(), Sender(name, address, reply_to))
+        return EmailAccount(self.smtp(), self.through_smtp(Sender(name, address, reply_to)))
+
+    def through_smtp(self, sender: Sender) -> Sender:
+        """Who an e-mail through SMTP_URL is from: SMTP_FROM, where the sender's own address cannot pass DMARC."""
+        return aligned(sender, self._settings.smtp_from, self._smtp.host if self._smtp else "")
 
     def smtp(self) -> SmtpProvider:
         """The operator's own mail server. Raises TransportMissing."""
