@@ -1,0 +1,63 @@
+"""A campaign as an operator's command finds it: its own row, and its run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from worker.campaigns.campaign import Campaign
+from worker.content.one_line import printable
+from worker.errors import CommandRefused
+from worker.runtime.db import Database, queries
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignState:
+    """A row of the statement ``state``. Times are UTC without a zone."""
+
+    id: str
+    tenant_id: str
+    tenant: str | None
+    name: str
+    channel: str
+    status: str
+    total: int
+    sent: int
+    failed: int
+    scheduled_at: datetime | None
+    started_at: datetime | None  # of the run, as all that follows
+    next_batch_at: datetime | None
+    prepared: bool
+    backoffs: int
+    is_run: bool  # False: it is not the worker's now
+    adopted: bool
+    next_retry: datetime | None
+    unconfirmed: int
+    now: datetime
+
+
+def read_state(db: Database, campaign_id: str) -> CampaignState:
+    """Raises CommandRefused where there is no such campaign."""
+    row = db.one(queries("campaign_check")["state"], campaign_id=campaign_id)
+    if row is None:
+        raise CommandRefused(
+            f"There is no campaign with the id {printable(campaign_id)}. bin/campaign list shows the ids."
+        )
+    return CampaignState(**row)
+
+
+def read_campaign(db: Database, campaign_id: str, message_max_bytes: int) -> Campaign:
+    """With all that its messages are made of, as the job reads it. Raises CommandRefused without its tenant."""
+    row = db.one(queries("campaign")["campaign"], campaign_id=campaign_id, largest=message_max_bytes)
+    if row is None:
+        raise CommandRefused(f"The tenant of campaign {printable(campaign_id)} was deleted.")
+    return Campaign.from_row(row)
+
+
+@contextmanager
+def read_only(db: Database) -> Iterator[None]:
+    """A transaction that cannot write, and that may take its time."""
+    with db.transaction():
+        db.execute("SET TRANSACTION READ ONLY")
+        db.execute("SET LOCAL statement_timeout = 0")
+        yield
