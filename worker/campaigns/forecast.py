@@ -19,7 +19,7 @@ _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 _UTC = ZoneInfo("UTC")
 
 
-class Quota(Protocol):
+class Allowance(Protocol):
     """What an account may send in any 24 hours."""
 
     def free_by(self, at: datetime) -> int:
@@ -43,7 +43,7 @@ class RemainingSends:
     starts_at: datetime  # the next message leaves no sooner
     window: Window | None = None
     zones: tuple[ZoneInfo, ...] = ()  # of the window
-    quotas: Sequence[Quota] = ()
+    quotas: Sequence[Allowance] = ()
     zone: ZoneInfo = _UTC
 
 

@@ -45,7 +45,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "latest changed first.",
     )
     parser.add_argument(
-        "--status", type=_statuses, default=[], help=f"only these, separated by commas: {', '.join(CAMPAIGN_STATUSES)}"
+        "--status",
+        type=_statuses,
+        default=[],
+        help=f"only these, separated by commas: {', '.join(CAMPAIGN_STATUSES)}",
     )
     parser.add_argument("--tenant", metavar="ID", help="only those of the tenant with this id")
     parser.add_argument(

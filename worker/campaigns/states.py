@@ -11,4 +11,12 @@ class RecipientState(StrEnum):
     SENT = "sent"
     FAILED = "failed"
 
-CAMPAIGN_STATUSES = ("draft", "scheduled", "running", "paused", "completed", "failed")  # of "Campaign", by the CRM too
+
+CAMPAIGN_STATUSES = (
+    "draft",
+    "scheduled",
+    "running",
+    "paused",
+    "completed",
+    "failed",
+)  # of "Campaign", by the CRM too
