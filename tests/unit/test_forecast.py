@@ -107,7 +107,7 @@ def test_a_window_and_a_quota() -> None:
         (2.0, 0.0, 2.0, "the rate of its account"),
         (1000.0, 0.0, 40.0, "assumed: 0.2 s for a message, 8 at a time"),
         (None, 0.05, 1 / 0.075, "by CAMPAIGN_BATCH_SIZE and CAMPAIGN_BATCH_DELAY"),
-        (2.0, 0.5, 1.0, "the rate of its account"),
+        (2.0, 0.5, 1.0, "the rate of its account, with the pauses of CAMPAIGN_BATCH_DELAY"),
     ],
 )
 def test_a_planned_rate(account: float | None, pause: float, per_second: float, source: str) -> None:

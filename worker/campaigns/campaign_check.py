@@ -3,14 +3,13 @@
 It reads only, in one transaction that cannot write.
 """
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.campaign_state import CampaignState, read_campaign, read_only, read_state
 from worker.campaigns.check_problems import CheckedParts, Problem, problems
-from worker.campaigns.forecast import Forecast, Rate, RemainingSends, forecast, planned_rate
+from worker.campaigns.expected_end import ExpectedEnd, expected_end
 from worker.campaigns.preview import Preview, preview
 from worker.campaigns.recipient_review import RecipientReview, review_recipients
 from worker.campaigns.transport import Transport, TransportRouter
@@ -22,26 +21,14 @@ from worker.runtime.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class AppliedLimit:
-    """A setting that bounds the campaign, its value, and what it does."""
-
-    name: str
-    value: str
-    effect: str
-
-
-@dataclass(frozen=True, slots=True)
 class CampaignCheck:
-    """All that was found out. ``message``, ``rate`` and ``forecast``: None where no message can be made."""
+    """All that was found out. ``message`` and ``end``: None where no message can be made."""
 
     state: CampaignState
     review: RecipientReview
     message: Preview | None
     links: tuple[Link, ...]
-    tags_links: bool
-    limits: tuple[AppliedLimit, ...]
-    rate: Rate | None
-    forecast: Forecast | None
+    end: ExpectedEnd | None
     problems: tuple[Problem, ...]
 
 
@@ -63,6 +50,7 @@ class CampaignChecker:
                 review_recipients(self._db, campaign, transport, state.now, review)
             except CampaignRejected as error:  # its target
                 rejection = rejection or str(error)
+            end = self._end(transport, state, review) if transport else None
         rejection = rejection or review.rejection
         message = None
         if transport and not rejection:
@@ -77,18 +65,8 @@ class CampaignChecker:
             sender_address=transport.sender_address if transport else "",
             smtp_host=_smtp_host(transport),
         )
-        rate = self._rate(transport) if transport else None
-        return CampaignCheck(
-            state=state,
-            review=review,
-            message=message,
-            links=tuple(transport.content.links) if transport else (),
-            tags_links=campaign.texts.auto_tag_links,
-            limits=tuple(self._limits(transport)) if transport else (),
-            rate=rate,
-            forecast=self._forecast(state, review, rate) if rate else None,
-            problems=tuple(problems(parts, self._settings)),
-        )
+        links = tuple(transport.content.links) if transport else ()
+        return CampaignCheck(state, review, message, links, end, tuple(problems(parts, self._settings)))
 
     def _transport(self, campaign: Campaign) -> tuple[Transport | None, str]:
         """None, and why, where nothing can be sent."""
@@ -97,34 +75,8 @@ class CampaignChecker:
         except (TransportMissing, CampaignRejected) as error:
             return None, str(error)
 
-    def _rate(self, transport: Transport) -> Rate:
-        settings = self._settings
-        pause = settings.campaign_batch_delay_seconds / settings.campaign_batch_size
-        return planned_rate(transport.rate, pause, settings.campaign_concurrency)
-
-    def _forecast(self, state: CampaignState, review: RecipientReview, rate: Rate) -> Forecast:
-        starts_at = max(filter(None, [state.now, state.scheduled_at, state.next_batch_at]))
-        work = RemainingSends(recipients=review.to_send, rate=rate, starts_at=starts_at)
-        return forecast(work, state.now)
-
-    def _limits(self, transport: Transport) -> Iterator[AppliedLimit]:
-        settings = self._settings
-        if transport.gmail:
-            yield AppliedLimit("GMAIL_RATE", f"{settings.gmail_rate:g} a second", "for one Gmail user")
-        elif isinstance(transport.provider, SmtpProvider):
-            pass
-        else:
-            yield AppliedLimit("WHATSAPP_RATE", f"{settings.whatsapp_rate:g} a second", "for one phone id")
-        if settings.campaign_batch_delay_seconds:
-            per_second = settings.campaign_batch_size / settings.campaign_batch_delay_seconds
-            value = f"{settings.campaign_batch_size} and {settings.campaign_batch_delay_seconds:g} s"
-            effect = f"at most {per_second:g} a second for one campaign"
-            yield AppliedLimit("CAMPAIGN_BATCH_SIZE, CAMPAIGN_BATCH_DELAY", value, effect)
-        yield AppliedLimit(
-            "MESSAGE_MAX_BYTES", f"{settings.message_max_bytes:,} bytes", "a larger message is not sent"
-        )
-        effect = "so many refusals in a row with the same reply end the campaign"
-        yield AppliedLimit("REFUSAL_BREAKER", str(settings.refusal_breaker), effect)
+    def _end(self, transport: Transport, state: CampaignState, review: RecipientReview) -> ExpectedEnd:
+        return expected_end(self._db, self._settings, transport, state, review.to_send, review.recently_sent)
 
 
 def _smtp_host(transport: Transport | None) -> str | None:

@@ -30,10 +30,27 @@ class CampaignState:
     prepared: bool
     backoffs: int
     is_run: bool  # False: it is not the worker's now
-    adopted: bool
     next_retry: datetime | None
     unconfirmed: int
+    waits_for: str | None  # 'quota' or 'window', ``waits_until`` then
+    waits_until: datetime | None
     now: datetime
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When its next message may leave, as far as that is known."""
+        if not self.is_run:
+            return self.scheduled_at if self.status == "scheduled" else None
+        return self.waits_until if self.waits_for else self.next_batch_at
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientCounts:
+    """The recipients of a campaign as they are now."""
+
+    statuses: dict[str, int]
+    recently_sent: int  # in the last ten minutes
+    of_other_tenants: int
 
 
 def read_state(db: Database, campaign_id: str) -> CampaignState:
@@ -52,6 +69,15 @@ def read_campaign(db: Database, campaign_id: str, message_max_bytes: int) -> Cam
     if row is None:
         raise CommandRefused(f"The tenant of campaign {printable(campaign_id)} was deleted.")
     return Campaign.from_row(row)
+
+
+def count_recipients(db: Database, campaign_id: str, tenant_id: str) -> RecipientCounts:
+    rows = db.all(queries("campaign_check")["statuses"], campaign_id=campaign_id, tenant_id=tenant_id)
+    return RecipientCounts(
+        statuses={row["status"]: row["number"] for row in rows if row["own"]},
+        recently_sent=sum(row["recently_sent"] for row in rows if row["own"]),
+        of_other_tenants=sum(row["number"] for row in rows if not row["own"]),
+    )
 
 
 @contextmanager

@@ -81,8 +81,8 @@ def _of_sender(parts: CheckedParts) -> Iterator[Problem]:
             Level.ERROR,
             "freemail-from",
             f"It is from {address}, a free mailbox, and leaves through SMTP_URL: DMARC fails, so receivers refuse "
-            "it, or file it as spam. Set SMTP_FROM to an address of a domain of yours (the user then gets the replies), or "
-            "mail.smtp.fromEmail in the tenant's settings, or connect the user's Gmail.",
+            "it, or file it as spam. Set SMTP_FROM to an address of a domain of yours (the user then gets the "
+            "replies), or mail.smtp.fromEmail in the tenant's settings, or connect the user's Gmail.",
         )
 
 
@@ -153,8 +153,8 @@ def _of_email(parts: CheckedParts, message: Preview) -> Iterator[Problem]:
         yield Problem(
             Level.WARNING,
             "clipped",
-            f"Its HTML has {message.html_bytes:,} bytes: Gmail shows some {GMAIL_CLIPS_BYTES:,} of them and hides the "
-            "rest, mostly with the link to unsubscribe. Shorten it.",
+            f"Its HTML has {message.html_bytes:,} bytes: Gmail shows some {GMAIL_CLIPS_BYTES:,} of them and hides "
+            "the rest, mostly with the link to unsubscribe. Shorten it.",
         )
     if not message.unsubscribes:
         yield Problem(

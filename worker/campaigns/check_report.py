@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from worker.campaigns.campaign_check import CampaignCheck
-from worker.campaigns.check_problems import ENDED, Level, worst
+from worker.campaigns.check_problems import ENDED, worst
+from worker.campaigns.expected_end import ExpectedEnd
 from worker.campaigns.preview import Preview
 from worker.campaigns.recipient_review import RecipientReview
 from worker.content.links import Link
@@ -69,17 +70,20 @@ def as_json(check: CampaignCheck) -> dict[str, Any]:
             {"url": each.original_url, "tagged": each.tagged_url, "short": each.short_url, "text": each.link_text}
             for each in check.links
         ],
-        "limits": [asdict(each) for each in check.limits],
-        "forecast": check.forecast
-        and {
-            "per_second": check.rate and check.rate.per_second,
-            "rate": check.rate and check.rate.source,
-            "today": check.forecast.today,
-            "begins_at": _iso(check.forecast.begins_at),
-            "resumes_at": _iso(check.forecast.resumes_at),
-            "ends_at": _iso(check.forecast.ends_at),
-            "words": check.forecast.words,
-        },
+        "limits": [asdict(each) for each in check.end.limits] if check.end else [],
+        "forecast": check.end and _forecast_json(check.end),
+    }
+
+
+def _forecast_json(end: ExpectedEnd) -> dict[str, Any]:
+    return {
+        "per_second": end.rate.per_second,
+        "rate": end.rate.source,
+        "today": end.forecast.today,
+        "begins_at": _iso(end.forecast.begins_at),
+        "resumes_at": _iso(end.forecast.resumes_at),
+        "ends_at": _iso(end.forecast.ends_at),
+        "words": end.forecast.words,
     }
 
 
@@ -104,11 +108,11 @@ def _facts(check: CampaignCheck) -> Iterator[tuple[str, str]]:
     if check.message:
         yield from _message(check.message)
     yield from _links(check)
-    for number, limit in enumerate(check.limits):
-        yield "" if number else "Limits", f"{limit.name} {limit.value}: {limit.effect}"
-    if check.forecast and check.rate:
-        yield "Forecast", check.forecast.words
-        yield "", f"at {check.rate.per_second:.3g} a second, {check.rate.source}"
+    if check.end:
+        for number, limit in enumerate(check.end.limits):
+            yield "" if number else "Limits", f"{limit.name} {limit.value}: {limit.effect}"
+        yield "Forecast", check.end.forecast.words
+        yield "", f"at {check.end.rate.per_second:.3g} a second, {check.end.rate.source}"
 
 
 def _recipients(review: RecipientReview) -> Iterator[tuple[str, str]]:

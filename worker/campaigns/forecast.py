@@ -70,6 +70,8 @@ def planned_rate(account_per_second: float | None, pause_seconds: float, connect
         sending, source = 1 / account_per_second, "the rate of its account"
     if pause_seconds > sending:
         source = "by CAMPAIGN_BATCH_SIZE and CAMPAIGN_BATCH_DELAY"
+    elif pause_seconds > sending / 10:
+        source = f"{source}, with the pauses of CAMPAIGN_BATCH_DELAY"
     return Rate(1 / (sending + pause_seconds), source)
 
 

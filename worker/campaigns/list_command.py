@@ -41,8 +41,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser = commands.add_parser(
         "list",
         help="show the campaigns and their ids",
-        description="Shows campaigns of all tenants: those that are running, then those due next, then the others, the "
-        "latest changed first.",
+        description="Shows campaigns of all tenants: those that are running, then those due next, then the others, "
+        "the latest changed first.",
     )
     parser.add_argument(
         "--status",

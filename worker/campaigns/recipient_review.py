@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.campaign_state import count_recipients
 from worker.campaigns.targets import target_parameters
 from worker.campaigns.transport import Transport
 from worker.content.addresses import parse_address
@@ -45,6 +46,7 @@ class RecipientReview:
 
     from_target: bool = False  # it has no recipients yet: they are built from its target when it starts
     statuses: dict[str, int] = field(default_factory=dict)  # of all recipients, as they are now
+    recently_sent: int = 0
     of_other_tenants: int = 0
     without_address: int = 0  # people in the target
     to_send: int = 0
@@ -139,12 +141,10 @@ def review_recipients(
         "tenant_id": campaign.tenant_id,
         "channel": campaign.channel,
     }
-    for row in db.all(sql["statuses"], campaign_id=campaign.id, tenant_id=campaign.tenant_id):
-        if row["own"]:
-            review.statuses[row["status"]] = row["number"]
-        else:
-            review.of_other_tenants += row["number"]
-    review.from_target = not review.statuses and not review.of_other_tenants
+    counts = count_recipients(db, campaign.id, campaign.tenant_id)
+    review.statuses, review.recently_sent = counts.statuses, counts.recently_sent
+    review.of_other_tenants = counts.of_other_tenants
+    review.from_target = not counts.statuses and not counts.of_other_tenants
     if review.from_target:
         which |= target_parameters(campaign.target, campaign.channel) | {"user_id": campaign.user_id}
     reviewer = RecipientReviewer(review, campaign.channel, transport, now)

@@ -5,12 +5,7 @@ SELECT c.id, c."tenantId" AS tenant_id, t.name AS tenant, c.name, c.channel, c.s
        c."totalRecipients" AS total, c."sentCount" AS sent, c."failedCount" AS failed,
        CASE WHEN c."scheduledAt" BETWEEN '1970-01-01' AND '9000-01-01' THEN c."scheduledAt" END AS scheduled_at,
        r.started_at, r.next_batch_at, coalesce(r.prepared, false) AS prepared, coalesce(r.holds, 0) AS backoffs,
-       r.campaign_id IS NOT NULL AS is_run,
-       EXISTS (
-           SELECT FROM "CampaignLog" l
-           WHERE l."campaignId" = c.id AND l."tenantId" = r.tenant_id
-             AND l.action = 'resumed' AND l."createdAt" = r.started_at
-       ) AS adopted,
+       r.campaign_id IS NOT NULL AS is_run, r.waits_for, r.waits_until,
        (SELECT min(due_at) FROM worker.campaign_retry q WHERE q.campaign_id = c.id) AS next_retry,
        (SELECT count(*) FROM worker.unconfirmed_send s WHERE s.campaign_id = c.id) AS unconfirmed,
        statement_timestamp() AT TIME ZONE 'UTC' AS now
@@ -20,7 +15,10 @@ LEFT JOIN worker.campaign_run r ON r.campaign_id = c.id
 WHERE c.id = %(campaign_id)s;
 
 -- name: statuses  How many recipients of a campaign are in each status; those of other tenants apart, nobody writes to them.
-SELECT p.status, coalesce(p."tenantId" = %(tenant_id)s, false) AS own, count(*) AS number
+SELECT p.status, coalesce(p."tenantId" = %(tenant_id)s, false) AS own, count(*) AS number,
+       count(*) FILTER (
+           WHERE p.status = 'sent' AND p."sentAt" > statement_timestamp() AT TIME ZONE 'UTC' - interval '10 minutes'
+       ) AS recently_sent
 FROM "CampaignRecipient" p WHERE p."campaignId" = %(campaign_id)s
 GROUP BY 1, 2 ORDER BY 1, 2;
 
