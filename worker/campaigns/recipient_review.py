@@ -7,7 +7,7 @@ in all messages before.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from worker.campaigns.campaign import Campaign
 from worker.campaigns.campaign_state import count_recipients
 from worker.campaigns.targets import target_parameters
 from worker.campaigns.transport import Transport
+from worker.content import invisible_characters as invisible
 from worker.content.addresses import parse_address
 from worker.content.campaign import values_of
 from worker.content.phones import country_of, whatsapp_id
@@ -73,6 +74,7 @@ class RecipientReviewer:
         self._transport = transport
         self._now = now
         self._names = transport.content.personal_names if transport else frozenset[str]()
+        self._sample_lacks = False  # a value
         self._longest: dict[frozenset[str], int] = {}  # by what is missing: the characters of values that fit
 
     def add(self, recipient: ReviewedRecipient) -> None:
@@ -87,7 +89,7 @@ class RecipientReviewer:
     def _add_pending(self, recipient: ReviewedRecipient) -> None:
         review = self._review
         values = values_of(recipient)
-        missing = frozenset(name for name in self._names if not values[name].strip())
+        missing = self._missing(values)
         try:
             country = self._country(recipient)
             self._require_message(recipient, missing, sum(len(values[name]) for name in self._names))
@@ -104,8 +106,8 @@ class RecipientReviewer:
         for name in missing:
             review.missing[name] += 1
             self._example(name, _shown(recipient))
-        if review.sample is None or (review.missing and not missing and self._lacks(review.sample)):
-            review.sample = recipient
+        if review.sample is None or (self._sample_lacks and not missing):
+            review.sample, self._sample_lacks = recipient, bool(missing)
 
     def _country(self, recipient: ReviewedRecipient) -> str:
         """Of a number; '' of an e-mail address. Raises ValueError for what cannot be sent to."""
@@ -122,9 +124,9 @@ class RecipientReviewer:
             self._transport.message(recipient, self._now)
             self._longest[missing] = length
 
-    def _lacks(self, sample: ReviewedRecipient) -> bool:
-        values = values_of(sample)
-        return not all(values[name].strip() for name in self._names)
+    def _missing(self, values: Mapping[str, str]) -> frozenset[str]:
+        """The placeholders of the campaign that have no value, or none that shows."""
+        return frozenset(name for name in self._names if not invisible.trimmed(values[name]))
 
     def _example(self, kind: str, text: str) -> None:
         if len(examples := self._review.examples[kind]) < EXAMPLES:
