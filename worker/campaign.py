@@ -38,6 +38,7 @@ from worker.sending.gmail_grants import update_grant
 from worker.sending.quota import QuotaUsedUp
 from worker.sending.requests import RequestThreads
 from worker.sending.suppression import SuppressionWatch
+from worker.sending.whatsapp_limits import LimitUnread
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class CampaignJob:
     def close(self) -> bool:
         self._transports.close()
         self._journals.close()
-        return self._dispatcher.close()
+        ended = self._claims.close()
+        return self._dispatcher.close() and ended
 
     def _look_for_work(self, now: datetime, survey: Survey) -> None:
         if survey.any_batch:
@@ -205,6 +207,9 @@ class CampaignJob:
             batch = self._claims.claim(campaign, transport)
         except QuotaUsedUp as reason:
             used_up = reason
+        except LimitUnread:
+            self._runs.wait_a_moment(campaign)
+            return
         if batch:
             self._dispatcher.add(batch)
         elif self._dispatcher.number_open(campaign.id):
