@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 LARGE_BYTES = 1024 * 1024  # the texts of a large campaign
 OPEN_BYTES = 64 * 1024 * 1024  # the texts of all large campaigns that are sent at the same time
+QUOTAS_SECONDS = 60.0  # from one measurement of what the accounts used to the next
 STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
@@ -80,6 +81,7 @@ class CampaignJob:
         self._large: dict[str, int] = {}  # campaigns that wait until fewer large ones are sent, and their bytes
         self._said_stuck = False
         self._counts: dict[str, int] = {}
+        self._quotas_measured_at = -QUOTAS_SECONDS
 
     def start(self) -> None:
         require_current(self._db)
@@ -252,6 +254,10 @@ class CampaignJob:
     def _measure(self, backlog: CampaignBacklog) -> None:
         self._context.counters.gauge("campaign_pending_recipients", backlog.pending)
         self._context.counters.gauge("campaign_oldest_due_seconds", backlog.oldest_due_seconds)
+        if time.monotonic() - self._quotas_measured_at >= QUOTAS_SECONDS:
+            for kind, ratio in self._claims.quotas.used_ratios(self._context.clock()).items():
+                self._context.counters.gauge("quota_used_ratio", ratio, account_kind=kind)
+            self._quotas_measured_at = time.monotonic()
 
     def _result(self, survey: Survey, now: datetime) -> TickResult:
         next_scheduled = survey.next_scheduled

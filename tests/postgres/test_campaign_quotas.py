@@ -1,5 +1,6 @@
 """Campaigns and the quotas of their accounts: exactly the limit is sent, the rest waits and goes on by itself."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,11 @@ from sandbox import accounts
 from sandbox.crm import Crm
 from sandbox.world import World
 from worker.campaign import CampaignJob
+from worker.runtime.counters import read_all
 from worker.runtime.db import Database
+from worker.runtime.redis_client import connect
+from worker.web.warning_checks import database_warnings
+from worker.web.work_in_progress import CampaignRates, read_work_in_progress
 
 
 @pytest.fixture
@@ -234,3 +239,51 @@ def test_a_campaign_waits_for_metas_first_answer_and_not_for_ever(
     crm.add_campaign(recipients=5)
     run_once("campaign", CampaignJob)
     assert states(crm) == {"sent": 10}
+
+
+def test_a_number_of_bad_quality_is_the_first_warning(crm: Crm, world: World, run_once: OneRun, db: Database) -> None:
+    """While it is known to be so, and no secret is in it."""
+    whatsapp_campaign(crm, world, 5, "TIER_250", quality="RED")
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    crm.execute('DROP INDEX "worker_campaign_due"')
+    first, *others = database_warnings(db)
+    assert accounts.WHATSAPP_PHONE_ID in first
+    assert "RED" in first
+    assert accounts.WHATSAPP_TOKEN not in first
+    assert len(others) == 1
+    crm.execute("UPDATE worker.whatsapp_number SET read_at = read_at - interval '2 days'")
+    assert database_warnings(db) == others
+
+
+def test_how_full_the_fullest_account_is(crm: Crm, world: World, run_once: OneRun, redis_url: str) -> None:
+    """Of each kind; 0 where nothing was used, also when that was long ago."""
+
+    def ratios() -> dict[str, float]:
+        with connect(redis_url) as client:
+            found = read_all(client).gauges
+        return {each.labels["account_kind"]: each.value for each in found if each.metric == "quota_used_ratio"}
+
+    crm.add_campaign(recipients=5)
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="20")
+    assert ratios() == {"smtp": 0.25, "gmail": 0.0, "whatsapp": 0.0}
+    let_pass(crm, 25)
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="20")
+    assert ratios() == {"smtp": 0.0, "gmail": 0.0, "whatsapp": 0.0}
+
+
+def test_who_waits_is_shown(crm: Crm, world: World, run_once: OneRun, db: Database) -> None:
+    crm.add_campaign(recipients=5)
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="2")
+    (campaign,) = read_work_in_progress(db, CampaignRates(lambda: 0.0)).campaigns
+    assert campaign.waits_for == "quota"
+    assert campaign.waits_seconds
+    assert 23 * 3600 < campaign.waits_seconds <= 25 * 3600
+
+
+def test_all_processes_keep_to_one_pace(crm: Crm, world: World, run_once: OneRun) -> None:
+    """SMTP_RATE is for the mail server; without it there is none."""
+    crm.add_campaign(recipients=12)
+    began = time.monotonic()
+    run_once("campaign", CampaignJob, SMTP_RATE="4")
+    assert states(crm) == {"sent": 12}
+    assert time.monotonic() - began > 2.0  # (12 - 1) / 4 s, less what the burst saves

@@ -4,6 +4,7 @@ Tenants that have something to send share the threads evenly, and a tenant whose
 paced account delays no other.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ from worker.sending.limits import too_large, wire_bytes
 from worker.sending.outcomes import Outcome, OutcomeKind, failed, suppressed
 from worker.sending.quota import Quota, Reservation
 from worker.sending.requests import ProviderAccount, RequestThreads
+
+log = logging.getLogger(__name__)
 
 THREADS = 8  # messages that are sent at the same time, so at most so many are unconfirmed after a kill
 SEND_LIMIT_SECONDS = 60.0  # between the mark and the send; after it another process may have claimed the message
@@ -209,6 +212,9 @@ class NotificationDispatcher:
             return False
         reservation = self._claims.quotas.reserve_notification(quota, now)
         if reservation is None:
+            if quota.key not in self._used_up:
+                which = {"account_kind": quota.account_kind, "tenant": quota.tenant_id}
+                log.warning("messages wait: the quota of their account is used up", which)
             self._used_up[quota.key] = now + timedelta(seconds=USED_UP_SECONDS)
             return False
         self._used_up.pop(quota.key, None)

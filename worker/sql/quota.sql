@@ -25,6 +25,16 @@ WHERE account_kind = %(account_kind)s AND account = %(account)s
   AND hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
 GROUP BY hour HAVING sum(used) > 0 ORDER BY hour;
 
+-- name: used_ratios  How much the fullest account of each kind has used of its limit.
+SELECT account_kind, max(used / most)::float8 AS ratio
+FROM (
+    SELECT account_kind, sum(used) AS used, (array_agg(most ORDER BY hour DESC))[1]::numeric AS most
+    FROM worker.quota
+    WHERE hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+    GROUP BY account_kind, account
+) AS accounts
+GROUP BY account_kind;
+
 -- name: drop_old  Hours of accounts that nothing is sent through any more.
 WITH numbers AS (
     DELETE FROM worker.whatsapp_number WHERE read_at < %(now)s::timestamp - interval '30 days'
