@@ -38,11 +38,13 @@ from worker.sending.gmail_grants import update_grant
 from worker.sending.quota import QuotaUsedUp
 from worker.sending.requests import RequestThreads
 from worker.sending.suppression import SuppressionWatch
+from worker.sending.whatsapp_limits import LimitUnread
 
 log = logging.getLogger(__name__)
 
 LARGE_BYTES = 1024 * 1024  # the texts of a large campaign
 OPEN_BYTES = 64 * 1024 * 1024  # the texts of all large campaigns that are sent at the same time
+QUOTAS_SECONDS = 60.0  # from one measurement of what the accounts used to the next
 STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
@@ -79,6 +81,7 @@ class CampaignJob:
         self._large: dict[str, int] = {}  # campaigns that wait until fewer large ones are sent, and their bytes
         self._said_stuck = False
         self._counts: dict[str, int] = {}
+        self._quotas_measured_at = -QUOTAS_SECONDS
 
     def start(self) -> None:
         require_current(self._db)
@@ -102,7 +105,8 @@ class CampaignJob:
     def close(self) -> bool:
         self._transports.close()
         self._journals.close()
-        return self._dispatcher.close()
+        ended = self._claims.close()
+        return self._dispatcher.close() and ended
 
     def _look_for_work(self, now: datetime, survey: Survey) -> None:
         if survey.any_batch:
@@ -205,6 +209,9 @@ class CampaignJob:
             batch = self._claims.claim(campaign, transport)
         except QuotaUsedUp as reason:
             used_up = reason
+        except LimitUnread:
+            self._runs.wait_a_moment(campaign)
+            return
         if batch:
             self._dispatcher.add(batch)
         elif self._dispatcher.number_open(campaign.id):
@@ -247,6 +254,10 @@ class CampaignJob:
     def _measure(self, backlog: CampaignBacklog) -> None:
         self._context.counters.gauge("campaign_pending_recipients", backlog.pending)
         self._context.counters.gauge("campaign_oldest_due_seconds", backlog.oldest_due_seconds)
+        if time.monotonic() - self._quotas_measured_at >= QUOTAS_SECONDS:
+            for kind, ratio in self._claims.quotas.used_ratios(self._context.clock()).items():
+                self._context.counters.gauge("quota_used_ratio", ratio, account_kind=kind)
+            self._quotas_measured_at = time.monotonic()
 
     def _result(self, survey: Survey, now: datetime) -> TickResult:
         next_scheduled = survey.next_scheduled

@@ -21,6 +21,7 @@ from worker.errors import CampaignRejected, TransportMissing
 from worker.messages import Accepted, Email, WhatsAppMessage
 from worker.providers import Provider
 from worker.providers.smtp import SmtpProvider
+from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.settings import Settings
 from worker.sending.accounts import GmailAccount, SendingAccounts, evict_oldest
 from worker.sending.limits import too_large
@@ -47,7 +48,8 @@ class Transport:
     gmail: GmailAccount | None = None
     size: MessageSize | None = None
     return_path: Callable[[str], str] | None = None  # of a recipient's id; None: the sender's address
-    quota: Quota | None = None  # of the account; None: no limit is known
+    quota: Quota | None = None  # of an e-mail account; None: it has none
+    number: WhatsAppNumber | None = None  # whose quota Meta knows
 
     @property
     def message_bytes(self) -> int:
@@ -156,7 +158,9 @@ class TransportRouter:
         account = self._accounts.whatsapp(campaign.user.tenant_settings)
         texts, app_url = campaign.texts, self._settings.app_url
         kept = self._content(texts, None, lambda: WhatsAppContent(texts, app_url, self._unsubscribe_link(texts)))
-        return Transport(kept.content, campaign.channel, account.provider, account.pace, size=kept.size)
+        return Transport(
+            kept.content, campaign.channel, account.provider, account.pace, size=kept.size, number=account.number
+        )
 
     def _email(self, campaign: Campaign) -> Transport:
         account = self._accounts.email(campaign.user)
