@@ -35,6 +35,7 @@ from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
 from worker.sending.gmail_grants import update_grant
+from worker.sending.quota import QuotaUsedUp
 from worker.sending.requests import RequestThreads
 from worker.sending.suppression import SuppressionWatch
 
@@ -82,6 +83,7 @@ class CampaignJob:
     def start(self) -> None:
         require_current(self._db)
         self._db.execute(queries("campaign")["drop_retries"])
+        self._claims.quotas.drop_old(self._context.clock())
         self._orphans.sweep_journals()
 
     def tick(self, now: datetime) -> TickResult:
@@ -198,13 +200,17 @@ class CampaignJob:
         if self._claims.breaker.streak_of(campaign).is_full:
             self._break_off(campaign)
             return
-        batch = self._claims.claim(campaign, transport)
+        batch, used_up = None, None
+        try:
+            batch = self._claims.claim(campaign, transport)
+        except QuotaUsedUp as reason:
+            used_up = reason
         if batch:
             self._dispatcher.add(batch)
         elif self._dispatcher.number_open(campaign.id):
             self._exhausted.add(campaign.id)  # until its last batch is settled
         else:
-            self._counts["ended"] += self._runs.end_or_wait(campaign)
+            self._counts["ended"] += self._runs.end_or_wait(campaign, used_up)
 
     def _break_off(self, campaign: Campaign) -> None:
         """Too many recipients in a row were refused: ends the run, unless a batch of it is not settled."""
@@ -223,6 +229,7 @@ class CampaignJob:
     def _settle(self, batch: Batch) -> None:
         self._exhausted.discard(batch.campaign.id)
         settled = self._settlements.settle(batch)
+        self._claims.give_back(batch, settled.untried)
         self._counts["sent"] += settled.sent
         self._counts["failed"] += settled.failed
         if gmail := batch.transport.gmail:

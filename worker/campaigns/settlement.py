@@ -6,7 +6,7 @@ so a batch is settled once, and a former holder settles nothing.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
@@ -66,6 +66,7 @@ class SettlementResult:
     sent: int = 0
     failed: int = 0
     counts: CampaignCounts | None = None
+    untried: int = 0  # messages that were not offered to the provider, where its account has a quota
 
 
 class RecipientPolicy:
@@ -157,7 +158,12 @@ class BatchSettlements:
         states = Counter(each.state for each in settled)
         self._count(campaign.channel, states, outcomes)
         self._count_refusals(campaign.channel, failures)
-        return SettlementResult(states[RecipientState.SENT], states[RecipientState.FAILED], _campaign_counts(counts))
+        return SettlementResult(
+            states[RecipientState.SENT],
+            states[RecipientState.FAILED],
+            _campaign_counts(counts),
+            _untried(batch, settled, outcomes) if batch.reservation else 0,
+        )
 
     def _write(self, settlement: dict[str, Any], shared: dict[str, Any], outbox_chunks: Iterator[str]) -> Row | None:
         """In one statement; where the outbox is too large for that, in several of one transaction.
@@ -218,6 +224,12 @@ class BatchSettlements:
 
 def _later(at: datetime, seconds: float) -> datetime:
     return at + timedelta(seconds=seconds)
+
+
+def _untried(batch: Batch, settled: Sequence[SettledRecipient], outcomes: Mapping[str, Outcome]) -> int:
+    """How many recipients had no attempt, or one that ended before there was a message."""
+    pairs = zip(batch.recipients, settled, strict=True)
+    return sum(after.attempts == before.attempts or not outcomes[before.id].was_tried for before, after in pairs)
 
 
 def _campaign_counts(row: Row) -> CampaignCounts | None:

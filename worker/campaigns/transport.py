@@ -25,6 +25,7 @@ from worker.runtime.settings import Settings
 from worker.sending.accounts import GmailAccount, SendingAccounts, evict_oldest
 from worker.sending.limits import too_large
 from worker.sending.pacing import Pace
+from worker.sending.quota import Quota
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Transport:
     gmail: GmailAccount | None = None
     size: MessageSize | None = None
     return_path: Callable[[str], str] | None = None  # of a recipient's id; None: the sender's address
+    quota: Quota | None = None  # of the account; None: no limit is known
 
     @property
     def message_bytes(self) -> int:
@@ -167,7 +169,14 @@ class TransportRouter:
         if self._accounts.return_paths and not account.gmail:  # Gmail's users get their reports themselves
             return_path = partial(self._accounts.return_paths.of_recipient, campaign.tenant_id)
         return Transport(
-            kept.content, account_key, account.provider, account.pace, account.gmail, kept.size, return_path
+            kept.content,
+            account_key,
+            account.provider,
+            account.pace,
+            account.gmail,
+            kept.size,
+            return_path,
+            account.quota,
         )
 
     def _unsubscribe_link(self, texts: CampaignTexts) -> UnsubscribeLink | None:

@@ -132,6 +132,7 @@ class DigestMessages:
             account.pace,
             account.gmail if same_account or not notification.handed_over else None,
             _outbox_email(notification, content, tenant, texts, message.envelope_from),
+            account.quota,
         )
 
     def _message(
