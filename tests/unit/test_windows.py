@@ -13,8 +13,8 @@ INDIA, NEW_YORK, LONDON = "Asia/Kolkata", "America/New_York", "Europe/London"
 LORD_HOWE, KATHMANDU, SYDNEY = "Australia/Lord_Howe", "Asia/Kathmandu", "Australia/Sydney"
 ZONES = [INDIA, NEW_YORK, LONDON, LORD_HOWE, KATHMANDU, SYDNEY, "America/Sao_Paulo", "Pacific/Apia", "UTC"]
 
-# UTC: from when it is looked, when it opens, and when it closes from then on. In 2026 the clocks of New York change on
-# March 8th and November 1st, those of London on March 29th and October 25th, Lord Howe's (by half an hour) on April 4th.
+# UTC: from when it is looked, when it opens, and when it closes from then on. In 2026 the clocks of New York change
+# on March 8th and November 1st, London's on March 29th and October 25th, Lord Howe's (by half an hour) on April 4th.
 TABLE = [
     # an ordinary day: the start is inside, the end is not
     ("09:00-21:00", [INDIA], "2026-03-06 03:29:59", "2026-03-06 03:30", "2026-03-06 15:30"),

@@ -1,7 +1,7 @@
 """Windows: the hours of a day in which somebody may be called or written to, by the clocks of the time zones given.
 
-A window begins with its first minute and ends before its end: at 21:00:00 the window 09:00-21:00 is closed. With several
-zones it is open while it is open in all of them. ``now`` is UTC without a zone everywhere.
+A window begins with its first minute and ends before its end: at 21:00:00 the window 09:00-21:00 is closed. With
+several zones it is open while it is open in all of them. ``now`` is UTC without a zone everywhere.
 """
 
 import re
@@ -21,7 +21,7 @@ _WINDOW = re.compile(rf"{_TIME}-(?:{_TIME}|(24:00))")
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """From ``start`` until before ``end``, over midnight when ``end`` is not later; 24 hours when they are the same."""
+    """From ``start`` until before ``end``: over midnight when ``end`` is earlier, 24 hours when they are the same."""
 
     start: time
     end: time

@@ -12,6 +12,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from worker.content.return_path import ReturnPaths
+from worker.content.windows import Window
 from worker.errors import SettingsError
 from worker.registry import DATABASE_USERS, REDIS_USERS
 from worker.runtime.environment_variable import EnvironmentVariable, variable
@@ -20,6 +21,7 @@ from worker.runtime.setting_parsers import (
     absolute_path,
     boolean,
     bounce_address,
+    call_windows,
     collection_name,
     days,
     duration,
@@ -153,6 +155,13 @@ class Settings(QuotaSettings):
         "recipients in a row refused with the same reply, through no fault of theirs, after which a campaign fails",
         programs="campaign",
     )
+    campaign_window: Window | None = variable(
+        "CAMPAIGN_WINDOW",
+        Window.parse,
+        None,
+        "the hours of campaigns, such as 09:00-21:00: e-mail by the tenant's clock, WhatsApp by the recipient's",
+        programs="campaign",
+    )
     unconfirmed_sends: str = variable(
         "UNCONFIRMED_SENDS",
         one_of("fail", "resend"),
@@ -282,6 +291,20 @@ class Settings(QuotaSettings):
     )
     twilio_api_url: str = variable(
         "TWILIO_API_URL", url("https", "http"), "https://api.twilio.com", "Twilio's API", programs="calls"
+    )
+    call_window: Window = variable(
+        "CALL_WINDOW",
+        Window.parse,
+        "08:00-21:00",
+        "when phones may ring, by the clock of the called number; 09:00-21:00 for +91",
+        programs="calls",
+    )
+    call_windows: dict[int, Window] = variable(
+        "CALL_WINDOWS",
+        call_windows,
+        "",
+        "other hours for numbers of some countries: +44=08:00-20:00 +971=09:00-18:00",
+        programs="calls",
     )
     twilio_rate: float = variable("TWILIO_RATE", rate, "1", "calls a second for one Twilio account", programs="calls")
     call_cleanup_interval_seconds: float = variable(
