@@ -180,7 +180,8 @@ def test_whatsapp_messages_as_they_would_leave(router: TransportRouter) -> None:
 STATE = CampaignState(
     id="c-1", tenant_id="t-1", tenant="Chaiwala Traders", name="Diwali", channel="email", status="draft", total=1,
     sent=0, failed=0, scheduled_at=None, started_at=None, next_batch_at=None, prepared=False, backoffs=0,
-    is_run=False, next_retry=None, unconfirmed=0, waits_for=None, waits_until=None, now=NOW,
+    is_run=False, next_retry=None, unconfirmed=0, waits_for=None, waits_until=None, timezone=None, quality="",
+    now=NOW,
 )  # fmt: skip
 
 
@@ -286,6 +287,7 @@ def test_what_whatsapp_delivers_to_whom(router: TransportRouter) -> None:
     review = review_of(router.route(campaign(TEMPLATE)), "whatsapp", american)
     assert found_in(router, TEMPLATE, review=review) == [(Level.WARNING, "us-numbers")]
     assert (Level.WARNING, "us-numbers") not in found_in(router, TEXT, review=review)
+    assert found_in(router, TEMPLATE, state=replace(STATE, quality="RED")) == [(Level.WARNING, "quality-red")]
 
 
 def test_ended_and_foreign_campaigns(router: TransportRouter) -> None:

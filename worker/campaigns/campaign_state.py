@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from zoneinfo import ZoneInfo
 
 from worker.campaigns.campaign import Campaign
+from worker.content.hours import USUAL_ZONE, tenant_zone
 from worker.content.one_line import printable
 from worker.errors import CommandRefused
 from worker.runtime.db import Database, queries
@@ -34,7 +36,17 @@ class CampaignState:
     unconfirmed: int
     waits_for: str | None  # 'quota' or 'window', ``waits_until`` then
     waits_until: datetime | None
+    timezone: str | None  # of the tenant, as it was entered
+    quality: str  # of the tenant's WhatsApp number, as Meta says: GREEN, YELLOW, RED; '' unknown
     now: datetime
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The tenant's; the usual one where none was entered that can be read."""
+        try:
+            return tenant_zone(self.timezone)
+        except ValueError:
+            return ZoneInfo(USUAL_ZONE)
 
     @property
     def due_at(self) -> datetime | None:

@@ -65,6 +65,13 @@ def worst(found: list[Problem]) -> Level:
 def _of_campaign(parts: CheckedParts) -> Iterator[Problem]:
     if parts.rejection:
         yield Problem(Level.ERROR, "rejected", f"It will fail as a whole: {parts.rejection}.")
+    if parts.state.quality == "RED":
+        yield Problem(
+            Level.WARNING,
+            "quality-red",
+            "Meta rates the quality of the tenant's WhatsApp number RED, and may limit or block it: send nothing until "
+            "it is better.",
+        )
     if parts.state.status == "running" and not parts.state.is_run:
         yield Problem(
             Level.WARNING,

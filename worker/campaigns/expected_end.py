@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from worker.campaigns.campaign_state import CampaignState
@@ -11,7 +11,8 @@ from worker.campaigns.transport import Transport
 from worker.providers.smtp import SmtpProvider
 from worker.runtime.db import Database
 from worker.runtime.settings import Settings
-from worker.sending.quota import QuotaLedger, QuotaState
+from worker.sending.quota import Quota, QuotaLedger, QuotaState
+from worker.sending.whatsapp_limits import known_quotas
 
 MEASURED = timedelta(minutes=10)  # a campaign's rate is what it sent in this time
 
@@ -37,8 +38,12 @@ class ExpectedEnd:
 def expected_end(
     db: Database, settings: Settings, transport: Transport, state: CampaignState, recipients: int, recently_sent: int
 ) -> ExpectedEnd:
-    """``recipients``: so many are left to send to; ``recently_sent``: so many were sent in the time MEASURED."""
-    quotas = QuotaLedger(db).states(transport.quota, state.now) if transport.quota else ()
+    """``recipients``: so many are left to send to; ``recently_sent``: so many were sent in the time MEASURED.
+
+    A window is taken by the tenant's clock, also for WhatsApp, where the job goes by that of each recipient.
+    """
+    quota, window = quota_of(db, transport, state.tenant_id, state.now), settings.campaign_window
+    quotas = QuotaLedger(db).states(quota, state.now) if quota else ()
     pause = settings.campaign_batch_delay_seconds / settings.campaign_batch_size
     rate = _measured(state, recently_sent) or planned_rate(transport.rate, pause, settings.campaign_concurrency)
     work = RemainingSends(
@@ -46,9 +51,19 @@ def expected_end(
         rate=rate,
         starts_at=max(filter(None, [state.now, state.due_at])),
         quotas=quotas,
+        window=window,
+        zones=(state.zone,),
+        zone=state.zone,
     )
     limits = (*_of_account(transport, quotas, state), *_of_campaign(settings))
     return ExpectedEnd(limits, rate, forecast(work, state.now))
+
+
+def quota_of(db: Database, transport: Transport, tenant_id: str, now: datetime) -> Quota | None:
+    """The quota of a campaign's account; that of a WhatsApp number as the job has read it in the last day."""
+    if transport.number is None:
+        return transport.quota
+    return known_quotas(db, now).get(tenant_id)
 
 
 def _measured(state: CampaignState, recently_sent: int) -> Rate | None:
@@ -93,6 +108,9 @@ def _of_campaign(settings: Settings) -> Iterator[AppliedLimit]:
             f"{settings.campaign_batch_size} and {settings.campaign_batch_delay_seconds:g} s",
             f"at most {per_second:g} a second for one campaign",
         )
+    if settings.campaign_window:
+        effect = "by the tenant's clock for e-mail, by the recipient's for WhatsApp"
+        yield AppliedLimit("CAMPAIGN_WINDOW", str(settings.campaign_window), effect)
     yield AppliedLimit("MESSAGE_MAX_BYTES", f"{settings.message_max_bytes:,} bytes", "a larger message is not sent")
     effect = "so many refusals in a row with the same reply end the campaign"
     yield AppliedLimit("REFUSAL_BREAKER", str(settings.refusal_breaker), effect)

@@ -17,6 +17,7 @@ import redis
 
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.campaign_state import read_campaign, read_only, read_state
+from worker.campaigns.expected_end import quota_of
 from worker.campaigns.transport import Transport, TransportRouter
 from worker.content.addresses import parse_address
 from worker.content.one_line import one_line
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
         closing(TransportRouter(settings, client, utc_now)) as transports,
     ):
         message, transport = _made(transports, campaign, recipient, settings)
-        _SendingOfTest(db, transport, utc_now).send(message)
+        _SendingOfTest(db, transport, campaign.tenant_id, utc_now).send(message)
     write(f"Sent to {options.to}: {_what(campaign)}")
     return 0
 
@@ -144,8 +145,9 @@ def _what(campaign: Campaign) -> str:
 class _SendingOfTest:
     """Sends one message as a campaign would: at the pace and within the quota of its account."""
 
-    def __init__(self, db: Database, transport: Transport, clock: Callable[[], datetime]) -> None:
+    def __init__(self, db: Database, transport: Transport, tenant_id: str, clock: Callable[[], datetime]) -> None:
         self._db = db
+        self._tenant_id = tenant_id
         self._transport = transport
         self._clock = clock
         self._ledger = QuotaLedger(db)
@@ -168,13 +170,12 @@ class _SendingOfTest:
             update_grant(self._db, self._transport.gmail, self._clock(), revoked=False)
 
     def _reserve(self) -> Reservation | None:
-        if self._transport.quota is None:
+        quota = quota_of(self._db, self._transport, self._tenant_id, self._clock())
+        if quota is None:
             return None
-        reservation = self._ledger.reserve_notification(self._transport.quota, self._clock())
+        reservation = self._ledger.reserve_notification(quota, self._clock())
         if reservation is None:
-            raise CommandRefused(
-                f"Nothing was sent: the limit of {self._transport.quota.limit:,} messages in 24 hours is used up."
-            )
+            raise CommandRefused(f"Nothing was sent: the limit of {quota.limit:,} messages in 24 hours is used up.")
         return reservation
 
     def _give_back(self, reservation: Reservation | None) -> None:
@@ -187,13 +188,13 @@ class _SendingOfTest:
         deadline = time.monotonic() + PACE_WAIT_SECONDS
         try:
             while True:
-                granted, wait_seconds = self._transport.pace.take(1)
-                if granted:
-                    return
+                granted, wait_seconds = self._transport.pace.take_ahead()  # a campaign may want all tokens
                 if time.monotonic() + wait_seconds > deadline:
                     raise CommandRefused(
                         f"Nothing was sent: the account's pace leaves no room for {wait_seconds:.0f} s. Try it then."
                     )
                 time.sleep(wait_seconds)
+                if granted:
+                    return
         except redis.RedisError as error:
             raise CommandRefused(f"Nothing was sent: Redis, which has the account's pace: {error}") from None

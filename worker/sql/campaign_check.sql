@@ -8,6 +8,12 @@ SELECT c.id, c."tenantId" AS tenant_id, t.name AS tenant, c.name, c.channel, c.s
        r.campaign_id IS NOT NULL AS is_run, r.waits_for, r.waits_until,
        (SELECT min(due_at) FROM worker.campaign_retry q WHERE q.campaign_id = c.id) AS next_retry,
        (SELECT count(*) FROM worker.unconfirmed_send s WHERE s.campaign_id = c.id) AS unconfirmed,
+       (SELECT s.timezone FROM "CallSettings" s WHERE s."tenantId" = c."tenantId") AS timezone,
+       coalesce((
+           SELECT n.quality FROM worker.whatsapp_number n
+           WHERE n.tenant_id = c."tenantId" AND c.channel = 'whatsapp'
+             AND n.read_at > statement_timestamp() AT TIME ZONE 'UTC' - interval '1 day'
+       ), '') AS quality,
        statement_timestamp() AT TIME ZONE 'UTC' AS now
 FROM "Campaign" c
 LEFT JOIN "Tenant" t ON t.id = c."tenantId"
