@@ -69,8 +69,8 @@ def _of_campaign(parts: CheckedParts) -> Iterator[Problem]:
         yield Problem(
             Level.WARNING,
             "quality-red",
-            "Meta rates the quality of the tenant's WhatsApp number RED, and may limit or block it: send nothing until "
-            "it is better.",
+            "Meta rates the quality of the tenant's WhatsApp number RED, and may limit or block it: send nothing "
+            "until it is better.",
         )
     if parts.state.status == "running" and not parts.state.is_run:
         yield Problem(
