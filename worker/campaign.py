@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 LARGE_BYTES = 1024 * 1024  # the texts of a large campaign
 OPEN_BYTES = 64 * 1024 * 1024  # the texts of all large campaigns that are sent at the same time
 QUOTAS_SECONDS = 60.0  # from one measurement of what the accounts used to the next
+UNREADABLE_SECONDS = 60.0  # how long a campaign waits whose tenant has a time zone that cannot be read
 STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
@@ -204,6 +205,8 @@ class CampaignJob:
         if self._claims.breaker.streak_of(campaign).is_full:
             self._break_off(campaign)
             return
+        if self._wait_for_hours(campaign):
+            return
         batch, used_up = None, None
         try:
             batch = self._claims.claim(campaign, transport)
@@ -218,6 +221,21 @@ class CampaignJob:
             self._exhausted.add(campaign.id)  # until its last batch is settled
         else:
             self._counts["ended"] += self._runs.end_or_wait(campaign, used_up)
+
+    def _wait_for_hours(self, campaign: Campaign) -> bool:
+        """Whether none of its recipients may be written to now; when all its batches are settled, the run waits."""
+        hours = self._claims.hours
+        try:
+            opens_at, reason = hours.opens_at(campaign), hours.reason
+        except ValueError as error:  # looked at again soon: the tenant may correct it
+            opens_at, reason = self._context.clock() + timedelta(seconds=UNREADABLE_SECONDS), str(error)
+        if opens_at is None:
+            return False
+        if self._dispatcher.number_open(campaign.id):
+            self._exhausted.add(campaign.id)
+        else:
+            self._runs.wait_for(campaign, "window", opens_at, reason)
+        return True
 
     def _break_off(self, campaign: Campaign) -> None:
         """Too many recipients in a row were refused: ends the run, unless a batch of it is not settled."""
@@ -254,6 +272,7 @@ class CampaignJob:
     def _measure(self, backlog: CampaignBacklog) -> None:
         self._context.counters.gauge("campaign_pending_recipients", backlog.pending)
         self._context.counters.gauge("campaign_oldest_due_seconds", backlog.oldest_due_seconds)
+        self._context.counters.gauge("window_waiting", backlog.outside_hours, kind="campaigns")
         if time.monotonic() - self._quotas_measured_at >= QUOTAS_SECONDS:
             for kind, ratio in self._claims.quotas.used_ratios(self._context.clock()).items():
                 self._context.counters.gauge("quota_used_ratio", ratio, account_kind=kind)

@@ -72,6 +72,11 @@ def calling_code(number: str) -> int:
     return _places(number)[0]
 
 
+def zones_of(number: str) -> tuple[ZoneInfo, ...]:
+    """The zones of the places that have such numbers; none for one of no place. ``number``: E.164."""
+    return _places(number)[1]
+
+
 def is_calling_code(code: int) -> bool:
     """Whether numbers begin with it: of a country, or of none, as 800."""
     return code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE

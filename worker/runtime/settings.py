@@ -12,7 +12,6 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from worker.content.return_path import ReturnPaths
-from worker.content.windows import Window
 from worker.errors import SettingsError
 from worker.registry import DATABASE_USERS, REDIS_USERS
 from worker.runtime.environment_variable import EnvironmentVariable, variable
@@ -21,7 +20,6 @@ from worker.runtime.setting_parsers import (
     absolute_path,
     boolean,
     bounce_address,
-    call_windows,
     collection_name,
     days,
     duration,
@@ -40,13 +38,14 @@ from worker.runtime.setting_parsers import (
     url_list,
     whole_number,
 )
+from worker.runtime.window_settings import WindowSettings
 
 DEFAULT_MESSAGE_MAX_BYTES = 26_214_400  # 25 MiB, what Gmail and most mail servers accept
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuotaSettings):
+class Settings(QuotaSettings, WindowSettings):
     """The checked values. Times are in seconds unless a name says otherwise."""
 
     database_url: str = variable(
@@ -153,13 +152,6 @@ class Settings(QuotaSettings):
         whole_number(1, 1_000_000),
         "20",
         "recipients in a row refused with the same reply, through no fault of theirs, after which a campaign fails",
-        programs="campaign",
-    )
-    campaign_window: Window | None = variable(
-        "CAMPAIGN_WINDOW",
-        Window.parse,
-        None,
-        "the hours of campaigns, such as 09:00-21:00: e-mail by the tenant's clock, WhatsApp by the recipient's",
         programs="campaign",
     )
     unconfirmed_sends: str = variable(
@@ -291,20 +283,6 @@ class Settings(QuotaSettings):
     )
     twilio_api_url: str = variable(
         "TWILIO_API_URL", url("https", "http"), "https://api.twilio.com", "Twilio's API", programs="calls"
-    )
-    call_window: Window = variable(
-        "CALL_WINDOW",
-        Window.parse,
-        "08:00-21:00",
-        "when phones may ring, by the clock of the called number; 09:00-21:00 for +91",
-        programs="calls",
-    )
-    call_windows: dict[int, Window] = variable(
-        "CALL_WINDOWS",
-        call_windows,
-        "",
-        "other hours for numbers of some countries: +44=08:00-20:00 +971=09:00-18:00",
-        programs="calls",
     )
     twilio_rate: float = variable("TWILIO_RATE", rate, "1", "calls a second for one Twilio account", programs="calls")
     call_cleanup_interval_seconds: float = variable(
