@@ -6,6 +6,7 @@ has one row for each account, tenant and hour. An hour counts until it has been 
 rather a little less than it may.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -67,6 +68,18 @@ class QuotaState:
         now_left = self.left(now)
         ends = (each.hour + COUNTED for each in self.used_by_hour)
         return next((end for end in ends if self.left(end) > now_left), None)
+
+
+def campaign_states(
+    quota: Quota, used: Iterable[HourUse], used_by_tenant: Iterable[HourUse], *, is_shared: bool
+) -> tuple[QuotaState, ...]:
+    """The limits that hold for a campaign: the account's, and where it ``is_shared`` the tenant's share of it."""
+    kind, account = quota.account_kind, quota.account
+    states = [QuotaState(kind, account, quota.limit - quota.kept_back, tuple(each for each in used if each.used))]
+    if quota.share is not None and is_shared:
+        by_tenant = tuple(each for each in used_by_tenant if each.used)
+        states.append(QuotaState(kind, account, quota.share, by_tenant))
+    return tuple(states)
 
 
 def free_at(states: tuple[QuotaState, ...], now: datetime) -> datetime:
@@ -138,11 +151,12 @@ class QuotaLedger:
             tenant_id=quota.tenant_id,
             now=now,
         )
-        kind, account = quota.account_kind, quota.account
-        states = [QuotaState(kind, account, quota.limit - quota.kept_back, _uses(rows, "used"))]
-        if quota.share is not None and (not rows or rows[0]["is_shared"]):
-            states.append(QuotaState(kind, account, quota.share, _uses(rows, "used_by_tenant")))
-        return tuple(states)
+        return campaign_states(
+            quota,
+            [HourUse(row["hour"], row["used"]) for row in rows],
+            [HourUse(row["hour"], row["used_by_tenant"]) for row in rows],
+            is_shared=not rows or rows[0]["is_shared"],
+        )
 
     def used_ratios(self, now: datetime) -> dict[str, float]:
         """How much the fullest account of each kind has used of its limit; {} where there is nothing to measure."""
@@ -176,7 +190,3 @@ class QuotaLedger:
 
 def _hour(at: datetime) -> datetime:
     return at.replace(minute=0, second=0, microsecond=0)
-
-
-def _uses(rows: list[dict[str, int | datetime]], column: str) -> tuple[HourUse, ...]:
-    return tuple(HourUse(row["hour"], row[column]) for row in rows if row[column])  # type: ignore[arg-type]
