@@ -193,6 +193,22 @@ def test_the_granted_rights_are_enough_to_retry(
     assert crm.counts(campaign) == {"pending": 1, "failed": 1, "sent": 1}
 
 
+def test_the_granted_rights_are_enough_to_look_at_campaigns(
+    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str
+) -> None:
+    """A campaign is checked, tested, listed and shown with them, by its recipients and by its target."""
+    crm.add_lead()
+    campaigns = [crm.add_campaign("email", recipients=2), crm.add_campaign("whatsapp", targetType="leads")]
+    url = url_of(role, database_url)
+    commands = [("list",), ("test", campaigns[0], "--to", REMINDED)]
+    commands += [(name, each) for name in ("check", "show") for each in campaigns]
+    for command in commands:
+        worker = start(*command, DATABASE_URL=url, SMTP_DAILY_LIMIT="100")
+        assert worker.wait() in (0, 1), worker.log
+        assert "permission denied" not in worker.log
+    assert world.counts("smtp") == {REMINDED: 1}
+
+
 def url_of(role: tuple[str, str], database_url: str) -> str:
     """The test's database, for the role."""
     parts = urlsplit(database_url)
