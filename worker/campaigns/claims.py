@@ -52,7 +52,7 @@ class BatchClaims:
 
     def claim(self, campaign: Campaign, transport: Transport) -> Batch | None:
         """Claims the next recipients of a run; None when none can be claimed now."""
-        return self._claim(
+        batch = self._claim(
             "claim",
             campaign,
             transport,
@@ -62,6 +62,9 @@ class BatchClaims:
             streak=self.breaker.streak_of(campaign),
             user_id=campaign.user_id,
         )
+        if batch:
+            transport.prepare(batch.recipients)
+        return batch
 
     def claim_unconfirmed(self, campaign: Campaign, transport: Transport, account_key: str) -> Batch | None:
         """Claims unconfirmed messages that left through this account, to ask the provider about them."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -65,6 +65,11 @@ class Transport:
     def can_be_asked(self) -> bool:
         """Whether the provider can be asked if it has a message."""
         return self.gmail is not None
+
+    def prepare(self, recipients: Iterable[MessageRecipient]) -> None:
+        """To be called before the messages of a batch are made: it is faster for many than for each."""
+        if isinstance(self.content, EmailContent):
+            self.content.prepare(recipients)
 
     def message(self, recipient: MessageRecipient, at: datetime) -> Email | WhatsAppMessage:
         """The message for one recipient; ``at`` is UTC without a zone.
