@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 from redis.sentinel import (
     Sentinel,
@@ -128,6 +129,9 @@ def connect(url: str, *, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> redis
         # One retry is enough for a server that was restarted. A command that timed out is not sent again: the
         # server may be busy with it, and waiting twice as long does not help.
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        # no CLIENT commands: they cost round trips, and an ACL need not allow them
+        "driver_info": None,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     settings = common | {
         "health_check_interval": HEALTH_CHECK_SECONDS,
