@@ -39,7 +39,7 @@ from worker.runtime.setting_parsers import (
 )
 
 DEFAULT_MESSAGE_MAX_BYTES = 26_214_400  # 25 MiB, what Gmail and most mail servers accept
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "valkey", "valkeys")
 
 
 @dataclass(frozen=True, kw_only=True)
