@@ -19,11 +19,10 @@ from worker.runtime.db import (
     Database,
     DatabaseReadOnly,
     StatementTooLarge,
-    UnreadableJson,
-    UnreadablePart,
     is_read_only,
     is_unavailable,
 )
+from worker.runtime.unreadable_json import UnreadableJson, UnreadablePart
 
 Connection = psycopg2.extensions.connection
 DIGITS = "SELECT repeat('1', 100000)::{} AS value"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from worker.errors import SettingsError
-from worker.runtime.db import Database, libpq_url, queries
+from worker.runtime.database_url import parse_database_url
+from worker.runtime.db import Database, queries
 
 FOLDER = Path(__file__).parents[2] / "worker" / "sql"
 INCLUDE = re.compile(r"^ *-- include: (\w+)$", re.MULTILINE)
@@ -49,7 +50,8 @@ def test_an_include_stands_for_the_text_of_its_file() -> None:
 )
 def test_a_url_of_the_nodejs_client(url: str, for_libpq: str, schema: str | None) -> None:
     """Parameters that only the Node.js client knows are taken out; the others stay as they are, letter by letter."""
-    assert libpq_url(url) == (for_libpq, schema)
+    parsed = parse_database_url(url)
+    assert (parsed.libpq, parsed.schema) == (for_libpq, schema)
 
 
 @pytest.mark.parametrize(
