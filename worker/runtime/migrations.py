@@ -69,9 +69,8 @@ def migrate_database(database: Database) -> list[str]:
         with closing(database.connect()) as turn, connection.cursor() as cursor, turn.cursor() as lock:
             _require_no_limits(cursor, database.schema)
             # Idle without a snapshot: building an index does not wait for this transaction.
-            lock.execute(
-                "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT set_config('idle_in_transaction_session_timeout', '0', true)"
-            )
+            lock.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            lock.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             _take_turn(lock, "pg_try_advisory_xact_lock")
             return _run(cursor, lock)
 
@@ -93,8 +92,8 @@ def _require_no_limits(cursor: psycopg2.extensions.cursor, schema: str | None) -
     """What is built concurrently runs in no transaction, so it has the settings that pooled sessions begin with."""
     cursor.execute(
         "SELECT current_setting('statement_timeout'), current_setting('lock_timeout'), "
-        "coalesce(current_schema() = %s, true)",
-        (schema,),
+        "%(schema)s IS NULL OR current_schema() IS NOT DISTINCT FROM %(schema)s",
+        {"schema": schema},
     )
     statement, lock, is_in_schema = cursor.fetchone() or ("0", "0", True)
     problems = [f"statement_timeout is {statement}"] if statement != "0" else []
