@@ -344,9 +344,8 @@ def test_a_pooler_in_transaction_mode(
     assert rows == {"count": 6}
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == ("pgbouncer" not in parameters)
-    if "pgbouncer" in parameters:
-        with closing(psycopg2.connect(pooler.url)) as other, other.cursor() as cursor:
-            for _ in range(4):
-                cursor.execute("SHOW TimeZone")
-                assert cursor.fetchone() == ("Asia/Kolkata",)
-                other.commit()
+    with closing(psycopg2.connect(pooler.url)) as other, other.cursor() as cursor:
+        for _ in range(4):
+            cursor.execute("SHOW TimeZone")
+            assert cursor.fetchone() == ("Asia/Kolkata",)
+            other.commit()

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +16,6 @@ import pytest
 from transaction_pooler import TransactionPooler
 
 from sandbox.pgbouncer import PgBouncer
-from sandbox.servers import ServerMissing
 from worker.runtime import settings
 from worker.runtime.db import Database
 from worker.runtime.migrations import ADVISORY_LOCK, migrate_database, migrations
@@ -29,27 +28,6 @@ SAID = "DATABASE_URL leads through a connection pooler, settings are sent with e
 NAMES = [f"{each.version:04d}_{each.name}" for each in migrations()]
 # what a pooler itself keeps for each client
 KEPT = ("application_name", "client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings")
-
-
-@pytest.fixture
-def new_bouncer(postgres_url: str, tmp_path: Path) -> Iterator[Callable[..., PgBouncer]]:
-    """Starts a PgBouncer (with these settings) before the tests' PostgreSQL."""
-    started: list[PgBouncer] = []
-
-    def start(**options: str) -> PgBouncer:
-        made = PgBouncer(tmp_path / f"pgbouncer-{len(started)}", postgres_url, **options)
-        try:
-            made.start()
-        except ServerMissing as error:
-            if os.environ.get("CI", "").lower() == "true" and os.geteuid() == 0:
-                pytest.fail(str(error))
-            pytest.skip(str(error))
-        started.append(made)
-        return made
-
-    yield start
-    for each in started:
-        each.stop()
 
 
 def name_of(url: str) -> str:

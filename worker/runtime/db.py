@@ -27,7 +27,6 @@ UNAVAILABLE = (psycopg2.OperationalError, psycopg2.InterfaceError)  # what a los
 READ_ONLY_CODE = "25006"
 # SQLSTATEs of a server that cannot work: connection failed, too few resources, shut down; takes no writes, disk error
 _UNAVAILABLE_CODES = ("08", "53", "57P", READ_ONLY_CODE, "58030")
-_NO_WRITABLE_HOST = re.compile(r"failed: (session is read-only|server is in hot standby mode)$", re.MULTILINE)
 _TEMPORARY_FILES_CODE = "53400"  # a limit that one statement exceeded
 _ABORTED_TRANSACTION_CODE = "25P02"
 _PREPARED_ELSEWHERE_CODES = ("26000", "42P05")  # a prepared statement is missing, or is there already
@@ -63,8 +62,7 @@ def is_unavailable(error: psycopg2.Error) -> bool:
 
 def is_read_only(error: psycopg2.Error) -> bool:
     """Whether the server answers and takes no writes; ``is_unavailable`` is true, too."""
-    refused = error.pgcode is None and _NO_WRITABLE_HOST.search(str(error))
-    return isinstance(error, DatabaseReadOnly) or error.pgcode == READ_ONLY_CODE or bool(refused)
+    return isinstance(error, DatabaseReadOnly) or error.pgcode == READ_ONLY_CODE
 
 
 @cache
