@@ -65,6 +65,11 @@ _POSTGRESQL: tuple[tuple[re.Pattern[str], Diagnosis], ...] = tuple(
             Diagnosis(EXHAUSTED, POSTGRESQL, "raise max_connections (or the role's, the database's, the pooler's "
                       "limit), or end connections that nobody needs (pg_stat_activity)"),
         ),
+        (
+            r"failed: (session is read-only|server is in hot standby mode)",
+            Diagnosis(READ_ONLY, POSTGRESQL, "no host in DATABASE_URL takes writes: start the primary, or promote a "
+                      "standby (pg_promote())"),
+        ),
         (r"^53100", Diagnosis(READ_ONLY, POSTGRESQL, "free space on PostgreSQL's disk")),
         (r"^53200", Diagnosis(EXHAUSTED, POSTGRESQL, "PostgreSQL is out of memory: see its log")),
         (r"^58030", Diagnosis(EXHAUSTED, POSTGRESQL, "PostgreSQL cannot read or write its files: see its log")),

@@ -213,4 +213,5 @@ class Loop:
 
 
 def _text(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__
+    """In one line: libpq writes a line for each host."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -79,16 +79,23 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 def url(*schemes: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
-        try:
-            parts = urlsplit(raw.strip())
-        except ValueError:
-            parts = urlsplit("")
-        web = parts.scheme in ("http", "https")
-        if parts.scheme not in schemes or f"{parts.scheme}://" not in raw or (web and not parts.netloc):
-            raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
-        return raw.strip().rstrip("/") if web else raw.strip()
+        text = raw.strip()
+        scheme, found, _ = text.partition(
+            "://"
+        )  # not urlsplit: it refuses libpq's lists of hosts with IPv6 addresses
+        web = scheme in ("http", "https")
+        if scheme not in schemes or not found or (web and not _has_host(text)):
+            raise ValueError("a URL that begins with " + " or ".join(f"{each}://" for each in schemes))
+        return text.rstrip("/") if web else text
 
     return parse
+
+
+def _has_host(text: str) -> bool:
+    try:
+        return bool(urlsplit(text).netloc)
+    except ValueError:
+        return False
 
 
 def qdrant_url(raw: str) -> str:
