@@ -26,6 +26,7 @@ class Recipient:
     attempts: int
     address: str | None = None  # as the list of suppressed addresses has it
     opted_out: str | None = None  # why the address may not be written to
+    deferred: bool = False  # before this claim, whether that was counted as an attempt or not
 
 
 class BatchState(IntEnum):

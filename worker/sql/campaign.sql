@@ -92,6 +92,7 @@ SELECT c.id, t.id AS "tenantId", c."userId", c.name, c.channel,
        c."utmSource", c."utmMedium", c."utmCampaign", c."utmTerm", c."utmContent", c."platformUtmConfig",
        c."autoTagLinks", c."useShortLinks",
        coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS backoffs, r.started_at,
+       coalesce(r.accepted_at > r.started_at, false) AS has_accepted,
        t.name AS tenant_name, t.settings AS tenant_settings,
        u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail", u."gmailAccessToken",
        u."gmailRefreshToken",
@@ -229,7 +230,7 @@ WITH run AS (
       AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
     FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could deadlock
 ), retried AS (
-    SELECT q.recipient_id AS id, q.attempts
+    SELECT q.recipient_id AS id, q.attempts, q.reason <> '' AS deferred
     FROM run JOIN worker.campaign_retry q ON q.campaign_id = run.campaign_id
     WHERE q.campaign_id = %(campaign_id)s AND q.due_at <= %(now)s
     ORDER BY q.due_at LIMIT (%(size)s + 1) / 2
@@ -245,7 +246,7 @@ WITH run AS (
         FOR UPDATE SKIP LOCKED
     ) AS p
 ), picked AS (
-    SELECT id, 0 AS attempts FROM fresh UNION ALL SELECT id, attempts FROM retried
+    SELECT id, 0 AS attempts, false AS deferred FROM fresh UNION ALL SELECT id, attempts, deferred FROM retried
 ), claimed AS (
     UPDATE "CampaignRecipient" p SET status = 'sending', "updatedAt" = %(now)s
     FROM picked
@@ -253,7 +254,7 @@ WITH run AS (
       AND p.id = ANY (ARRAY(SELECT id FROM picked)) AND p.status || '' = 'pending'  -- both: only by primary key
       AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
-              picked.attempts, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
+              picked.attempts, picked.deferred, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
 ), stale AS (
     DELETE FROM worker.campaign_retry q USING retried
     WHERE q.recipient_id = retried.id AND NOT EXISTS (
@@ -278,7 +279,8 @@ LEFT JOIN LATERAL (
     WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = claimed.address AND
         -- include: still_suppressed
     LIMIT 1
-) AS s ON true;
+) AS s ON true
+ORDER BY claimed.deferred;  -- the others tell first whether the account is accepted
 
 -- name: renew  Renews the lease of batches: their holder is alive.
 UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
@@ -308,10 +310,11 @@ WITH own_batch AS (
       AND p."campaignId" || '' = o.campaign_id AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p.status
 ), retries AS (
-    INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)
+    INSERT INTO worker.campaign_retry AS q (recipient_id, campaign_id, attempts, due_at, reason)
     SELECT id, campaign_id, attempts, at, coalesce(reason, '') FROM outcome WHERE status = 'pending'
     ON CONFLICT (recipient_id) DO UPDATE
-    SET attempts = excluded.attempts, due_at = excluded.due_at, reason = excluded.reason
+    SET attempts = excluded.attempts, due_at = excluded.due_at,
+        reason = coalesce(nullif(excluded.reason, ''), q.reason)  -- who was deferred once comes last in its batch
 ), no_retries AS (
     DELETE FROM worker.campaign_retry q USING outcome o
     WHERE q.recipient_id = o.id AND o.status <> 'pending'  -- while a provider is asked, unconfirmed_send has the attempts
