@@ -1220,6 +1220,22 @@ def test_unconfirmed_is_asked_about(office: Office) -> None:
     assert worker.end(campaign)
 
 
+def test_what_a_provider_says_of_earlier_messages(office: Office) -> None:
+    """It does not mean that anything is accepted now: neither the breaker nor the backoffs begin anew."""
+    campaign = gmail_campaign(office, 2)
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.send(campaign, OutcomeKind.UNCONFIRMED)
+    office.crm.execute("UPDATE worker.campaign_run SET holds = 5")
+    office.clock.ahead = timedelta(seconds=40)
+    batch = ask(worker, campaign)
+    assert batch
+    outcome(worker, batch, OutcomeKind.ACCEPTED)
+    worker.settle(batch)
+    assert office.counts(campaign) == {"sent": 2}
+    assert office.rows("SELECT accepted_at, holds FROM worker.campaign_run") == [(None, 5)]
+
+
 def test_unconfirmed_and_set_back(office: Office) -> None:
     """An unconfirmed message that the CRM settles before it is asked about does not keep its campaign from ending."""
     campaign = gmail_campaign(office, 1)

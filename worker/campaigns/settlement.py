@@ -129,7 +129,7 @@ class BatchSettlements:
         now, campaign, transport, outcomes = self._clock(), batch.campaign, batch.transport, batch.outcomes
         settled = self._settled(batch, outcomes, now)
         failures = self._failures(batch, settled, outcomes)
-        accepted_at = max((each.at for each in outcomes.values() if each.accepted), default=None)
+        accepted_at = _accepted_at(batch, outcomes)
         backoffs = _backoffs(batch, some_pass=accepted_at is not None)
         shared = {
             "batch_id": batch.id, "holder": batch.holder, "tenant_id": campaign.tenant_id,
@@ -251,12 +251,21 @@ def _are_own_deferrals(batch: Batch, outcomes: Mapping[str, Outcome]) -> bool:
 
 def _backoffs(batch: Batch, *, some_pass: bool) -> int:
     """How often in a row the campaign has backed off, with this batch. The pace of an account is no failure."""
+    if batch.asking:
+        return batch.campaign.backoffs
     if batch.state is not BatchState.BACKING_OFF:
         return 0
     if some_pass:
         return 1  # slower is enough
     before = batch.campaign.backoffs
     return max(before, 1) if batch.backoff_cause is BackoffCause.PACE else before + 1
+
+
+def _accepted_at(batch: Batch, outcomes: Mapping[str, Outcome]) -> datetime | None:
+    """When the provider last accepted a message. What it says about earlier ones says nothing about now."""
+    if batch.asking:
+        return None
+    return max((each.at for each in outcomes.values() if each.accepted), default=None)
 
 
 def _later(at: datetime, seconds: float) -> datetime:

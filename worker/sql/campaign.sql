@@ -299,7 +299,8 @@ WITH own_batch AS (
 ), settled AS (
     UPDATE "CampaignRecipient" p
     SET status = o.status,
-        "sentAt" = CASE WHEN o.status = 'sent' THEN o.at ELSE p."sentAt" END,
+        -- of an earlier message, if the CRM has set the recipient back: one that fails now has none
+        "sentAt" = CASE o.status WHEN 'sent' THEN o.at WHEN 'failed' THEN NULL ELSE p."sentAt" END,
         "failedAt" = CASE WHEN o.status = 'failed' THEN o.at END,
         "errorMessage" = CASE WHEN o.status = 'failed' THEN o.reason END,
         "messageId" = coalesce(o.message_id, p."messageId"),
@@ -471,14 +472,29 @@ WITH total AS (
 )
 SELECT * FROM ended;
 
--- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending.
-WITH ended AS (
-    UPDATE "Campaign" c SET status = 'failed', "updatedAt" = %(now)s
-    FROM worker.campaign_run r
-    WHERE r.campaign_id = c.id AND c.id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
+-- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending, and those that were refused
+-- since a message was accepted are pending again.
+WITH run AS (
+    SELECT r.campaign_id, c."tenantId" AS tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
+    WHERE r.campaign_id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
+    FOR UPDATE OF c, r
+), refused AS (
+    -- include: refused_in_a_row
+), released AS (
+    -- include: released_refusals
+), forgotten AS (
+    DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
+), ended AS (
+    UPDATE "Campaign" c
+    SET status = 'failed', "updatedAt" = %(now)s, "failedCount" = greatest(
+        c."failedCount" - (SELECT count(*) FROM released WHERE released.campaign_id = c.id), 0
+    )
+    FROM run
+    WHERE c.id = run.campaign_id AND c.status = 'running'
     RETURNING c.id, c."tenantId",
               (SELECT u.id FROM "User" u WHERE u.id = c."userId" AND u."tenantId" = c."tenantId") AS user_id
-), run AS (
+), ended_run AS (
     DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
 ), retries AS (
     DELETE FROM worker.campaign_retry q USING ended WHERE q.campaign_id = ended.id
@@ -488,13 +504,14 @@ WITH ended AS (
 )
 SELECT * FROM ended;
 
--- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply. Messages that
--- were sent, and came back later, say nothing about what is accepted now.
-SELECT f.pattern, count(*) AS number
-FROM worker.campaign_run r JOIN worker.failure f ON f.campaign_id = r.campaign_id AND f.tenant_id = r.tenant_id
-JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL
-WHERE r.campaign_id = %(campaign_id)s AND f.kind = 'refused' AND f.failed_at > greatest(r.started_at, r.accepted_at)
-GROUP BY f.pattern;
+-- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply.
+WITH run AS (
+    SELECT r.campaign_id, r.tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s
+), refused AS (
+    -- include: refused_in_a_row
+)
+SELECT pattern, count(*) AS number FROM refused GROUP BY pattern;
 
 -- name: break_off  Ends a run of which so many recipients in a row were refused with the same reply: they, and those
 -- that were refused meanwhile with another one, are pending again. Nothing happens while a batch of it is not settled, or
@@ -505,21 +522,15 @@ WITH run AS (
     WHERE r.campaign_id = %(campaign_id)s AND c.status = 'running'
       AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = r.campaign_id)
     FOR UPDATE OF c, r
-), refused AS (
-    SELECT f.recipient_id, f.pattern, f.reply, f.failed_at
-    FROM run JOIN worker.failure f ON f.campaign_id = run.campaign_id AND f.tenant_id = run.tenant_id
-    JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL  -- as in "refusals"
-    WHERE f.kind = 'refused' AND f.failed_at > run.since
+), refusals AS (
+    -- include: refused_in_a_row
 ), streak AS (
     SELECT pattern, count(*) AS number
-    FROM refused GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
+    FROM refusals GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
+), refused AS (
+    SELECT refusals.* FROM refusals, streak
 ), released AS (
-    UPDATE "CampaignRecipient" p
-    SET status = 'pending', "failedAt" = NULL, "errorMessage" = NULL, "updatedAt" = %(now)s
-    FROM run, streak, refused f  -- all of them: the sender's fault may have been said in several ways
-    WHERE p.id = f.recipient_id AND p.status || '' = 'failed'
-      AND p."campaignId" || '' = run.campaign_id AND p."tenantId" || '' = run.tenant_id
-    RETURNING p.id
+    -- include: released_refusals
 ), forgotten AS (
     DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
 ), ended AS (
