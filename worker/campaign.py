@@ -22,7 +22,7 @@ from worker.campaigns.opt_outs import stop_suppressed
 from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.recovery import BatchRecovery
 from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS, CampaignRuns
-from worker.campaigns.settlement import BatchSettlements
+from worker.campaigns.settlement import BatchSettlements, SettlementResult
 from worker.campaigns.survey import CampaignBacklog, Survey
 from worker.campaigns.targets import prepare
 from worker.campaigns.transport import TransportRouter
@@ -76,6 +76,7 @@ class CampaignJob:
         )
         self._exhausted: set[str] = set()  # campaigns with a batch in progress and nothing left to claim
         self._large: dict[str, int] = {}  # campaigns that wait until fewer large ones are sent, and their bytes
+        self._rejected: dict[str, Batch] = {}  # of campaigns that end when their other batch is settled
         self._said_stuck = False
         self._counts: dict[str, int] = {}
 
@@ -141,6 +142,7 @@ class CampaignJob:
             self._dispatcher.abandon()
             self._exhausted.clear()
             self._large.clear()
+            self._rejected.clear()  # what is sent of these campaigns next is rejected again
 
     def _heartbeat(self) -> None:
         """Says so when the tick does nothing but wait for messages that have had no answer for long."""
@@ -230,12 +232,23 @@ class CampaignJob:
             update_grant(self._db, gmail, self._context.clock(), revoked=revoked)
         if batch.stopped_by_provider:
             self._dispatcher.stop(batch.campaign.id)  # its other batch, too
-        self._runs.follow_up(batch, settled)
+        self._follow_up(batch, settled)
         if batch.rejection:
             kind = "account" if isinstance(batch.rejection, AccountRejected) else "campaign"
             self._context.counters.add("refusals_total", channel=batch.campaign.channel, kind=kind)
         if batch.refused_in_a_row and self._dispatcher.number_open(batch.campaign.id) == 1:
             self._break_off(batch.campaign)
+
+    def _follow_up(self, batch: Batch, settled: SettlementResult) -> None:
+        """A rejection ends the run when its other batches are settled: what was refused in them is pending again."""
+        key = batch.campaign.id
+        if any(each is not batch and each.campaign.id == key for each in self._dispatcher.open):
+            if batch.rejection:
+                self._rejected.setdefault(key, batch)
+                return
+        elif rejected := self._rejected.pop(key, None):
+            batch = rejected
+        self._runs.follow_up(batch, settled)
 
     def _measure(self, backlog: CampaignBacklog) -> None:
         self._context.counters.gauge("campaign_pending_recipients", backlog.pending)

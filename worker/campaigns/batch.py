@@ -26,6 +26,7 @@ class Recipient:
     attempts: int
     address: str | None = None  # as the list of suppressed addresses has it
     opted_out: str | None = None  # why the address may not be written to
+    deferred: bool = False  # before this claim, whether that was counted as an attempt or not
 
 
 class BatchState(IntEnum):
@@ -54,6 +55,7 @@ class Batch:
     ``streak``: the refusals in a row of its run, which its batches share; None for one that is not sent any more.
     ``lease_until``: by ``boot_seconds``; after it another machine may have taken the batch over.
     ``same_account``: whether its messages leave, or left, through the account of ``transport``.
+    ``asking``: nothing of it is sent, the provider is asked about earlier messages.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Batch:
         *,
         lease_until: float = 0.0,
         same_account: bool = True,
+        asking: bool = False,
         streak: RefusalStreak | None = None,
     ) -> None:
         self.id = batch_id
@@ -76,6 +79,7 @@ class Batch:
         self.recipients = recipients
         self.journal = journal
         self.lease_until = lease_until
+        self.asking = asking
         self.claimed_at = time.monotonic()
         self._changing = threading.Lock()  # guards all that follows
         self._streak = streak

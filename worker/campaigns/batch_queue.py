@@ -5,18 +5,24 @@ from collections import deque
 from collections.abc import Mapping
 
 from worker.campaigns.batch import Batch, Recipient
+from worker.runtime.clock import boot_seconds
+from worker.sending.suppression import LOOK_VALID_SECONDS
 
 
 class BatchQueue:
     """A recipient first waits for a token of the account's pace, then is ready for a thread.
 
-    Threads call ``take``, ``opted_out`` and ``begin``; all else is for the one thread that owns the dispatcher.
+    Threads call ``take``, ``is_looked_up``, ``opted_out`` and ``begin``; all else is for the one thread that owns the
+    dispatcher.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.threads = 0  # how many work on this batch
         self.token_at = 0.0  # time.monotonic() before which the pace has no token
+        self.looked_at = (
+            boot_seconds()
+        )  # when the list of suppressed addresses was last looked at: first by the claim
         self._changing = threading.Lock()  # guards the next four
         self._begun: set[str] = set()  # recipients whose message may have left
         self._opted_out = {each.id: each.opted_out for each in batch.recipients if each.opted_out is not None}
@@ -38,6 +44,11 @@ class BatchQueue:
         """Whether no thread works on the batch, and none will."""
         return not self.threads and not (self.batch.sending and (self._waiting or self._ready))
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether the latest look is recent. Else no message leaves until the owner looks again."""
+        return boot_seconds() - self.looked_at <= LOOK_VALID_SECONDS
+
     def let_through(self, number: int) -> None:
         """So many tokens were granted."""
         with self._changing:
@@ -47,7 +58,7 @@ class BatchQueue:
     def take(self) -> Recipient | None:
         """The next recipient to write to; None when there is none now, or the batch has stopped."""
         with self._changing:
-            return self._ready.popleft() if self._ready and self.batch.sending else None
+            return self._ready.popleft() if self._ready and self.batch.sending and self.is_looked_up else None
 
     def begin(self, recipient: Recipient) -> bool:
         """To be called before a message leaves: whether it may."""

@@ -122,6 +122,7 @@ class BatchClaims:
             journal,
             lease_until=lease_until,
             same_account=account_key == transport.account_key,
+            asking=streak is None,
             streak=streak,
         )
 

@@ -45,7 +45,7 @@ class Transport:
     pace: Pace | None = None
     gmail: GmailAccount | None = None
     size: MessageSize | None = None
-    return_path: Callable[[str], str] | None = None  # of a recipient's id; None: the sender's address
+    return_path: Callable[[str, str], str] | None = None  # of recipient's id and address; None: the sender's address
 
     @property
     def message_bytes(self) -> int:
@@ -82,7 +82,7 @@ class Transport:
         if self.size:
             self.size.check_made(message)
         if self.return_path and isinstance(message, Email):
-            return replace(message, envelope_from=self.return_path(recipient.id))
+            return replace(message, envelope_from=self.return_path(recipient.id, message.to))
         return message
 
     @property
