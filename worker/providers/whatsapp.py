@@ -40,7 +40,7 @@ RETRY: dict[int, float | None] = {
 
 # Limits of one recipient, which say nothing about others.
 PAIR_LIMIT, ENGAGEMENT_LIMIT = 131056, 131049
-PAIR_DELAY_BASE = 4.0  # Meta asks for 4 ** n seconds after n more refusals: 6 s, 16 s, 64 s ...
+PAIR_DELAY_BASE = 4.0  # the nth pause has 4 ** n seconds and at least 6; Meta asks for 4 ** (n - 1)
 ENGAGEMENT_ATTEMPTS = 3  # the first one and two more, a day apart
 NO_MARKETING = "1"  # Meta delivers no marketing messages to numbers of +1: another try would be in vain
 
