@@ -102,7 +102,8 @@ class RecipientPolicy:
                 state, at = RecipientState.FAILED, outcome.at
                 reason = f"Unconfirmed, it may have arrived: {outcome.reason}"
             case NextStep.FAIL if outcome.deferred:
-                state, at, reason = RecipientState.FAILED, now, f"given up after {attempts} tries: {outcome.reason}"
+                tries = "1 try" if attempts == 1 else f"{attempts} tries"
+                state, at, reason = RecipientState.FAILED, now, f"given up after {tries}: {outcome.reason}"
             case NextStep.FAIL:
                 state, at, reason = RecipientState.FAILED, outcome.at, outcome.reason
         return SettledRecipient(recipient.id, state, at, attempts, reason, message_id)

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from worker.content.addresses import parse_address
 from worker.content.loopback import is_loopback
 from worker.content.return_path import LONGEST_LOCAL_PART
+from worker.content.whatsapp import TemplateName
 
 LONGEST_SECONDS = 31 * 86_400.0
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -175,6 +176,13 @@ def bounce_address(raw: str) -> str:
     if len(address.partition("@")[0]) > LONGEST_LOCAL_PART:
         raise ValueError(expected)
     return address
+
+
+def template_name(raw: str) -> TemplateName:
+    found = re.fullmatch(r"([a-z0-9_]{1,512}):([a-z]{2,3}(?:_[A-Z]{2,3})?)", raw.strip())
+    if not found:
+        raise ValueError("a template's name and language, such as lead_reminder:en or lead_reminder:en_US")
+    return TemplateName(found[1], found[2])
 
 
 def time_zone(raw: str) -> ZoneInfo:

@@ -12,6 +12,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from worker.content.return_path import ReturnPaths
+from worker.content.whatsapp import TemplateName
 from worker.errors import SettingsError
 from worker.registry import DATABASE_USERS, REDIS_USERS
 from worker.runtime.environment_variable import EnvironmentVariable, variable
@@ -30,6 +31,7 @@ from worker.runtime.setting_parsers import (
     public_url,
     qdrant_url,
     rate,
+    template_name,
     time_zone,
     token,
     unsubscribe_url,
@@ -263,6 +265,13 @@ class Settings:
         duration("min", 1.0),
         "60min",
         "how often the worker looks for leads that were not contacted for too long",
+        programs="reminders",
+    )
+    reminder_whatsapp_template: TemplateName | None = variable(
+        "REMINDER_WHATSAPP_TEMPLATE",
+        template_name,
+        None,
+        "name:language of the template that digests leave as on WhatsApp: {{1}} number of leads, {{2}} company",
         programs="reminders",
     )
     call_scheduler_interval_seconds: float = variable(
