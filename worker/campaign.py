@@ -35,13 +35,16 @@ from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
 from worker.sending.gmail_grants import update_grant
+from worker.sending.quota import QuotaUsedUp
 from worker.sending.requests import RequestThreads
 from worker.sending.suppression import SuppressionWatch
+from worker.sending.whatsapp_limits import LimitUnread
 
 log = logging.getLogger(__name__)
 
 LARGE_BYTES = 1024 * 1024  # the texts of a large campaign
 OPEN_BYTES = 64 * 1024 * 1024  # the texts of all large campaigns that are sent at the same time
+QUOTAS_SECONDS = 60.0  # from one measurement of what the accounts used to the next
 STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
@@ -79,10 +82,12 @@ class CampaignJob:
         self._rejected: dict[str, Batch] = {}  # of campaigns that end when their other batch is settled
         self._said_stuck = False
         self._counts: dict[str, int] = {}
+        self._quotas_measured_at = -QUOTAS_SECONDS
 
     def start(self) -> None:
         require_current(self._db)
         self._db.execute(queries("campaign")["drop_retries"])
+        self._claims.quotas.drop_old(self._context.clock())
         self._orphans.sweep_journals()
 
     def tick(self, now: datetime) -> TickResult:
@@ -101,7 +106,8 @@ class CampaignJob:
     def close(self) -> bool:
         self._transports.close()
         self._journals.close()
-        return self._dispatcher.close()
+        ended = self._claims.close()
+        return self._dispatcher.close() and ended
 
     def _look_for_work(self, now: datetime, survey: Survey) -> None:
         if survey.any_batch:
@@ -200,13 +206,20 @@ class CampaignJob:
         if self._claims.breaker.streak_of(campaign).is_full:
             self._break_off(campaign)
             return
-        batch = self._claims.claim(campaign, transport)
+        batch, used_up = None, None
+        try:
+            batch = self._claims.claim(campaign, transport)
+        except QuotaUsedUp as reason:
+            used_up = reason
+        except LimitUnread:
+            self._runs.wait_a_moment(campaign)
+            return
         if batch:
             self._dispatcher.add(batch)
         elif self._dispatcher.number_open(campaign.id):
             self._exhausted.add(campaign.id)  # until its last batch is settled
         else:
-            self._counts["ended"] += self._runs.end_or_wait(campaign)
+            self._counts["ended"] += self._runs.end_or_wait(campaign, used_up)
 
     def _break_off(self, campaign: Campaign) -> None:
         """Too many recipients in a row were refused: ends the run, unless a batch of it is not settled."""
@@ -225,6 +238,7 @@ class CampaignJob:
     def _settle(self, batch: Batch) -> None:
         self._exhausted.discard(batch.campaign.id)
         settled = self._settlements.settle(batch)
+        self._claims.give_back(batch, settled.untried)
         self._counts["sent"] += settled.sent
         self._counts["failed"] += settled.failed
         if gmail := batch.transport.gmail:
@@ -253,6 +267,10 @@ class CampaignJob:
     def _measure(self, backlog: CampaignBacklog) -> None:
         self._context.counters.gauge("campaign_pending_recipients", backlog.pending)
         self._context.counters.gauge("campaign_oldest_due_seconds", backlog.oldest_due_seconds)
+        if time.monotonic() - self._quotas_measured_at >= QUOTAS_SECONDS:
+            for kind, ratio in self._claims.quotas.used_ratios(self._context.clock()).items():
+                self._context.counters.gauge("quota_used_ratio", ratio, account_kind=kind)
+            self._quotas_measured_at = time.monotonic()
 
     def _result(self, survey: Survey, now: datetime) -> TickResult:
         next_scheduled = survey.next_scheduled

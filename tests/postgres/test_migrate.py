@@ -32,6 +32,7 @@ NAMES = [
     "0008_user_index",
     "0009_consent",
     "0010_bounces",
+    "0011_quota",
     "0012_argentine_numbers",
 ]
 INDEXES = {

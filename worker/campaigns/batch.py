@@ -11,6 +11,7 @@ from worker.campaigns.refusal_breaker import RefusalStreak
 from worker.campaigns.transport import Transport
 from worker.errors import AccountRejected, CampaignRejected
 from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
+from worker.sending.quota import Reservation
 
 DEFERRALS_BEFORE_BACKOFF = 5  # messages deferred in a row before the whole campaign backs off
 
@@ -54,6 +55,7 @@ class Batch:
 
     ``streak``: the refusals in a row of its run, which its batches share; None for one that is not sent any more.
     ``lease_until``: by ``boot_seconds``; after it another machine may have taken the batch over.
+    ``reservation``: of its messages, where its account has a quota; a batch of a dead process has none.
     ``same_account``: whether its messages leave, or left, through the account of ``transport``.
     ``asking``: nothing of it is sent, the provider is asked about earlier messages.
     """
@@ -71,6 +73,7 @@ class Batch:
         same_account: bool = True,
         asking: bool = False,
         streak: RefusalStreak | None = None,
+        reservation: Reservation | None = None,
     ) -> None:
         self.id = batch_id
         self.holder = holder
@@ -80,6 +83,7 @@ class Batch:
         self.journal = journal
         self.lease_until = lease_until
         self.asking = asking
+        self.reservation = reservation
         self.claimed_at = time.monotonic()
         self._changing = threading.Lock()  # guards all that follows
         self._streak = streak

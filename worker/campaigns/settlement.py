@@ -6,7 +6,7 @@ so a batch is settled once, and a former holder settles nothing.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
@@ -72,6 +72,7 @@ class SettlementResult:
     failed: int = 0
     counts: CampaignCounts | None = None
     backoffs: int = 0
+    untried: int = 0  # messages that were not offered to the provider, where its account has a quota
 
 
 class RecipientPolicy:
@@ -163,7 +164,11 @@ class BatchSettlements:
         self._count(campaign.channel, states, outcomes)
         self._count_refusals(campaign.channel, failures)
         return SettlementResult(
-            states[RecipientState.SENT], states[RecipientState.FAILED], _campaign_counts(counts), backoffs
+            states[RecipientState.SENT],
+            states[RecipientState.FAILED],
+            _campaign_counts(counts),
+            backoffs,
+            _untried(batch, settled, outcomes) if batch.reservation else 0,
         )
 
     def _write(self, settlement: dict[str, Any], shared: dict[str, Any], outbox_chunks: Iterator[str]) -> Row | None:
@@ -271,6 +276,12 @@ def _accepted_at(batch: Batch, outcomes: Mapping[str, Outcome]) -> datetime | No
 
 def _later(at: datetime, seconds: float) -> datetime:
     return at + timedelta(seconds=seconds)
+
+
+def _untried(batch: Batch, settled: Sequence[SettledRecipient], outcomes: Mapping[str, Outcome]) -> int:
+    """How many recipients had no attempt, or one that ended before there was a message."""
+    pairs = zip(batch.recipients, settled, strict=True)
+    return sum(after.attempts == before.attempts or not outcomes[before.id].was_tried for before, after in pairs)
 
 
 def _campaign_counts(row: Row) -> CampaignCounts | None:

@@ -19,6 +19,8 @@ from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.sending.accounts import EmailAccount, SendingAccounts, settings_object, settings_text
 from worker.sending.limits import too_large
 from worker.sending.outbox import OutboxEmail
+from worker.sending.quota import Quota
+from worker.sending.whatsapp_limits import known_quotas
 
 TEMPLATES_BYTES = 64 * 1024 * 1024  # of the templates that are in memory at the same time
 
@@ -57,11 +59,13 @@ class DigestMessages:
         self._sql = queries("reminders")
         self._tenants: Mapping[str, ReminderTenant] = {}
         self._templates: dict[_TemplateKey, ReminderTemplate | None] = {}
+        self._whatsapp_quotas: Mapping[str, Quota] = {}  # by tenant
 
     def begin(self, tenants: Iterable[ReminderTenant]) -> None:
         """A tick begins, with these tenants."""
         self._tenants = {tenant.id: tenant for tenant in tenants}
         self._templates = {}
+        self._whatsapp_quotas = known_quotas(self._db, self._clock())
 
     def read_templates(self, notifications: Iterable[Notification]) -> None:
         """Keeps the templates that these digests need, and no others: their texts may be long.
@@ -129,7 +133,8 @@ class DigestMessages:
         else:
             text = whatsapp_text(digest)
             payload = whatsapp_payload(recipient_row_id=notification.id, to=to, message_type="text", text=text)
-        return OutgoingMessage(WhatsAppMessage(to, payload), account.provider, account.pace)
+        quota = self._whatsapp_quotas.get(tenant.id)
+        return OutgoingMessage(WhatsAppMessage(to, payload), account.provider, account.pace, quota=quota)
 
     def _email(self, notification: Notification, content: DigestContent, tenant: ReminderTenant) -> OutgoingMessage:
         account = self._accounts.email(tenant.user)
@@ -145,6 +150,7 @@ class DigestMessages:
             account.pace,
             account.gmail if same_account or not notification.handed_over else None,
             _outbox_email(notification, content, tenant, texts, message.envelope_from),
+            account.quota,
         )
 
     def _message(

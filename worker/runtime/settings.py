@@ -16,6 +16,7 @@ from worker.content.whatsapp import TemplateName
 from worker.errors import SettingsError
 from worker.registry import DATABASE_USERS, REDIS_USERS
 from worker.runtime.environment_variable import EnvironmentVariable, variable
+from worker.runtime.quota_settings import QuotaSettings
 from worker.runtime.setting_parsers import (
     absolute_path,
     boolean,
@@ -45,7 +46,7 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(QuotaSettings):
     """The checked values. Times are in seconds unless a name says otherwise."""
 
     database_url: str = variable(

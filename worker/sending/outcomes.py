@@ -102,6 +102,14 @@ class Outcome:
         return Suppression("provider") if self.kind is OutcomeKind.OPTED_OUT else None
 
     @property
+    def was_tried(self) -> bool:
+        """Whether a message was made and offered to the provider."""
+        return self.kind is not OutcomeKind.NOT_SENT and self.fault not in (
+            FailureKind.SUPPRESSED,
+            FailureKind.CONTENT,
+        )
+
+    @property
     def deferred(self) -> bool:
         return self.kind in (OutcomeKind.DEFERRED, OutcomeKind.RECIPIENT_DEFERRED)
 

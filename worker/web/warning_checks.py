@@ -1,4 +1,4 @@
-"""Checks for problems that show although every server answers: Redis's memory policy, clocks, missing tables.
+"""Checks for problems that show although every server answers: memory policy, clocks, bad numbers, missing tables.
 
 Each warning is one sentence for the operator that says what is wrong and what to do. The checks change nothing.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import psycopg2.errors
 import redis
 
 from worker.errors import SchemaError
@@ -108,6 +109,11 @@ SELECT wanted.name, i.indisvalid AS valid
 FROM unnest(%(names)s::text[]) AS wanted (name)
 JOIN pg_catalog.pg_index i ON i.indexrelid = to_regclass(quote_ident(wanted.name))
 """
+_BAD_NUMBERS = """
+SELECT tenant_id, phone_id FROM worker.whatsapp_number
+WHERE quality = 'RED' AND read_at > statement_timestamp() AT TIME ZONE 'UTC' - interval '1 day'
+ORDER BY tenant_id LIMIT 10
+"""
 _CREATED = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS "(worker_\w+)"\s+ON "(\w+)"')
 _DROPPED = re.compile(r'DROP INDEX CONCURRENTLY IF EXISTS "(worker_\w+)"')
 
@@ -141,11 +147,24 @@ def clock_warning(offset_seconds: float) -> str | None:
 
 
 def database_warnings(db: Database) -> list[str]:
-    """What the database lacks: tables and columns of the CRM, tables and indexes of the worker.
+    """WhatsApp numbers of bad quality, and what the database lacks: tables and columns of the CRM, tables and indexes
+    of the worker.
 
     Raises psycopg2.Error.
     """
-    return [*_contract_warnings(db), *_own_warnings(db)]
+    return [*_number_warnings(db), *_contract_warnings(db), *_own_warnings(db)]
+
+
+def _number_warnings(db: Database) -> list[str]:
+    try:
+        rows = db.all(_BAD_NUMBERS)
+    except psycopg2.errors.UndefinedTable:
+        return []  # another warning says that bin/migrate has to run
+    return [
+        f'Meta rates the quality of the WhatsApp number {row["phone_id"]} of tenant "{row["tenant_id"]}" RED, and '
+        "may limit or block it: pause its campaigns, and write only to people who asked for it until it is better."
+        for row in rows
+    ]
 
 
 def _contract_warnings(db: Database) -> Iterator[str]:
