@@ -16,6 +16,7 @@
         │   └── RecipientOptedOut    ... and never send to this address again
         ├── CampaignRejected   not sent; stop the campaign (template or content refused)
         ├── AccountRejected    not sent; stop everything that uses this account (bad credentials, blocked)
+        │   └── CountryRejected    ... to the country of this recipient; to others it can be used
         └── Unconfirmed        it may have been sent: no answer came
 
 Only the modules of providers/ turn a vendor's errors into these.
@@ -61,8 +62,11 @@ class TransportMissing(WorkerError):
 class SendError(WorkerError):
     """A message was not accepted; the text is the reason, in the provider's words.
 
-    ``code`` is the provider's own ('550 5.1.1', '131026'), '' if it gave none.
+    ``code`` is the provider's own ('550 5.1.1', '131026'), '' if it gave none. ``advice``: what an operator can do
+    about it, '' where the reason says so itself.
     """
+
+    advice = ""
 
     def __init__(self, reason: str, *, code: str = "") -> None:
         super().__init__(reason)
@@ -141,6 +145,10 @@ class CampaignRejected(SendError):
 
 class AccountRejected(SendError):
     """The provider refuses the tenant's account or credentials."""
+
+
+class CountryRejected(AccountRejected):
+    """The tenant's account is not permitted to reach the country of this recipient."""
 
 
 class Unconfirmed(SendError):

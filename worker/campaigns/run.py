@@ -15,6 +15,7 @@ import psycopg2
 
 from worker.campaigns.batch import BackoffCause, Batch, BatchState
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.sending_hours import OUTSIDE
 from worker.campaigns.settlement import BACKOFFS_BEFORE_END, SettlementResult
 from worker.campaigns.survey import CampaignBacklog, Survey
 from worker.content.reply_pattern import without_other_addresses
@@ -43,6 +44,7 @@ class RemainingWork:
     """The row of the statement ``remaining``: why a run does not end, though nothing could be claimed."""
 
     next_retry: datetime | None
+    next_retry_reason: str | None  # why that recipient was not sent to
     claimed_elsewhere: bool
     next_ask: datetime | None
     ahead: bool  # recipients that could not be claimed: their rows are locked
@@ -199,6 +201,9 @@ class CampaignRuns:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
         elif left.next_retry or left.next_ask:
             due = min(each for each in (left.next_retry, left.next_ask) if each)
+            if due == left.next_retry and due > now and (left.next_retry_reason or "").startswith(OUTSIDE):
+                self.wait_for(campaign, "window", due, str(left.next_retry_reason))
+                return False
             # an overdue row may be locked by the CRM; before a far one, recipients may be added
             soonest, latest = (now + timedelta(seconds=each) for each in (LOCKED_SECONDS, WAIT_LIMIT_SECONDS))
             self._wait(campaign, min(max(due, soonest), latest))

@@ -94,7 +94,8 @@ class RecipientPolicy:
                 state, at, reason = RecipientState.SENT, outcome.at, None
                 message_id = accepted.message_id if accepted else None
             case NextStep.RELEASE:
-                state, at, attempts, reason = RecipientState.PENDING, now, recipient.attempts, outcome.reason
+                state, at, reason = RecipientState.PENDING, _due_again(outcome, now), outcome.reason
+                attempts = recipient.attempts
             case NextStep.ASK:
                 state, at, reason = RecipientState.SENDING, _later(outcome.at, ASK_AFTER_SECONDS), outcome.reason
             case NextStep.RETRY:
@@ -192,7 +193,7 @@ class BatchSettlements:
             outcome = outcomes.get(recipient.id) or Outcome(OutcomeKind.NOT_SENT, now)
             is_own = not has_stopped or (may_be_own and recipient.deferred)
             if outcome.kind is OutcomeKind.DEFERRED and not is_own:
-                outcome = replace(outcome, kind=OutcomeKind.NOT_SENT)
+                outcome = replace(outcome, kind=OutcomeKind.NOT_SENT, delay_seconds=None)
             settled.append(self._policy.settled(recipient, outcome, now, can_ask=batch.can_ask))
         return settled
 
@@ -230,6 +231,11 @@ class BatchSettlements:
                 self._counters.add("refusals_total", kinds[kind], channel=channel, kind=str(kind))
         for source, number in Counter(each.source for each in failures if each.source).items():
             count_suppressions(self._counters, channel, source, number)
+
+
+def _due_again(outcome: Outcome, now: datetime) -> datetime:
+    """When a recipient may be claimed again that was not tried: at once, or at the time that it waits for."""
+    return now if outcome.delay_seconds is None else _later(outcome.at, outcome.delay_seconds)
 
 
 def _are_own_deferrals(batch: Batch, outcomes: Mapping[str, Outcome]) -> bool:

@@ -15,6 +15,7 @@ from worker.content.addresses import parse_address
 from worker.content.loopback import is_loopback
 from worker.content.return_path import LONGEST_LOCAL_PART
 from worker.content.whatsapp import TemplateName
+from worker.content.windows import Window
 
 LONGEST_SECONDS = 31 * 86_400.0
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -190,6 +191,21 @@ def time_zone(raw: str) -> ZoneInfo:
         return ZoneInfo(raw.strip())
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):  # TypeError: a path that names a module of tzdata
         raise ValueError("a time zone such as Asia/Kolkata or UTC") from None
+
+
+def call_windows(raw: str) -> dict[int, Window]:
+    """The windows of some countries by their calling codes, written as '+44=08:00-20:00 +971=09:00-18:00'."""
+    from worker.content.call_hours import is_calling_code  # not before it is needed: it costs 7 MB
+
+    found = {}
+    for each in raw.split():
+        code, _, window = each.partition("=")
+        if not (re.fullmatch(r"\+[1-9][0-9]{0,2}", code) and is_calling_code(int(code))):
+            raise ValueError(
+                "hours by calling code, as in +44=08:00-20:00 +971=09:00-18:00; no such code: " + code[:20]
+            )
+        found[int(code)] = Window.parse(window)
+    return found
 
 
 def token(raw: str) -> str:

@@ -40,13 +40,14 @@ from worker.runtime.setting_parsers import (
     url_list,
     whole_number,
 )
+from worker.runtime.window_settings import WindowSettings
 
 DEFAULT_MESSAGE_MAX_BYTES = 26_214_400  # 25 MiB, what Gmail and most mail servers accept
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "valkey", "valkeys")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuotaSettings):
+class Settings(QuotaSettings, WindowSettings):
     """The checked values. Times are in seconds unless a name says otherwise."""
 
     database_url: str = variable(

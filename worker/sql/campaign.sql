@@ -91,6 +91,7 @@ SELECT c.id, t.id AS "tenantId", c."userId", c.name, c.channel,
        c."targetType", c."targetFilters",
        c."utmSource", c."utmMedium", c."utmCampaign", c."utmTerm", c."utmContent", c."platformUtmConfig",
        c."autoTagLinks", c."useShortLinks",
+       (SELECT s.timezone FROM "CallSettings" s WHERE s."tenantId" = t.id) AS timezone,
        coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS backoffs, r.started_at,
        coalesce(r.accepted_at > r.started_at, false) AS has_accepted,
        t.name AS tenant_name, t.settings AS tenant_settings,
@@ -419,6 +420,8 @@ SELECT is_new FROM waiting;
 SELECT
     (SELECT min(due_at) FROM worker.campaign_retry q
      WHERE q.campaign_id = %(campaign_id)s)                                             AS next_retry,
+    (SELECT q.reason FROM worker.campaign_retry q
+     WHERE q.campaign_id = %(campaign_id)s ORDER BY q.due_at LIMIT 1)                   AS next_retry_reason,
     EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)  AS claimed_elsewhere,
     (SELECT min(ask_at) FROM worker.unconfirmed_send s
      WHERE s.campaign_id = %(campaign_id)s)                                             AS next_ask,
@@ -653,5 +656,6 @@ WHERE r.tenant_id = %(tenant_id)s AND c."tenantId" = %(tenant_id)s AND c.channel
 
 -- name: backlog  What waits, for the metrics.
 SELECT coalesce(sum(greatest(c."totalRecipients" - c."sentCount" - c."failedCount", 0)), 0)::float AS pending,
-       coalesce(extract(epoch FROM %(now)s - min(c."scheduledAt")), 0)::float                      AS oldest_due_seconds
+       coalesce(extract(epoch FROM %(now)s - min(c."scheduledAt")), 0)::float                      AS oldest_due_seconds,
+       count(*) FILTER (WHERE r.waits_for = 'window')::float                                       AS outside_hours
 FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id AND c."tenantId" = r.tenant_id;
