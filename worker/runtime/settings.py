@@ -67,7 +67,7 @@ class Settings:
         "LOCK_REDIS_URLS",
         url_list(*REDIS_SCHEMES),
         None,
-        "several independent Redis servers, separated by spaces; a lock then needs the majority of them",
+        "several independent Redis servers, separated by spaces; a lock then needs the majority of them (Redlock)",
         programs=REDIS_USERS,
         secret=True,
     )
