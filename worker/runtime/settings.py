@@ -71,7 +71,7 @@ class Settings(QuotaSettings, WindowSettings):
         "LOCK_REDIS_URLS",
         url_list(*REDIS_SCHEMES),
         None,
-        "several independent Redis servers, separated by spaces; a lock then needs the majority of them",
+        "several independent Redis servers, separated by spaces; a lock then needs the majority of them (Redlock)",
         programs=REDIS_USERS,
         secret=True,
     )
