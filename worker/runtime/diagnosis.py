@@ -15,6 +15,7 @@ import redis
 
 from worker.errors import ServerUnavailable
 from worker.runtime.db import StatementTooLarge, is_read_only, is_unavailable
+from worker.runtime.redis_client import NO_CLUSTER
 
 POSTGRESQL, REDIS, MACHINE = "PostgreSQL", "Redis", "this machine"
 UNAVAILABLE = "a server is unavailable, the job waits for it"
@@ -116,10 +117,10 @@ _REDIS: tuple[tuple[re.Pattern[str], Diagnosis], ...] = tuple(
         ),
         (
             r"\bNOPERM\b|has no permissions|No permissions",
-            Diagnosis(REFUSED, REDIS, "let the user of REDIS_URL run all commands on lock:*, pace:* and worker:*, "
-                      "and EVALSHA (redis-cli ACL LIST)"),
+            Diagnosis(REFUSED, REDIS, "give the user of REDIS_URL the rights of docs/operating.md, Before the first "
+                      "start (redis-cli ACL LOG names what was refused)"),
         ),
-        (r"\bMOVED\b", Diagnosis(REFUSED, REDIS, "REDIS_URL leads to a Redis Cluster, which the worker cannot use")),
+        (r"\bMOVED\b", Diagnosis(REFUSED, REDIS, f"REDIS_URL: {NO_CLUSTER}")),
         (r"\bBUSY\b", Diagnosis(UNAVAILABLE, REDIS, "a script blocks Redis: redis-cli SCRIPT KILL")),
         (r"\b(LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b", Diagnosis(UNAVAILABLE, REDIS)),
         (

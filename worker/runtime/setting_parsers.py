@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from worker.content.addresses import parse_address
 from worker.content.loopback import is_loopback
 from worker.content.return_path import LONGEST_LOCAL_PART
+from worker.content.whatsapp import TemplateName
+from worker.content.windows import Window
 
 LONGEST_SECONDS = 31 * 86_400.0
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -177,11 +179,33 @@ def bounce_address(raw: str) -> str:
     return address
 
 
+def template_name(raw: str) -> TemplateName:
+    found = re.fullmatch(r"([a-z0-9_]{1,512}):([a-z]{2,3}(?:_[A-Z]{2,3})?)", raw.strip())
+    if not found:
+        raise ValueError("a template's name and language, such as lead_reminder:en or lead_reminder:en_US")
+    return TemplateName(found[1], found[2])
+
+
 def time_zone(raw: str) -> ZoneInfo:
     try:
         return ZoneInfo(raw.strip())
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):  # TypeError: a path that names a module of tzdata
         raise ValueError("a time zone such as Asia/Kolkata or UTC") from None
+
+
+def call_windows(raw: str) -> dict[int, Window]:
+    """The windows of some countries by their calling codes, written as '+44=08:00-20:00 +971=09:00-18:00'."""
+    from worker.content.call_hours import is_calling_code  # not before it is needed: it costs 7 MB
+
+    found = {}
+    for each in raw.split():
+        code, _, window = each.partition("=")
+        if not (re.fullmatch(r"\+[1-9][0-9]{0,2}", code) and is_calling_code(int(code))):
+            raise ValueError(
+                "hours by calling code, as in +44=08:00-20:00 +971=09:00-18:00; no such code: " + code[:20]
+            )
+        found[int(code)] = Window.parse(window)
+    return found
 
 
 def token(raw: str) -> str:

@@ -31,7 +31,7 @@ from worker.runtime.redis_client import connect
 from worker.runtime.settings import Settings
 from worker.web.counter_history import HISTORY, CounterSampler, MinuteSample, parse_samples
 from worker.web.poisoned_redis import poison_warnings, repair
-from worker.web.warning_checks import WarningChecks, clock_warning, database_warnings, redis_warnings
+from worker.web.warning_checks import WarningChecks, call_warnings, clock_warning, database_warnings, redis_warnings
 from worker.web.work_in_progress import CampaignRates, WorkInProgress, read_work_in_progress
 
 log = logging.getLogger(__name__)
@@ -272,11 +272,13 @@ class Dependencies:
         """The work in progress, or why it cannot be read."""
         try:
             self._checks.run("database", lambda: database_warnings(self._db))
-            return read_work_in_progress(self._db, self._rates), ""
+            work = read_work_in_progress(self._db, self._rates)
+            self._checks.run("calls", lambda: call_warnings(self._db))
         except psycopg2.Error as error:
             if is_unavailable(error):
                 raise
             return None, _one_line(error)
+        return work, ""
 
     def _ask_qdrant(self) -> None:
         response = self._http.request("GET", self._qdrant_url, headers=self._qdrant_headers, redirect=False)
