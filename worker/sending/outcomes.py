@@ -72,7 +72,8 @@ class Suppression(NamedTuple):
 class Outcome:
     """``at`` is UTC without a zone; ``delay_seconds`` is the provider's own wish, ``code`` its own code.
 
-    ``fault``: what a refusal is known to be for; None: REFUSED. ``suppress_seconds``: as in RecipientRefused.
+    ``fault``: what a refusal is known to be for; None: REFUSED, and perhaps the sender's fault. ``suppress_seconds``:
+    as in RecipientRefused.
     """
 
     kind: OutcomeKind
@@ -109,8 +110,13 @@ def failed(error: SendError | TransportMissing, at: datetime) -> Outcome:
     code = error.code if isinstance(error, SendError) else ""
     if not isinstance(error, RecipientRefused):
         return Outcome(kind, at, str(error), delay_seconds, code=code)
-    fault = FailureKind.ADDRESS if error.address_fault else None
-    return Outcome(kind, at, str(error), code=code, fault=fault, suppress_seconds=error.suppress_seconds)
+    return Outcome(kind, at, str(error), code=code, fault=_fault_of(error), suppress_seconds=error.suppress_seconds)
+
+
+def _fault_of(error: RecipientRefused) -> FailureKind | None:
+    if error.address_fault:
+        return FailureKind.ADDRESS
+    return FailureKind.REFUSED if error.mailbox_full else None
 
 
 def suppressed(reason: str, at: datetime) -> Outcome:
