@@ -183,7 +183,8 @@ class TrialJob:
     def _to_owner(self, notification: Notification) -> OutgoingMessage:
         values = owner_values(read_summary(notification.content), notification.created_at)
         message = self._owner_email.message(notification.id, "", notification.address, values, self._context.clock())
-        return OutgoingMessage(message, self._accounts.smtp())
+        account = self._accounts.smtp(None)
+        return OutgoingMessage(message, account.provider, account.pace, quota=account.quota)
 
     def _to_contact(self, notification: Notification, tenant_id: str) -> OutgoingMessage:
         tenant = read_tenant(notification.content)
@@ -200,7 +201,8 @@ class TrialJob:
             user_id=tenant.user_id,
         )
         message = self._accounts.with_return_path(message, tenant_id)
-        return OutgoingMessage(message, self._accounts.smtp(), outbox=outbox or None)
+        account = self._accounts.smtp(tenant_id)
+        return OutgoingMessage(message, account.provider, account.pace, outbox=outbox or None, quota=account.quota)
 
     def _settle(self, deliveries: Sequence[Delivery]) -> None:
         ended: list[Delivery] = []
@@ -264,10 +266,14 @@ class TrialJob:
 
 
 def _in_its_place(delivery: Delivery) -> Deferral:
-    """It was not tried: it is due at once, before those that were written later."""
-    notification = delivery.notification
+    """It was not tried: it is due at once, before those that were written later, unless its account is the reason."""
+    notification, outcome = delivery.notification, delivery.outcome
     return Deferral(
-        notification.id, notification.created_at, notification.attempts, may_have_arrived=delivery.may_have_arrived
+        notification.id,
+        outcome.at + timedelta(seconds=outcome.delay_seconds) if outcome.delay_seconds else notification.created_at,
+        notification.attempts,
+        may_have_arrived=delivery.may_have_arrived,
+        waits_for=delivery.waits_for,
     )
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -17,7 +18,9 @@ from worker.campaigns.batch_queue import BatchQueue
 from worker.campaigns.campaign import Campaign, CampaignTarget
 from worker.campaigns.dispatcher import LONG_WAIT_SECONDS, Dispatcher, account_of
 from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.sending_hours import BatchHours
 from worker.content.campaign_texts import CampaignTexts
+from worker.content.windows import Window
 from worker.errors import (
     AccountRejected,
     CampaignRejected,
@@ -416,6 +419,72 @@ def test_opted_out_after_it_was_announced(workshop: Workshop) -> None:
     assert account.given == ["r-0", "r-2", "r-3"]
     assert "r-1" in account.withdrawn
     assert batch.outcomes["r-1"] == opted_out("STOP")
+
+
+class Day:
+    """The hours of a batch, which end when the test says so."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.now = NOW
+        window, zones = Window.parse("09:00-21:00"), (ZoneInfo("UTC"),)
+        batch.hours = BatchHours(
+            window, dict.fromkeys((each.id for each in batch.recipients), zones), lambda: self.now
+        )
+
+    def end(self) -> None:
+        self.now = NOW.replace(hour=21)
+
+
+def test_hours_that_end_while_a_batch_is_sent(workshop: Workshop) -> None:
+    """The message on the wire finishes, no other one leaves; their recipients wait for tomorrow."""
+    gate = Gate()
+    account = Account(answer=gate, announces=True)
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(account, people(20))
+    day = Day(batch)
+    dispatcher.add(batch)
+    gate.wait_for(1)
+    day.end()
+    gate.opened.set()
+    assert finished(dispatcher) == [batch]
+    assert (account.given, account.withdrawn[0]) == (["r-0"], "r-1")
+    assert batch.outcomes.keys() == {each.id for each in batch.recipients}
+    waiting = {recipient_id: outcome for recipient_id, outcome in batch.outcomes.items() if recipient_id != "r-0"}
+    assert {(each.kind, each.delay_seconds) for each in waiting.values()} == {(OutcomeKind.NOT_SENT, 12 * 3600.0)}
+    assert workshop.written(batch).keys() == {"r-0"}
+    assert batch.state is BatchState.SENDING
+
+
+def test_hours_that_end_while_a_message_is_handed_over(workshop: Workshop) -> None:
+    """As long as none of its bytes has left, as while its thread connects, it stays here."""
+    gate = Gate()
+
+    def answer(recipient_id: str) -> Accepted:
+        gate(recipient_id)
+        check_handover()
+        return Accepted(f"<{recipient_id}@x>")
+
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(Account(answer=answer), people(2))
+    day = Day(batch)
+    dispatcher.add(batch)
+    gate.wait_for(1)
+    day.end()
+    gate.opened.set()
+    assert finished(dispatcher) == [batch]
+    assert set(kinds(batch).values()) == {OutcomeKind.NOT_SENT}
+    assert batch.state is BatchState.SENDING
+
+
+def test_who_is_outside_their_hours_needs_no_token(workshop: Workshop) -> None:
+    """They wait for the morning at once, and leave the account's pace to others."""
+    meter = Meter((0, 60.0))
+    batch = workshop.batch(Account(pace=meter), people(50))
+    Day(batch).end()
+    workshop.sent(batch)
+    assert set(kinds(batch).values()) == {OutcomeKind.NOT_SENT}
+    assert meter.asked == []
+    assert batch.transport.given == []
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

@@ -82,7 +82,7 @@ def test_smtp(sending: SendingAccounts, settings: Any, sender: Sender) -> None:
     """Through SMTP_URL, from the tenant's name and address, else the user's; broken settings count as missing."""
     account = sending.email(replace(USER, tenant_settings=settings))
     assert account.sender == sender
-    assert account.provider is sending.smtp()
+    assert account.provider is sending.smtp(None).provider
     assert (account.gmail, account.pace) == (None, None)
 
 

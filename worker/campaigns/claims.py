@@ -10,15 +10,20 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+import psycopg2
+
 from worker.campaigns.batch import Batch, Recipient
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claim_size import ClaimSize
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.refusal_breaker import RefusalBreaker, RefusalStreak
+from worker.campaigns.sending_hours import SendingHours
 from worker.campaigns.transport import Transport
-from worker.runtime.db import Database, queries
+from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.lease import Lease
 from worker.runtime.settings import Settings
+from worker.sending.quota import QuotaLedger, Reservation
+from worker.sending.whatsapp_limits import WhatsAppLimits
 
 ROUND_SECONDS = 1.0  # the batch of an account with a pace is no larger than what it can send in this time
 
@@ -41,6 +46,9 @@ class BatchClaims:
         self._journals = journals
         self._lease = lease
         self._clock = clock
+        self.hours = SendingHours(settings.campaign_window, clock)
+        self.quotas = QuotaLedger(db)
+        self.whatsapp_limits = WhatsAppLimits(db, clock)
         self.breaker = RefusalBreaker(db, settings.refusal_breaker)
         self._sql = queries("campaign")
         self._size = ClaimSize(settings)
@@ -51,21 +59,52 @@ class BatchClaims:
         return self._size.side_by_side
 
     def claim(self, campaign: Campaign, transport: Transport) -> Batch | None:
-        """Claims the next recipients of a run; None when none can be claimed now."""
-        return self._claim(
-            "claim",
-            campaign,
-            transport,
-            transport.account_key,
-            self._limit(campaign, transport),
-            channel=campaign.channel,
-            streak=self.breaker.streak_of(campaign),
-            user_id=campaign.user_id,
-        )
+        """Claims the next recipients of a run; None when none can be claimed now.
+
+        Raises QuotaUsedUp when the account may not send more for now, and LimitUnread.
+        """
+        size, reservation, quota = self._limit(campaign, transport), None, transport.quota
+        if transport.number:
+            quota = self.whatsapp_limits.quota(campaign.tenant_id, transport.number)
+        if quota:
+            reservation = self.quotas.reserve(quota, size, self._clock())
+            size = reservation.number
+        batch = None
+        try:
+            batch = self._claim(
+                "claim",
+                campaign,
+                transport,
+                transport.account_key,
+                size,
+                channel=campaign.channel,
+                streak=self.breaker.streak_of(campaign),
+                reservation=reservation,
+                user_id=campaign.user_id,
+            )
+        except psycopg2.Error as error:
+            if is_unavailable(error):
+                reservation = None  # the claim may have been committed all the same
+            raise
+        finally:
+            if reservation:  # what it did not take; another process may wait for it
+                self.quotas.give_back(reservation, size - (len(batch.recipients) if batch else 0))
+        if batch:
+            transport.prepare(batch.recipients)
+        return batch
+
+    def give_back(self, batch: Batch, untried: int) -> None:
+        """The batch is settled, and so many of its messages were not offered to the provider."""
+        if batch.reservation:
+            self.quotas.give_back(batch.reservation, untried)
 
     def claim_unconfirmed(self, campaign: Campaign, transport: Transport, account_key: str) -> Batch | None:
         """Claims unconfirmed messages that left through this account, to ask the provider about them."""
         return self._claim("claim_unconfirmed", campaign, transport, account_key, self._settings.campaign_concurrency)
+
+    def close(self) -> bool:
+        """False: a thread still waits for a provider."""
+        return self.whatsapp_limits.close()
 
     def measured(self, batch: Batch) -> None:
         """The batch was sent to its end: the campaign's next claim takes what takes a moment."""
@@ -93,6 +132,7 @@ class BatchClaims:
         size: int,
         *,
         streak: RefusalStreak | None = None,
+        reservation: Reservation | None = None,
         **more: Any,
     ) -> Batch | None:
         batch_id, holder = str(uuid4()), self._lease.holder
@@ -121,6 +161,8 @@ class BatchClaims:
             same_account=account_key == transport.account_key,
             asking=streak is None,
             streak=streak,
+            reservation=reservation,
+            hours=self.hours.of_batch(campaign, {row["id"]: row["phone"] for row in rows}),
         )
 
     def _limit(self, campaign: Campaign, transport: Transport) -> int:

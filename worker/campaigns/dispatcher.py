@@ -18,7 +18,7 @@ from worker.campaigns.batch_queue import BatchQueue
 from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
 from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
-from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failed, suppressed
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failed
 from worker.sending.requests import ProviderAccount, RequestThreads
 
 LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
@@ -65,7 +65,7 @@ class Dispatcher:
         return [queue.batch for queue in self._queues]
 
     def add(self, batch: Batch) -> None:
-        queue = BatchQueue(batch)
+        queue = BatchQueue(batch, self._clock)
         self._queues.append(queue)
         self._let_through(queue)
 
@@ -230,8 +230,8 @@ class Dispatcher:
         recipient = queue.take()
         if recipient is None:
             return None
-        if reason := queue.opted_out(recipient):
-            return _NextMessage(recipient, outcome=suppressed(reason, self._clock()))
+        if outcome := queue.obstacle(recipient):
+            return _NextMessage(recipient, outcome=outcome)
         batch = queue.batch
         try:
             return _NextMessage(recipient, batch.transport.message(recipient, self._clock()))
@@ -255,9 +255,9 @@ class Dispatcher:
         if message.outcome:
             return message.outcome
         batch, recipient = queue.batch, message.recipient
-        if reason := queue.opted_out(recipient):
+        if obstacle := queue.obstacle(recipient):
             batch.transport.withdraw(message.made)
-            return suppressed(reason, self._clock())
+            return obstacle
         if boot_seconds() > batch.lease_until:
             batch.lose_lease()
         if not queue.begin(recipient):
@@ -270,13 +270,11 @@ class Dispatcher:
     def _send(self, queue: BatchQueue, message: "_NextMessage", following: Any) -> Outcome:
         batch, recipient = queue.batch, message.recipient
         try:
-            with handed_over_while(
-                lambda: boot_seconds() <= batch.lease_until and queue.is_looked_up and not queue.opted_out(recipient)
-            ):
+            with handed_over_while(lambda: boot_seconds() <= batch.lease_until and queue.may_leave(recipient)):
                 accepted = batch.transport.send(message.made, following)
         except TooLate:
-            if reason := queue.opted_out(recipient):
-                return suppressed(reason, self._clock())
+            if obstacle := queue.obstacle(recipient):
+                return obstacle
             if queue.is_looked_up or boot_seconds() > batch.lease_until:
                 batch.lose_lease()
             return Outcome(OutcomeKind.NOT_SENT, self._clock())

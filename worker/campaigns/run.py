@@ -15,6 +15,7 @@ import psycopg2
 
 from worker.campaigns.batch import BackoffCause, Batch, BatchState
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.sending_hours import OUTSIDE
 from worker.campaigns.settlement import BACKOFFS_BEFORE_END, SettlementResult
 from worker.campaigns.survey import CampaignBacklog, Survey
 from worker.content.reply_pattern import without_other_addresses
@@ -22,6 +23,7 @@ from worker.errors import AccountRejected
 from worker.runtime.db import Database, Row, is_unavailable, queries
 from worker.runtime.events import LiveEvents
 from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
+from worker.sending.quota import QuotaUsedUp
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +44,15 @@ class RemainingWork:
     """The row of the statement ``remaining``: why a run does not end, though nothing could be claimed."""
 
     next_retry: datetime | None
+    next_retry_reason: str | None  # why that recipient was not sent to
     claimed_elsewhere: bool
     next_ask: datetime | None
     ahead: bool  # recipients that could not be claimed: their rows are locked
     behind: bool  # recipients that were added or set back meanwhile
+
+    def has_due(self, now: datetime) -> bool:
+        """Whether a recipient could be claimed now, if its row is not locked."""
+        return self.ahead or (self.next_retry is not None and self.next_retry <= now)
 
 
 class CampaignRuns:
@@ -173,14 +180,19 @@ class CampaignRuns:
         self._db.execute(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, backoffs=0)
         self._broke_connection.pop(campaign_id, None)
 
-    def end_or_wait(self, campaign: Campaign) -> bool:
-        """Nothing of the run could be claimed: ends it if all is settled (True), else says when to look again."""
+    def end_or_wait(self, campaign: Campaign, used_up: QuotaUsedUp | None = None) -> bool:
+        """Nothing of the run could be claimed: ends it if all is settled (True), else says when to look again.
+
+        ``used_up``: nothing was tried to be claimed, since its account may not send more for now.
+        """
         now = self._clock()
         row = self._db.one(self._sql["remaining"], campaign_id=campaign.id)
         if row is None:
             return False  # another process ended it
         left = RemainingWork(**row)
-        if left.ahead:
+        if used_up and left.has_due(now):
+            self.wait_for(campaign, "quota", used_up.until, str(used_up))
+        elif left.ahead:
             self._wait(campaign, now + timedelta(seconds=LOCKED_SECONDS))  # the CRM writes to these rows just now
         elif left.behind:
             again = now + timedelta(seconds=PREPARING_SECONDS)
@@ -189,12 +201,37 @@ class CampaignRuns:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
         elif left.next_retry or left.next_ask:
             due = min(each for each in (left.next_retry, left.next_ask) if each)
+            if due == left.next_retry and due > now and (left.next_retry_reason or "").startswith(OUTSIDE):
+                self.wait_for(campaign, "window", due, str(left.next_retry_reason))
+                return False
             # an overdue row may be locked by the CRM; before a far one, recipients may be added
             soonest, latest = (now + timedelta(seconds=each) for each in (LOCKED_SECONDS, WAIT_LIMIT_SECONDS))
             self._wait(campaign, min(max(due, soonest), latest))
         else:
             return self._end(campaign, now)
         return False
+
+    def wait_for(self, campaign: Campaign, what: str, until: datetime, reason: str) -> None:
+        """Nothing may be sent for a reason that the campaign's user is told, once in a wait: ``what`` is 'quota' or
+        'window', ``reason`` the words for it.
+
+        The campaign is looked at again at least every minute: something may become free, or be allowed, sooner.
+        """
+        now = self._clock()
+        row = self._db.execute_one(
+            self._sql["wait_for"],
+            campaign_id=campaign.id,
+            next_batch_at=min(until, now + timedelta(seconds=WAIT_LIMIT_SECONDS)),
+            waits_for=what,
+            waits_until=until,
+            message=f"Waits until {until:%Y-%m-%d %H:%M} UTC: {reason}",
+            now=now,
+        )
+        if row and row["is_new"]:
+            log.info(
+                "campaign waits for its account or its hours",
+                {"campaign": campaign.id, "until": until, "reason": reason},
+            )
 
     def wait_a_moment(self, campaign: Campaign) -> None:
         """Another worker prepares the run, or has a batch of it."""

@@ -6,7 +6,7 @@ so a batch is settled once, and a former holder settles nothing.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
@@ -72,6 +72,7 @@ class SettlementResult:
     failed: int = 0
     counts: CampaignCounts | None = None
     backoffs: int = 0
+    untried: int = 0  # messages that were not offered to the provider, where its account has a quota
 
 
 class RecipientPolicy:
@@ -93,7 +94,8 @@ class RecipientPolicy:
                 state, at, reason = RecipientState.SENT, outcome.at, None
                 message_id = accepted.message_id if accepted else None
             case NextStep.RELEASE:
-                state, at, attempts, reason = RecipientState.PENDING, now, recipient.attempts, outcome.reason
+                state, at, reason = RecipientState.PENDING, _due_again(outcome, now), outcome.reason
+                attempts = recipient.attempts
             case NextStep.ASK:
                 state, at, reason = RecipientState.SENDING, _later(outcome.at, ASK_AFTER_SECONDS), outcome.reason
             case NextStep.RETRY:
@@ -102,7 +104,8 @@ class RecipientPolicy:
                 state, at = RecipientState.FAILED, outcome.at
                 reason = f"Unconfirmed, it may have arrived: {outcome.reason}"
             case NextStep.FAIL if outcome.deferred:
-                state, at, reason = RecipientState.FAILED, now, f"given up after {attempts} tries: {outcome.reason}"
+                tries = "1 try" if attempts == 1 else f"{attempts} tries"
+                state, at, reason = RecipientState.FAILED, now, f"given up after {tries}: {outcome.reason}"
             case NextStep.FAIL:
                 state, at, reason = RecipientState.FAILED, outcome.at, outcome.reason
         return SettledRecipient(recipient.id, state, at, attempts, reason, message_id)
@@ -162,7 +165,11 @@ class BatchSettlements:
         self._count(campaign.channel, states, outcomes)
         self._count_refusals(campaign.channel, failures)
         return SettlementResult(
-            states[RecipientState.SENT], states[RecipientState.FAILED], _campaign_counts(counts), backoffs
+            states[RecipientState.SENT],
+            states[RecipientState.FAILED],
+            _campaign_counts(counts),
+            backoffs,
+            _untried(batch, settled, outcomes) if batch.reservation else 0,
         )
 
     def _write(self, settlement: dict[str, Any], shared: dict[str, Any], outbox_chunks: Iterator[str]) -> Row | None:
@@ -186,7 +193,7 @@ class BatchSettlements:
             outcome = outcomes.get(recipient.id) or Outcome(OutcomeKind.NOT_SENT, now)
             is_own = not has_stopped or (may_be_own and recipient.deferred)
             if outcome.kind is OutcomeKind.DEFERRED and not is_own:
-                outcome = replace(outcome, kind=OutcomeKind.NOT_SENT)
+                outcome = replace(outcome, kind=OutcomeKind.NOT_SENT, delay_seconds=None)
             settled.append(self._policy.settled(recipient, outcome, now, can_ask=batch.can_ask))
         return settled
 
@@ -224,6 +231,11 @@ class BatchSettlements:
                 self._counters.add("refusals_total", kinds[kind], channel=channel, kind=str(kind))
         for source, number in Counter(each.source for each in failures if each.source).items():
             count_suppressions(self._counters, channel, source, number)
+
+
+def _due_again(outcome: Outcome, now: datetime) -> datetime:
+    """When a recipient may be claimed again that was not tried: at once, or at the time that it waits for."""
+    return now if outcome.delay_seconds is None else _later(outcome.at, outcome.delay_seconds)
 
 
 def _are_own_deferrals(batch: Batch, outcomes: Mapping[str, Outcome]) -> bool:
@@ -270,6 +282,12 @@ def _accepted_at(batch: Batch, outcomes: Mapping[str, Outcome]) -> datetime | No
 
 def _later(at: datetime, seconds: float) -> datetime:
     return at + timedelta(seconds=seconds)
+
+
+def _untried(batch: Batch, settled: Sequence[SettledRecipient], outcomes: Mapping[str, Outcome]) -> int:
+    """How many recipients had no attempt, or one that ended before there was a message."""
+    pairs = zip(batch.recipients, settled, strict=True)
+    return sum(after.attempts == before.attempts or not outcomes[before.id].was_tried for before, after in pairs)
 
 
 def _campaign_counts(row: Row) -> CampaignCounts | None:

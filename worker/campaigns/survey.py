@@ -30,3 +30,4 @@ class CampaignBacklog:
 
     pending: float = 0.0  # recipients
     oldest_due_seconds: float = 0.0
+    outside_hours: float = 0.0  # campaigns

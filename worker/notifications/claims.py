@@ -20,18 +20,23 @@ from worker.runtime.db import Database, queries
 from worker.runtime.lease import LEASE_SECONDS, Lease
 from worker.sending.outbox import is_refused_row, json_chunks
 from worker.sending.outcomes import ASK_AFTER_SECONDS
+from worker.sending.quota import QuotaLedger
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Deferral:
-    """A notification that has to wait. ``may_have_arrived``: its provider is asked before anything is sent again."""
+    """A notification that has to wait. ``may_have_arrived``: its provider is asked before anything is sent again.
+
+    ``waits_for``: the account whose quota is used up; campaigns leave a message of it.
+    """
 
     id: str
     due_at: datetime
     attempts: int
     may_have_arrived: bool
+    waits_for: str | None = None
 
 
 class NotificationClaims:
@@ -41,6 +46,7 @@ class NotificationClaims:
         self._db = db
         self._job = job
         self._lease = Lease()
+        self.quotas = QuotaLedger(db)
         self._sql = queries("notifications")
 
     @property

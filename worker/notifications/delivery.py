@@ -25,6 +25,7 @@ class Delivery:
     outgoing: OutgoingMessage | None = None
     may_have_arrived: bool = False  # it was handed over, and no definite answer came
     grant_revoked: bool = False  # the user withdrew the grant of the Gmail account
+    waits_for: str | None = None  # the account whose quota is used up: it was not tried, and has to wait
 
     def next_step(self, policy: RetryPolicy) -> NextStep:
         """What has to happen with the notification."""

@@ -9,6 +9,7 @@ from worker.providers import Provider
 from worker.sending.accounts import GmailAccount
 from worker.sending.outbox import OutboxEmail
 from worker.sending.pacing import Pace
+from worker.sending.quota import Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,4 @@ class OutgoingMessage:
     pace: Pace | None = None
     gmail: GmailAccount | None = None
     outbox: OutboxEmail | None = None
+    quota: Quota | None = None

@@ -21,10 +21,15 @@ from worker.providers.gmail import GmailProvider
 from worker.providers.google_token import GoogleToken
 from worker.providers.http import HttpPool
 from worker.providers.smtp import SmtpProvider
+from worker.providers.smtp_url import parse_smtp_url
 from worker.providers.whatsapp import WhatsAppProvider
+from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.settings import Settings
 from worker.sending.pacing import Pace
+from worker.sending.quota import Quota
 
+PRIVATE_GMAIL = ("gmail.com", "googlemail.com")  # domains of accounts without Google Workspace
+PRIVATE_GMAIL_LIMIT = 500  # messages in 24 hours: https://support.google.com/mail/answer/22839
 MOST_KEPT = 512  # accounts kept in use; the least recently used go first
 
 _Key = TypeVar("_Key")
@@ -94,10 +99,11 @@ class GmailAccount:
 
 @dataclass(frozen=True)
 class WhatsAppAccount:
-    """A tenant's phone id and its pace."""
+    """A tenant's phone id, its pace, and what can be asked about it."""
 
     provider: Provider
     pace: Pace
+    number: WhatsAppNumber
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,18 @@ class EmailAccount:
 
     provider: Provider
     sender: Sender
-    pace: Pace | None = None  # None: no limit of ours
+    pace: Pace | None = None  # None: as fast as it goes
     gmail: GmailAccount | None = None
+    quota: Quota | None = None  # None: as much as there is
+
+
+@dataclass(frozen=True)
+class SmtpAccount:
+    """The operator's own mail server, and what one tenant may send through it."""
+
+    provider: SmtpProvider
+    pace: Pace | None
+    quota: Quota | None
 
 
 class SendingAccounts:
@@ -130,6 +146,10 @@ class SendingAccounts:
             self._smtp = SmtpProvider(settings.smtp_url) if settings.smtp_url else None
         except ValueError as error:
             raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
+        self._smtp_host = parse_smtp_url(settings.smtp_url).host if settings.smtp_url else ""
+        self._smtp_pace = (
+            Pace(client, f"pace:smtp:{self._smtp_host}", settings.smtp_rate) if settings.smtp_rate else None
+        )
 
     def whatsapp(self, tenant_settings: object) -> WhatsAppAccount:
         """The tenant's phone id. Raises TransportMissing."""
@@ -141,7 +161,9 @@ class SendingAccounts:
             provider = WhatsAppProvider(self._settings.whatsapp_api_url, str(phone_id), token, self._pool)
         except ValueError as error:
             raise TransportMissing(f"WhatsApp is not configured: {error}") from None
-        return WhatsAppAccount(provider, Pace(self._redis, f"pace:whatsapp:{phone_id}", self._settings.whatsapp_rate))
+        pace = Pace(self._redis, f"pace:whatsapp:{phone_id}", self._settings.whatsapp_rate)
+        number = WhatsAppNumber(self._settings.whatsapp_api_url, str(phone_id), token, self._pool)
+        return WhatsAppAccount(provider, pace, number)
 
     def email(self, user: EmailUser) -> EmailAccount:
         """The user's Gmail, else SMTP_URL. Raises TransportMissing."""
@@ -151,22 +173,29 @@ class SendingAccounts:
         if connection := user.gmail_connection():
             account = self._gmail_account(connection)
             pace = Pace(self._redis, f"pace:gmail:{account.user_id}", self._settings.gmail_rate)
-            return EmailAccount(account.provider, Sender(name, connection.address, reply_to), pace, account)
+            sender = Sender(name, connection.address, reply_to)
+            return EmailAccount(account.provider, sender, pace, account, self._gmail_quota(connection))
         address = settings_text(smtp, "fromEmail") or user.user_email
         if address is None:
             raise TransportMissing(
                 "E-mail is not configured: the tenant has no active user, and no mail.smtp.fromEmail in its settings"
             )
-        return EmailAccount(self.smtp(), Sender(name, address, reply_to))
+        smtp_account = self.smtp(user.tenant_id)
+        sender = Sender(name, address, reply_to)
+        return EmailAccount(smtp_account.provider, sender, smtp_account.pace, quota=smtp_account.quota)
 
-    def smtp(self) -> SmtpProvider:
-        """The operator's own mail server. Raises TransportMissing."""
+    def smtp(self, tenant_id: str | None) -> SmtpAccount:
+        """The operator's own mail server; None: for a message to the operator. Raises TransportMissing."""
         if self._smtp is None:
             raise TransportMissing(
                 "E-mail is not configured: connect the user's Gmail (with mail.oauth in the tenant's settings), or "
                 "let the operator set SMTP_URL"
             )
-        return self._smtp
+        limit, quota = self._settings.smtp_daily_limit, None
+        if limit:
+            share = max(1, limit * self._settings.smtp_tenant_share // 100)
+            quota = Quota("smtp", self._smtp_host, tenant_id or "", limit, share)
+        return SmtpAccount(self._smtp, self._smtp_pace, quota)
 
     def with_return_path(self, notification: Email, tenant_id: str) -> Email:
         """A notification of a tenant through SMTP_URL, with its own envelope sender."""
@@ -197,6 +226,13 @@ class SendingAccounts:
             self._gmail[key] = account
         evict_oldest(self._gmail, key, MOST_KEPT)
         return account
+
+    def _gmail_quota(self, connection: GmailConnection) -> Quota:
+        """Each tenant's for itself: what another tenant says about the same address must not use it up."""
+        address, limit = connection.address.lower(), self._settings.gmail_daily_limit
+        if address.rpartition("@")[2] in PRIVATE_GMAIL:
+            limit = min(limit, PRIVATE_GMAIL_LIMIT)
+        return Quota("gmail", f"{connection.tenant_id} {address}", connection.tenant_id, limit)
 
     def _client_secret(self, encrypted: str) -> str:
         if self._settings.encryption_key is None:

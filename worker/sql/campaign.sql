@@ -26,7 +26,7 @@ WITH due AS (
     FROM started c
     ON CONFLICT (campaign_id) DO UPDATE
     SET tenant_id = excluded.tenant_id, started_at = excluded.started_at, next_batch_at = excluded.next_batch_at,
-        log_rows = excluded.log_rows, prepared = false, position = '', holds = 0
+        log_rows = excluded.log_rows, prepared = false, position = '', holds = 0, waits_for = NULL, waits_until = NULL
 ), logged AS (
     INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
     SELECT gen_random_uuid()::text, "tenantId", id, 'started', 'The worker started sending',
@@ -91,6 +91,7 @@ SELECT c.id, t.id AS "tenantId", c."userId", c.name, c.channel,
        c."targetType", c."targetFilters",
        c."utmSource", c."utmMedium", c."utmCampaign", c."utmTerm", c."utmContent", c."platformUtmConfig",
        c."autoTagLinks", c."useShortLinks",
+       (SELECT s.timezone FROM "CallSettings" s WHERE s."tenantId" = t.id) AS timezone,
        coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS backoffs, r.started_at,
        coalesce(r.accepted_at > r.started_at, false) AS has_accepted,
        t.name AS tenant_name, t.settings AS tenant_settings,
@@ -363,6 +364,7 @@ WITH own_batch AS (
     UPDATE worker.campaign_run r
     SET next_batch_at = greatest(r.next_batch_at, %(next_batch_at)s),  -- a backoff by another batch stays
         holds = CASE WHEN r.next_batch_at > %(now)s THEN r.holds ELSE %(backoffs)s END,
+        waits_for = CASE WHEN r.next_batch_at > %(now)s THEN r.waits_for END,
         accepted_at = greatest(r.accepted_at, %(accepted_at)s::timestamp(3))
     FROM own_batch WHERE r.campaign_id = own_batch.campaign_id
 ), released AS (
@@ -393,13 +395,33 @@ WITH email AS (
 ;
 
 -- name: postpone  Nothing of the run can be claimed before this time.
-UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s, holds = %(backoffs)s
+UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s, holds = %(backoffs)s, waits_for = NULL
 WHERE campaign_id = %(campaign_id)s;
+
+-- name: wait_for  Nothing of the run may be sent for a reason that its user cares about, which is told once in a wait.
+WITH run AS (
+    SELECT r.campaign_id, r.tenant_id, r.waits_for
+    FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id AND c."tenantId" = r.tenant_id
+    WHERE r.campaign_id = %(campaign_id)s AND c.status = 'running'
+    FOR KEY SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement
+), waiting AS (
+    UPDATE worker.campaign_run r
+    SET next_batch_at = %(next_batch_at)s, waits_for = %(waits_for)s, waits_until = %(waits_until)s
+    FROM run WHERE r.campaign_id = run.campaign_id
+    RETURNING r.campaign_id, r.tenant_id, run.waits_for IS DISTINCT FROM r.waits_for AS is_new
+), logged AS (
+    INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message, "createdAt")
+    -- an action that the CRM's pages know, and that does not end the run
+    SELECT gen_random_uuid()::text, tenant_id, campaign_id, 'scheduled', %(message)s, %(now)s FROM waiting WHERE is_new
+)
+SELECT is_new FROM waiting;
 
 -- name: remaining  What keeps a run from its end, when nothing could be claimed.
 SELECT
     (SELECT min(due_at) FROM worker.campaign_retry q
      WHERE q.campaign_id = %(campaign_id)s)                                             AS next_retry,
+    (SELECT q.reason FROM worker.campaign_retry q
+     WHERE q.campaign_id = %(campaign_id)s ORDER BY q.due_at LIMIT 1)                   AS next_retry_reason,
     EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)  AS claimed_elsewhere,
     (SELECT min(ask_at) FROM worker.unconfirmed_send s
      WHERE s.campaign_id = %(campaign_id)s)                                             AS next_ask,
@@ -634,5 +656,6 @@ WHERE r.tenant_id = %(tenant_id)s AND c."tenantId" = %(tenant_id)s AND c.channel
 
 -- name: backlog  What waits, for the metrics.
 SELECT coalesce(sum(greatest(c."totalRecipients" - c."sentCount" - c."failedCount", 0)), 0)::float AS pending,
-       coalesce(extract(epoch FROM %(now)s - min(c."scheduledAt")), 0)::float                      AS oldest_due_seconds
+       coalesce(extract(epoch FROM %(now)s - min(c."scheduledAt")), 0)::float                      AS oldest_due_seconds,
+       count(*) FILTER (WHERE r.waits_for = 'window')::float                                       AS outside_hours
 FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id AND c."tenantId" = r.tenant_id;

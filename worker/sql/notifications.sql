@@ -3,7 +3,7 @@
 -- name: hand_over  Marks messages just before they are sent: those that this process still holds. Those whose address is
 -- suppressed stay as they are.
 UPDATE worker.notice n
-SET handed_over = s.reason IS NULL, renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
+SET handed_over = s.reason IS NULL, waits_for = NULL, renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
 FROM worker.notice held
 LEFT JOIN LATERAL (
     SELECT s.reason FROM worker.suppression s
@@ -61,9 +61,9 @@ SELECT min(due_at) AS at FROM worker.notice WHERE job = %(job)s AND holder IS NU
 
 -- name: defer  Lets messages wait until they are due: to be sent, or (may_have_arrived) until a provider is asked.
 UPDATE worker.notice n
-SET holder = NULL, due_at = d.due_at, attempts = d.attempts, handed_over = d.may_have_arrived
+SET holder = NULL, due_at = d.due_at, attempts = d.attempts, handed_over = d.may_have_arrived, waits_for = d.waits_for
 FROM jsonb_to_recordset(%(deferrals)s::jsonb)
-    AS d (id uuid, due_at timestamp, attempts integer, may_have_arrived boolean)
+    AS d (id uuid, due_at timestamp, attempts integer, may_have_arrived boolean, waits_for text)
 WHERE n.id = d.id AND n.holder = %(holder)s;
 
 -- name: settle  Deletes messages that are sent or failed, and files the e-mails that were accepted.

@@ -60,8 +60,13 @@ FROM_ZERO: Mapping[str, tuple[Iterable[str], ...]] = {
 GAUGES = {
     "campaign_pending_recipients": ("Recipients of running campaigns whose message is not sent yet.", ()),
     "campaign_oldest_due_seconds": ("How long the longest waiting campaign has been due.", ()),
+    "quota_used_ratio": (
+        "How much of its limit in 24 hours the fullest account of a kind has used: 1 is all of it.",
+        ("account_kind",),
+    ),
     "calls_due": ("Queued calls that are due.", ()),
     "calls_oldest_due_seconds": ("How long the oldest due call has been due.", ()),
+    "window_waiting": ("Calls, and campaigns, that wait for the hours in which they may go on.", ("kind",)),
     "program_state": ("State of a program, as supervisord's number.", ("program",)),
     "program_bad_settings": ("Whether a program ended because of bad settings or a missing migration.", ("program",)),
     "knowledge_points": ("Points in Qdrant's collection.", ()),

@@ -1,4 +1,5 @@
-"""Checks for problems that show although every server answers: Redis's memory policy, clocks, missing tables.
+"""Checks for problems that show although every server answers: Redis's memory policy, clocks, bad numbers, missing
+tables, and calls that Twilio refuses.
 
 Each warning is one sentence for the operator that says what is wrong and what to do. The checks change nothing.
 """
@@ -11,16 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import psycopg2.errors
 import redis
 
+from worker.content.calls import WHAT_TO_DO
 from worker.errors import SchemaError
-from worker.runtime.db import Database
+from worker.runtime.db import Database, queries
 from worker.runtime.migrations import migrations, require_current
 
 log = logging.getLogger(__name__)
 
 CLOCK_LIMIT_SECONDS = 2.0
 CHECK_SECONDS = 60.0  # from one run of a check to the next
+LATEST_CALLS = 1000  # whose reasons are looked at
 
 # The CRM's tables and columns that the statements in worker/sql use. The CRM's migrations may change all others.
 CONTRACT: Mapping[str, str] = MappingProxyType(
@@ -108,6 +112,11 @@ SELECT wanted.name, i.indisvalid AS valid
 FROM unnest(%(names)s::text[]) AS wanted (name)
 JOIN pg_catalog.pg_index i ON i.indexrelid = to_regclass(quote_ident(wanted.name))
 """
+_BAD_NUMBERS = """
+SELECT tenant_id, phone_id FROM worker.whatsapp_number
+WHERE quality = 'RED' AND read_at > statement_timestamp() AT TIME ZONE 'UTC' - interval '1 day'
+ORDER BY tenant_id LIMIT 10
+"""
 _CREATED = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS "(worker_\w+)"\s+ON "(\w+)"')
 _DROPPED = re.compile(r'DROP INDEX CONCURRENTLY IF EXISTS "(worker_\w+)"')
 
@@ -141,11 +150,30 @@ def clock_warning(offset_seconds: float) -> str | None:
 
 
 def database_warnings(db: Database) -> list[str]:
-    """What the database lacks: tables and columns of the CRM, tables and indexes of the worker.
+    """WhatsApp numbers of bad quality, and what the database lacks: tables and columns of the CRM, tables and indexes
+    of the worker.
 
     Raises psycopg2.Error.
     """
-    return [*_contract_warnings(db), *_own_warnings(db)]
+    return [*_number_warnings(db), *_contract_warnings(db), *_own_warnings(db)]
+
+
+def _number_warnings(db: Database) -> list[str]:
+    try:
+        rows = db.all(_BAD_NUMBERS)
+    except psycopg2.errors.UndefinedTable:
+        return []  # another warning says that bin/migrate has to run
+    return [
+        f'Meta rates the quality of the WhatsApp number {row["phone_id"]} of tenant "{row["tenant_id"]}" RED, and '
+        "may limit or block it: pause its campaigns, and write only to people who asked for it until it is better."
+        for row in rows
+    ]
+
+
+def call_warnings(db: Database) -> list[str]:
+    """Which tenants have to change something before Twilio places their calls. Raises psycopg2.Error."""
+    rows = db.all(queries("web")["refused_calls"], what_to_do=WHAT_TO_DO, latest=LATEST_CALLS)
+    return [f"Twilio refuses calls of the tenant {row['tenant'][:60]}: {row['what']}." for row in rows]
 
 
 def _contract_warnings(db: Database) -> Iterator[str]:

@@ -1,0 +1,106 @@
+"""Reservations of quotas in the worker's table: limits, shares, and several processes at once."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from sandbox.crm import Crm
+from worker.runtime.db import Database
+from worker.sending.quota import Quota, QuotaLedger, QuotaUsedUp
+
+NOW = datetime.fromisoformat("2026-03-10 12:30")
+SMTP = Quota("smtp", "relay.example", "t1", 100)
+DAY = timedelta(hours=25)
+
+
+@pytest.fixture
+def quotas(crm: Crm, database_url: str) -> Iterator[QuotaLedger]:
+    with closing(Database(database_url, "test")) as db:
+        yield QuotaLedger(db)
+
+
+def used(crm: Crm) -> int:
+    return int(crm.value("SELECT coalesce(sum(used), 0) FROM worker.quota"))
+
+
+def test_the_rest_is_granted_and_then_nothing(crm: Crm, quotas: QuotaLedger) -> None:
+    assert quotas.reserve(SMTP, 70, NOW).number == 70
+    assert quotas.reserve(SMTP, 70, NOW).number == 30
+    with pytest.raises(QuotaUsedUp) as raised:
+        quotas.reserve(SMTP, 1, NOW)
+    assert raised.value.until == datetime.fromisoformat("2026-03-11 13:00")
+    assert used(crm) == 100
+
+
+def test_accounts_and_kinds_have_quotas_of_their_own(quotas: QuotaLedger) -> None:
+    for quota in (SMTP, replace(SMTP, account="other.example"), replace(SMTP, account_kind="gmail")):
+        assert quotas.reserve(quota, 500, NOW).number == 100
+
+
+def test_what_did_not_leave_is_given_back_to_its_hour(crm: Crm, quotas: QuotaLedger) -> None:
+    """Also when the hour has changed meanwhile: it must not become free a second time."""
+    reservation = quotas.reserve(SMTP, 100, NOW)
+    quotas.reserve(replace(SMTP, limit=110), 10, NOW + timedelta(hours=1))
+    quotas.give_back(reservation, 40)
+    assert crm.execute("SELECT used FROM worker.quota ORDER BY hour") == [(60,), (10,)]
+    assert quotas.reserve(SMTP, 100, NOW + timedelta(hours=1)).number == 30
+
+
+def test_after_a_day_all_of_it_is_there_again_and_old_hours_go(crm: Crm, quotas: QuotaLedger) -> None:
+    quotas.reserve(SMTP, 100, NOW)
+    assert quotas.reserve(SMTP, 100, NOW + DAY).number == 100
+    quotas.reserve(replace(SMTP, limit=200), 100, NOW + 3 * DAY)
+    assert crm.value("SELECT count(*) FROM worker.quota") == 1
+    quotas.drop_old(NOW + 9 * DAY)
+    assert used(crm) == 0
+
+
+def test_a_tenant_may_use_its_share_while_there_are_others(crm: Crm, quotas: QuotaLedger) -> None:
+    """The account's limit holds for all of them; a tenant alone on the server may use everything."""
+    shared = replace(SMTP, share=60, tenant_id=crm.add_tenant())
+    assert quotas.reserve(shared, 70, NOW).number == 70
+    other = replace(shared, tenant_id=crm.add_tenant())
+    with pytest.raises(QuotaUsedUp):
+        quotas.reserve(shared, 1, NOW)
+    assert quotas.reserve(other, 70, NOW).number == 30
+    [account, share] = quotas.states(other, NOW)
+    assert (account.limit, account.left(NOW), share.limit, share.left(NOW)) == (100, 0, 60, 30)
+
+
+def test_campaigns_leave_what_they_shall_and_notifications_take_the_last_one(quotas: QuotaLedger) -> None:
+    quota = replace(SMTP, kept_back=10, share=1)
+    assert quotas.reserve(replace(quota, share=None), 500, NOW).number == 90
+    taken = [quotas.reserve_notification(quota, NOW) for _ in range(11)]
+    assert [bool(each) for each in taken] == [True] * 10 + [False]
+
+
+def test_campaigns_leave_one_message_for_each_notification_that_waits(crm: Crm, quotas: QuotaLedger) -> None:
+    crm.execute(
+        "INSERT INTO worker.notice (id, job, channel, address, content, created_at, due_at, renewed_at, waits_for) "
+        "SELECT gen_random_uuid(), 'trial', 'email', 'a@x.example', '{}', now(), now(), now(), 'smtp relay.example' "
+        "FROM generate_series(1, 3)"
+    )
+    assert quotas.reserve(SMTP, 500, NOW).number == 97
+    with pytest.raises(QuotaUsedUp) as raised:
+        quotas.reserve(SMTP, 500, NOW)
+    assert NOW < raised.value.until <= NOW + timedelta(minutes=1)  # nobody knows when they will be sent
+
+
+def test_many_processes_together_reserve_no_more_than_the_limit(crm: Crm, database_url: str) -> None:
+    """Each in a session of its own, all at the same time, also over the change of the hour."""
+
+    def take(number: int) -> int:
+        granted = 0
+        with closing(Database(database_url, f"test {number}")) as db, suppress(QuotaUsedUp):
+            while True:
+                at = NOW + timedelta(minutes=30 * (number % 2))
+                granted += QuotaLedger(db).reserve(replace(SMTP, tenant_id=f"t{number}"), 3, at).number
+        return granted
+
+    with ThreadPoolExecutor(8) as threads:
+        granted = list(threads.map(take, range(8)))
+    assert sum(granted) == used(crm) == 100

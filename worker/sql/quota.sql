@@ -1,0 +1,63 @@
+-- Statements about quotas. %(now)s is UTC without zone.
+
+-- name: reserve  Reserves messages of an account, as many as are left. A tenant's share counts while there are other tenants;
+-- a campaign leaves what waiting notifications need.
+SELECT worker.reserve(
+    %(account_kind)s, %(account)s, %(tenant_id)s, %(want)s, %(limit)s,
+    CASE WHEN %(is_campaign)s THEN %(kept_back)s + (
+        SELECT count(*) FROM worker.notice n WHERE n.waits_for = %(account_kind)s || ' ' || %(account)s
+    )::integer ELSE 0 END,
+    CASE WHEN %(is_campaign)s AND EXISTS (SELECT FROM "Tenant" t WHERE t.id <> %(tenant_id)s)
+        THEN %(share)s::integer END,
+    %(now)s::timestamp
+) AS granted;
+
+-- name: give_back  Messages that were reserved in this hour and did not leave.
+UPDATE worker.quota SET used = greatest(used - %(number)s, 0)
+WHERE account_kind = %(account_kind)s AND account = %(account)s AND tenant_id = %(tenant_id)s AND hour = %(hour)s;
+
+-- name: used  What an account, and one tenant of it, used in each hour that counts, the oldest first.
+SELECT hour, sum(used)::integer AS used,
+       coalesce(sum(used) FILTER (WHERE tenant_id = %(tenant_id)s), 0)::integer AS used_by_tenant,
+       EXISTS (SELECT FROM "Tenant" t WHERE t.id <> %(tenant_id)s) AS is_shared
+FROM worker.quota
+WHERE account_kind = %(account_kind)s AND account = %(account)s
+  AND hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+GROUP BY hour HAVING sum(used) > 0 ORDER BY hour;
+
+-- name: used_ratios  How much the fullest account of each kind has used of its limit.
+SELECT account_kind, max(used / most)::float8 AS ratio
+FROM (
+    SELECT account_kind, sum(used) AS used, (array_agg(most ORDER BY hour DESC))[1]::numeric AS most
+    FROM worker.quota
+    WHERE hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+    GROUP BY account_kind, account
+) AS accounts
+GROUP BY account_kind;
+
+-- name: drop_old  Hours of accounts that nothing is sent through any more.
+WITH numbers AS (
+    DELETE FROM worker.whatsapp_number WHERE read_at < %(now)s::timestamp - interval '30 days'
+)
+DELETE FROM worker.quota WHERE hour < %(now)s::timestamp - interval '3 days';
+
+-- name: number  How many people a tenant's WhatsApp number may write to, if that was read since then.
+SELECT people, read_at FROM worker.whatsapp_number
+WHERE tenant_id = %(tenant_id)s AND phone_id = %(phone_id)s AND read_at > %(since)s;
+
+-- name: numbers  All limits that were read since then.
+SELECT tenant_id, people FROM worker.whatsapp_number WHERE people IS NOT NULL AND read_at > %(since)s;
+
+-- name: keep_number  What Meta said about a number.
+INSERT INTO worker.whatsapp_number AS n (tenant_id, phone_id, people, quality, read_at)
+VALUES (%(tenant_id)s, %(phone_id)s, %(people)s, %(quality)s, %(now)s)
+ON CONFLICT (tenant_id) DO UPDATE
+SET phone_id = excluded.phone_id, people = excluded.people, quality = excluded.quality, read_at = excluded.read_at;
+
+-- name: number_unread  Meta did not say: what is known of the same number stays, and it is not asked again at once.
+INSERT INTO worker.whatsapp_number AS n (tenant_id, phone_id, people, quality, read_at)
+VALUES (%(tenant_id)s, %(phone_id)s, NULL, '', %(now)s)
+ON CONFLICT (tenant_id) DO UPDATE
+SET phone_id = excluded.phone_id, read_at = excluded.read_at,
+    people = CASE WHEN n.phone_id = excluded.phone_id THEN n.people END,
+    quality = CASE WHEN n.phone_id = excluded.phone_id THEN n.quality ELSE '' END;
