@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Channel = Literal["smtp", "gmail", "token", "whatsapp", "twilio"]
+Channel = Literal["smtp", "gmail", "token", "whatsapp", "number", "twilio"]
 Action = Literal["answer", "cut-before", "cut-after", "hang", "close"]
 Stage = Literal["auth", "mail", "rcpt", "data", "request", "list", "fetch"]
 

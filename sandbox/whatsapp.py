@@ -1,5 +1,8 @@
 """Stand-in of the WhatsApp Cloud API: POST /<version>/<phone id>/messages, with Meta's checks of the payload.
 
+GET /<version>/<phone id> answers that the number is good and has no limit, unless a rule of the channel "number" says
+something else.
+
 Shapes: https://developers.facebook.com/docs/whatsapp/cloud-api/reference/messages and
 https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes.
 """
@@ -13,12 +16,13 @@ from sandbox.failure_script import FailureRule, normal_address
 from sandbox.http_server import Reply, Request
 from sandbox.rate_limit import RateLimit
 from sandbox.received_store import Received
-from sandbox.stand_in_state import StandInState
+from sandbox.stand_in_state import StandInState, scripted_reply
 
 PREFIX = "/whatsapp"
 USUAL_RATE = 80.0  # messages a second for one phone id
 
 _PATH = re.compile(PREFIX + r"(?:/v\d+\.\d+)?/(\d+)/messages")
+_NUMBER_PATH = re.compile(PREFIX + r"(?:/v\d+\.\d+)?/(\d+)")
 _KEYS = {"messaging_product", "recipient_type", "to", "type", "context", "biz_opaque_callback_data"}
 _LONGEST_TEXT, _LONGEST_CAPTION, _LONGEST_CALLBACK_DATA = 4096, 1024, 512
 _MEDIA_KEYS = {
@@ -33,17 +37,21 @@ _NOT_IN_PARAMETER = re.compile(r"[\n\t]| {5,}")
 _ERRORS = {
     4: (400, "Application request limit reached"),
     10: (403, "Application does not have permission for this action"),
+    33: (400, "Parameter value is not valid"),
     100: (400, "Invalid parameter"),
     190: (401, "Invalid OAuth access token - Cannot parse access token"),
     368: (403, "Temporarily blocked for policies violations"),
     80007: (400, "Rate limit issues"),
     130429: (429, "Rate limit hit"),
+    130472: (400, "User's number is part of an experiment"),
+    130497: (403, "Business account is restricted from messaging users in this country."),
     131000: (500, "Something went wrong"),
     131008: (400, "Required parameter is missing"),
     131009: (400, "Parameter value is not valid"),
     131016: (500, "Service unavailable"),
     131026: (400, "Message Undeliverable"),
     131031: (403, "Business Account locked"),
+    131037: (400, "Display name needs approval"),
     131042: (400, "Business eligibility payment issue"),
     131047: (400, "Re-engagement message"),
     131048: (400, "Spam rate limit hit"),
@@ -53,6 +61,7 @@ _ERRORS = {
     132000: (400, "Number of parameters does not match the expected number of params"),
     132001: (404, "Template name does not exist in the translation"),
     132015: (400, "Template is paused"),
+    133010: (400, "Phone number not registered"),
 }
 
 
@@ -62,6 +71,8 @@ class WhatsApp:
         self.rate = RateLimit(rate, lambda: error(130429, "Cloud API message throughput has been reached."))
 
     async def handle(self, request: Request) -> Reply:
+        if request.method == "GET" and (number := _NUMBER_PATH.fullmatch(request.path)):
+            return await self._number(number[1], request)
         match = _PATH.fullmatch(request.path)
         if match is None or request.method != "POST":
             return error(100, f"Unsupported {request.method.lower()} request.")
@@ -87,6 +98,19 @@ class WhatsApp:
         contact = {"input": to, "wa_id": message.address.lstrip("+")}
         answer = {"messaging_product": "whatsapp", "contacts": [contact], "messages": [{"id": wamid}]}
         return await self._state.settle([message], Reply(200, answer), _scripted_error, self.rate)
+
+    async def _number(self, phone_id: str, request: Request) -> Reply:
+        """The fields of a number that a request names."""
+        if not self._state.knows(request.bearer()):
+            return error(190)
+        rule = self._state.script.take("number", [phone_id])
+        if rule and rule.action == "hang":
+            await rule.hang()
+        elif rule:
+            return scripted_reply(rule, _scripted_error)
+        known = {"quality_rating": "GREEN", "whatsapp_business_manager_messaging_limit": "TIER_UNLIMITED"}
+        asked = request.query.get("fields", "").split(",")
+        return Reply(200, {name: value for name, value in known.items() if name in asked} | {"id": phone_id})
 
 
 def error(code: int, details: str = "", status: int | None = None, text: str = "") -> Reply:

@@ -266,10 +266,14 @@ class TrialJob:
 
 
 def _in_its_place(delivery: Delivery) -> Deferral:
-    """It was not tried: it is due at once, before those that were written later."""
-    notification = delivery.notification
+    """It was not tried: it is due at once, before those that were written later, unless its account is the reason."""
+    notification, outcome = delivery.notification, delivery.outcome
     return Deferral(
-        notification.id, notification.created_at, notification.attempts, may_have_arrived=delivery.may_have_arrived
+        notification.id,
+        outcome.at + timedelta(seconds=outcome.delay_seconds) if outcome.delay_seconds else notification.created_at,
+        notification.attempts,
+        may_have_arrived=delivery.may_have_arrived,
+        waits_for=delivery.waits_for,
     )
 
 

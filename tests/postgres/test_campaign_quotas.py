@@ -1,5 +1,6 @@
 """Campaigns and the quotas of their accounts: exactly the limit is sent, the rest waits and goes on by itself."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,11 @@ from sandbox import accounts
 from sandbox.crm import Crm
 from sandbox.world import World
 from worker.campaign import CampaignJob
+from worker.runtime.counters import read_all
 from worker.runtime.db import Database
+from worker.runtime.redis_client import connect
+from worker.web.warning_checks import database_warnings
+from worker.web.work_in_progress import CampaignRates, read_work_in_progress
 
 
 @pytest.fixture
@@ -137,3 +142,148 @@ def test_a_lost_claim_gives_back_what_it_reserved(crm: Crm, world: World, run_on
     run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="100")
     assert states(crm) == {"pending": 5}
     assert crm.value("SELECT sum(used) FROM worker.quota") == 0
+
+
+def whatsapp_campaign(crm: Crm, world: World, recipients: int, tier: str, quality: str = "GREEN") -> str:
+    """Of a tenant whose number Meta describes so."""
+    world.set_rates(whatsapp_rate=0)
+    body = {"whatsapp_business_manager_messaging_limit": tier, "quality_rating": quality}
+    world.script("number", status=200, body=body)
+    return crm.add_campaign("whatsapp", recipients=recipients)
+
+
+def test_a_number_writes_to_nine_tenths_of_the_people_it_may(crm: Crm, world: World, run_once: OneRun) -> None:
+    """The others wait without an attempt, and are written to a day later."""
+    campaign = whatsapp_campaign(crm, world, 300, "TIER_250")
+    for _ in range(2):
+        run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+        assert states(crm) == {"sent": 225, "pending": 75}
+        crm.execute("UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'")
+    assert len(waits(crm)) == 1
+    let_pass(crm, 25)
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    assert states(crm) == {"sent": 300}
+    assert crm.value('SELECT status FROM "Campaign" WHERE id = %s', campaign) == "completed"
+    assert world.duplicates("whatsapp") == {}
+
+
+def test_all_campaigns_of_a_tenant_count_together(crm: Crm, world: World, run_once: OneRun) -> None:
+    """Whatever number they leave from: the limit is the business portfolio's. Another tenant has its own."""
+    world.set_rates(whatsapp_rate=0)
+    world.script("number", status=200, body={"whatsapp_business_manager_messaging_limit": "TIER_50"})
+    other = crm.add_tenant(settings={"whatsapp": accounts.whatsapp_settings(phone_id="105550100100199")})
+    crm.add_user(other)
+    for tenant in (crm.tenant_id, crm.tenant_id, other):
+        crm.add_campaign("whatsapp", recipients=30, tenant_id=tenant)
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    sent = crm.execute("""SELECT "tenantId", count(*) FROM "CampaignRecipient" WHERE status = 'sent' GROUP BY 1""")
+    assert dict(sent) == {crm.tenant_id: 45, other: 30}
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, {"whatsapp_business_manager_messaging_limit": "TIER_UNLIMITED"}),
+        (200, {}),
+        (200, {"whatsapp_business_manager_messaging_limit": 7}),
+        (400, {"error": {"message": "(#100) Tried accessing nonexisting field"}}),
+        (500, "no JSON"),
+    ],
+)
+def test_a_limit_that_is_not_known_is_not_enforced(
+    crm: Crm, world: World, run_once: OneRun, status: int, body: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer that is an error is said once for a tenant, however many campaigns it has."""
+    world.set_rates(whatsapp_rate=0)
+    world.script("number", status=status, body=body)
+    for _ in range(2):
+        crm.add_campaign("whatsapp", recipients=30)
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    assert states(crm) == {"sent": 60}
+    said = [each for each in caplog.records if each.getMessage().startswith("WhatsApp does not say")]
+    assert len(said) == (status != 200)
+    assert crm.value("SELECT count(*) FROM worker.quota") == 0
+
+
+def test_a_limit_that_was_known_holds_while_meta_does_not_say(crm: Crm, world: World, run_once: OneRun) -> None:
+    whatsapp_campaign(crm, world, 20, "TIER_50")
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    crm.execute("UPDATE worker.whatsapp_number SET read_at = read_at - interval '2 hours'")
+    world.script("number", status=500)
+    crm.add_campaign("whatsapp", recipients=60)
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    assert states(crm) == {"sent": 45, "pending": 35}
+
+
+def test_meta_is_asked_once_an_hour(crm: Crm, world: World, run_once: OneRun) -> None:
+    """By the processes together; a new limit holds from then on."""
+    whatsapp_campaign(crm, world, 5, "TIER_50")
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    world.script("number", status=200, body={"whatsapp_business_manager_messaging_limit": "TIER_250"})
+    crm.add_campaign("whatsapp", recipients=5)
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    assert crm.value("SELECT people FROM worker.whatsapp_number") == 50
+    crm.execute("UPDATE worker.whatsapp_number SET read_at = read_at - interval '1 hour'")
+    crm.add_campaign("whatsapp", recipients=5)
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    assert crm.execute("SELECT people, quality FROM worker.whatsapp_number") == [(250, "")]
+
+
+def test_a_campaign_waits_for_metas_first_answer_and_not_for_ever(
+    crm: Crm, world: World, run_once: OneRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Meta hangs, other campaigns are sent; then the campaign goes on without a limit."""
+    monkeypatch.setattr("worker.sending.whatsapp_limits.PATIENCE_SECONDS", 2.0)
+    world.script("number", action="hang", seconds=30)
+    crm.add_campaign("whatsapp", recipients=5)
+    crm.add_campaign(recipients=5)
+    run_once("campaign", CampaignJob)
+    assert states(crm) == {"sent": 10}
+
+
+def test_a_number_of_bad_quality_is_the_first_warning(crm: Crm, world: World, run_once: OneRun, db: Database) -> None:
+    """While it is known to be so, and no secret is in it."""
+    whatsapp_campaign(crm, world, 5, "TIER_250", quality="RED")
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    crm.execute('DROP INDEX "worker_campaign_due"')
+    first, *others = database_warnings(db)
+    assert accounts.WHATSAPP_PHONE_ID in first
+    assert "RED" in first
+    assert accounts.WHATSAPP_TOKEN not in first
+    assert len(others) == 1
+    crm.execute("UPDATE worker.whatsapp_number SET read_at = read_at - interval '2 days'")
+    assert database_warnings(db) == others
+
+
+def test_how_full_the_fullest_account_is(crm: Crm, world: World, run_once: OneRun, redis_url: str) -> None:
+    """Of each kind; 0 where nothing was used, also when that was long ago."""
+
+    def ratios() -> dict[str, float]:
+        with connect(redis_url) as client:
+            found = read_all(client).gauges
+        return {each.labels["account_kind"]: each.value for each in found if each.metric == "quota_used_ratio"}
+
+    crm.add_campaign(recipients=5)
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="20")
+    assert ratios() == {"smtp": 0.25, "gmail": 0.0, "whatsapp": 0.0}
+    let_pass(crm, 25)
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="20")
+    assert ratios() == {"smtp": 0.0, "gmail": 0.0, "whatsapp": 0.0}
+
+
+def test_who_waits_is_shown(crm: Crm, world: World, run_once: OneRun, db: Database) -> None:
+    crm.add_campaign(recipients=5)
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="2")
+    (campaign,) = read_work_in_progress(db, CampaignRates(lambda: 0.0)).campaigns
+    assert campaign.waits_for == "quota"
+    assert campaign.waits_seconds
+    assert 23 * 3600 < campaign.waits_seconds <= 25 * 3600
+
+
+def test_all_processes_keep_to_one_pace(crm: Crm, world: World, run_once: OneRun) -> None:
+    """SMTP_RATE is for the mail server; without it there is none."""
+    crm.add_campaign(recipients=12)
+    began = time.monotonic()
+    run_once("campaign", CampaignJob, SMTP_RATE="4")
+    assert states(crm) == {"sent": 12}
+    assert time.monotonic() - began > 2.0  # (12 - 1) / 4 s, less what the burst saves

@@ -19,11 +19,10 @@ from worker.runtime.db import (
     Database,
     DatabaseReadOnly,
     StatementTooLarge,
-    UnreadableJson,
-    UnreadablePart,
     is_read_only,
     is_unavailable,
 )
+from worker.runtime.unreadable_json import UnreadableJson, UnreadablePart
 
 Connection = psycopg2.extensions.connection
 DIGITS = "SELECT repeat('1', 100000)::{} AS value"
@@ -345,9 +344,8 @@ def test_a_pooler_in_transaction_mode(
     assert rows == {"count": 6}
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == ("pgbouncer" not in parameters)
-    if "pgbouncer" in parameters:
-        with closing(psycopg2.connect(pooler.url)) as other, other.cursor() as cursor:
-            for _ in range(4):
-                cursor.execute("SHOW TimeZone")
-                assert cursor.fetchone() == ("Asia/Kolkata",)
-                other.commit()
+    with closing(psycopg2.connect(pooler.url)) as other, other.cursor() as cursor:
+        for _ in range(4):
+            cursor.execute("SHOW TimeZone")
+            assert cursor.fetchone() == ("Asia/Kolkata",)
+            other.commit()

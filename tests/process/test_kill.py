@@ -7,9 +7,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import psycopg2
 import psycopg2.extensions
 import pytest
 import redis
@@ -50,6 +52,28 @@ def test_kills_at_random_instants_lose_no_message_and_repeat_none(
     lost = books.balance(campaign, channel, kills=kills)
     assert lost <= THREADS * done
     print(f"{channel}: {done} kills, {lost} unconfirmed, at most {THREADS * done} allowed")  # noqa: T201
+
+
+def test_what_was_reserved_at_a_kill_stays_counted(
+    crm: Crm, world: World, books: Books, start: Start, database_url: str
+) -> None:
+    """Killed between the reservation and the claim: the account sends less in this day, and never more."""
+    campaign = crm.add_campaign("email", recipients=200)
+    used = "SELECT coalesce(sum(used), 0) FROM worker.quota"
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE worker.campaign_batch IN EXCLUSIVE MODE")
+        worker = start(SMTP_DAILY_LIMIT="100")
+        wait_for(lambda: crm.value(used) and statements_waiting(crm), "it has reserved, and cannot claim")
+        reserved = crm.value(used)
+        assert 0 < reserved < 100
+        worker.kill()
+    start(SMTP_DAILY_LIMIT="100")
+    waits = "SELECT count(*) FROM worker.campaign_run WHERE waits_for = 'quota'"
+    wait_for(lambda: crm.value(waits), "the campaign waits")
+    assert crm.value(used) == 100
+    assert world.total("smtp") == 100 - reserved
+    assert crm.counts(campaign) == {"sent": 100 - reserved, "pending": 100 + reserved}
+    assert world.duplicates("smtp") == {}
 
 
 @pytest.fixture

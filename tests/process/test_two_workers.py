@@ -1,6 +1,7 @@
 """Two workers at once, with or without their lock: no recipient gets two copies, none is left out."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,44 @@ def test_two_workers_that_both_have_the_lock_share_the_work(
         assert worker.said("a server is unavailable") == 0
         assert worker.stop() == 0
     assert books.journals() == []
+
+
+def test_two_workers_together_keep_to_one_limit(
+    crm: Crm, world: World, books: Books, start: Start, redis_url: str
+) -> None:
+    """Exactly the limit is sent of both campaigns together; the rest is pending without an attempt, and goes on."""
+    world.script("smtp", action="hang", seconds=0.03)
+    used = "SELECT coalesce(sum(used), 0) FROM worker.quota"
+    with lock_deleted_all_the_time(redis_url):
+        pair = [
+            start(
+                CAMPAIGN_BATCH_SIZE="4", CAMPAIGN_BATCH_DELAY="1ms", SMTP_DAILY_LIMIT="100", SMTP_TENANT_SHARE="100"
+            )
+            for _ in range(2)
+        ]
+        wait_for(lambda: all(worker.said("started") for worker in pair), "both run")
+        campaigns = [crm.add_campaign("email", recipients=90) for _ in range(2)]
+        waits = "SELECT count(*) FROM worker.campaign_run WHERE waits_for = 'quota'"
+
+        def all_used() -> bool:
+            books.ended_early(
+                *campaigns
+            )  # who waits, while a claim of the other one found nothing, looks again at once
+            return bool(crm.value(used) == world.total("smtp") == 100)
+
+        wait_for(all_used, "the limit is sent")
+        wait_for(lambda: crm.value(waits) == 2, "both campaigns wait")
+        wait_for(lambda: not crm.value("SELECT count(*) FROM worker.campaign_batch"), "nothing is on the wire")
+        assert crm.value(used) == world.total("smtp") == 100
+        counted = sum((Counter(crm.counts(campaign)) for campaign in campaigns), Counter())
+        assert counted == {"sent": 100, "pending": 80}
+        assert crm.value("SELECT coalesce(max(attempts), 0) FROM worker.campaign_retry") == 0
+        assert [set(books.log(campaign)) for campaign in campaigns] == [{"started", "scheduled"}] * 2
+        crm.execute("UPDATE worker.quota SET hour = hour - interval '25 hours'")
+        crm.execute("UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'")
+        wait_for(lambda: books.ended_early(*campaigns), "the campaigns end")
+    assert [crm.counts(campaign) for campaign in campaigns] == [{"sent": 90}] * 2
+    assert world.total("smtp") == 180
 
 
 @pytest.mark.parametrize("end", ["thawed", "killed"])

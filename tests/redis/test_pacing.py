@@ -131,6 +131,27 @@ def test_back_off(client: redis.Redis) -> None:
     assert granted_then[-1] <= 50 * (now - before - 1.5) + 1
 
 
+def test_the_next_token_is_taken_ahead_of_others(client: redis.Redis) -> None:
+    """It may be used when it would have been available, and everybody else waits for the one after it."""
+    campaigns, reminders = Pace(client, KEY, 1), Pace(client, KEY, 1)
+    assert campaigns.take(1)[0] == 1
+    granted, usable_seconds = reminders.take_ahead()
+    assert granted
+    assert 0 < usable_seconds <= 1
+    assert reminders.take_ahead()[0] is False
+    granted_then, wait_seconds = campaigns.take(1)
+    assert granted_then == 0
+    assert usable_seconds < wait_seconds <= 2
+
+
+def test_a_token_is_not_taken_ahead_out_of_a_backoff(client: redis.Redis) -> None:
+    pace = Pace(client, KEY, 1)
+    pace.back_off(30)
+    granted, wait_seconds = pace.take_ahead()
+    assert not granted
+    assert wait_seconds > 25
+
+
 def test_key_expires(client: redis.Redis) -> None:
     """Nothing is left in Redis when the bucket is full again."""
     pace = Pace(client, KEY, 0.1)

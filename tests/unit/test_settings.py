@@ -55,6 +55,35 @@ def test_defaults() -> None:
     assert (settings.smtp_url, settings.app_url, settings.encryption_key) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("", None),
+        ("lead_reminder:en", ("lead_reminder", "en")),
+        (" lead_reminder_2:en_US ", ("lead_reminder_2", "en_US")),
+        ("r:fil", ("r", "fil")),
+        ("a" * 512 + ":hi", ("a" * 512, "hi")),
+    ],
+)
+def test_a_template(value: str, wanted: tuple[str, str] | None) -> None:
+    """A template of WhatsApp is named with its language."""
+    assert load(NEEDED | {"REMINDER_WHATSAPP_TEMPLATE": value}, "reminders").reminder_whatsapp_template == wanted
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "lead_reminder", "lead_reminder:", ":en", "Lead_reminder:en", "lead-reminder:en", "lead reminder:en",
+        "lead_reminder:EN", "lead_reminder:en-US", "lead_reminder:en_us", "lead_reminder:english", "a:b:en",
+        "a" * 513 + ":en", "erinnerung_für:de",
+    ],
+)  # fmt: skip
+def test_what_is_no_template(value: str) -> None:
+    """What WhatsApp has no template for is refused at the start, and says what is allowed."""
+    with pytest.raises(SettingsError, match=r"^REMINDER_WHATSAPP_TEMPLATE is .*name and language, such as"):
+        load(NEEDED | {"REMINDER_WHATSAPP_TEMPLATE": value}, "reminders")
+
+
 def test_missing_database() -> None:
     """A missing variable that is required is named with its purpose; an empty one counts as missing."""
     for environ in ({}, {"DATABASE_URL": ""}):

@@ -23,6 +23,7 @@ from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.lease import Lease
 from worker.runtime.settings import Settings
 from worker.sending.quota import QuotaLedger, Reservation
+from worker.sending.whatsapp_limits import WhatsAppLimits
 
 ROUND_SECONDS = 1.0  # the batch of an account with a pace is no larger than what it can send in this time
 
@@ -47,6 +48,7 @@ class BatchClaims:
         self._clock = clock
         self.hours = SendingHours(settings.campaign_window, clock)
         self.quotas = QuotaLedger(db)
+        self.whatsapp_limits = WhatsAppLimits(db, clock)
         self.breaker = RefusalBreaker(db, settings.refusal_breaker)
         self._sql = queries("campaign")
         self._size = ClaimSize(settings)
@@ -59,11 +61,13 @@ class BatchClaims:
     def claim(self, campaign: Campaign, transport: Transport) -> Batch | None:
         """Claims the next recipients of a run; None when none can be claimed now.
 
-        Raises QuotaUsedUp when the account may not send more for now.
+        Raises QuotaUsedUp when the account may not send more for now, and LimitUnread.
         """
-        size, reservation = self._limit(campaign, transport), None
-        if transport.quota:
-            reservation = self.quotas.reserve(transport.quota, size, self._clock())
+        size, reservation, quota = self._limit(campaign, transport), None, transport.quota
+        if transport.number:
+            quota = self.whatsapp_limits.quota(campaign.tenant_id, transport.number)
+        if quota:
+            reservation = self.quotas.reserve(quota, size, self._clock())
             size = reservation.number
         batch = None
         try:
@@ -85,6 +89,8 @@ class BatchClaims:
         finally:
             if reservation:  # what it did not take; another process may wait for it
                 self.quotas.give_back(reservation, size - (len(batch.recipients) if batch else 0))
+        if batch:
+            transport.prepare(batch.recipients)
         return batch
 
     def give_back(self, batch: Batch, untried: int) -> None:
@@ -95,6 +101,10 @@ class BatchClaims:
     def claim_unconfirmed(self, campaign: Campaign, transport: Transport, account_key: str) -> Batch | None:
         """Claims unconfirmed messages that left through this account, to ask the provider about them."""
         return self._claim("claim_unconfirmed", campaign, transport, account_key, self._settings.campaign_concurrency)
+
+    def close(self) -> bool:
+        """False: a thread still waits for a provider."""
+        return self.whatsapp_limits.close()
 
     def measured(self, batch: Batch) -> None:
         """The batch was sent to its end: the campaign's next claim takes what takes a moment."""
@@ -149,6 +159,7 @@ class BatchClaims:
             journal,
             lease_until=lease_until,
             same_account=account_key == transport.account_key,
+            asking=streak is None,
             streak=streak,
             reservation=reservation,
             hours=self.hours.of_batch(campaign, {row["id"]: row["phone"] for row in rows}),

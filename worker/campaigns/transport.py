@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,6 +21,7 @@ from worker.errors import CampaignRejected, TransportMissing
 from worker.messages import Accepted, Email, WhatsAppMessage
 from worker.providers import Provider
 from worker.providers.smtp import SmtpProvider
+from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.settings import Settings
 from worker.sending.accounts import GmailAccount, SendingAccounts, evict_oldest
 from worker.sending.limits import too_large
@@ -46,8 +47,9 @@ class Transport:
     pace: Pace | None = None
     gmail: GmailAccount | None = None
     size: MessageSize | None = None
-    return_path: Callable[[str], str] | None = None  # of a recipient's id; None: the sender's address
-    quota: Quota | None = None  # of the account; None: no limit is known
+    return_path: Callable[[str, str], str] | None = None  # of recipient's id and address; None: the sender's address
+    quota: Quota | None = None  # of an e-mail account; None: it has none
+    number: WhatsAppNumber | None = None  # whose quota Meta knows
 
     @property
     def message_bytes(self) -> int:
@@ -68,6 +70,11 @@ class Transport:
         """Whether the provider can be asked if it has a message."""
         return self.gmail is not None
 
+    def prepare(self, recipients: Iterable[MessageRecipient]) -> None:
+        """To be called before the messages of a batch are made: it is faster for many than for each."""
+        if isinstance(self.content, EmailContent):
+            self.content.prepare(recipients)
+
     def message(self, recipient: MessageRecipient, at: datetime) -> Email | WhatsAppMessage:
         """The message for one recipient; ``at`` is UTC without a zone.
 
@@ -79,7 +86,7 @@ class Transport:
         if self.size:
             self.size.check_made(message)
         if self.return_path and isinstance(message, Email):
-            return replace(message, envelope_from=self.return_path(recipient.id))
+            return replace(message, envelope_from=self.return_path(recipient.id, message.to))
         return message
 
     @property
@@ -156,7 +163,9 @@ class TransportRouter:
         account = self._accounts.whatsapp(campaign.user.tenant_settings)
         texts, app_url = campaign.texts, self._settings.app_url
         kept = self._content(texts, None, lambda: WhatsAppContent(texts, app_url, self._unsubscribe_link(texts)))
-        return Transport(kept.content, campaign.channel, account.provider, account.pace, size=kept.size)
+        return Transport(
+            kept.content, campaign.channel, account.provider, account.pace, size=kept.size, number=account.number
+        )
 
     def _email(self, campaign: Campaign) -> Transport:
         account = self._accounts.email(campaign.user)

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -163,12 +163,9 @@ class SuppressionCommands:
 
     @contextmanager
     def _session(self) -> Iterator[psycopg2.extensions.cursor]:
-        """A transaction without a time limit, through a connection of its own."""
-        with closing(self._db.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute("BEGIN; SET LOCAL statement_timeout = 0")
+        with self._db.long_transaction() as cursor:
             yield cursor
             self.may_have_changed = True
-            cursor.execute("COMMIT")
 
 
 @contextmanager

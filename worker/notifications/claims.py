@@ -20,18 +20,23 @@ from worker.runtime.db import Database, queries
 from worker.runtime.lease import LEASE_SECONDS, Lease
 from worker.sending.outbox import is_refused_row, json_chunks
 from worker.sending.outcomes import ASK_AFTER_SECONDS
+from worker.sending.quota import QuotaLedger
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Deferral:
-    """A notification that has to wait. ``may_have_arrived``: its provider is asked before anything is sent again."""
+    """A notification that has to wait. ``may_have_arrived``: its provider is asked before anything is sent again.
+
+    ``waits_for``: the account whose quota is used up; campaigns leave a message of it.
+    """
 
     id: str
     due_at: datetime
     attempts: int
     may_have_arrived: bool
+    waits_for: str | None = None
 
 
 class NotificationClaims:
@@ -41,6 +46,7 @@ class NotificationClaims:
         self._db = db
         self._job = job
         self._lease = Lease()
+        self.quotas = QuotaLedger(db)
         self._sql = queries("notifications")
 
     @property
@@ -85,6 +91,11 @@ class NotificationClaims:
             return {}
         rows = self._db.execute(self._sql["hand_over"], ids=ids, holder=self.holder)
         return {row["id"]: row["opted_out"] for row in rows}
+
+    def opted_out(self, ids: Sequence[str]) -> dict[str, str]:
+        """Which of these messages may not be sent any more, and why: their address was suppressed meanwhile."""
+        rows = self._db.all(self._sql["opted_out"], ids=ids, holder=self.holder)
+        return {row["id"]: row["reason"] for row in rows}
 
     def renew(self) -> None:
         """Says that this process is alive, when it is time to say so again."""

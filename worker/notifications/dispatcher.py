@@ -4,10 +4,11 @@ Tenants that have something to send share the threads evenly, and a tenant whose
 paced account delays no other.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from worker.errors import SendError, TransportMissing
@@ -20,10 +21,16 @@ from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.signals import Signals
 from worker.sending.limits import too_large, wire_bytes
 from worker.sending.outcomes import Outcome, OutcomeKind, failed, suppressed
+from worker.sending.quota import Quota, Reservation
 from worker.sending.requests import ProviderAccount, RequestThreads
+from worker.sending.suppression import LOOK_SECONDS
+
+log = logging.getLogger(__name__)
 
 THREADS = 8  # messages that are sent at the same time, so at most so many are unconfirmed after a kill
 SEND_LIMIT_SECONDS = 60.0  # between the mark and the send; after it another process may have claimed the message
+USED_UP_SECONDS = 30.0  # for so long no other message asks for a quota that was used up
+LOOK_AGAIN_SECONDS = 300.0  # until a message is due again for whose account nothing was left
 POLL_SECONDS = 0.1  # how soon a signal is noticed
 
 Prepare = Callable[[Notification], OutgoingMessage]
@@ -51,6 +58,11 @@ class NotificationDispatcher:
         self._message_max_bytes = message_max_bytes
         self._requests: RequestThreads[Notification, Delivery] = RequestThreads(THREADS, _account_of)
         self._token_at: dict[TenantChannel, float] = {}  # time.monotonic() before which no token is granted
+        self._opted_out: dict[str, str] = {}  # messages that are being sent, and why they may not leave any more
+        self._look_at = 0.0  # time.monotonic()
+        self._token_taken: set[str] = set()  # ids of notifications that have a token, which is not available yet
+        self._used_up: dict[str, datetime] = {}  # quota -> until when nothing is left, as far as is known
+        self._reserved: dict[str, Reservation] = {}  # by the id of the notification that it was made for
         self._unsettled: list[Delivery] = []
         self._grace_ends: float | None = None
 
@@ -83,6 +95,7 @@ class NotificationDispatcher:
         queue = FairQueue(notifications)
         while (queue or len(self._requests)) and not self._grace_is_over():
             done = self._start(queue, prepare) if may_continue() else self._skip(queue)
+            self._look_for_opt_outs()
             answered, bug = self._collect()
             self._unsettled = done + answered
             if bug:
@@ -100,6 +113,7 @@ class NotificationDispatcher:
         self._claims.renew()
         ready, done = self._choose(queue, prepare)
         marked = self._claims.hand_over([each.id for each, _ in ready if not each.handed_over])
+        reserved, self._reserved = self._reserved, {}
         for notification, outgoing in ready:
             if notification.handed_over:
                 self._requests.submit(notification, partial(ask, notification, outgoing, self._clock))
@@ -107,8 +121,21 @@ class NotificationDispatcher:
                 done.append(Delivery(notification, suppressed(reason, self._clock())))
             elif notification.id in marked:  # else another process holds it by now
                 send_until = boot_seconds() + SEND_LIMIT_SECONDS
-                self._requests.submit(notification, partial(send, notification, outgoing, send_until, self._clock))
+                opted_out = partial(self._opted_out.get, notification.id)
+                self._requests.submit(
+                    notification, partial(send, notification, outgoing, send_until, opted_out, self._clock)
+                )
+                reserved.pop(notification.id, None)
+        for reservation in reserved.values():  # of those that do not leave
+            self._claims.quotas.give_back(reservation, 1)
         return done
+
+    def _look_for_opt_outs(self) -> None:
+        """Now and then: what was suppressed after its mark does not leave, if it has not yet."""
+        ids = [each.id for each in self._requests.owners if not each.handed_over]
+        if ids and time.monotonic() >= self._look_at:
+            self._opted_out |= self._claims.opted_out(ids)
+            self._look_at = time.monotonic() + LOOK_SECONDS
 
     def _choose(
         self, queue: FairQueue, prepare: Prepare
@@ -126,12 +153,11 @@ class NotificationDispatcher:
                 continue
             if busy[key] >= THREADS or not self._requests.has_room(_account_of(notification), chosen[key]):
                 continue
-            found = self._prepared(notification, prepare)
-            if isinstance(found, OutgoingMessage) and not self._has_token(notification, found):
-                if key in self._token_at:
-                    continue
-                reason = "its account may not send within the next minute"
-                found = Delivery(notification, Outcome(OutcomeKind.DEFERRED, self._clock(), reason), found)
+            found: OutgoingMessage | Delivery | None = self._prepared(notification, prepare)
+            if isinstance(found, OutgoingMessage):
+                found = self._allowed(notification, found)
+            if found is None:
+                continue
             queue.take(notification)
             if isinstance(found, Delivery):
                 done.append(found)
@@ -156,16 +182,58 @@ class NotificationDispatcher:
             outcome = failed(error, self._clock())
         return Delivery(notification, outcome, may_have_arrived=notification.handed_over)
 
+    def _allowed(self, notification: Notification, outgoing: OutgoingMessage) -> OutgoingMessage | Delivery | None:
+        """The message, if its account may send it now; None: in a moment; else the outcome with which it waits."""
+        if notification.handed_over:
+            return outgoing
+        if not self._has_token(notification, outgoing):
+            if TenantChannel.of(notification) in self._token_at:
+                return None
+            reason = "its account may not send within the next minute"
+            return Delivery(notification, Outcome(OutcomeKind.DEFERRED, self._clock(), reason), outgoing)
+        if outgoing.quota and not self._reserve(notification, outgoing.quota):
+            reason = "its account may not send more within 24 hours"
+            waiting = Outcome(OutcomeKind.NOT_SENT, self._clock(), reason, LOOK_AGAIN_SECONDS)
+            return Delivery(notification, waiting, outgoing, waits_for=outgoing.quota.key)
+        return outgoing
+
     def _has_token(self, notification: Notification, outgoing: OutgoingMessage) -> bool:
-        """Whether the account's pace lets the message through now; remembers when it will, unless that takes long."""
+        """Whether the account's pace lets the message through now; remembers when it will, unless that takes long.
+
+        The next token is taken before it is available: a campaign that waits for it, too, comes later.
+        """
         key = TenantChannel.of(notification)
         self._token_at.pop(key, None)
-        if outgoing.pace is None or notification.handed_over:
+        if outgoing.pace is None:
             return True
-        granted, wait_seconds = outgoing.pace.take(1)
-        if not granted and wait_seconds <= SEND_LIMIT_SECONDS:
+        if notification.id in self._token_taken:
+            self._token_taken.discard(notification.id)
+            return True
+        soon = outgoing.pace.rate_per_second * SEND_LIMIT_SECONDS >= 1
+        granted, wait_seconds = outgoing.pace.take_ahead() if soon else outgoing.pace.take(1)
+        if granted and (not soon or not wait_seconds):
+            return True
+        if granted:
+            self._token_taken.add(notification.id)
+        if wait_seconds <= SEND_LIMIT_SECONDS:
             self._token_at[key] = time.monotonic() + wait_seconds
-        return bool(granted)
+        return False
+
+    def _reserve(self, notification: Notification, quota: Quota) -> bool:
+        """Whether the account's quota has a message left for this notification, which is then reserved."""
+        now = self._clock()
+        if (until := self._used_up.get(quota.key)) and now < until:
+            return False
+        reservation = self._claims.quotas.reserve_notification(quota, now)
+        if reservation is None:
+            if quota.key not in self._used_up:
+                which = {"account_kind": quota.account_kind, "tenant": quota.tenant_id}
+                log.warning("messages wait: the quota of their account is used up", which)
+            self._used_up[quota.key] = now + timedelta(seconds=USED_UP_SECONDS)
+            return False
+        self._used_up.pop(quota.key, None)
+        self._reserved[notification.id] = reservation
+        return True
 
     def _collect(self) -> tuple[list[Delivery], BaseException | None]:
         """The outcomes that are known within a moment, and the first error that is none of a provider's: a bug."""
@@ -174,12 +242,16 @@ class NotificationDispatcher:
             time.sleep(min(max(until_token, 0.0), POLL_SECONDS))
             return [], None
         self._requests.wait(POLL_SECONDS, for_all=not self._requests.stuck)  # they are settled together
-        ended = [request for _, request in self._requests.collect()]
+        collected = self._requests.collect()
+        for notification, _ in collected:
+            self._opted_out.pop(notification.id, None)
+        ended = [request for _, request in collected]
         bugs = [bug for request in ended if (bug := request.exception())]
         return [request.result() for request in ended if not request.exception()], next(iter(bugs), None)
 
     def _skip(self, queue: FairQueue) -> list[Delivery]:
         """Nothing more may be sent: the outcomes of all that are left."""
+        self._token_taken.clear()
         outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
         return [Delivery(each, outcome, may_have_arrived=each.handed_over) for each in queue.take_all()]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from worker.content.list_fields import AUTO_GENERATED
 from worker.content.mime import EmailSkeleton, message_id_for
-from worker.content.reminders import Digest, DigestTexts, email_texts, whatsapp_text
-from worker.content.whatsapp import whatsapp_payload
+from worker.content.reminders import Digest, DigestTexts, email_texts, template_params, whatsapp_text
+from worker.content.whatsapp import TemplateName, whatsapp_payload
 from worker.errors import TransportMissing
 from worker.messages import Email, WhatsAppMessage
 from worker.notifications.notification import Notification, OutgoingMessage
@@ -19,6 +19,8 @@ from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.sending.accounts import EmailAccount, SendingAccounts, settings_object, settings_text
 from worker.sending.limits import too_large
 from worker.sending.outbox import OutboxEmail
+from worker.sending.quota import Quota
+from worker.sending.whatsapp_limits import known_quotas
 
 TEMPLATES_BYTES = 64 * 1024 * 1024  # of the templates that are in memory at the same time
 
@@ -46,20 +48,24 @@ class DigestMessages:
         accounts: SendingAccounts,
         clock: Callable[[], datetime],
         message_max_bytes: int = DEFAULT_MESSAGE_MAX_BYTES,
+        whatsapp_template: TemplateName | None = None,
     ) -> None:
-        """``clock`` returns UTC without a zone."""
+        """``clock`` returns UTC without a zone. Without a template, WhatsApp messages are texts."""
         self._db = db
         self._message_max_bytes = message_max_bytes
+        self._whatsapp_template = whatsapp_template
         self._accounts = accounts
         self._clock = clock
         self._sql = queries("reminders")
         self._tenants: Mapping[str, ReminderTenant] = {}
         self._templates: dict[_TemplateKey, ReminderTemplate | None] = {}
+        self._whatsapp_quotas: Mapping[str, Quota] = {}  # by tenant
 
     def begin(self, tenants: Iterable[ReminderTenant]) -> None:
         """A tick begins, with these tenants."""
         self._tenants = {tenant.id: tenant for tenant in tenants}
         self._templates = {}
+        self._whatsapp_quotas = known_quotas(self._db, self._clock())
 
     def read_templates(self, notifications: Iterable[Notification]) -> None:
         """Keeps the templates that these digests need, and no others: their texts may be long.
@@ -114,9 +120,21 @@ class DigestMessages:
         self, notification: Notification, content: DigestContent, tenant: ReminderTenant
     ) -> OutgoingMessage:
         account = self._accounts.whatsapp(tenant.settings)
-        to, body = notification.address, whatsapp_text(_digest(notification, content, tenant))
-        payload = whatsapp_payload(recipient_row_id=notification.id, to=to, message_type="text", text=body)
-        return OutgoingMessage(WhatsAppMessage(to, payload), account.provider, account.pace)
+        to, digest, template = notification.address, _digest(notification, content, tenant), self._whatsapp_template
+        if template:
+            payload = whatsapp_payload(
+                recipient_row_id=notification.id,
+                to=to,
+                message_type="template",
+                template_name=template.name,
+                template_language=template.language,
+                template_params=template_params(digest),
+            )
+        else:
+            text = whatsapp_text(digest)
+            payload = whatsapp_payload(recipient_row_id=notification.id, to=to, message_type="text", text=text)
+        quota = self._whatsapp_quotas.get(tenant.id)
+        return OutgoingMessage(WhatsAppMessage(to, payload), account.provider, account.pace, quota=quota)
 
     def _email(self, notification: Notification, content: DigestContent, tenant: ReminderTenant) -> OutgoingMessage:
         account = self._accounts.email(tenant.user)

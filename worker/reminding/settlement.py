@@ -17,6 +17,7 @@ from worker.notifications.claims import Deferral, NotificationClaims
 from worker.notifications.delivery import Delivery
 from worker.notifications.notification import Notification
 from worker.reminding.digest import DigestContent
+from worker.reminding.refusals import is_for_long
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.settings import Settings
@@ -115,20 +116,22 @@ class DigestSettlement:
         self._update_grants(deliveries)
         final: list[Delivery] = []
         due_again: list[Delivery] = []
-        to_ask: list[Delivery] = []
+        waiting: list[Delivery] = []
         for each in deliveries:
             self._suppress(each)
             match each.next_step(self._policy):
                 case NextStep.SENT | NextStep.FAIL_UNCONFIRMED:
                     final.append(each)
-                case NextStep.FAIL if each.outcome.kind is OutcomeKind.OPTED_OUT:
+                case NextStep.FAIL | NextStep.RETRY if is_for_long(each.outcome):
                     final.append(each)
                 case NextStep.ASK:
-                    to_ask.append(each)
+                    waiting.append(each)
+                case NextStep.RELEASE if each.waits_for:
+                    waiting.append(each)
                 case NextStep.FAIL | NextStep.RETRY | NextStep.RELEASE:
                     due_again.append(each)
-        if to_ask:
-            self._claims.defer([self._deferral(each) for each in to_ask])
+        if waiting:
+            self._claims.defer([self._deferral(each) for each in waiting])
         return [*self._settle_final(final), *self._forget(due_again)]
 
     def _settle_final(self, final: Sequence[Delivery]) -> list[SettledDigest]:
@@ -148,8 +151,15 @@ class DigestSettlement:
         return [SettledDigest(each, DigestResult.of(each)) for each in tried if each.notification.id in ids]
 
     def _deferral(self, delivery: Delivery) -> Deferral:
-        """Gmail is asked half a minute later, and again, later each time, while it defers the question."""
+        """Gmail is asked half a minute later, and again, later each time, while it defers the question.
+
+        A digest whose account may not send more waits as it is, so that campaigns leave a message for it; then it is
+        claimed anew.
+        """
         notification, outcome = delivery.notification, delivery.outcome
+        if delivery.waits_for and outcome.delay_seconds:
+            due_at = outcome.at + timedelta(seconds=outcome.delay_seconds)
+            return Deferral(notification.id, due_at, 0, may_have_arrived=False, waits_for=delivery.waits_for)
         if outcome.kind is OutcomeKind.NOT_SENT:  # the question was not asked
             due_at, attempts = self._clock(), notification.attempts
         else:

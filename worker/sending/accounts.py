@@ -23,6 +23,7 @@ from worker.providers.http import HttpPool
 from worker.providers.smtp import SmtpProvider
 from worker.providers.smtp_url import parse_smtp_url
 from worker.providers.whatsapp import WhatsAppProvider
+from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.settings import Settings
 from worker.sending.pacing import Pace
 from worker.sending.quota import Quota
@@ -98,10 +99,11 @@ class GmailAccount:
 
 @dataclass(frozen=True)
 class WhatsAppAccount:
-    """A tenant's phone id and its pace."""
+    """A tenant's phone id, its pace, and what can be asked about it."""
 
     provider: Provider
     pace: Pace
+    number: WhatsAppNumber
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ class SendingAccounts:
             provider = WhatsAppProvider(self._settings.whatsapp_api_url, str(phone_id), token, self._pool)
         except ValueError as error:
             raise TransportMissing(f"WhatsApp is not configured: {error}") from None
-        return WhatsAppAccount(provider, Pace(self._redis, f"pace:whatsapp:{phone_id}", self._settings.whatsapp_rate))
+        pace = Pace(self._redis, f"pace:whatsapp:{phone_id}", self._settings.whatsapp_rate)
+        number = WhatsAppNumber(self._settings.whatsapp_api_url, str(phone_id), token, self._pool)
+        return WhatsAppAccount(provider, pace, number)
 
     def email(self, user: EmailUser) -> EmailAccount:
         """The user's Gmail, else SMTP_URL. Raises TransportMissing."""

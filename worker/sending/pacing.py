@@ -109,10 +109,16 @@ class Pace:
 
         Never waits, and grants at most ``capacity`` at once. Raises redis.RedisError.
         """
-        arguments: list[str | int] = [repr(self._interval), want, self.capacity, self._longest]
-        granted, wait_microseconds, wrong = self._take([self.key], arguments)
-        self._report(wrong)
-        return int(granted), int(wait_microseconds) / 1_000_000
+        return self._taken(want, self.capacity)
+
+    def take_ahead(self) -> tuple[bool, float]:
+        """Takes the next token, also one that is not available yet, so that nobody else gets it: whether that was
+        granted, and the seconds until it may be used; if not granted, until it can be asked for again.
+
+        One token is taken ahead at a time. Never waits. Raises redis.RedisError.
+        """
+        granted, wait_seconds = self._taken(1, self.capacity + 1)
+        return bool(granted), wait_seconds
 
     def back_off(self, seconds: float) -> None:
         """No token of this key is granted for so long, at most a day, and no burst after it.
@@ -124,6 +130,12 @@ class Pace:
         burst = (self.capacity - 1) * self._interval
         microseconds = min(seconds, LONGEST_BACKOFF_SECONDS) * 1_000_000
         self._report(self._back_off([self.key], [repr(microseconds), repr(burst), self._longest]))
+
+    def _taken(self, want: int, capacity: int) -> tuple[int, float]:
+        arguments: list[str | int] = [repr(self._interval), want, capacity, self._longest]
+        granted, wait_microseconds, wrong = self._take([self.key], arguments)
+        self._report(wrong)
+        return int(granted), int(wait_microseconds) / 1_000_000
 
     def _report(self, wrong: str) -> None:
         if wrong:

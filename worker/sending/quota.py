@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from worker.runtime.db import Database, queries
 
+ACCOUNT_KINDS = ("smtp", "gmail", "whatsapp")
 LOOK_AGAIN = timedelta(seconds=30)
 COUNTED = timedelta(hours=25)  # from the beginning of an hour until it does not count any more
 
@@ -20,7 +21,7 @@ COUNTED = timedelta(hours=25)  # from the beginning of an hour until it does not
 class Quota:
     """The limits of one account, for the messages of one tenant."""
 
-    account_kind: str  # 'smtp', 'gmail' or 'whatsapp'
+    account_kind: str  # one of ACCOUNT_KINDS
     account: str
     tenant_id: str  # '': the messages of whoever runs the CRM
     limit: int  # messages in 24 hours
@@ -98,6 +99,7 @@ class QuotaLedger:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._sql = queries("quota")
+        self._in_use = True  # as far as is known
 
     def reserve(self, quota: Quota, want: int, now: datetime) -> Reservation:
         """Reserves at most ``want`` messages of a campaign: not what notifications that wait need.
@@ -142,11 +144,20 @@ class QuotaLedger:
             states.append(QuotaState(kind, account, quota.share, _uses(rows, "used_by_tenant")))
         return tuple(states)
 
+    def used_ratios(self, now: datetime) -> dict[str, float]:
+        """How much the fullest account of each kind has used of its limit; {} where there is nothing to measure."""
+        if not self._in_use:
+            return {}
+        rows = self._db.all(self._sql["used_ratios"], now=now)
+        self._in_use = bool(rows)
+        return dict.fromkeys(ACCOUNT_KINDS, 0.0) | {row["account_kind"]: row["ratio"] for row in rows}
+
     def drop_old(self, now: datetime) -> None:
         """Deletes what does not count any more."""
         self._db.execute(self._sql["drop_old"], now=now)
 
     def _reserve(self, quota: Quota, want: int, now: datetime, *, is_campaign: bool) -> int:
+        self._in_use = True
         row = self._db.execute_one_prepared(
             "reserve",
             self._sql["reserve"],

@@ -25,5 +25,39 @@ WHERE account_kind = %(account_kind)s AND account = %(account)s
   AND hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
 GROUP BY hour HAVING sum(used) > 0 ORDER BY hour;
 
+-- name: used_ratios  How much the fullest account of each kind has used of its limit.
+SELECT account_kind, max(used / most)::float8 AS ratio
+FROM (
+    SELECT account_kind, sum(used) AS used, (array_agg(most ORDER BY hour DESC))[1]::numeric AS most
+    FROM worker.quota
+    WHERE hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+    GROUP BY account_kind, account
+) AS accounts
+GROUP BY account_kind;
+
 -- name: drop_old  Hours of accounts that nothing is sent through any more.
+WITH numbers AS (
+    DELETE FROM worker.whatsapp_number WHERE read_at < %(now)s::timestamp - interval '30 days'
+)
 DELETE FROM worker.quota WHERE hour < %(now)s::timestamp - interval '3 days';
+
+-- name: number  How many people a tenant's WhatsApp number may write to, if that was read since then.
+SELECT people, read_at FROM worker.whatsapp_number
+WHERE tenant_id = %(tenant_id)s AND phone_id = %(phone_id)s AND read_at > %(since)s;
+
+-- name: numbers  All limits that were read since then.
+SELECT tenant_id, people FROM worker.whatsapp_number WHERE people IS NOT NULL AND read_at > %(since)s;
+
+-- name: keep_number  What Meta said about a number.
+INSERT INTO worker.whatsapp_number AS n (tenant_id, phone_id, people, quality, read_at)
+VALUES (%(tenant_id)s, %(phone_id)s, %(people)s, %(quality)s, %(now)s)
+ON CONFLICT (tenant_id) DO UPDATE
+SET phone_id = excluded.phone_id, people = excluded.people, quality = excluded.quality, read_at = excluded.read_at;
+
+-- name: number_unread  Meta did not say: what is known of the same number stays, and it is not asked again at once.
+INSERT INTO worker.whatsapp_number AS n (tenant_id, phone_id, people, quality, read_at)
+VALUES (%(tenant_id)s, %(phone_id)s, NULL, '', %(now)s)
+ON CONFLICT (tenant_id) DO UPDATE
+SET phone_id = excluded.phone_id, read_at = excluded.read_at,
+    people = CASE WHEN n.phone_id = excluded.phone_id THEN n.people END,
+    quality = CASE WHEN n.phone_id = excluded.phone_id THEN n.quality ELSE '' END;

@@ -8,7 +8,7 @@ WITH clock AS (
     SELECT c.id, c.name, c.channel, c."totalRecipients" AS total, c."sentCount" AS sent, c."failedCount" AS failed,
            extract(epoch FROM clock.now - r.started_at)::float8 AS running_seconds,
            extract(epoch FROM r.next_batch_at - clock.now)::float8 AS next_batch_seconds, r.prepared,
-           r.holds AS deferrals,
+           r.holds AS deferrals, r.waits_for, extract(epoch FROM r.waits_until - clock.now)::float8 AS waits_seconds,
            -- what was sent before the worker took over says nothing about the worker's rate
            EXISTS (
                SELECT FROM "CampaignLog" l

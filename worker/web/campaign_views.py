@@ -8,6 +8,8 @@ from worker.web.campaign_failures import CampaignFailures, FrequentReply
 from worker.web.formatting import TEXT_LIMIT
 from worker.web.work_in_progress import RunningCampaign
 
+WAITS_FOR = {"quota": "its account's quota", "window": "its hours"}
+
 
 @dataclass(frozen=True)
 class CampaignView:
@@ -24,6 +26,8 @@ class CampaignView:
     ends_at: float | None  # expected at this rate
     resumes_at: float | None  # its provider deferred it until then
     prepared: bool  # its recipients are selected
+    waits_for: str | None = None  # in words, what it waits for
+    waits_until: float | None = None
 
     @property
     def done(self) -> int:
@@ -37,6 +41,9 @@ def campaign_view(campaign: RunningCampaign, now: float) -> CampaignView:
     ends_at = None
     if campaign.per_second and campaign.prepared and not deferred:
         ends_at = now + left / campaign.per_second
+    waits_until = None
+    if campaign.waits_for and campaign.waits_seconds is not None and campaign.waits_seconds > 0:
+        waits_until, ends_at = now + campaign.waits_seconds, None
     return CampaignView(
         id=campaign.id,
         name=one_line(campaign.name, TEXT_LIMIT) or "(no name)",
@@ -49,6 +56,8 @@ def campaign_view(campaign: RunningCampaign, now: float) -> CampaignView:
         ends_at=ends_at,
         resumes_at=now + campaign.next_batch_seconds if deferred else None,
         prepared=campaign.prepared,
+        waits_for=WAITS_FOR.get(campaign.waits_for or "") if waits_until else None,
+        waits_until=waits_until,
     )
 
 

@@ -60,6 +60,10 @@ FROM_ZERO: Mapping[str, tuple[Iterable[str], ...]] = {
 GAUGES = {
     "campaign_pending_recipients": ("Recipients of running campaigns whose message is not sent yet.", ()),
     "campaign_oldest_due_seconds": ("How long the longest waiting campaign has been due.", ()),
+    "quota_used_ratio": (
+        "How much of its limit in 24 hours the fullest account of a kind has used: 1 is all of it.",
+        ("account_kind",),
+    ),
     "calls_due": ("Queued calls that are due.", ()),
     "calls_oldest_due_seconds": ("How long the oldest due call has been due.", ()),
     "window_waiting": ("Calls, and campaigns, that wait for the hours in which they may go on.", ("kind",)),

@@ -138,6 +138,8 @@ def _campaign(campaign: CampaignView, now: float) -> list[Cell]:
     filled = int(share * BAR_COLUMNS)
     if campaign.resumes_at is not None:
         pace, end = "deferred", f"next attempt {ago(campaign.resumes_at, now)}"
+    elif campaign.waits_until is not None:
+        pace, end = "waits", f"for {campaign.waits_for} until {clock(campaign.waits_until, now)}"
     elif campaign.per_second is None or not campaign.prepared:
         pace, end = "not known yet", ""
     else:

@@ -1,5 +1,5 @@
-"""Checks for problems that show although every server answers: Redis's memory policy, clocks, missing tables, and
-calls that are not placed.
+"""Checks for problems that show although every server answers: Redis's memory policy, clocks, bad numbers, missing
+tables, and calls that are not placed.
 
 Each warning is one sentence for the operator that says what is wrong and what to do. The checks change nothing.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import psycopg2.errors
 import redis
 
 from worker.content.calls import WHAT_TO_DO
@@ -111,6 +112,11 @@ SELECT wanted.name, i.indisvalid AS valid
 FROM unnest(%(names)s::text[]) AS wanted (name)
 JOIN pg_catalog.pg_index i ON i.indexrelid = to_regclass(quote_ident(wanted.name))
 """
+_BAD_NUMBERS = """
+SELECT tenant_id, phone_id FROM worker.whatsapp_number
+WHERE quality = 'RED' AND read_at > statement_timestamp() AT TIME ZONE 'UTC' - interval '1 day'
+ORDER BY tenant_id LIMIT 10
+"""
 _CREATED = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS "(worker_\w+)"\s+ON "(\w+)"')
 _DROPPED = re.compile(r'DROP INDEX CONCURRENTLY IF EXISTS "(worker_\w+)"')
 
@@ -144,11 +150,24 @@ def clock_warning(offset_seconds: float) -> str | None:
 
 
 def database_warnings(db: Database) -> list[str]:
-    """What the database lacks: tables and columns of the CRM, tables and indexes of the worker.
+    """WhatsApp numbers of bad quality, and what the database lacks: tables and columns of the CRM, tables and indexes
+    of the worker.
 
     Raises psycopg2.Error.
     """
-    return [*_contract_warnings(db), *_own_warnings(db)]
+    return [*_number_warnings(db), *_contract_warnings(db), *_own_warnings(db)]
+
+
+def _number_warnings(db: Database) -> list[str]:
+    try:
+        rows = db.all(_BAD_NUMBERS)
+    except psycopg2.errors.UndefinedTable:
+        return []  # another warning says that bin/migrate has to run
+    return [
+        f'Meta rates the quality of the WhatsApp number {row["phone_id"]} of tenant "{row["tenant_id"]}" RED, and '
+        "may limit or block it: pause its campaigns, and write only to people who asked for it until it is better."
+        for row in rows
+    ]
 
 
 def call_warnings(db: Database) -> list[str]:

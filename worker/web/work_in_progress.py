@@ -33,6 +33,8 @@ class RunningCampaign:
     deferrals: int  # how often in a row its provider deferred it
     adopted: bool  # an app server of the CRM began it, and the worker took over
     per_second: float | None = None  # messages; None: not known yet
+    waits_for: str | None = None  # 'quota' or 'window'
+    waits_seconds: float | None = None  # until then
 
     @property
     def done(self) -> int:
