@@ -178,6 +178,13 @@ class Settings(QuotaSettings, WindowSettings):
         programs="campaign reminders trial",
         secret=True,
     )
+    smtp_from: str | None = variable(
+        "SMTP_FROM",
+        email_address,
+        None,
+        "From of e-mails through SMTP_URL whose own From is a free mailbox (gmail.com), which becomes Reply-To",
+        programs="campaign reminders trial",
+    )
     gmail_api_url: str = variable(
         "GMAIL_API_URL",
         url("https", "http"),
