@@ -38,6 +38,7 @@ from worker.runtime.clock import boot_seconds
 from worker.sending.accounts import EmailUser
 from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 from worker.sending.requests import RequestThreads
+from worker.sending.suppression import LOOK_VALID_SECONDS
 
 DEADLINE_SECONDS = 30.0
 NOW = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
@@ -184,6 +185,7 @@ def finished(dispatcher: Dispatcher) -> list[Batch]:
     done: list[Batch] = []
     deadline = time.monotonic() + DEADLINE_SECONDS
     while dispatcher.open:
+        dispatcher.looked(boot_seconds())
         for batch in dispatcher.finished():
             done.append(batch)
             dispatcher.forget(batch)
@@ -369,6 +371,37 @@ def test_opted_out_while_it_is_handed_over(workshop: Workshop) -> None:
     assert workshop.written(batch)["r-0"] == batch.outcomes["r-0"]
     assert {batch.outcomes[each].kind for each in ("r-1", "r-2")} == {OutcomeKind.ACCEPTED}
     assert batch.state is BatchState.SENDING
+
+
+def test_nothing_leaves_without_a_recent_look_at_the_list(workshop: Workshop) -> None:
+    """Neither what waits for a thread, nor what waits for its connection, which is due again; then all goes on."""
+    reached = threading.Semaphore(0)
+
+    def answer(recipient_id: str) -> Accepted:
+        reached.release()
+        if recipient_id == "r-0":
+            wait_until_a_look_is_old()
+        check_handover()
+        return Accepted(f"<{recipient_id}@x>")
+
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(Account(answer=answer), people(3))
+    dispatcher.add(batch)
+    assert reached.acquire(timeout=DEADLINE_SECONDS)
+    while not batch.outcomes:
+        assert dispatcher.finished() == []
+    assert kinds(batch) == {"r-0": OutcomeKind.NOT_SENT}
+    assert dispatcher.finished() == []
+    assert (batch.transport.given, batch.state) == (["r-0"], BatchState.SENDING)
+    assert finished(dispatcher) == [batch]
+    assert batch.transport.given == ["r-0", "r-1", "r-2"]
+    assert {batch.outcomes[each].kind for each in ("r-1", "r-2")} == {OutcomeKind.ACCEPTED}
+
+
+def wait_until_a_look_is_old() -> None:
+    began = boot_seconds()
+    while boot_seconds() <= began + LOOK_VALID_SECONDS:
+        time.sleep(0.05)
 
 
 def test_opted_out_after_it_was_announced(workshop: Workshop) -> None:

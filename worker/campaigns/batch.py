@@ -28,6 +28,7 @@ class Recipient:
     attempts: int
     address: str | None = None  # as the list of suppressed addresses has it
     opted_out: str | None = None  # why the address may not be written to
+    deferred: bool = False  # before this claim, whether that was counted as an attempt or not
 
 
 class BatchState(IntEnum):
@@ -61,6 +62,7 @@ class Batch:
     ``hours``: when its recipients may be written to; None: at any time.
     ``reservation``: of its messages, where its account has a quota; a batch of a dead process has none.
     ``same_account``: whether its messages leave, or left, through the account of ``transport``.
+    ``asking``: nothing of it is sent, the provider is asked about earlier messages.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Batch:
         *,
         lease_until: float = 0.0,
         same_account: bool = True,
+        asking: bool = False,
         streak: RefusalStreak | None = None,
         reservation: Reservation | None = None,
         hours: BatchHours | None = None,
@@ -85,6 +88,7 @@ class Batch:
         self.recipients = recipients
         self.journal = journal
         self.lease_until = lease_until
+        self.asking = asking
         self.reservation = reservation
         self.hours = hours
         self.claimed_at = time.monotonic()

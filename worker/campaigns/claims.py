@@ -89,12 +89,18 @@ class BatchClaims:
         finally:
             if reservation:  # what it did not take; another process may wait for it
                 self.quotas.give_back(reservation, size - (len(batch.recipients) if batch else 0))
+        if batch:
+            transport.prepare(batch.recipients)
         return batch
 
     def give_back(self, batch: Batch, untried: int) -> None:
         """The batch is settled, and so many of its messages were not offered to the provider."""
-        if batch.reservation:
-            self.quotas.give_back(batch.reservation, untried)
+        if batch.reservation is None:
+            return
+        self.quotas.give_back(batch.reservation, untried)
+        if batch.transport.number:
+            ids = [recipient.id for recipient in batch.recipients]
+            self.whatsapp_limits.count_once(batch.reservation.quota, batch.campaign.id, ids)
 
     def claim_unconfirmed(self, campaign: Campaign, transport: Transport, account_key: str) -> Batch | None:
         """Claims unconfirmed messages that left through this account, to ask the provider about them."""
@@ -157,6 +163,7 @@ class BatchClaims:
             journal,
             lease_until=lease_until,
             same_account=account_key == transport.account_key,
+            asking=streak is None,
             streak=streak,
             reservation=reservation,
             hours=self.hours.of_batch(campaign, {row["id"]: row["phone"] for row in rows}),

@@ -79,6 +79,11 @@ class Dispatcher:
             if queue.batch is batch:
                 queue.opt_out(reasons)
 
+    def looked(self, at: float) -> None:
+        """Every recipient that was suppressed before ``at`` (``boot_seconds``) has been opted out."""
+        for queue in self._queues:
+            queue.looked_at = max(queue.looked_at, at)
+
     def stop(self, campaign_id: str | None = None) -> None:
         """Stops the batches of one campaign, or of all: messages that are on the wire finish, no other leaves."""
         for batch in self.open:
@@ -265,12 +270,13 @@ class Dispatcher:
     def _send(self, queue: BatchQueue, message: "_NextMessage", following: Any) -> Outcome:
         batch, recipient = queue.batch, message.recipient
         try:
-            with handed_over_while(lambda: boot_seconds() <= batch.lease_until and queue.obstacle(recipient) is None):
+            with handed_over_while(lambda: boot_seconds() <= batch.lease_until and queue.may_leave(recipient)):
                 accepted = batch.transport.send(message.made, following)
         except TooLate:
             if obstacle := queue.obstacle(recipient):
                 return obstacle
-            batch.lose_lease()
+            if queue.is_looked_up or boot_seconds() > batch.lease_until:
+                batch.lose_lease()
             return Outcome(OutcomeKind.NOT_SENT, self._clock())
         except SendError as error:
             return self._failed(batch, error)

@@ -1,5 +1,6 @@
 """A campaign's content, compiled once: makes each recipient's message, and its row in the CRM's outbox."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -97,6 +98,11 @@ class EmailContent:
     def personal_names(self) -> frozenset[str]:
         """The placeholders that its parts have."""
         return _personal_names(self._subject, self._text, *filter(None, [self._html]))
+
+    def prepare(self, recipients: Iterable[MessageRecipient]) -> None:
+        """Makes ready what is made faster for many than for each: to be called before ``message``."""
+        if self._token:
+            self._token.make_ready(_in_one_spelling(each.email or "") for each in recipients)
 
     def message_id(self, recipient: MessageRecipient) -> str:
         """The same on every attempt for a recipient."""

@@ -2,7 +2,8 @@
 
 Whether a number has a length that its country uses is decided here; whether anybody has it is for the
 provider to say, who knows the ranges that were opened last month. worker.address in the database finds double
-numbers: what it takes for one number is one number here, too (tests/postgres/test_address_agreement.py).
+numbers: what it takes for one number is one number here, too, but for the 9 of Argentina's mobile numbers, without
+which they are one person's on WhatsApp (tests/postgres/test_address_agreement.py).
 """
 
 import re

@@ -93,6 +93,7 @@ SELECT c.id, t.id AS "tenantId", c."userId", c.name, c.channel,
        c."autoTagLinks", c."useShortLinks",
        (SELECT s.timezone FROM "CallSettings" s WHERE s."tenantId" = t.id) AS timezone,
        coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS backoffs, r.started_at,
+       coalesce(r.accepted_at > r.started_at, false) AS has_accepted,
        t.name AS tenant_name, t.settings AS tenant_settings,
        u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail", u."gmailAccessToken",
        u."gmailRefreshToken",
@@ -170,7 +171,7 @@ WITH run AS (
       AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
     FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could deadlock
 ), retried AS (
-    SELECT q.recipient_id AS id, q.attempts
+    SELECT q.recipient_id AS id, q.attempts, q.reason <> '' AS deferred
     FROM run JOIN worker.campaign_retry q ON q.campaign_id = run.campaign_id
     WHERE q.campaign_id = %(campaign_id)s AND q.due_at <= %(now)s
     ORDER BY q.due_at LIMIT (%(size)s + 1) / 2
@@ -186,7 +187,7 @@ WITH run AS (
         FOR UPDATE SKIP LOCKED
     ) AS p
 ), picked AS (
-    SELECT id, 0 AS attempts FROM fresh UNION ALL SELECT id, attempts FROM retried
+    SELECT id, 0 AS attempts, false AS deferred FROM fresh UNION ALL SELECT id, attempts, deferred FROM retried
 ), claimed AS (
     UPDATE "CampaignRecipient" p SET status = 'sending', "updatedAt" = %(now)s
     FROM picked
@@ -194,7 +195,7 @@ WITH run AS (
       AND p.id = ANY (ARRAY(SELECT id FROM picked)) AND p.status || '' = 'pending'  -- both: only by primary key
       AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
-              picked.attempts, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
+              picked.attempts, picked.deferred, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
 ), stale AS (
     DELETE FROM worker.campaign_retry q USING retried
     WHERE q.recipient_id = retried.id AND NOT EXISTS (
@@ -219,7 +220,8 @@ LEFT JOIN LATERAL (
     WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = claimed.address AND
         -- include: still_suppressed
     LIMIT 1
-) AS s ON true;
+) AS s ON true
+ORDER BY claimed.deferred;  -- the others tell first whether the account is accepted
 
 -- name: renew  Renews the lease of batches: their holder is alive.
 UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
@@ -238,7 +240,8 @@ WITH own_batch AS (
 ), settled AS (
     UPDATE "CampaignRecipient" p
     SET status = o.status,
-        "sentAt" = CASE WHEN o.status = 'sent' THEN o.at ELSE p."sentAt" END,
+        -- of an earlier message, if the CRM has set the recipient back: one that fails now has none
+        "sentAt" = CASE o.status WHEN 'sent' THEN o.at WHEN 'failed' THEN NULL ELSE p."sentAt" END,
         "failedAt" = CASE WHEN o.status = 'failed' THEN o.at END,
         "errorMessage" = CASE WHEN o.status = 'failed' THEN o.reason END,
         "messageId" = coalesce(o.message_id, p."messageId"),
@@ -249,10 +252,11 @@ WITH own_batch AS (
       AND p."campaignId" || '' = o.campaign_id AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p.status
 ), retries AS (
-    INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)
+    INSERT INTO worker.campaign_retry AS q (recipient_id, campaign_id, attempts, due_at, reason)
     SELECT id, campaign_id, attempts, at, coalesce(reason, '') FROM outcome WHERE status = 'pending'
     ON CONFLICT (recipient_id) DO UPDATE
-    SET attempts = excluded.attempts, due_at = excluded.due_at, reason = excluded.reason
+    SET attempts = excluded.attempts, due_at = excluded.due_at,
+        reason = coalesce(nullif(excluded.reason, ''), q.reason)  -- who was deferred once comes last in its batch
 ), no_retries AS (
     DELETE FROM worker.campaign_retry q USING outcome o
     WHERE q.recipient_id = o.id AND o.status <> 'pending'  -- while a provider is asked, unconfirmed_send has the attempts
@@ -430,14 +434,29 @@ WITH total AS (
 )
 SELECT * FROM ended;
 
--- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending.
-WITH ended AS (
-    UPDATE "Campaign" c SET status = 'failed', "updatedAt" = %(now)s
-    FROM worker.campaign_run r
-    WHERE r.campaign_id = c.id AND c.id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
+-- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending, and those that were refused
+-- since a message was accepted are pending again.
+WITH run AS (
+    SELECT r.campaign_id, c."tenantId" AS tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
+    WHERE r.campaign_id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
+    FOR UPDATE OF c, r
+), refused AS (
+    -- include: refused_in_a_row
+), released AS (
+    -- include: released_refusals
+), forgotten AS (
+    DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
+), ended AS (
+    UPDATE "Campaign" c
+    SET status = 'failed', "updatedAt" = %(now)s, "failedCount" = greatest(
+        c."failedCount" - (SELECT count(*) FROM released WHERE released.campaign_id = c.id), 0
+    )
+    FROM run
+    WHERE c.id = run.campaign_id AND c.status = 'running'
     RETURNING c.id, c."tenantId",
               (SELECT u.id FROM "User" u WHERE u.id = c."userId" AND u."tenantId" = c."tenantId") AS user_id
-), run AS (
+), ended_run AS (
     DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
 ), retries AS (
     DELETE FROM worker.campaign_retry q USING ended WHERE q.campaign_id = ended.id
@@ -447,13 +466,14 @@ WITH ended AS (
 )
 SELECT * FROM ended;
 
--- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply. Messages that
--- were sent, and came back later, say nothing about what is accepted now.
-SELECT f.pattern, count(*) AS number
-FROM worker.campaign_run r JOIN worker.failure f ON f.campaign_id = r.campaign_id AND f.tenant_id = r.tenant_id
-JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL
-WHERE r.campaign_id = %(campaign_id)s AND f.kind = 'refused' AND f.failed_at > greatest(r.started_at, r.accepted_at)
-GROUP BY f.pattern;
+-- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply.
+WITH run AS (
+    SELECT r.campaign_id, r.tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s
+), refused AS (
+    -- include: refused_in_a_row
+)
+SELECT pattern, count(*) AS number FROM refused GROUP BY pattern;
 
 -- name: break_off  Ends a run of which so many recipients in a row were refused with the same reply: they, and those
 -- that were refused meanwhile with another one, are pending again. Nothing happens while a batch of it is not settled, or
@@ -464,21 +484,15 @@ WITH run AS (
     WHERE r.campaign_id = %(campaign_id)s AND c.status = 'running'
       AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = r.campaign_id)
     FOR UPDATE OF c, r
-), refused AS (
-    SELECT f.recipient_id, f.pattern, f.reply, f.failed_at
-    FROM run JOIN worker.failure f ON f.campaign_id = run.campaign_id AND f.tenant_id = run.tenant_id
-    JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL  -- as in "refusals"
-    WHERE f.kind = 'refused' AND f.failed_at > run.since
+), refusals AS (
+    -- include: refused_in_a_row
 ), streak AS (
     SELECT pattern, count(*) AS number
-    FROM refused GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
+    FROM refusals GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
+), refused AS (
+    SELECT refusals.* FROM refusals, streak
 ), released AS (
-    UPDATE "CampaignRecipient" p
-    SET status = 'pending', "failedAt" = NULL, "errorMessage" = NULL, "updatedAt" = %(now)s
-    FROM run, streak, refused f  -- all of them: the sender's fault may have been said in several ways
-    WHERE p.id = f.recipient_id AND p.status || '' = 'failed'
-      AND p."campaignId" || '' = run.campaign_id AND p."tenantId" || '' = run.tenant_id
-    RETURNING p.id
+    -- include: released_refusals
 ), forgotten AS (
     DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
 ), ended AS (
