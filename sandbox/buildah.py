@@ -1,16 +1,14 @@
 """buildah, which builds container images without a daemon: installed if it is missing, with its own storage."""
 
 import os
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
-from sandbox.apt_lock import CACHE, apt_lock
-from sandbox.servers import ServerFailed, ServerMissing
+from sandbox.apt_lock import CACHE
+from sandbox.debian_programs import RUN_SECONDS, require, run
+from sandbox.servers import ServerFailed
 
 FOLDER = Path(os.environ.get("SANDBOX_IMAGE_DIR", CACHE / "image"))
-RUN_SECONDS = 600.0
 
 
 class Buildah:
@@ -50,40 +48,6 @@ class Buildah:
             self.run("commit", "--quiet", container, image)
         finally:
             self.run("rm", container)
-
-
-def require(program: str) -> None:
-    """Installs Debian's package of the same name if there is no such program. Raises ServerMissing."""
-    if shutil.which(program):
-        return
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise ServerMissing(
-            f"there is no {program}, and it can only be installed as root on Debian: apt install {program}"
-        )
-    apt = ("apt-get", "-q", "-o", "DPkg::Lock::Timeout=120")
-    try:
-        with apt_lock():
-            if not shutil.which(program):  # another process may have installed it in the meantime
-                run(*apt, "update")
-                run(*apt, "install", "-y", "--no-install-recommends", program)
-    except ServerFailed as error:
-        raise ServerMissing(f"{program} cannot be installed: {error}") from error
-
-
-def run(*command: str | Path, seconds: float = RUN_SECONDS) -> str:
-    """Returns a program's output. Raises ServerFailed with the end of it."""
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, check=False, env=environment, cwd="/"
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServerFailed(f"{command[0]}: {error}") from error
-    if done.returncode:
-        raise ServerFailed(
-            f"{command[0]} ended with status {done.returncode}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-        )
-    return done.stdout
 
 
 def _has_overlay(folder: Path) -> bool:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.apt_lock import exclusive_lock
-from sandbox.buildah import Buildah, run
+from sandbox.buildah import Buildah
+from sandbox.debian_programs import run
 from sandbox.image_bases import make_bases
 from sandbox.servers import ServerFailed, ServerMissing
 

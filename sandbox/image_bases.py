@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sandbox.buildah import Buildah, run
+from sandbox.buildah import Buildah
+from sandbox.debian_programs import run
 
 ARCHIVE = "http://deb.debian.org/debian"
 SECURITY = "http://deb.debian.org/debian-security"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sandbox.buildah import run
+from sandbox.debian_programs import run
 from sandbox.image import Image
 from sandbox.servers import Child
 

@@ -149,21 +149,25 @@ class Postgres(ManagedServer):
         making = home / "making"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(mode=0o700)
-        word = making / "password"
+        if self._user is not None:
+            shutil.chown(making, *self._user)
+        self._fill_cluster(making / "cluster", folder, password)
+        # even if this process is killed, a cluster is complete or does not exist
+        (making / "cluster").rename(home / "cluster")
+        shutil.rmtree(making)
+
+    def _fill_cluster(self, cluster: Path, folder: Path, password: str) -> None:
+        """Makes the files of the cluster with the programs in ``folder``. Raises ServerFailed."""
+        word = cluster.with_name("password")
         word.touch(0o600)
         word.write_text(password, "ascii")
         if self._user is not None:
-            shutil.chown(making, *self._user)
             shutil.chown(word, *self._user)
         options = ["--no-sync", "--encoding=UTF8", "--locale=C", "--auth-host=scram-sha-256", "--auth-local=reject"]
-        options += [f"--username={USER}", f"--pwfile={word}", f"--pgdata={making / 'cluster'}"]
+        options += [f"--username={USER}", f"--pwfile={word}", f"--pgdata={cluster}"]
         done = run_as(self._user, folder / "initdb", *options)
         if done.returncode != 0:
             raise ServerFailed("initdb failed:\n" + done.stderr.decode("utf-8", "replace").strip())
-        word.unlink()
-        # even if this process is killed, a cluster is complete or does not exist
-        (making / "cluster").rename(home / "cluster")
-        making.rmdir()
 
     def _argv(self) -> list[str | Path]:
         assert self._bin is not None  # noqa: S101 - prepare() came first

@@ -148,6 +148,15 @@ class ManagedServer(ABC):
         if self._child is not None:
             self._child.end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Stops the process (SIGSTOP): its connections stay, and nothing is answered."""
+        if self._child is not None:
+            self._child.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        if self._child is not None:
+            self._child.send(signal.SIGCONT)
+
     def restart(self) -> None:
         self.stop()
         self.start()

@@ -37,17 +37,21 @@ _NOT_IN_PARAMETER = re.compile(r"[\n\t]| {5,}")
 _ERRORS = {
     4: (400, "Application request limit reached"),
     10: (403, "Application does not have permission for this action"),
+    33: (400, "Parameter value is not valid"),
     100: (400, "Invalid parameter"),
     190: (401, "Invalid OAuth access token - Cannot parse access token"),
     368: (403, "Temporarily blocked for policies violations"),
     80007: (400, "Rate limit issues"),
     130429: (429, "Rate limit hit"),
+    130472: (400, "User's number is part of an experiment"),
+    130497: (403, "Business account is restricted from messaging users in this country."),
     131000: (500, "Something went wrong"),
     131008: (400, "Required parameter is missing"),
     131009: (400, "Parameter value is not valid"),
     131016: (500, "Service unavailable"),
     131026: (400, "Message Undeliverable"),
     131031: (403, "Business Account locked"),
+    131037: (400, "Display name needs approval"),
     131042: (400, "Business eligibility payment issue"),
     131047: (400, "Re-engagement message"),
     131048: (400, "Spam rate limit hit"),
@@ -57,6 +61,7 @@ _ERRORS = {
     132000: (400, "Number of parameters does not match the expected number of params"),
     132001: (404, "Template name does not exist in the translation"),
     132015: (400, "Template is paused"),
+    133010: (400, "Phone number not registered"),
 }
 
 

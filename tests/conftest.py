@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 
 from sandbox.crm import Crm, apply_schema
+from sandbox.pgbouncer import PgBouncer
 from sandbox.ports import RANGE
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
@@ -170,6 +171,28 @@ def new_postgres(tmp_path: Path) -> Iterator[Callable[[], Postgres]]:
     yield start
     for server in servers:
         server.remove()
+
+
+@pytest.fixture
+def new_bouncer(postgres_url: str, tmp_path: Path) -> Iterator[Callable[..., PgBouncer]]:
+    """Starts a PgBouncer (with these settings) before the tests' PostgreSQL, or before ``postgres_url``."""
+    started: list[PgBouncer] = []
+
+    def start(**options: str) -> PgBouncer:
+        url = options.pop("postgres_url", postgres_url)
+        made = PgBouncer(tmp_path / f"pgbouncer-{len(started)}", url, **options)
+        try:
+            made.start()
+        except ServerMissing as error:
+            if os.environ.get("CI", "").lower() == "true" and os.geteuid() == 0:
+                pytest.fail(str(error))
+            pytest.skip(str(error))
+        started.append(made)
+        return made
+
+    yield start
+    for each in started:
+        each.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""bin/calls: places queued outbound calls through Twilio inside business hours.
+"""bin/calls: places queued outbound calls through Twilio inside business hours and the hours of the called number.
 
 A tick first asks Twilio about calls that are unconfirmed or whose webhook was lost. Then each tenant that may call
 now gets its turn: choose calls, claim them, place them, book them.
@@ -20,6 +20,7 @@ from worker.calling.reporting import CallCounts, CallReporter
 from worker.calling.requests import POLL_SECONDS, ROUND_SECONDS, CallRequests
 from worker.calling.selection import CallSelection
 from worker.calling.settlement import CallSettlement
+from worker.content.calls import WAITING_FOR_HOURS
 from worker.runtime import program
 from worker.runtime.db import Row, queries
 from worker.runtime.job import JobContext, TickResult
@@ -30,9 +31,9 @@ from worker.sending.suppression import SuppressionWatch
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Places the queued calls of all tenants through Twilio: inside business hours, highest priority first, never more at
-once than a tenant may have, each call once. Asks Twilio what became of calls that a killed worker left unconfirmed or
-whose webhook was lost."""
+Places the queued calls of all tenants through Twilio: inside business hours and the hours of the called number,
+highest priority first, never more at once than a tenant may have, each call once. Asks Twilio what became of calls
+that a killed worker left unconfirmed or whose webhook was lost."""
 
 REQUEST_THREADS = 8  # requests to Twilio at once
 ACCOUNTS_AT_ONCE = 32  # tenants whose next calls are claimed together
@@ -63,7 +64,9 @@ class CallsJob:
         self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds, settlement)
         self._selection = CallSelection(context, self._accounts, settlement, self._requests, monotonic)
         watch = SuppressionWatch(self._db, monotonic)
-        self._placement = CallPlacement(settings.app_url or "", self._accounts, settlement, self._requests, watch)
+        self._placement = CallPlacement(
+            settings.app_url or "", self._accounts, settlement, self._requests, watch, context.clock
+        )
         self._reconciliation = CallReconciliation(
             context, self._accounts, self._claims, settlement, self._requests, self._reporter, monotonic
         )
@@ -77,7 +80,7 @@ class CallsJob:
         self._requests.settle_finished(0.0)
         todo = self._survey(now)
         if not (todo["any_pending"] or todo["any_processing"] or todo["any_claim"] or todo["any_live"]):
-            self._set_gauges(due=0.0, oldest_due_seconds=0.0)
+            self._set_gauges(due=0.0, oldest_due_seconds=0.0, waiting=0.0)
             return TickResult(self._reporter.counts.as_dict())
         if todo["any_processing"] or todo["any_claim"]:
             self._reconciliation.ask_about_unconfirmed(now)
@@ -125,12 +128,14 @@ class CallsJob:
     def _result(self, again_at: datetime | None) -> TickResult:
         todo, counts = self._survey(self._context.clock()), self._reporter.counts
         if self._monotonic() - self._measured_at > MEASURE_SECONDS:
-            (backlog,) = self._db.all(self._sql["backlog"], now=self._context.clock())
-            self._set_gauges(backlog["due"], backlog["oldest_due_seconds"])
+            (backlog,) = self._db.all(self._sql["backlog"], now=self._context.clock(), reason=WAITING_FOR_HOURS)
+            self._set_gauges(**backlog)
             self._measured_at = self._monotonic()
         soonest = self._context.clock() + timedelta(seconds=POLL_SECONDS)
-        # a call that failed leaves its slot to the next one
-        has_free_slot = bool(counts.failed or counts.retried or counts.put_back) and todo["any_pending"]
+        # a call that failed, or has to wait, leaves its slot to the next one
+        has_free_slot = (
+            bool(counts.failed or counts.retried or counts.put_back or counts.put_off) and todo["any_pending"]
+        )
         if self._requests.keys or has_free_slot:
             again_at = soonest
         due = [max(at, soonest) for at in (again_at, todo["next_due"], todo["next_ask"]) if at]
@@ -141,9 +146,10 @@ class CallsJob:
         (row,) = self._db.all(self._sql["survey"], now=now)
         return row
 
-    def _set_gauges(self, due: float, oldest_due_seconds: float) -> None:
+    def _set_gauges(self, due: float, oldest_due_seconds: float, waiting: float) -> None:
         self._context.counters.gauge("calls_due", due)
         self._context.counters.gauge("calls_oldest_due_seconds", oldest_due_seconds)
+        self._context.counters.gauge("window_waiting", waiting, kind="calls")
 
 
 if __name__ == "__main__":

@@ -17,15 +17,16 @@ from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
 from worker.campaigns.dispatcher import Dispatcher, account_of
 from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.large_campaigns import LargeCampaigns
 from worker.campaigns.link_writer import LinkWriter
 from worker.campaigns.opt_outs import stop_suppressed
 from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.recovery import BatchRecovery
 from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS, CampaignRuns
-from worker.campaigns.settlement import BatchSettlements
+from worker.campaigns.settlement import BatchSettlements, SettlementResult
 from worker.campaigns.survey import CampaignBacklog, Survey
 from worker.campaigns.targets import prepare
-from worker.campaigns.transport import TransportRouter
+from worker.campaigns.transport import Transport, TransportRouter
 from worker.errors import AccountRejected, CampaignRejected, TransportMissing
 from worker.providers.google_token import InvalidGrant
 from worker.runtime import program
@@ -42,9 +43,8 @@ from worker.sending.whatsapp_limits import LimitUnread
 
 log = logging.getLogger(__name__)
 
-LARGE_BYTES = 1024 * 1024  # the texts of a large campaign
-OPEN_BYTES = 64 * 1024 * 1024  # the texts of all large campaigns that are sent at the same time
 QUOTAS_SECONDS = 60.0  # from one measurement of what the accounts used to the next
+UNREADABLE_SECONDS = 60.0  # how long a campaign waits whose tenant has a time zone that cannot be read
 STUCK_SECONDS = 3.0  # a tick that takes longer waits for a message that hangs
 
 
@@ -78,7 +78,8 @@ class CampaignJob:
             context, self._runs, self._claims, self._orphans, self._settlements, self._transports
         )
         self._exhausted: set[str] = set()  # campaigns with a batch in progress and nothing left to claim
-        self._large: dict[str, int] = {}  # campaigns that wait until fewer large ones are sent, and their bytes
+        self._large = LargeCampaigns(self._dispatcher)
+        self._rejected: dict[str, Batch] = {}  # of campaigns that end when their other batch is settled
         self._said_stuck = False
         self._counts: dict[str, int] = {}
         self._quotas_measured_at = -QUOTAS_SECONDS
@@ -147,6 +148,7 @@ class CampaignJob:
             self._dispatcher.abandon()
             self._exhausted.clear()
             self._large.clear()
+            self._rejected.clear()  # what is sent of these campaigns next is rejected again
 
     def _heartbeat(self) -> None:
         """Says so when the tick does nothing but wait for messages that have had no answer for long."""
@@ -164,45 +166,24 @@ class CampaignJob:
             for batch in batches
             if self._dispatcher.number_open(batch.campaign.id) >= self._claims.side_by_side
         }
-        waiting = {key for key, size in self._large.items() if self._large_open() + size > OPEN_BYTES}
-        for campaign_id in self._runs.ready(busy=stopped | full | self._exhausted | waiting):
+        for campaign_id in self._runs.ready(busy=stopped | full | self._exhausted | self._large.waiting()):
             if not self._context.may_continue:
                 return
             with self._runs.contained(campaign_id):
                 campaign = self._runs.find(campaign_id)
                 if campaign is None:
                     self._runs.fail([campaign_id], "its tenant was deleted")  # nothing, if it was deleted itself
-                elif self._may_open(campaign):
+                elif self._large.may_open(campaign):
                     self._claim(campaign)
 
-    def _large_open(self) -> int:
-        """The bytes of all large campaigns that have a batch open."""
-        texts = {batch.campaign.id: batch.campaign.text_bytes for batch in self._dispatcher.open}
-        return sum(size for size in texts.values() if size > LARGE_BYTES)
-
-    def _may_open(self, campaign: Campaign) -> bool:
-        """Whether the texts of this campaign still fit into the memory beside those that are being sent."""
-        if campaign.text_bytes <= LARGE_BYTES or self._dispatcher.number_open(campaign.id):
-            return True
-        is_open = self._large_open()
-        if is_open and is_open + campaign.text_bytes > OPEN_BYTES:
-            self._large[campaign.id] = campaign.text_bytes  # until there is room for it
-            return False
-        self._large.pop(campaign.id, None)
-        return True
-
     def _claim(self, campaign: Campaign) -> None:
-        try:
-            transport = self._transports.route(campaign)
-            if not (campaign.prepared or prepare(self._db, campaign, self._context.clock())):
-                self._runs.wait_a_moment(campaign)
-                return
-            self._links.write(campaign, transport.content)
-        except (TransportMissing, CampaignRejected) as error:
-            self._runs.fail([campaign.id], str(error))
+        transport = self._transport(campaign)
+        if transport is None:
             return
         if self._claims.breaker.streak_of(campaign).is_full:
             self._break_off(campaign)
+            return
+        if self._wait_for_hours(campaign):
             return
         batch, used_up = None, None
         try:
@@ -218,6 +199,34 @@ class CampaignJob:
             self._exhausted.add(campaign.id)  # until its last batch is settled
         else:
             self._counts["ended"] += self._runs.end_or_wait(campaign, used_up)
+
+    def _transport(self, campaign: Campaign) -> Transport | None:
+        """How the campaign is sent, when its recipients and links are ready; None: not now, or it has failed."""
+        try:
+            transport = self._transports.route(campaign)
+            if not (campaign.prepared or prepare(self._db, campaign, self._context.clock())):
+                self._runs.wait_a_moment(campaign)
+                return None
+            self._links.write(campaign, transport.content)
+        except (TransportMissing, CampaignRejected) as error:
+            self._runs.fail([campaign.id], str(error))
+            return None
+        return transport
+
+    def _wait_for_hours(self, campaign: Campaign) -> bool:
+        """Whether none of its recipients may be written to now; when all its batches are settled, the run waits."""
+        hours = self._claims.hours
+        try:
+            opens_at, reason = hours.opens_at(campaign), hours.reason
+        except ValueError as error:  # looked at again soon: the tenant may correct it
+            opens_at, reason = self._context.clock() + timedelta(seconds=UNREADABLE_SECONDS), str(error)
+        if opens_at is None:
+            return False
+        if self._dispatcher.number_open(campaign.id):
+            self._exhausted.add(campaign.id)
+        else:
+            self._runs.wait_for(campaign, "window", opens_at, reason)
+        return True
 
     def _break_off(self, campaign: Campaign) -> None:
         """Too many recipients in a row were refused: ends the run, unless a batch of it is not settled."""
@@ -244,16 +253,28 @@ class CampaignJob:
             update_grant(self._db, gmail, self._context.clock(), revoked=revoked)
         if batch.stopped_by_provider:
             self._dispatcher.stop(batch.campaign.id)  # its other batch, too
-        self._runs.follow_up(batch, settled)
+        self._follow_up(batch, settled)
         if batch.rejection:
             kind = "account" if isinstance(batch.rejection, AccountRejected) else "campaign"
             self._context.counters.add("refusals_total", channel=batch.campaign.channel, kind=kind)
         if batch.refused_in_a_row and self._dispatcher.number_open(batch.campaign.id) == 1:
             self._break_off(batch.campaign)
 
+    def _follow_up(self, batch: Batch, settled: SettlementResult) -> None:
+        """A rejection ends the run when its other batches are settled: what was refused in them is pending again."""
+        key = batch.campaign.id
+        if any(each is not batch and each.campaign.id == key for each in self._dispatcher.open):
+            if batch.rejection:
+                self._rejected.setdefault(key, batch)
+                return
+        elif rejected := self._rejected.pop(key, None):
+            batch = rejected
+        self._runs.follow_up(batch, settled)
+
     def _measure(self, backlog: CampaignBacklog) -> None:
         self._context.counters.gauge("campaign_pending_recipients", backlog.pending)
         self._context.counters.gauge("campaign_oldest_due_seconds", backlog.oldest_due_seconds)
+        self._context.counters.gauge("window_waiting", backlog.outside_hours, kind="campaigns")
         if time.monotonic() - self._quotas_measured_at >= QUOTAS_SECONDS:
             for kind, ratio in self._claims.quotas.used_ratios(self._context.clock()).items():
                 self._context.counters.gauge("quota_used_ratio", ratio, account_kind=kind)

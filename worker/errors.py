@@ -12,9 +12,11 @@
         │   ├── RecipientDeferred    ... with this recipient; messages to others can be sent now
         │   └── TooLate              ... by whoever has its claim now: this process was frozen
         ├── RecipientRefused   not sent; give up on this recipient
+        │   ├── RecipientExcluded    ... and never send this campaign to it, whoever asks
         │   └── RecipientOptedOut    ... and never send to this address again
         ├── CampaignRejected   not sent; stop the campaign (template or content refused)
         ├── AccountRejected    not sent; stop everything that uses this account (bad credentials, blocked)
+        │   └── CountryRejected    ... to the country of this recipient; to others it can be used
         └── Unconfirmed        it may have been sent: no answer came
 
 Only the modules of providers/ turn a vendor's errors into these.
@@ -60,8 +62,11 @@ class TransportMissing(WorkerError):
 class SendError(WorkerError):
     """A message was not accepted; the text is the reason, in the provider's words.
 
-    ``code`` is the provider's own ('550 5.1.1', '131026'), '' if it gave none.
+    ``code`` is the provider's own ('550 5.1.1', '131026'), '' if it gave none. ``advice``: what an operator can do
+    about it, '' where the reason says so itself.
     """
+
+    advice = ""
 
     def __init__(self, reason: str, *, code: str = "") -> None:
         super().__init__(reason)
@@ -80,7 +85,24 @@ class RetryLater(SendError):
 
 
 class RecipientDeferred(RetryLater):
-    """As RetryLater, for a reason that concerns this recipient only (greylisting, a limit for one person)."""
+    """As RetryLater, for a reason that concerns this recipient only (greylisting, a limit for one person).
+
+    ``max_attempts``: how often the message is tried in all, None: as often as others. ``delay_base``: after n
+    attempts the delay is at least ``delay_base`` to the power of n, in seconds; None: it does not grow.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        delay_seconds: float | None = None,
+        *,
+        code: str = "",
+        max_attempts: int | None = None,
+        delay_base: float | None = None,
+    ) -> None:
+        super().__init__(reason, delay_seconds, code=code)
+        self.max_attempts = max_attempts
+        self.delay_base = delay_base
 
 
 class TooLate(RetryLater):
@@ -91,15 +113,27 @@ class RecipientRefused(SendError):
     """This recipient cannot be reached; this says nothing about others.
 
     Unless many in a row are refused with the same reply, which then is the sender's fault; but not where the reply
-    names the address (``address_fault``). ``suppress_seconds``: for how long nothing may be sent to it; inf: ever.
+    names the address (``address_fault``) or says that its mailbox is full. ``suppress_seconds``: for how long nothing
+    may be sent to it; inf: ever.
     """
 
     def __init__(
-        self, reason: str, *, code: str = "", address_fault: bool = False, suppress_seconds: float = 0.0
+        self,
+        reason: str,
+        *,
+        code: str = "",
+        address_fault: bool = False,
+        mailbox_full: bool = False,
+        suppress_seconds: float = 0.0,
     ) -> None:
         super().__init__(reason, code=code)
         self.address_fault = address_fault
+        self.mailbox_full = mailbox_full
         self.suppress_seconds = suppress_seconds
+
+
+class RecipientExcluded(RecipientRefused):
+    """The provider never delivers this message to this recipient; later campaigns may reach it."""
 
 
 class RecipientOptedOut(RecipientRefused):
@@ -119,6 +153,10 @@ class CampaignRejected(SendError):
 
 class AccountRejected(SendError):
     """The provider refuses the tenant's account or credentials."""
+
+
+class CountryRejected(AccountRejected):
+    """The tenant's account is not permitted to reach the country of this recipient."""
 
 
 class Unconfirmed(SendError):

@@ -3,13 +3,11 @@
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 
 import psycopg2
 
-from worker.runtime import program
+from worker.runtime import migrations, program
 from worker.runtime.db import Database
-from worker.runtime.migrations import migrate
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +29,7 @@ def migrate_database() -> int:
     """Returns 0 or 1; raises SettingsError."""
     settings = program.settings_from_environment("migrate")
     try:
-        with closing(Database(settings.database_url, "crm-worker migrate").connect()) as connection:
-            done = migrate(connection)
+        done = migrations.migrate_database(Database(settings.database_url, "crm-worker migrate"))
     except psycopg2.Error as error:
         log.error("migration failed", {"reason": str(error).strip()})
         return 1

@@ -22,6 +22,7 @@ from worker.notifications.notification import Notification, OutgoingMessage
 from worker.reminding.digest import DigestContent
 from worker.reminding.messages import DigestMessages
 from worker.reminding.recipients import DigestRecipient, RecipientReader
+from worker.reminding.refusals import explained
 from worker.reminding.settlement import DigestResult, DigestSettlement, SettledDigest
 from worker.reminding.tenants import read_tenants
 from worker.runtime import program
@@ -79,7 +80,8 @@ class RemindersJob:
         self._dispatcher = NotificationDispatcher(
             self._claims, context.signals, settings.shutdown_grace_seconds, clock, settings.message_max_bytes
         )
-        self._messages = DigestMessages(self._db, self._accounts, clock, settings.message_max_bytes)
+        self._template = settings.reminder_whatsapp_template
+        self._messages = DigestMessages(self._db, self._accounts, clock, settings.message_max_bytes, self._template)
         self._settlement = DigestSettlement(self._db, self._claims, settings, context.counters, clock)
         self._recipients = RecipientReader()
         self._counts: dict[str, int] = {}
@@ -189,7 +191,7 @@ class RemindersJob:
             self._context.counters.add("unconfirmed_total", channel=digest.channel)
 
     def _warn(self, settled: SettledDigest) -> None:
-        digest, reason = settled.delivery.notification, settled.delivery.outcome.reason
+        digest, reason = settled.delivery.notification, explained(settled.delivery.outcome, self._template)
         key = (digest.tenant_id, digest.channel, reason)
         if key not in self._warned:
             unconfirmed = settled.result is DigestResult.UNCONFIRMED

@@ -1,5 +1,6 @@
 """worker.address and Python call the same addresses one: both are fed the same inputs."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -44,8 +45,20 @@ def email_keys(db: Connection, values: Iterable[str]) -> dict[str, str | None]:
     return in_sql(db, values, "worker.address('email', v, NULL)")
 
 
-def phone_keys(db: Connection, values: Iterable[str]) -> dict[str, str | None]:
-    return in_sql(db, values, "worker.address('whatsapp', NULL, v)")
+def phone_keys(db: Connection, values: Iterable[str], channel: str = "whatsapp") -> dict[str, str | None]:
+    return in_sql(db, values, f"worker.address('{channel}', NULL, v)")
+
+
+def called(value: str) -> str:
+    return to_e164(value)[1:]
+
+
+def one_on_whatsapp(value: str) -> str:
+    """A number of Argentina is one with and without the 9 that its mobile phones have in WhatsApp."""
+    return re.sub(r"^54([1-3][0-9]{9})$", r"549\1", called(value))
+
+
+PHONE_CHANNELS = (("call", called), ("whatsapp", one_on_whatsapp))
 
 
 def taken(read: Callable[[str], str], value: str) -> str | None:
@@ -217,6 +230,71 @@ def test_a_number_as_whatsapp_reports_it(db: Connection) -> None:
     assert taken(whatsapp_id, "5215512345678") == "5215512345678"
 
 
+def test_an_argentine_number_as_whatsapp_reports_it(db: Connection) -> None:
+    """With the 9 of WhatsApp and without it is one person's, and both are sent to; to call, they are two numbers."""
+    mobile, plain = ["5491123456789", "+54 9 11 2345-6789"], ["+541123456789", "0054 11 2345 6789"]
+    assert set(phone_keys(db, mobile + plain).values()) == {"5491123456789"}
+    assert {whatsapp_id(each) for each in mobile} == {"5491123456789"}
+    assert {whatsapp_id(each) for each in plain} == {"541123456789"}
+    assert set(phone_keys(db, mobile, "call").values()) == {"5491123456789"}
+    assert set(phone_keys(db, plain, "call").values()) == {"541123456789"}
+    assert set(phone_keys(db, ["+548101234567", "+541123456", "+5411234567890"]).values()) == {
+        "548101234567",  # no area code begins like that
+        "541123456",
+        "5411234567890",
+    }
+
+
+@pytest.mark.parametrize(
+    ("listed", "left"),
+    [
+        ([("541123456789", "provider", None)], [("5491123456789", "provider", None)]),
+        (
+            [("541123456789", "provider", None), ("5491123456789", "operator", None)],
+            [("5491123456789", "operator", None), ("5491123456789", "provider", None)],
+        ),
+        (
+            [("541123456789", "operator", None), ("5491123456789", "operator", "2030-01-01")],
+            [("5491123456789", "operator", None)],
+        ),
+        (
+            [("541123456789", "operator", "2029-01-01"), ("5491123456789", "operator", "2030-01-01")],
+            [("5491123456789", "operator", "2030-01-01")],
+        ),
+        ([("525512345678", "operator", None)], [("525512345678", "operator", None)]),
+    ],
+)
+def test_suppressed_argentine_numbers_are_renamed(
+    crm_only_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    listed: list[tuple[str, str, str | None]],
+    left: list[tuple[str, str, str | None]],
+) -> None:
+    """Who is on the list without the 9 stays on it, for as long as the entry that ends last; numbers to call stay."""
+    everything = migrations.migrations()
+    with closing(Database(crm_only_url, "test").connect()) as connection:
+        monkeypatch.setattr(migrations, "migrations", lambda: [each for each in everything if each.version < 12])
+        migrations.migrate(connection)
+        with connection.cursor() as cursor:
+            for channel in ("whatsapp", "call"):
+                for address, source, until in listed:
+                    cursor.execute(
+                        """INSERT INTO worker.suppression
+                               (tenant_id, channel, address, source, until, reason, created_at)
+                           VALUES ('t', %s, %s, %s, %s, 'r', now())""",
+                        (channel, address, source, until),
+                    )
+        monkeypatch.undo()
+        migrations.migrate(connection)
+        with connection.cursor() as cursor:
+            statement = """SELECT channel, address, source, until::date::text FROM worker.suppression
+                           ORDER BY channel, address, source"""
+            cursor.execute(statement)
+            found = cursor.fetchall()
+    assert [tuple(rest) for channel, *rest in found if channel == "whatsapp"] == left
+    assert {tuple(rest) for channel, *rest in found if channel == "call"} == set(listed)
+
+
 def example_numbers() -> Iterator[tuple[str, str]]:
     """(calling code, number) of every region of the world, and some that are a digit too long or too short."""
     for region in sorted(phonenumbers.SUPPORTED_REGIONS):
@@ -239,7 +317,8 @@ def test_numbers_of_the_world(db: Connection) -> None:
             f"+{code}1{digits}", f"+{code}8{digits}", f"+91{digits}", f"910{digits}", f"91{code}{digits}",
         )
     ]  # fmt: skip
-    assert_agreement(phone_keys(db, spellings), lambda value: to_e164(value)[1:], canonical=False)
+    for channel, read in PHONE_CHANNELS:
+        assert_agreement(phone_keys(db, spellings, channel), read, canonical=False)
 
 
 def test_the_usual_spellings_of_the_world(db: Connection) -> None:
@@ -252,7 +331,8 @@ def test_the_usual_spellings_of_the_world(db: Connection) -> None:
             code, digits = str(number.country_code), phonenumbers.national_significant_number(number)
             spellings += [f"+{code}{digits}", f"00{code} {digits}", f"+{code}-{digits[:3]}-{digits[3:]}"]
             spellings += [f"+{code} {code}{digits}"] if code in one_length else []
-    assert_agreement(phone_keys(db, spellings), lambda value: to_e164(value)[1:])
+    for channel, read in PHONE_CHANNELS:
+        assert_agreement(phone_keys(db, spellings, channel), read)
 
 
 @WITHOUT_DATABASE
@@ -268,8 +348,8 @@ def test_the_usual_spellings_of_the_world(db: Connection) -> None:
 )
 def test_any_phone_number(db: Connection, parts: list[tuple[str, str]]) -> None:
     """Whatever is typed: what is one number in SQL is one in Python."""
-    keys = phone_keys(db, {prefix + rest for prefix, rest in parts})
-    assert_agreement(keys, lambda value: to_e164(value)[1:], canonical=False)
+    for channel, read in PHONE_CHANNELS:
+        assert_agreement(phone_keys(db, {prefix + rest for prefix, rest in parts}, channel), read, canonical=False)
 
 
 def test_country_codes(db: Connection) -> None:

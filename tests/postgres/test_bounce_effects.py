@@ -40,6 +40,7 @@ class Sent:
         self.crm = crm
         self.campaign = crm.add_campaign("email", recipients=0, status="completed", **columns)
         self.tenant = crm.value('SELECT "tenantId" FROM "Campaign" WHERE id = %s', (self.campaign,))
+        self.addresses = addresses
         self.recipients = [self._add(address, status) for address in addresses]
         crm.execute(
             """UPDATE "Campaign" SET "totalRecipients" = %s, "sentCount" = %s, "failedCount" = 0 WHERE id = %s""",
@@ -55,7 +56,7 @@ class Sent:
         return self.crm.insert("CampaignRecipient", row)
 
     def path(self, number: int = 0) -> str:
-        return PATHS.of_recipient(self.tenant, self.recipients[number])
+        return PATHS.of_recipient(self.tenant, self.recipients[number], self.addresses[number])
 
     def counts(self) -> tuple[int, int]:
         return self.crm.execute('SELECT "sentCount", "failedCount" FROM "Campaign" WHERE id = %s', (self.campaign,))[
@@ -196,8 +197,8 @@ def test_a_forged_report_changes_nothing(crm: Crm, effects: ReportEffects) -> No
     stranger = ReturnPaths("bounces@mail.example", "00" * 32)
     message_id = f"<{sent.recipients[0]}@crm.example>"
     forged = [
-        stranger.of_recipient(sent.tenant, sent.recipients[0]),
-        PATHS.of_recipient(str(uuid.uuid4()), sent.recipients[0]),
+        stranger.of_recipient(sent.tenant, sent.recipients[0], ADDRESS),
+        PATHS.of_recipient(str(uuid.uuid4()), sent.recipients[0], ADDRESS),
         "bounces@mail.example",
     ]
     for path in forged:
@@ -233,11 +234,37 @@ def test_a_recipient_that_was_deleted(crm: Crm, effects: ReportEffects) -> None:
 
 
 def test_a_recipient_whose_address_was_changed_to_none(crm: Crm, effects: ReportEffects) -> None:
-    """It fails; there is nothing to suppress."""
+    """It fails, and the address that was written to is suppressed."""
     sent = Sent(crm, ADDRESS)
     crm.execute("""UPDATE "CampaignRecipient" SET "recipientEmail" = 'nobody'""")
     assert effects.apply(reports.postfix(sent.path(), ADDRESS), utc_now()) == "hard"
-    assert (sent.states(), suppressions(crm)) == (["failed"], [])
+    assert (sent.states(), suppressions(crm)) == (["failed"], [(sent.tenant, "email", ADDRESS, "bounce", None)])
+
+
+@pytest.mark.parametrize("make", [reports.postfix, reports.gmail, reports.complaint])
+@pytest.mark.parametrize("status", ["sent", "sending", "pending"])
+def test_an_address_that_was_corrected_meanwhile(
+    crm: Crm, effects: ReportEffects, status: str, make: Callable[[str, str], bytes]
+) -> None:
+    """A late report is about the address that was written to: the recipient's new one is not concerned."""
+    sent = Sent(crm, ADDRESS)
+    crm.execute("""UPDATE "CampaignRecipient" SET "recipientEmail" = 'asha@here.example', status = %s""", (status,))
+    assert effects.apply(make(sent.path(), ADDRESS), utc_now()) in ("hard", "soft", "complaint")
+    assert {each[2] for each in suppressions(crm)} <= {ADDRESS}
+    assert crm.execute("SELECT DISTINCT address FROM worker.bounce") == [(ADDRESS,)]
+    assert (sent.states(), sent.counts(), failures(crm)) == ([status], (1, 0), [])
+
+
+def test_a_report_that_does_not_say_which_address(crm: Crm, effects: ReportEffects) -> None:
+    """As of a complaint that hides it: about the recipient's, if it is still the one that was written to."""
+    sent = Sent(crm, ADDRESS)
+    hidden = reports.complaint(sent.path(), "hidden@redacted.example")
+    crm.execute("""UPDATE "CampaignRecipient" SET "recipientEmail" = 'asha@here.example'""")
+    assert effects.apply(hidden, utc_now()) == UNRECOGNISED
+    assert suppressions(crm) == []
+    crm.execute("""UPDATE "CampaignRecipient" SET "recipientEmail" = %s""", (ADDRESS.upper(),))
+    assert effects.apply(hidden, utc_now()) == "complaint"
+    assert suppressions(crm) == [(sent.tenant, "email", ADDRESS, "complaint", None)]
 
 
 def test_a_notification(crm: Crm, effects: ReportEffects) -> None:

@@ -3,8 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg2
 import pytest
@@ -155,8 +156,10 @@ def open_desk(large_crm: Crm, url: str, redis_url: str, world: World) -> Iterato
 
 @pytest.fixture
 def desk(open_desk: OpenDesk, url: str) -> Desk:
-    """A worker that explains all its statements."""
-    return open_desk(Explaining(url))
+    """A worker that explains all its statements, and at the time of which British numbers may not be called."""
+    later = datetime.now(ZoneInfo("Europe/London")) + timedelta(hours=2)
+    windows = f"+44={later:%H}:00-{later:%H}:01 +91=00:00-24:00 +1=00:00-24:00"
+    return open_desk(Explaining(url), CALL_WINDOWS=windows)
 
 
 def explained(desk: Desk) -> Explaining:
@@ -187,6 +190,9 @@ def test_every_statement_finds_its_rows_by_index(situation: str, desk: Desk) -> 
     crm.execute(REFUSE)
     for change in (""""phoneCountryCode" = '+1'""", """"phoneCountryCode" = '+7'""", """metadata = '{"n": 1e400}'"""):
         crm.execute(f"""UPDATE "CallQueue" SET {change}, priority = 13 WHERE id = ({first[1:-2]}1)""")
+    crm.execute(
+        f"""UPDATE "CallQueue" SET "phoneNumber" = '+442079460000', priority = 14 WHERE id = ({first[1:-2]}1)"""
+    )
     desk.tick()
     desk.hang_up()
     desk.world.script("twilio", action="cut-after", times=2)

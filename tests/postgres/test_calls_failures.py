@@ -92,7 +92,7 @@ def test_an_account_that_is_deferred_is_in_backoff_and_the_others_go_on(desk: De
 @pytest.mark.parametrize("code", [21211, 21214, 21216, 21217])
 def test_a_number_that_twilio_refuses_is_given_up(code: int, desk: Desk) -> None:
     """At the first attempt, with Twilio's words; Twilio is not asked again, and no other call waits."""
-    desk.crm.add_call_settings(maxConcurrentCalls=1)
+    desk.crm.add_call_settings(maxConcurrentCalls=1, twilioPhoneNumber="+12125550100")
     desk.world.script("twilio", number(1), status=400, code=code, text="cannot be reached")
     queued = desk.crm.add_call(phoneNumber=number(1), priority=9)
     other = desk.crm.add_call(phoneNumber=number(2))

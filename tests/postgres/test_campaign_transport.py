@@ -5,16 +5,19 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
+from worker.campaigns.batch import Recipient
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.run import CampaignRuns
 from worker.campaigns.transport import TransportRouter
 from worker.content.campaign_texts import CampaignTexts
 from worker.errors import CampaignRejected, TransportMissing
+from worker.messages import Email
 from worker.runtime.db import Database
 from worker.runtime.events import LiveEvents
 from worker.runtime.redis_client import connect
@@ -24,9 +27,9 @@ from worker.runtime.settings import load
 class Desk:
     """Reads campaigns and routes them as the job does."""
 
-    def __init__(self, crm: Crm, database_url: str, redis_url: str, folder: Path) -> None:
+    def __init__(self, crm: Crm, database_url: str, redis_url: str, folder: Path, **environ: str) -> None:
         self.crm = crm
-        environ = {
+        environ |= {
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "STATE_DIR": str(folder),
@@ -120,6 +123,19 @@ def test_every_column_has_its_place(desk: Desk) -> None:
     assert (campaign.target.kind, campaign.target.filters) == ("custom", {"tags": ["vip"]})
     assert (campaign.tenant_id, campaign.user_id) == (desk.crm.tenant_id, desk.crm.user_id)
     assert (campaign.prepared, campaign.backoffs, campaign.started_at) == (True, 0, None)
+
+
+def test_return_paths(crm: Crm, database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """Mail through SMTP_URL has one for each recipient; Gmail's users get their reports themselves."""
+    with closing(Desk(crm, database_url, redis_url, tmp_path, BOUNCE_ADDRESS="bounces@mail.example")) as desk:
+        envelopes = {}
+        for channel, campaign_id in (("smtp", crm.add_campaign()), ("gmail", desk.gmail_campaign())):
+            transport = desk.transports.route(desk.find(campaign_id))
+            message = transport.message(Recipient(str(uuid4()), "Asha", "asha@a.example", None, 0), utc_now())
+            assert isinstance(message, Email)
+            envelopes[channel] = message.envelope_from
+    assert envelopes["smtp"].startswith("bounces+r")
+    assert envelopes["gmail"] == "owner@gmail.example"
 
 
 def test_a_campaign_that_is_gone(desk: Desk) -> None:

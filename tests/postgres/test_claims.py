@@ -20,13 +20,20 @@ import redis
 
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
-from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, BatchState
+from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, BatchState, Recipient
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import BatchClaims
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.run import CampaignRuns
-from worker.campaigns.settlement import BACKOFF_SECONDS, BatchSettlements, SettlementResult
+from worker.campaigns.settlement import (
+    BACKOFF_SECONDS,
+    BACKOFFS_BEFORE_END,
+    BACKOFFS_BEFORE_OWN,
+    LONGEST_RETRY_DELAY_SECONDS,
+    BatchSettlements,
+    SettlementResult,
+)
 from worker.campaigns.targets import prepare
 from worker.campaigns.transport import TransportRouter
 from worker.errors import AccountRejected, CampaignRejected
@@ -810,6 +817,105 @@ def test_backoffs_while_some_messages_pass(office: Office) -> None:
     assert office.counts(campaign) == {"sent": 3, "pending": 27}
 
 
+def one_round(worker: Worker, campaign: str, deferred: Callable[[Recipient], bool]) -> bool:
+    """A batch whose messages are sent one after the other, until it stops; whether there was one, and no end."""
+    batch = worker.claim(campaign)
+    if batch is None:
+        return not worker.end(campaign)
+    for recipient in batch.recipients:
+        if batch.sending:
+            kind = OutcomeKind.DEFERRED if deferred(recipient) else OutcomeKind.ACCEPTED
+            accepted = None if deferred(recipient) else Accepted(f"<{recipient.id}@x>")
+            reason = None if accepted else "454 4.7.1 Relay access denied"
+            batch.record(recipient, Outcome(kind, worker.clock(), reason, accepted=accepted))
+    worker.runs.follow_up(batch, worker.settle(batch))
+    return worker.find(campaign).started_at is not None
+
+
+def rounds(office: Office, worker: Worker, campaign: str, deferred: Callable[[Recipient], bool]) -> int:
+    """How many batches and pauses it takes until the run has ended."""
+    for number in range(1, 3 * BACKOFFS_BEFORE_END):
+        if not one_round(worker, campaign, deferred):
+            return number
+        office.clock.ahead += timedelta(seconds=LONGEST_RETRY_DELAY_SECONDS)
+    raise AssertionError("the campaign never ends")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_recipients_that_are_deferred_for_ever(office: Office, first: bool) -> None:
+    """However many they are, and wherever they stand, the others get their message, and the campaign ends."""
+    campaign = office.crm.add_campaign(recipients=40)
+    worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="3")
+    ids = sorted(each for (each,) in office.rows('SELECT id FROM "CampaignRecipient"'))
+    bad = set(ids[:12] if first else ids[-12:])
+    worker.start(campaign)
+    number = rounds(office, worker, campaign, lambda each: each.id in bad)
+    assert office.counts(campaign) == {"sent": 28, "failed": 12}
+    assert {each for (each,) in office.rows("SELECT recipient_id FROM worker.failure WHERE kind = 'deferred'")} == bad
+    reasons = office.rows('SELECT DISTINCT "errorMessage" FROM "CampaignRecipient" WHERE status = \'failed\'')
+    assert reasons == [("given up after 3 tries: 454 4.7.1 Relay access denied",)]
+    assert (office.status(campaign), number < BACKOFFS_BEFORE_END) == ("completed", True)
+
+
+def test_a_pause_of_the_account_in_mid_campaign(office: Office) -> None:
+    """It counts no try, neither of those that were deferred before nor of others, however long it takes."""
+    campaign = office.crm.add_campaign(recipients=400)
+    worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="3")
+    worker.start(campaign)
+    for _ in range(2):
+        assert one_round(worker, campaign, lambda _: False)
+        office.clock.ahead += timedelta(seconds=LONGEST_RETRY_DELAY_SECONDS)
+    for _ in range(3 * BACKOFFS_BEFORE_OWN):
+        assert one_round(worker, campaign, lambda _: True)
+        office.clock.ahead += timedelta(seconds=LONGEST_RETRY_DELAY_SECONDS)
+    assert office.rows("SELECT DISTINCT attempts FROM worker.campaign_retry") == [(0,)]
+    rounds(office, worker, campaign, lambda _: False)
+    assert (office.status(campaign), office.counts(campaign)) == ("completed", {"sent": 400})
+
+
+def test_an_account_that_is_deferred_for_ever(office: Office) -> None:
+    """The campaign fails after about a day, with the provider's words; nobody was tried too often."""
+    campaign = office.crm.add_campaign(recipients=20)
+    worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="3")
+    worker.start(campaign)
+    assert rounds(office, worker, campaign, lambda _: True) == BACKOFFS_BEFORE_END
+    assert (office.status(campaign), office.counts(campaign)) == ("failed", {"pending": 20})
+    assert office.one("SELECT count(*) FROM worker.campaign_retry") == 0
+    message = office.one("SELECT message FROM \"CampaignLog\" WHERE action = 'failed'")
+    assert message.startswith(f"Nothing was accepted in {BACKOFFS_BEFORE_END} tries in a row: 454 4.7.1 Relay access")
+    office.crm.execute("""UPDATE "Campaign" SET status = 'scheduled'""")
+    worker.start(campaign)
+    rounds(office, worker, campaign, lambda _: False)
+    assert office.counts(campaign) == {"sent": 20}
+
+
+def test_the_pace_of_an_account_ends_no_campaign(office: Office) -> None:
+    """It is no failure, however often the campaign has to wait for it."""
+    campaign = office.crm.add_campaign(recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+    crm = office.crm
+    crm.execute("UPDATE worker.campaign_run SET holds = %s", (2 * BACKOFFS_BEFORE_END,))
+    batch = worker.claim(campaign)
+    assert batch
+    batch.back_off(0.0, "the account's pace")
+    worker.runs.follow_up(batch, worker.settle(batch))
+    assert office.status(campaign) == "running"
+
+
+def test_a_batch_that_stops_beside_one_that_backs_off(office: Office) -> None:
+    """The campaign's other batch stops, too: what of it was deferred by then counts no try either."""
+    campaign = office.crm.add_campaign(recipients=20)
+    worker = office.worker(CAMPAIGN_MAX_ATTEMPTS="1")
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    batch.record(batch.recipients[0], Outcome(OutcomeKind.DEFERRED, office.clock(), "421 busy"))
+    batch.stop()
+    worker.settle(batch)
+    assert office.counts(campaign) == {"pending": 20}
+
+
 @pytest.mark.parametrize("delay_seconds", [5.0, 120.0])
 def test_a_backoff_as_long_as_the_provider_wants(office: Office, delay_seconds: float) -> None:
     """The campaign waits for the provider's own delay, but never less than its backoff."""
@@ -1112,6 +1218,22 @@ def test_unconfirmed_is_asked_about(office: Office) -> None:
     assert settled
     assert settled.sent == 1
     assert worker.end(campaign)
+
+
+def test_what_a_provider_says_of_earlier_messages(office: Office) -> None:
+    """It does not mean that anything is accepted now: neither the breaker nor the backoffs begin anew."""
+    campaign = gmail_campaign(office, 2)
+    worker = office.worker()
+    worker.start(campaign)
+    assert worker.send(campaign, OutcomeKind.UNCONFIRMED)
+    office.crm.execute("UPDATE worker.campaign_run SET holds = 5")
+    office.clock.ahead = timedelta(seconds=40)
+    batch = ask(worker, campaign)
+    assert batch
+    outcome(worker, batch, OutcomeKind.ACCEPTED)
+    worker.settle(batch)
+    assert office.counts(campaign) == {"sent": 2}
+    assert office.rows("SELECT accepted_at, holds FROM worker.campaign_run") == [(None, 5)]
 
 
 def test_unconfirmed_and_set_back(office: Office) -> None:

@@ -33,6 +33,7 @@ NAMES = [
     "0009_consent",
     "0010_bounces",
     "0011_quota",
+    "0012_argentine_numbers",
 ]
 INDEXES = {
     "worker_campaign_due",
@@ -131,6 +132,7 @@ def test_once_and_again(fresh: Connection) -> None:
         (8, "user_index"),
         (9, "consent"),
         (10, "bounces"),
+        (12, "argentine_numbers"),
     ]
 
 
@@ -308,7 +310,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
     [
         ("DROP SCHEMA worker CASCADE", "missing"),
         ("TRUNCATE worker.migration", "missing"),
-        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 10"),
+        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 12"),
     ],
 )
 def test_missing_or_old(database_url: str, connection: Connection, damage: str, state: str) -> None:

@@ -18,6 +18,7 @@ from notification_workers import (
     opened_table,
     outcomes,
 )
+from suppressions import suppress
 
 from sandbox.crm import Crm
 from worker.errors import (
@@ -35,6 +36,7 @@ from worker.notifications.claims import Deferral
 from worker.notifications.delivery import Delivery
 from worker.notifications.dispatcher import THREADS
 from worker.notifications.notification import Notification, OutgoingMessage
+from worker.providers.handover import check_handover
 from worker.sending.accounts import GmailAccount
 from worker.sending.outbox import OutboxEmail
 from worker.sending.outcomes import OutcomeKind as Kind
@@ -88,6 +90,51 @@ def test_marked_before_it_is_sent(table: NotificationTable) -> None:
     (delivery,) = worker.deliver(worker.claim())
     assert seen == [(True,)]
     assert delivery.outcome.kind is Kind.ACCEPTED
+
+
+def test_suppressed_before_it_leaves(table: NotificationTable) -> None:
+    """While its thread connects, say: it is not sent. Another tenant's list does not count, nor unsubscriptions."""
+    table.add("stopped@x.example", "left@x.example")
+    table.add("other@x.example", tenant="u")
+    worker = table.worker()
+    connecting, suppressed, stopped = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def until(event: threading.Event) -> None:
+        connecting.release()
+        assert event.wait(20)
+        check_handover()
+
+    def until_it_is_stopped() -> None:
+        until(suppressed)
+        deadline = time.monotonic() + 20
+        try:
+            while time.monotonic() < deadline:
+                check_handover()
+                time.sleep(0.02)
+        finally:
+            stopped.set()
+
+    def suppress_them() -> None:
+        for _ in range(3):
+            assert connecting.acquire(timeout=20)
+        for address, source in (("left@x.example", "unsubscribe"), ("other@x.example", "bounce")):
+            suppress(table.crm, "t", "email", address, source)
+        suppress(table.crm, "t", "email", "STOPPED@x.example", "complaint", reason="spam")
+        suppressed.set()
+
+    worker.provider.answers = dict.fromkeys(("left@x.example", "other@x.example"), lambda: until(stopped))
+    worker.provider.answers["stopped@x.example"] = until_it_is_stopped
+    thread = threading.Thread(target=suppress_them)
+    thread.start()
+    found = worker.deliver(worker.claim())
+    thread.join()
+    assert outcomes(found) == {
+        "stopped@x.example": (Kind.REFUSED, False),
+        "left@x.example": (Kind.ACCEPTED, False),
+        "other@x.example": (Kind.ACCEPTED, False),
+    }
+    assert [each.outcome.reason for each in found if each.outcome.kind is Kind.REFUSED] == ["opted out: spam"]
+    assert len(worker.claims.settle(found)) == 3
 
 
 def test_claimed_by_another_before_it_is_sent(table: NotificationTable) -> None:

@@ -93,14 +93,21 @@ def test_what_ends_later_stays(crm: Crm, db: Database, earlier_days: int | None,
     )
     people = [{"recipientEmail": each, "status": "sending"} for each in ("off@a.example", "OFF@a.example")]
     campaign = crm.add_campaign("email", status="running", recipients=people)
-    settle_as_bounced(crm, db, campaign, now + timedelta(days=30))
+    settle_as(crm, db, campaign, source="bounce", until=now + timedelta(days=30))
     assert crm.counts(campaign) == {"failed": 2}
     [(reason, ends)] = crm.execute("SELECT reason, until FROM worker.suppression")
     assert (reason, ends) == ("earlier", until) if kept else ("550 5.2.1 off", now + timedelta(days=30))
 
 
-def settle_as_bounced(crm: Crm, db: Database, campaign: str, until: datetime) -> None:
-    """Settles a batch of all recipients: their mailboxes are out of use."""
+def settle_as(
+    crm: Crm,
+    db: Database,
+    campaign: str,
+    kind: str = "address",
+    source: str | None = None,
+    until: datetime | None = None,
+) -> None:
+    """Settles a batch of all recipients: they are refused as out of use."""
     now, batch = utc_now(), str(uuid4())
     ids = [each for (each,) in crm.execute('SELECT id FROM "CampaignRecipient" WHERE "campaignId" = %s', (campaign,))]
     crm.execute(
@@ -110,8 +117,8 @@ def settle_as_bounced(crm: Crm, db: Database, campaign: str, until: datetime) ->
     )
     outcome = {"status": "failed", "message_id": None, "reason": "550", "attempts": 1, "at": now}
     failure = {
-        "kind": "address", "code": "550 5.2.1", "reply": "550 5.2.1 off", "pattern": "550 5.2.1 off", "at": now,
-        "source": "bounce", "until": until,
+        "kind": kind, "code": "550 5.2.1", "reply": "550 5.2.1 off", "pattern": "550 5.2.1 off", "at": now,
+        "source": source, "until": until,
     }  # fmt: skip
     db.execute(
         queries("campaign")["settle"],
@@ -163,7 +170,7 @@ def test_the_breaker_counts_from_the_database(crm: Crm, db: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["too few", "accepted since", "a batch", "another reply", "another tenant", "paused"]
+    "what", ["too few", "accepted since", "a batch", "another reply", "another tenant", "paused", "full mailboxes"]
 )
 def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> None:
     """Fewer refusals, a message that was accepted since, a batch that is not settled, other replies, foreign rows."""
@@ -176,11 +183,89 @@ def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> No
         "another reply": "UPDATE worker.failure SET pattern = recipient_id",
         "another tenant": "UPDATE worker.failure SET tenant_id = 'foreign'",
         "paused": """UPDATE "Campaign" SET status = 'paused'""",
+        "full mailboxes": "UPDATE worker.failure SET code = '552 5.2.2', pattern = '552 5.2.2 mailbox full'",
     }[what]
     crm.execute(change)
     assert not break_off(db, campaign)
     assert crm.counts(campaign) == {"failed": LIMIT}
     assert crm.value('SELECT "failedCount" FROM "Campaign"') == LIMIT
+
+
+def fail(db: Database, *campaigns: str) -> None:
+    db.execute(queries("campaign")["fail"], campaign_ids=list(campaigns), reason="535 no login", now=utc_now())
+
+
+def test_a_rejection_takes_back_the_refusals_before_it(crm: Crm, db: Database) -> None:
+    """Whoever was refused since a message was accepted is pending again, in each of the campaigns."""
+    few, full = refused_campaign(crm, 1), refused_campaign(crm, LIMIT)
+    fail(db, few, full)
+    assert [crm.counts(each) for each in (few, full)] == [{"pending": 1}, {"pending": LIMIT}]
+    assert crm.execute('SELECT DISTINCT status, "failedCount" FROM "Campaign"') == [("failed", 0)]
+    assert crm.execute("SELECT count(*) FROM worker.failure") == [(0,)]
+    assert crm.execute('SELECT DISTINCT message FROM "CampaignLog"') == [("535 no login",)]
+
+
+@pytest.mark.parametrize("what", ["accepted since", "an address", "reported", "another tenant", "set back"])
+def test_what_a_rejection_leaves_as_it_is(crm: Crm, db: Database, what: str) -> None:
+    """Refusals before an accepted message, dead addresses, messages that came back, foreign rows, the CRM's own."""
+    campaign = refused_campaign(crm, LIMIT)
+    change = {
+        "accepted since": "UPDATE worker.campaign_run SET accepted_at = now() AT TIME ZONE 'UTC' + interval '1 s'",
+        "an address": "UPDATE worker.failure SET kind = 'address'",
+        "reported": """UPDATE "CampaignRecipient" SET "sentAt" = now()""",
+        "another tenant": "UPDATE worker.failure SET tenant_id = 'foreign'",
+        "set back": """UPDATE "CampaignRecipient" SET status = 'delivered'""",
+    }[what]
+    crm.execute(change)
+    before = crm.counts(campaign)
+    fail(db, campaign)
+    assert crm.counts(campaign) == before
+    assert crm.execute('SELECT status, "failedCount" FROM "Campaign"') == [("failed", LIMIT)]
+
+
+def test_many_full_mailboxes(crm: Crm, db: Database, world: World, run_once: OneRun) -> None:
+    """Each is its owner's: they do not end a campaign, neither at first nor when it is tried again."""
+    world.script("smtp", stage="rcpt", status=552, text="5.2.2 mailbox full")
+    campaign = crm.add_campaign("email", recipients=30)
+    for _ in range(2):
+        assert run_once("campaign", CampaignJob, REFUSAL_BREAKER=str(LIMIT)) == 0
+        assert crm.counts(campaign) == {"failed": 30}
+        assert crm.value('SELECT message FROM "CampaignLog" ORDER BY "createdAt" DESC').startswith(
+            "Every send failed"
+        )
+        assert FailureCommands(db, utc_now).retry(campaign, [FailureKind.REFUSED], dry_run=False) == 0
+
+
+@pytest.mark.parametrize("batch_size", ["100", "2"])
+def test_refused_and_then_rejected(crm: Crm, world: World, run_once: OneRun, batch_size: str) -> None:
+    """A server that refuses some recipients, and then the account, leaves nobody failed for it, in no batch."""
+    people = [f"person{number}@a.example" for number in range(8)]
+    for address in people[:5]:
+        world.script("smtp", address, stage="rcpt", status=553, text="5.7.1 not owned")
+    for address in people[5:]:
+        world.script("smtp", address, stage="rcpt", status=530, text="5.7.0 Authentication required")
+    campaign = crm.add_campaign("email", recipients=[{"recipientEmail": each} for each in people])
+    run_once("campaign", CampaignJob, CAMPAIGN_CONCURRENCY="8", CAMPAIGN_BATCH_SIZE=batch_size)
+    assert crm.value('SELECT status FROM "Campaign"') == "failed"
+    assert crm.counts(campaign) == {"pending": 8}
+    assert crm.value('SELECT "failedCount" FROM "Campaign"') == 0
+    assert crm.execute("SELECT count(*) FROM worker.failure") == [(0,)]
+
+
+def test_who_was_set_back_by_the_crm_is_counted(crm: Crm, db: Database) -> None:
+    """A recipient that was sent a message once, and is refused now, is refused like the others."""
+    campaign = crm.add_campaign("email", status="running", recipients=LIMIT)
+    crm.execute("""UPDATE "CampaignRecipient" SET "sentAt" = now() - interval '9 days', status = 'sending'""")
+    now = utc_now()
+    crm.execute(
+        "INSERT INTO worker.campaign_run (campaign_id, tenant_id, started_at, prepared, next_batch_at, log_rows) "
+        "VALUES (%s, %s, %s, true, %s, 0)",
+        (campaign, crm.tenant_id, now - timedelta(minutes=1), now),
+    )
+    settle_as(crm, db, campaign, kind="refused")
+    assert db.all(queries("campaign")["refusals"], campaign_id=campaign) != []
+    assert break_off(db, campaign)
+    assert crm.counts(campaign) == {"pending": LIMIT}
 
 
 def test_reports_do_not_trip_the_breaker(crm: Crm, db: Database) -> None:

@@ -23,6 +23,7 @@ from worker.campaign import CampaignJob
 from worker.runtime.counter_readings import read_all
 from worker.runtime.db import Database, Row, queries
 from worker.runtime.redis_client import connect
+from worker.sending.suppression import LOOK_VALID_SECONDS
 
 DEADLINE_SECONDS = 30.0
 BOSS = "boss@chaiwala.example"
@@ -107,6 +108,60 @@ def test_suppressed_in_mid_campaign(
     )
     assert sorted(found) == sorted((each, "failed", "opted out: STOP") for each in stopped)
     assert crm.execute('SELECT status, "sentCount", "failedCount" FROM "Campaign"') == [("completed", 6, 6)]
+
+
+class WaitingDatabase(Database):
+    """A campaign job's connection. The second look for campaigns that are ready lasts as long as ``wait`` does."""
+
+    def __init__(self, url: str, wait: Callable[[], None]) -> None:
+        super().__init__(url, "crm-worker campaign")
+        self._wait = wait
+        self._looks = 0
+
+    def execute_prepared(self, name: str, statement: str, /, **parameters: Any) -> list[Row]:
+        self._looks += name == "ready"
+        if name == "ready" and self._looks == 2:
+            self._wait()
+        return super().execute_prepared(name, statement, **parameters)
+
+
+def test_suppressed_while_the_job_waits_for_its_database(
+    crm: Crm, world: World, run_once: OneRun, database_url: str
+) -> None:
+    """However long a statement takes: nobody is looked up meanwhile, so no message leaves until that is done."""
+    recipients = 40
+    campaign = crm.add_campaign(recipients=recipients)
+    world.script("smtp", action="hang", seconds=0.3)
+
+    def wait() -> None:
+        wait_for(lambda: world.counts("smtp"), "a message arrives")
+        people = {address for (address,) in crm.execute('SELECT "recipientEmail" FROM "CampaignRecipient"')}
+        for each in people - set(world.counts("smtp")):
+            suppress(crm, crm.tenant_id, "email", each, "unsubscribe")
+        arrived_at = [time.monotonic(), 0.0]
+
+        def has_stopped() -> bool:
+            """Nothing has arrived for so long, or all of it."""
+            number = world.counts("smtp").total()
+            if number != arrived_at[1]:
+                arrived_at[:] = [time.monotonic(), number]
+            return number == recipients or time.monotonic() - arrived_at[0] > 3 * LOOK_VALID_SECONDS
+
+        wait_for(has_stopped, "no more messages arrive")
+
+    settings = {"CAMPAIGN_CONCURRENCY": "1", "CAMPAIGN_BATCH_DELAY": "1s"}
+    assert run_once("campaign", CampaignJob, database=WaitingDatabase(database_url, wait), **settings) == 0
+    counts = crm.counts(campaign)
+    assert counts["failed"] >= 1
+    assert counts["sent"] + counts["failed"] == recipients
+    assert world.counts("smtp").total() == counts["sent"]
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
 
 
 def test_a_campaign_obeys_every_source_while_it_lasts(crm: Crm, world: World, run_once: OneRun) -> None:

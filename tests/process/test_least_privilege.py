@@ -1,10 +1,11 @@
-"""The rights that docs/operating.md grants are enough for every job."""
+"""The rights that docs/operating.md grants, in PostgreSQL and in Redis, are enough for every job."""
 
+import os
 import re
 import secrets
 import textwrap
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -12,20 +13,24 @@ from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
+import redis
+from every_job import add_work_for_each_job, every_job_works
 from web_process import OpenWeb
 from workers import PROJECT, WAIT_SECONDS, Start
 
-from sandbox import reports
 from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.crm import Crm, utc_now
-from sandbox.demo_jobs import OWNER, TRIAL_TENANT
+from sandbox.demo_jobs import OWNER
 from sandbox.dovecot import Dovecot
 from sandbox.ports import free_port
+from sandbox.qdrant import Qdrant
+from sandbox.redis import Redis
+from sandbox.servers import ServerMissing
 from sandbox.world import World
 from worker.content.unsubscribe_token import UnsubscribeTokens
+from worker.registry import JOBS
 
 PAGE = PROJECT / "docs" / "operating.md"
-REMINDED = "sales-head@chaiwala.example"
 
 
 @pytest.fixture
@@ -55,26 +60,6 @@ def crm_role(crm: Crm) -> Iterator[str]:
     crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-def add_work_for_each_job(crm: Crm) -> None:
-    crm.add_lead(createdAt=utc_now() - timedelta(days=3))
-    crm.add_campaign("email", recipients=2, useShortLinks=True)
-    crm.add_campaign("whatsapp", targetType="leads")
-    crm.execute(
-        """UPDATE "Tenant" SET settings = settings || jsonb_build_object('leadReminders',
-               jsonb_build_object('enabled', true, 'recipientEmails', jsonb_build_array(%s::text)))""",
-        (REMINDED,),
-    )
-    template = {"name": "Ours", "type": "reminder", "subject": "{{leadsCount}} leads", "htmlBody": "{{leadsList}}"}
-    crm.insert("EmailTemplate", template | {"tenantId": crm.tenant_id, "createdBy": crm.user_id})
-    crm.add_call_settings()
-    script = crm.insert("CallScript", {"name": "Hello", "tenantId": crm.tenant_id, "userId": crm.user_id})
-    crm.add_call(leadId=crm.add_lead(), callScriptId=script)
-    crm.add_call(phoneNumber="12")
-    crm.add_call(status="failed", updatedAt=utc_now() - timedelta(days=31))
-    trial = crm.add_tenant(TRIAL_TENANT, plan="FREE", status="TRIAL", subscriptionEnd=utc_now() - timedelta(days=1))
-    crm.add_user(trial)
-
-
 def test_the_granted_rights_are_enough(
     crm: Crm,
     world: World,
@@ -85,38 +70,65 @@ def test_the_granted_rights_are_enough(
     tmp_path: Path,
 ) -> None:
     """As a role with only the rights on the page, every job does all of its work."""
-    add_work_for_each_job(crm)
-    url = url_of(role, database_url)
-    bounced = {"BOUNCE_ADDRESS": "bounces@mail.example", "BOUNCE_MAILBOX_URL": mailbox.url}
-    for program in ("campaign", "reminders", "calls", "call-cleanup", "trial", "bounces"):
-        if program == "bounces":
-            for each in world.deliveries("smtp"):
-                mailbox.deliver(reports.postfix(each.account, each.address))
-        worker = start("--once", program=program, DATABASE_URL=url, OWNER_EMAIL=OWNER, **bounced)
-        assert worker.wait() == 0, program
+    for worker in every_job_works(crm, world, start, mailbox, tmp_path, url_of(role, database_url)):
         assert "permission denied" not in worker.log
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Qdrant]:
+    server = Qdrant(tmp_path / "qdrant")
+    try:
+        server.start()
+    except ServerMissing as error:
+        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
+    yield server
+    server.kill()
+
+
+def test_the_granted_rights_in_redis_are_enough(
+    crm: Crm,
+    world: World,
+    start: Start,
+    open_web: OpenWeb,
+    new_redis: Callable[..., Redis],
+    mailbox: Dovecot,
+    engine: Qdrant,
+) -> None:
+    """As a user with only the rights on the page every job does its work, and so does `web`; nothing is refused."""
+    add_work_for_each_job(crm)
+    server = new_redis()
+    with server.client() as client:
+        client.execute_command(*redis_user().replace(">PASSWORD", ">secret").split())
+        url = f"redis://crm_worker:secret@127.0.0.1:{server.port}/0"
+        bounced = {"BOUNCE_ADDRESS": "bounces@mail.example", "BOUNCE_MAILBOX_URL": mailbox.url}
+        settings = bounced | {"REDIS_URL": url, "OWNER_EMAIL": OWNER, "QDRANT_URL": engine.url}
+        for program in sorted(JOBS):
+            worker = start("--once", program=program, **settings)
+            assert worker.wait() == 0, program
+        web = open_web(**settings)
+        assert web.get("/readyz").status == 200
+        runs = web.samples()
+        assert [runs["crm_worker_job_runs_total", (("job", job), ("outcome", "success"))] for job in JOBS]
+        published = int(client.info("commandstats")["cmdstat_publish"]["calls"])
+        assert client.execute_command("ACL", "LOG") == []
+    assert published > 0
     assert set(crm.execute('SELECT status FROM "Campaign"')) == {("completed",)}
-    assert crm.execute('SELECT "usageCount" FROM "EmailTemplate"') == [(1,)]
-    assert dict(crm.execute('SELECT status, count(*) FROM "CallQueue" GROUP BY 1')) == {"completed": 1, "failed": 1}
-    assert crm.execute('SELECT "usageCount" FROM "CallScript"') == [(1,)]
-    assert crm.value("""SELECT count(*) FROM "Tenant" WHERE status = 'SUSPENDED'""") == 1
-    assert crm.value('SELECT count(*) FROM "User" WHERE NOT "isActive"') == 1
-    assert {REMINDED, OWNER} <= world.counts("smtp").keys()
-    assert crm.value("SELECT count(*) FROM worker.failure") == 2
-    assert crm.value("SELECT count(*) FROM worker.suppression WHERE source = 'bounce'") >= 3
-    file = tmp_path / "dnd.csv"
-    file.write_text("9876543210\n")
-    for command in (
-        ("add", "9876543211"),
-        ("import", str(file)),
-        ("export", "-"),
-        ("list",),
-        ("remove", "9876543211"),
-    ):
-        arguments = (*command, "--tenant", crm.tenant_id, "--channel", "call")
-        worker = start(*arguments, program="suppress", DATABASE_URL=url)
-        assert worker.wait() == 0, worker.log
-    assert crm.execute("SELECT address FROM worker.suppression WHERE channel = 'call'") == [("919876543210",)]
+    with redis.Redis.from_url(url) as client:
+        for command in (
+            ("FLUSHALL",),
+            ("KEYS", "*"),
+            ("GET", "other"),
+            ("PUBLISH", "other", ""),
+            ("CONFIG", "GET", "*"),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command)
+
+
+def redis_user() -> str:
+    """The command of the page that makes the worker's user in Redis."""
+    (line,) = re.findall(r"^ *(ACL SETUSER crm_worker .*)$", PAGE.read_text("utf-8"), flags=re.MULTILINE)
+    return str(line)
 
 
 def test_the_crms_role_has_the_two_functions_only(crm: Crm, crm_role: str, database_url: str) -> None:

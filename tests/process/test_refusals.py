@@ -88,6 +88,26 @@ def test_kills_in_the_middle_of_refusals(crm: Crm, world: World, books: Books, s
     ended_by_the_breaker(crm, books, campaign, 300, unconfirmed=kills)
 
 
+def test_a_kill_after_the_limit_of_one_persons_messages(crm: Crm, world: World, books: Books, start: Start) -> None:
+    """WhatsApp's 131049 to +1 was answered and not settled: the successor gives up as well, and asks nobody again."""
+    world.script("whatsapp", "+12025550123", code=131049)
+    world.script("whatsapp", "+919800000002", action="hang", seconds=60)
+    people = [{"recipientPhone": number} for number in ("+12025550123", "+919800000002")]
+    campaign = crm.add_campaign("whatsapp", recipients=people)
+    worker = start()
+    world.wait_for("whatsapp", 1)
+    wait_for(lambda: any(b"131049" in path.read_bytes() for path in books.journals()), "the answer is written down")
+    worker.kill()
+    world.clear_script()
+    start()
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert failures(crm, campaign) == {"deferred": 1, "unconfirmed": 1}
+    statement = """SELECT reply FROM worker.failure WHERE kind = 'deferred'"""
+    assert crm.value(statement).startswith("WhatsApp 131049")
+    assert len(world.refusals("whatsapp")) == 1
+    books.nobody_twice("whatsapp")
+
+
 def test_dead_addresses_do_not_stop_a_campaign(crm: Crm, world: World, books: Books, start: Start) -> None:
     """However many addresses are dead, also after the content, the others get their message; the dead get no more."""
     dead = [f"gone{number}@dead.example" for number in range(40)]

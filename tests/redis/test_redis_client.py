@@ -1,8 +1,6 @@
 """Each form of REDIS_URL with a server of that kind, and the errors for invalid URLs."""
 
 import contextlib
-import selectors
-import socket
 import ssl
 import threading
 import time
@@ -15,9 +13,12 @@ import redis
 import trustme
 from redis_servers import Server, renewals, wait_until
 
+from sandbox.forwarder import Forwarder
 from sandbox.ports import free_port
+from worker.errors import SettingsError
 from worker.runtime.lock import Lock
-from worker.runtime.redis_client import connect
+from worker.runtime.redis_client import connect, require_no_cluster
+from worker.sending.pacing import Pace
 
 Connected = Callable[..., redis.Redis]
 NewServer = Callable[..., Server]
@@ -37,6 +38,13 @@ def test_redis_url_with_password(new_server: NewServer, connected: Connected) ->
         connected(f"redis://:wrong@{address}").ping()
 
 
+def test_valkey_url(url: str, connected: Connected) -> None:
+    """A valkey:// URL means the same as redis://."""
+    client = connected(url.replace("redis://", "valkey://").replace("/0", "/2"))
+    assert client.ping()
+    assert client.client_info()["db"] == 2
+
+
 def test_unix_url(new_server: NewServer, connected: Connected) -> None:
     """A unix:// URL connects through the socket file."""
     server = new_server()
@@ -47,82 +55,43 @@ def test_unix_url(new_server: NewServer, connected: Connected) -> None:
     assert str(server.socket) in info["addr"]
 
 
-class TlsProxy:
-    """Accepts TLS connections on loopback and forwards them without TLS, as stunnel does."""
-
-    def __init__(self, port: int, certificate: trustme.LeafCert) -> None:
-        self._target = port
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(self._context)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # close() ends it
-            while True:
-                connection, _ = self._listener.accept()
-                self._threads.append(threading.Thread(target=self._serve, args=[connection]))
-                self._threads[-1].start()
-
-    def _serve(self, raw: socket.socket) -> None:
-        with raw, contextlib.suppress(OSError):  # a client that does not trust us, or that is gone
-            raw.settimeout(5)
-            with (
-                self._context.wrap_socket(raw, server_side=True) as outside,
-                socket.create_connection(("127.0.0.1", self._target)) as inside,
-                selectors.DefaultSelector() as selector,
-            ):
-                selector.register(outside, selectors.EVENT_READ, inside)
-                selector.register(inside, selectors.EVENT_READ, outside)
-                while self._pass_on(selector):
-                    pass
-
-    @staticmethod
-    def _pass_on(selector: selectors.BaseSelector) -> bool:
-        for key, _ in selector.select(5):
-            assert isinstance(key.fileobj, socket.socket)
-            data = key.fileobj.recv(65536)
-            while isinstance(key.fileobj, ssl.SSLSocket) and key.fileobj.pending():
-                data += key.fileobj.recv(65536)
-            if not data:
-                return False
-            key.data.sendall(data)
-        return True
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join()
-
-
 @pytest.fixture
 def authority() -> trustme.CA:
     return trustme.CA()
 
 
 @pytest.fixture
-def tls_port(url: str, authority: trustme.CA) -> Iterator[Callable[[str], int]]:
-    proxies: list[TlsProxy] = []
-
-    def start(name: str) -> int:
-        port = int(url.rpartition(":")[2].partition("/")[0])
-        proxies.append(TlsProxy(port, authority.issue_cert(name)))
-        return proxies[-1].port
-
+def forward() -> Iterator[Callable[..., Forwarder]]:
+    """``Forwarder``, which is closed when the test is over."""
     with contextlib.ExitStack() as stack:
+
+        def start(target: int, tls: ssl.SSLContext | None = None) -> Forwarder:
+            made = Forwarder(target, tls)
+            stack.callback(made.close)
+            return made
+
         yield start
-        for each in proxies:
-            stack.callback(each.close)
 
 
-def test_rediss_url(tls_port: Callable[[str], int], authority: trustme.CA, tmp_path: Path) -> None:
+def tls_context(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def tls_port(url: str, authority: trustme.CA, forward: Callable[..., Forwarder]) -> Callable[[str], int]:
+    """Puts TLS before the server, as stunnel does, with a certificate for this name."""
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    return lambda name: forward(port, tls_context(authority, name)).port
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+def test_rediss_url(scheme: str, tls_port: Callable[[str], int], authority: trustme.CA, tmp_path: Path) -> None:
     """A rediss:// URL uses TLS, and accepts a certificate for this host from the given authority."""
     bundle = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(bundle)
-    with connect(f"rediss://127.0.0.1:{tls_port('127.0.0.1')}/0?ssl_ca_certs={bundle}") as client:
+    with connect(f"{scheme}://127.0.0.1:{tls_port('127.0.0.1')}/0?ssl_ca_certs={bundle}") as client:
         lock = Lock([client], "a")
         assert lock.acquire()
         assert client.get(lock.key) == lock.token
@@ -233,13 +202,137 @@ def test_frozen_server(new_server: NewServer, connected: Connected) -> None:
     assert 1.4 < time.monotonic() - began < 3.0
 
 
+@pytest.fixture
+def sentinel_of(new_server: NewServer) -> Callable[[int], Server]:
+    """Starts a Sentinel for the master at a port, which is never down for it."""
+
+    def start(master_port: int) -> Server:
+        sentinel = new_server(started=False)
+        (sentinel.folder / "sentinel.conf").write_text(
+            f"sentinel monitor mymaster 127.0.0.1 {master_port} 1\nsentinel down-after-milliseconds mymaster 600000\n"
+        )
+        sentinel.start(sentinel=True)
+        return sentinel
+
+    return start
+
+
+@pytest.fixture
+def each_form(
+    sentinel_of: Callable[[int], Server], forward: Callable[..., Forwarder], authority: trustme.CA, tmp_path: Path
+) -> Callable[[str, Server], str]:
+    """The URL of a server by its scheme, with whatever has to stand before the server for it."""
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(bundle)
+
+    def url(scheme: str, server: Server) -> str:
+        if scheme == "unix":
+            return f"unix://{server.socket}"
+        if not scheme.startswith("rediss"):
+            return f"{scheme}://127.0.0.1:{sentinel_of(server.port).port}/mymaster" if "+" in scheme else server.url
+        address = forward(server.port, tls_context(authority))
+        if "+" in scheme:
+            address = forward(sentinel_of(address.port).port, tls_context(authority))
+        service = "/mymaster" if "+" in scheme else ""
+        return f"{scheme}://127.0.0.1:{address.port}{service}?ssl_ca_certs={bundle}"
+
+    return url
+
+
+FORMS = ["redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"]
+
+
+@pytest.mark.parametrize("scheme", FORMS)
+def test_a_reply_that_comes_too_late(
+    scheme: str, new_server: NewServer, connected: Connected, each_form: Callable[[str, Server], str]
+) -> None:
+    """A connection whose reply is outstanding is closed: no later command gets that reply."""
+    server = new_server()
+    other = connected(server.url)
+    other.mset({"a": "of a", "b": "of b"})
+    client = connected(each_form(scheme, server), timeout_seconds=0.5)
+    lock = Lock([client], "a")
+    assert lock.acquire()
+    lock.release()
+    theirs = Lock([other], "a")
+    assert theirs.acquire()
+    for question in (lambda: client.get("a"), lambda: client.set("a", "of a")):
+        server.freeze()
+        with pytest.raises(redis.TimeoutError):
+            question()
+        server.thaw()
+        assert client.get("b") == "of b"
+        assert not lock.acquire()
+    theirs.close()
+    lock.close()
+
+
+@pytest.mark.parametrize("write", ["command", "script", "pipeline"])
+def test_an_address_that_moves(
+    write: str, new_server: NewServer, connected: Connected, forward: Callable[..., Forwarder]
+) -> None:
+    """The former master refuses a write on the connection that it kept; then the client connects to the new one."""
+    former, master = new_server(), new_server()
+    address = forward(former.port)
+    client = connected(f"redis://127.0.0.1:{address.port}/0")
+    pace = Pace(client, "pace:test:a", 1000)
+    assert pace.take(1)[0] == 1
+    address.target = master.port
+    connected(former.url).replicaof("127.0.0.1", str(master.port))
+    connected(master.url).set("b", "of b")
+
+    def do() -> object:
+        if write == "pipeline":
+            with client.pipeline(transaction=False) as pipeline:
+                return pipeline.get("a").set("a", "of a").get("b").execute()
+        return pace.take(1) if write == "script" else client.set("a", "of a")
+
+    with pytest.raises(redis.ResponseError, match=r"(?i)read ?only"):
+        do()
+    do()
+    assert client.get("b") == "of b"
+    assert client.info("replication")["role"] == "master"
+
+
+def test_a_retry_asks_sentinel_again(
+    new_server: NewServer, connected: Connected, forward: Callable[..., Forwarder]
+) -> None:
+    """The former master is a replica now, and keeps its connections: the same command is sent to the new master."""
+    former, master = new_server(), new_server()
+    sentinel = new_server(started=False)
+    watch = f"sentinel monitor mymaster 127.0.0.1 {former.port} 1\n"
+    (sentinel.folder / "sentinel.conf").write_text(watch)
+    sentinel.start(sentinel=True)
+    client = connected(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    client.set("a", "1")
+    connected(former.url).replicaof("127.0.0.1", str(master.port))
+    asked = connected(f"redis://127.0.0.1:{sentinel.port}")
+    asked.sentinel_remove("mymaster")
+    asked.sentinel_monitor("mymaster", "127.0.0.1", master.port, 1)
+    client.set("a", "2")
+    assert connected(master.url).get("a") == "2"
+
+
+def test_a_cluster_is_refused(new_server: NewServer, connected: Connected) -> None:
+    """The text says what to do instead; a server without cluster mode, or one that forbids INFO, is not refused."""
+    cluster, alone = new_server("--cluster-enabled", "yes"), new_server()
+    with pytest.raises(SettingsError, match=r"REDIS_URL: it leads to a Redis Cluster.*cluster mode disabled"):
+        require_no_cluster(connected(cluster.url))
+    client = connected(alone.url)
+    require_no_cluster(client)
+    client.execute_command("ACL", "SETUSER", "few", "on", ">few", "+@all", "-info")
+    require_no_cluster(connected(f"redis://few:few@127.0.0.1:{alone.port}/0"))
+
+
 BAD = [
     "", "redis", "http://s3cret@h", "redis://", "redis://:s3cret@h:0", "redis://:s3cret@h:99999",
     "redis://:s3cret@h:x", "redis://:pre/s3cret@h:1", "redis://:pre#s3cret@h", "redis://:pre?s3cret@h",
     "redis://:s3cret[@h", "redis://s3cret@h", "redis://:a@h/s3cret", "redis://:a@h/1?s3cret=1",
     "redis://:a@h?db=s3cret", "redis://h1,h2", "rediss://h?ssl_cert_reqs=none", "unix://", "unix://s3cret/x",
     "redis+sentinel://:s3cret@h", "redis+sentinel://:s3cret@h/", "redis+sentinel://:s3cret@h,/mymaster",
-    "redis+sentinel://h/mymaster/s3cret", "redis+sentinel://h/mymaster?sentinel_passwort=s3cret",
+    "redis+sentinel://h/mymaster/s3cret", "redis+sentinel://h/mymaster?ssl_ca_certs=s3cret", "valkey://h/s3cret",
+    "valkeys://h?ssl_cert_reqs=none", "rediss+sentinel://h/mymaster?ssl_cert_reqs=none", "valkey+sentinel://h/m",
+    "redis+sentinel://h/mymaster?sentinel_passwort=s3cret",
 ]  # fmt: skip
 
 

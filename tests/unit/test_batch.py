@@ -89,7 +89,7 @@ def test_questions_that_the_provider_does_not_answer(batch: Batch) -> None:
 
 def test_many_threads_take_each_recipient_once(batch: Batch) -> None:
     """A stop in the middle leaves every recipient either with an outcome or not taken."""
-    queue = BatchQueue(batch)
+    queue = BatchQueue(batch, utc_now)
     queue.let_through(len(PEOPLE))
     taken: list[str] = []
     barrier = threading.Barrier(9)
@@ -116,7 +116,7 @@ def test_many_threads_take_each_recipient_once(batch: Batch) -> None:
 
 def test_who_is_with_a_thread_at_a_stop(batch: Batch) -> None:
     """Those whose message has begun and has no outcome: not those who wait, are ready, or were taken ahead."""
-    queue = BatchQueue(batch)
+    queue = BatchQueue(batch, utc_now)
     queue.let_through(5)
     first, second, third = queue.take(), queue.take(), queue.take()
     assert first

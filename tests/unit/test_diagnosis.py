@@ -81,6 +81,9 @@ def test_a_postgresql_that_refuses_a_statement(code: str) -> None:
         ('FATAL:  database "crm" does not exist', REFUSED, POSTGRESQL),
         ("connection refused\n\tIs the server running on that host?", UNAVAILABLE, POSTGRESQL),
         ("FATAL:  the database system is starting up", UNAVAILABLE, POSTGRESQL),
+        ("to server at a failed: refused\nto server at b failed: session is read-only\n", READ_ONLY, POSTGRESQL),
+        ('connection to server at "b" failed: server is in hot standby mode', READ_ONLY, POSTGRESQL),
+        ("FATAL:  server login has been failing, try again later (server_login_retry)", UNAVAILABLE, POSTGRESQL),
         (f"could not create socket: {os.strerror(errno.EMFILE)}", MACHINE_EXHAUSTED, MACHINE),
     ],
 )

@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -17,7 +18,9 @@ from worker.campaigns.batch_queue import BatchQueue
 from worker.campaigns.campaign import Campaign, CampaignTarget
 from worker.campaigns.dispatcher import LONG_WAIT_SECONDS, Dispatcher, account_of
 from worker.campaigns.journal import JournalDirectory
+from worker.campaigns.sending_hours import BatchHours
 from worker.content.campaign_texts import CampaignTexts
+from worker.content.windows import Window
 from worker.errors import (
     AccountRejected,
     CampaignRejected,
@@ -35,6 +38,7 @@ from worker.runtime.clock import boot_seconds
 from worker.sending.accounts import EmailUser
 from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 from worker.sending.requests import RequestThreads
+from worker.sending.suppression import LOOK_VALID_SECONDS
 
 DEADLINE_SECONDS = 30.0
 NOW = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
@@ -181,6 +185,7 @@ def finished(dispatcher: Dispatcher) -> list[Batch]:
     done: list[Batch] = []
     deadline = time.monotonic() + DEADLINE_SECONDS
     while dispatcher.open:
+        dispatcher.looked(boot_seconds())
         for batch in dispatcher.finished():
             done.append(batch)
             dispatcher.forget(batch)
@@ -368,6 +373,37 @@ def test_opted_out_while_it_is_handed_over(workshop: Workshop) -> None:
     assert batch.state is BatchState.SENDING
 
 
+def test_nothing_leaves_without_a_recent_look_at_the_list(workshop: Workshop) -> None:
+    """Neither what waits for a thread, nor what waits for its connection, which is due again; then all goes on."""
+    reached = threading.Semaphore(0)
+
+    def answer(recipient_id: str) -> Accepted:
+        reached.release()
+        if recipient_id == "r-0":
+            wait_until_a_look_is_old()
+        check_handover()
+        return Accepted(f"<{recipient_id}@x>")
+
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(Account(answer=answer), people(3))
+    dispatcher.add(batch)
+    assert reached.acquire(timeout=DEADLINE_SECONDS)
+    while not batch.outcomes:
+        assert dispatcher.finished() == []
+    assert kinds(batch) == {"r-0": OutcomeKind.NOT_SENT}
+    assert dispatcher.finished() == []
+    assert (batch.transport.given, batch.state) == (["r-0"], BatchState.SENDING)
+    assert finished(dispatcher) == [batch]
+    assert batch.transport.given == ["r-0", "r-1", "r-2"]
+    assert {batch.outcomes[each].kind for each in ("r-1", "r-2")} == {OutcomeKind.ACCEPTED}
+
+
+def wait_until_a_look_is_old() -> None:
+    began = boot_seconds()
+    while boot_seconds() <= began + LOOK_VALID_SECONDS:
+        time.sleep(0.05)
+
+
 def test_opted_out_after_it_was_announced(workshop: Workshop) -> None:
     """Its commands are on the wire already: it is withdrawn before another message is sent."""
     gate = Gate()
@@ -383,6 +419,72 @@ def test_opted_out_after_it_was_announced(workshop: Workshop) -> None:
     assert account.given == ["r-0", "r-2", "r-3"]
     assert "r-1" in account.withdrawn
     assert batch.outcomes["r-1"] == opted_out("STOP")
+
+
+class Day:
+    """The hours of a batch, which end when the test says so."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.now = NOW
+        window, zones = Window.parse("09:00-21:00"), (ZoneInfo("UTC"),)
+        batch.hours = BatchHours(
+            window, dict.fromkeys((each.id for each in batch.recipients), zones), lambda: self.now
+        )
+
+    def end(self) -> None:
+        self.now = NOW.replace(hour=21)
+
+
+def test_hours_that_end_while_a_batch_is_sent(workshop: Workshop) -> None:
+    """The message on the wire finishes, no other one leaves; their recipients wait for tomorrow."""
+    gate = Gate()
+    account = Account(answer=gate, announces=True)
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(account, people(20))
+    day = Day(batch)
+    dispatcher.add(batch)
+    gate.wait_for(1)
+    day.end()
+    gate.opened.set()
+    assert finished(dispatcher) == [batch]
+    assert (account.given, account.withdrawn[0]) == (["r-0"], "r-1")
+    assert batch.outcomes.keys() == {each.id for each in batch.recipients}
+    waiting = {recipient_id: outcome for recipient_id, outcome in batch.outcomes.items() if recipient_id != "r-0"}
+    assert {(each.kind, each.delay_seconds) for each in waiting.values()} == {(OutcomeKind.NOT_SENT, 12 * 3600.0)}
+    assert workshop.written(batch).keys() == {"r-0"}
+    assert batch.state is BatchState.SENDING
+
+
+def test_hours_that_end_while_a_message_is_handed_over(workshop: Workshop) -> None:
+    """As long as none of its bytes has left, as while its thread connects, it stays here."""
+    gate = Gate()
+
+    def answer(recipient_id: str) -> Accepted:
+        gate(recipient_id)
+        check_handover()
+        return Accepted(f"<{recipient_id}@x>")
+
+    dispatcher = workshop.dispatcher(1)
+    batch = workshop.batch(Account(answer=answer), people(2))
+    day = Day(batch)
+    dispatcher.add(batch)
+    gate.wait_for(1)
+    day.end()
+    gate.opened.set()
+    assert finished(dispatcher) == [batch]
+    assert set(kinds(batch).values()) == {OutcomeKind.NOT_SENT}
+    assert batch.state is BatchState.SENDING
+
+
+def test_who_is_outside_their_hours_needs_no_token(workshop: Workshop) -> None:
+    """They wait for the morning at once, and leave the account's pace to others."""
+    meter = Meter((0, 60.0))
+    batch = workshop.batch(Account(pace=meter), people(50))
+    Day(batch).end()
+    workshop.sent(batch)
+    assert set(kinds(batch).values()) == {OutcomeKind.NOT_SENT}
+    assert meter.asked == []
+    assert batch.transport.given == []
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

@@ -120,6 +120,16 @@ MORE = [
         Outcome(OutcomeKind.DEFERRED, NOON, "421", 7.5, code="421"),
         b'["r-1", ["put off", "2026-01-31T12:00:00", "421", 7.5, null], ["421", null, "0.0"]]\n',
     ),
+    (
+        Outcome(OutcomeKind.RECIPIENT_DEFERRED, NOON, "131049", 86400.0, code="131049", max_attempts=3),
+        b'["r-1", ["put off alone", "2026-01-31T12:00:00", "131049", 86400.0, null], '
+        b'["131049", null, "0.0", [3, null]]]\n',
+    ),
+    (
+        Outcome(OutcomeKind.RECIPIENT_DEFERRED, NOON, "131056", 6.0, code="131056", delay_base=4.0),
+        b'["r-1", ["put off alone", "2026-01-31T12:00:00", "131056", 6.0, null], '
+        b'["131056", null, "0.0", [null, 4.0]]]\n',
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from worker.errors import (
     AccountRejected,
     CampaignRejected,
     RecipientDeferred,
+    RecipientExcluded,
     RecipientOptedOut,
     RecipientRefused,
     RetryLater,
@@ -17,7 +18,16 @@ from worker.errors import (
     Unconfirmed,
 )
 from worker.providers.google_token import InvalidGrant
-from worker.sending.outcomes import ASK_AFTER_SECONDS, NextStep, Outcome, OutcomeKind, RetryPolicy, failed
+from worker.sending.outcomes import (
+    ASK_AFTER_SECONDS,
+    FailureKind,
+    NextStep,
+    Outcome,
+    OutcomeKind,
+    RetryPolicy,
+    failed,
+    failure_kind,
+)
 
 AT = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
 MAX_ATTEMPTS, MAX_QUESTIONS = 3, 5
@@ -158,6 +168,44 @@ def test_what_errors_mean(
 ) -> None:
     """Each error that ends an attempt has one outcome, with its reason and the provider's own delay."""
     assert failed(error, AT) == Outcome(kind, AT, str(error), delay_seconds)
+
+
+@pytest.mark.parametrize(
+    ("limit", "of_all", "steps"),
+    [
+        (1, 3, [Step.FAIL]),
+        (3, 12, [Step.RETRY, Step.RETRY, Step.FAIL, Step.FAIL]),
+        (3, 2, [Step.RETRY, Step.FAIL, Step.FAIL]),
+        (2, None, [Step.RETRY, Step.FAIL]),
+        (None, 2, [Step.RETRY, Step.FAIL]),
+    ],
+)
+def test_a_limit_of_attempts(limit: int | None, of_all: int | None, steps: list[NextStep]) -> None:
+    """A deferral may allow fewer attempts than the policy, never more; attempts of all kinds count."""
+    outcome = failed(RecipientDeferred("not before tomorrow", 86_400.0, max_attempts=limit), AT)
+    found = [
+        policy(max_attempts=of_all).next_step(outcome, attempts, can_ask=False) for attempts in range(len(steps))
+    ]
+    assert found == steps
+
+
+@pytest.mark.parametrize(
+    ("wish", "attempts", "seconds"),
+    [(6.0, 1, 6.0), (6.0, 2, 16.0), (6.0, 3, 64.0), (None, 1, 4.0), (6.0, 99, 900.0), (5000.0, 2, 5000.0)],
+)
+def test_a_delay_that_grows(wish: float | None, attempts: int, seconds: float) -> None:
+    """A power of the attempts so far, up to the policy's limit; the provider's own delay is the least."""
+    outcome = failed(RecipientDeferred("too many", wish, delay_base=4.0), AT)
+    assert policy().delay_seconds(outcome, attempts) == seconds
+
+
+def test_excluded() -> None:
+    """Whom the provider excludes fails at once, as suppressed: no retry by an operator, and no sign of a fault."""
+    outcome = failed(RecipientExcluded("130472"), AT)
+    assert policy().next_step(outcome, FIRST, can_ask=False) is Step.FAIL
+    assert failure_kind(outcome) is FailureKind.SUPPRESSED
+    assert not outcome.may_be_senders_fault
+    assert outcome.suppression is None
 
 
 def test_deferred() -> None:

@@ -29,7 +29,7 @@ NOW = datetime(2026, 1, 31, 12, 0, 7, tzinfo=UTC).timestamp()
 UP = Service(up=True)
 UNAVAILABLE = Service(up=False, reason="Connection refused")
 SERVERS = {"redis": UP, "database": UP, "qdrant": UP}
-NO_WORK = WorkInProgress((), 0, 0, None, 0, None, 0, 0, 0, 0)
+NO_WORK = WorkInProgress((), 0, 0, None, 0, 0, None, None, 0, 0, 0, 0)
 CAMPAIGN = RunningCampaign(
     "c-1", "Diwali", "email", 100, 40, 10, 60.0, -1.0, prepared=True, deferrals=0, adopted=False
 )
@@ -250,6 +250,8 @@ def test_the_backlog_is_what_jobs_reported_and_what_the_database_counted() -> No
     """Unknown is not 0; the queue is counted later than the gauge of due calls, so it is never below that."""
     assert read_backlog(SystemSnapshot(SERVERS), NOW) == Backlog()
     gauges = [gauge("campaign_pending_recipients", 1200), gauge("campaign_oldest_due_seconds", 90.0)]
+    at_night = read_backlog(snapshot(work=replace(NO_WORK, calls_waiting=7, calls_wait_seconds=3600.0)), NOW)
+    assert (at_night.calls_waiting, at_night.calls_wait_until) == (7, NOW + 3600)
     work = replace(NO_WORK, calls_queued=3, calls_unconfirmed=2, next_campaign_seconds=60.0, next_call_seconds=30.0)
     backlog = read_backlog(snapshot(gauges=[*gauges, gauge("calls_due", 5)], work=work), NOW)
     assert (backlog.recipients, backlog.recipients_oldest_due_seconds) == (1200, 90.0)
@@ -273,10 +275,14 @@ def test_the_backlog_as_text() -> None:
         calls_unconfirmed=1,
         messages_unconfirmed=0,
         next_call_at=NOW + 30,
+        calls_waiting=120,
+        calls_wait_until=NOW + 3600,
     )
     shown = {each.name: (each.number, each.note) for each in figures(backlog, NOW)}
     assert shown["Campaign recipients"] == ("1,200", "the oldest for 1 min 30 s")
     assert shown["Calls queued"] == ("more than 10,000", "and 2 being placed, the next later one is due in 30 s")
+    until = clock(NOW + 3600, NOW)
+    assert shown["Calls outside their hours"] == ("120", f"the first may be placed at {until}, in 1 h")
     assert shown["Unconfirmed calls"] == ("1", "Twilio is asked whether it has them")
     assert shown["Unconfirmed e-mails"] == ("0", "")
 

@@ -148,5 +148,18 @@ def test_a_number_is_sent_to_as_whatsapp_reports_it(raw: str, country_code: str,
     assert whatsapp_id(raw, country_code) == expected
 
 
+@given(
+    st.sampled_from(["521", "549"]),
+    st.from_regex(r"[1-9][0-9]{9}", fullmatch=True),
+    st.sampled_from(["", "+", "00"]),
+    st.sampled_from(["+91", "+52", "+54", "+1"]),
+)
+def test_every_id_that_whatsapp_reports_is_sent_to_as_it_is(
+    prefix: str, rest: str, written: str, country_code: str
+) -> None:
+    """Also one in a range that the metadata do not know, and whatever country its lead is said to be in."""
+    assert whatsapp_id(f"{written}{prefix}{rest}", country_code) == prefix + rest
+
+
 def test_a_mexican_number_is_called_without_the_1_that_only_whatsapp_writes() -> None:
     assert to_e164("5215512345678") == to_e164("1 55 1234 5678", "+52") == "+525512345678"

@@ -55,6 +55,35 @@ def test_defaults() -> None:
     assert (settings.smtp_url, settings.app_url, settings.encryption_key) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("", None),
+        ("lead_reminder:en", ("lead_reminder", "en")),
+        (" lead_reminder_2:en_US ", ("lead_reminder_2", "en_US")),
+        ("r:fil", ("r", "fil")),
+        ("a" * 512 + ":hi", ("a" * 512, "hi")),
+    ],
+)
+def test_a_template(value: str, wanted: tuple[str, str] | None) -> None:
+    """A template of WhatsApp is named with its language."""
+    assert load(NEEDED | {"REMINDER_WHATSAPP_TEMPLATE": value}, "reminders").reminder_whatsapp_template == wanted
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "lead_reminder", "lead_reminder:", ":en", "Lead_reminder:en", "lead-reminder:en", "lead reminder:en",
+        "lead_reminder:EN", "lead_reminder:en-US", "lead_reminder:en_us", "lead_reminder:english", "a:b:en",
+        "a" * 513 + ":en", "erinnerung_für:de",
+    ],
+)  # fmt: skip
+def test_what_is_no_template(value: str) -> None:
+    """What WhatsApp has no template for is refused at the start, and says what is allowed."""
+    with pytest.raises(SettingsError, match=r"^REMINDER_WHATSAPP_TEMPLATE is .*name and language, such as"):
+        load(NEEDED | {"REMINDER_WHATSAPP_TEMPLATE": value}, "reminders")
+
+
 def test_missing_database() -> None:
     """A missing variable that is required is named with its purpose; an empty one counts as missing."""
     for environ in ({}, {"DATABASE_URL": ""}):
@@ -163,12 +192,17 @@ def test_bad_values(name: str, value: str, allowed: str) -> None:
     assert line.isprintable()
 
 
+REDIS_SCHEMES = (
+    "redis:// or rediss:// or unix:// or redis+sentinel:// or rediss+sentinel:// or valkey:// or valkeys://"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
         ("DATABASE_URL", "mysql://crm:hunter2@db/crm", "postgresql:// or postgres://"),
-        ("REDIS_URL", "http://:hunter2@redis", "redis:// or rediss:// or unix:// or redis+sentinel://"),
-        ("LOCK_REDIS_URLS", "redis://a hunter2", "redis:// or rediss:// or unix:// or redis+sentinel://"),
+        ("REDIS_URL", "http://:hunter2@redis", REDIS_SCHEMES),
+        ("LOCK_REDIS_URLS", "redis://a hunter2", REDIS_SCHEMES),
         ("SMTP_URL", "smpt://crm:hunter2@mail.example", "smtp:// or smtps://"),
         ("ENCRYPTION_KEY", "hunter2" * 9, "64 hex digits (32 bytes)"),
     ],

@@ -51,6 +51,19 @@ def test_it_is_short_always_the_same_and_shows_nothing() -> None:
     assert len({made(), made("ravi@example.com"), made(tenant=OTHER_TENANT), made(channel="whatsapp")}) == 4
 
 
+def test_what_is_made_ready_is_the_same() -> None:
+    """For two campaigns in turn, and for more addresses than are kept."""
+    many = [f"person{number}@example.com" for number in range(5000)]
+    tokens = UnsubscribeTokens([KEY])
+    makers = [tokens.maker(tenant, "email", CAMPAIGN) for tenant in (TENANT, OTHER_TENANT)]
+    for batch in (many[:1500], many[1500:3000], many[3000:]):
+        for maker in makers:
+            maker.make_ready(batch)
+        for maker, tenant in zip(makers, (TENANT, OTHER_TENANT), strict=True):
+            assert [maker(each) for each in (batch[0], many[0])] == [made(batch[0], tenant), made(many[0], tenant)]
+            assert tokens.read(maker(batch[-1])) == Subscription(tenant, "email", batch[-1], CAMPAIGN)
+
+
 def test_no_character_can_be_changed() -> None:
     """Each character replaced by each other one, left out, doubled: never a token, and never somebody else's."""
     token = made()

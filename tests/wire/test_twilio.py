@@ -16,17 +16,19 @@ from sandbox.world import World
 from worker.content.calls import call_form
 from worker.errors import (
     AccountRejected,
+    CountryRejected,
     RecipientDeferred,
     RecipientOptedOut,
     RecipientRefused,
     RetryLater,
+    SendError,
     TooLate,
     TransportMissing,
     Unconfirmed,
 )
 from worker.providers.handover import handed_over_while
 from worker.providers.http import HttpPool
-from worker.providers.twilio import PlacedCall, TwilioProvider
+from worker.providers.twilio import INDIAN_ADVICE, PlacedCall, TwilioProvider
 
 ACCOUNT = "AC" + "0f" * 16
 TOKEN = "s3cret-token"
@@ -135,12 +137,16 @@ class TestPlace:
         [
             *[(code, 400, RecipientRefused) for code in (21211, 21214, 21216, 21217)],
             (21610, 400, RecipientOptedOut),
-            *[(code, 400, AccountRejected) for code in (20003, 21205, 21210, 21212, 21213, 21606)],
+            *[(code, 400, AccountRejected) for code in (20003, 21205, 21210, 21212, 21213, 21219, 21606)],
+            *[(code, 400, CountryRejected) for code in (13227, 21215, 21408, 32205)],
+            *[(code, 400, RetryLater) for code in (10004, 22005)],
             (20429, 429, RetryLater),
             # the code has priority over the status
             (20429, 400, RetryLater),
             (21211, 404, RecipientRefused),
             (20003, 403, AccountRejected),
+            (21215, 403, CountryRejected),
+            (10004, 429, RetryLater),
             # for unknown codes the status decides
             (99999, 400, RecipientDeferred),
             (99999, 409, RecipientDeferred),
@@ -159,6 +165,50 @@ class TestPlace:
         assert type(caught.value) is kind
         assert str(caught.value) == f"Twilio {code}: the text"
         assert getattr(caught.value, "delay_seconds", 7.0) == 7.0
+
+    @pytest.mark.parametrize(
+        ("code", "status", "advice"),
+        [
+            *[(code, 400, "Geo permissions") for code in (13227, 21215, 21408, 32205)],
+            (10004, 429, "limit of calls at once"),
+            (21210, 400, "verify the tenant's twilioPhoneNumber"),
+            (21212, 400, "correct the tenant's twilioPhoneNumber"),
+            (21219, 400, "upgrade the Twilio account"),
+            (22005, 429, "lower TWILIO_RATE"),
+            *[(code, 400, "") for code in (20003, 20429, 21211, 21216, 21610, 99999)],
+        ],
+    )
+    def test_what_to_change(self, provider_of: Make, code: int, status: int, advice: str) -> None:
+        script = answering(status, {"code": code, "message": "no"})
+        form = [("To", "+918047112233"), ("From", "+12125550100")]
+        with RawServer(script) as server, pytest.raises(SendError) as caught:
+            provider_of(server).place(form)
+        assert advice in caught.value.advice
+        assert bool(advice) is bool(caught.value.advice)
+
+    @pytest.mark.parametrize(
+        ("code", "status", "is_told"),
+        [
+            *[(code, 400, True) for code in (13227, 21210, 21212, 21214, 21215, 21216, 21408, 32205, 99999)],
+            (99999, 403, True),
+            *[(code, 400, False) for code in (20003, 21211, 21217, 21219, 21610, 10004, 20429, 22005)],
+            *[(99999, status, False) for status in (401, 404, 429, 500, 503)],
+        ],
+    )
+    @pytest.mark.parametrize("numbers", [("+919800000001", "+918047112233"), ("+12125550101", "+918047112233"),
+                                         ("+919800000001", "+12125550100")])  # fmt: skip
+    def test_an_indian_number_that_calls_an_indian_number(
+        self, provider_of: Make, code: int, status: int, is_told: bool, numbers: tuple[str, str]
+    ) -> None:
+        """Twilio carries no such calls, and does not say so: we do, where its refusal may mean that."""
+        form = list(zip(("To", "From"), numbers, strict=True))
+        with (
+            RawServer(answering(status, {"code": code, "message": "no"})) as server,
+            pytest.raises(SendError) as caught,
+        ):
+            provider_of(server).place(form)
+        is_indian = all(each.startswith("+91") for each in numbers)
+        assert (caught.value.advice == INDIAN_ADVICE) is (is_told and is_indian)
 
     @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"code":"21211"}', b'{"message":5}', b"\xff"])
     @pytest.mark.parametrize(

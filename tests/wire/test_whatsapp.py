@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -21,19 +22,31 @@ from worker.errors import (
     AccountRejected,
     CampaignRejected,
     RecipientDeferred,
+    RecipientExcluded,
     RecipientOptedOut,
     RecipientRefused,
     RetryLater,
+    SendError,
     TransportMissing,
     Unconfirmed,
 )
 from worker.messages import Accepted, WhatsAppMessage
 from worker.providers.http import HttpPool
 from worker.providers.whatsapp import WhatsAppProvider
+from worker.sending.outcomes import (
+    FailureKind,
+    NextStep,
+    OutcomeKind,
+    RetryPolicy,
+    Suppression,
+    failed,
+    failure_kind,
+)
 
 TOKEN = "EAABsecret"
 MESSAGE = WhatsAppMessage("919800000001", {"to": "919800000001", "type": "text", "text": {"body": "नमस्ते"}})
 DAY = 24 * 3600.0
+NOON = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - UTC without a zone, as the CRM writes it
 
 
 def request(connection: Connection) -> tuple[bytes, bytes]:
@@ -119,18 +132,16 @@ TABLE = [
     *[(code, 400, CampaignRejected) for code in (132000, 132001, 132007, 132008, 132012, 132015, 132016)],
     *[(code, 400, CampaignRejected) for code in (131008, 131009)],
     *[(code, 400, AccountRejected) for code in (131048, 368, 131031, 131042, 190, 10, 33, 131037, 133010)],
-    *[(code, 403, RecipientRefused) for code in (130497, 130472)],
+    (130497, 403, RecipientRefused),
+    (130472, 403, RecipientExcluded),
     (100, 400, RecipientRefused),
     # the code has priority over the status
     (131026, 500, RecipientRefused),
     (190, 429, AccountRejected),
     (131000, 403, RetryLater),
     *[(code, status, AccountRejected) for code in (33, 131037, 133010) for status in (403, 404, 500)],
-    # for unknown codes the status decides, but 403, which may mean one recipient only
-    (999999, 400, RecipientRefused),
-    (999999, 401, AccountRejected),
-    (999999, 403, RetryLater),
-    (999999, 404, AccountRejected),
+    # an unknown code with 4xx refuses one recipient only: REFUSAL_BREAKER finds out if everybody gets it
+    *[(999999, status, RecipientRefused) for status in (400, 401, 403, 404, 405, 410, 422)],
     (999999, 429, RetryLater),
     (999999, 500, RetryLater),
     (999999, 503, RetryLater),
@@ -146,13 +157,77 @@ def test_every_row_of_the_table(provider_of, code: int, status: int, kind: type[
     assert caught.value.code == str(code)
 
 
+# Whose fault each code is: (code, subcode, kind, what the outcome counts as).
+FAULTS = [
+    (100, 33, AccountRejected, None),
+    (33, None, AccountRejected, None),
+    (131037, None, AccountRejected, None),
+    (133010, None, AccountRejected, None),
+    (131031, None, AccountRejected, None),
+    (190, 463, AccountRejected, None),
+    (10, None, AccountRejected, None),
+    (368, None, AccountRejected, None),
+    (131026, None, RecipientRefused, FailureKind.ADDRESS),
+    (130497, None, RecipientRefused, FailureKind.REFUSED),
+    (131047, None, RecipientRefused, FailureKind.REFUSED),
+    (130472, None, RecipientExcluded, FailureKind.SUPPRESSED),
+    (131050, None, RecipientOptedOut, FailureKind.SUPPRESSED),
+    (131049, None, RecipientDeferred, FailureKind.DEFERRED),
+    (131056, None, RecipientDeferred, FailureKind.DEFERRED),
+]
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
+@pytest.mark.parametrize(("code", "subcode", "kind", "counts_as"), FAULTS)
+def test_whose_fault_it_is_whatever_the_status_says(
+    provider_of, code: int, subcode: int | None, kind: type[SendError], counts_as: FailureKind | None, status: int
+) -> None:
+    """The account's: nobody fails. The recipient's: nobody else does, and 'refused' is what the breaker counts."""
+    error = {"code": code, "error_subcode": subcode, "message": f"(#{code}) text"}
+    with RawServer(answering(status, {"error": error})) as server, pytest.raises(SendError) as caught:
+        provider_of(server).send(MESSAGE)
+    assert type(caught.value) is kind
+    outcome = failed(caught.value, NOON)
+    assert (outcome.kind is OutcomeKind.REJECTED) is (counts_as is None)
+    assert counts_as in (None, failure_kind(outcome))
+    assert outcome.suppression == (Suppression("provider") if kind is RecipientOptedOut else None)
+
+
 @pytest.mark.parametrize("code", [131021, 131026, 131030, 131047, 130472, 130497, 100, 999999])
 def test_refusals_of_one_person_however_many_in_a_row(provider_of, code: int) -> None:
-    """Whoever is not on WhatsApp is no sign of the sender's fault; a code that may concern the account is."""
+    """Whoever is not on WhatsApp, or in an experiment, is no sign of the sender's fault.
+
+    A code that may concern the account is, and so are those that a whole list gets through the campaign's fault: its
+    text is outside of the 24 hours, its country is one that the business may not write to.
+    """
     with RawServer(refusing(code, 400)) as server, pytest.raises(RecipientRefused) as caught:
         provider_of(server).send(MESSAGE)
-    assert caught.value.address_fault is (code not in (131030, 100, 999999))
+    assert caught.value.address_fault is (code in (131021, 131026))
+    assert failed(caught.value, NOON).may_be_senders_fault is (code not in (131021, 131026, 130472))
     assert caught.value.suppress_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("code", "to", "delays", "attempts"),
+    [
+        (131049, "919800000001", [DAY, DAY], 3),
+        (131049, "12025550123", [], 1),
+        (131056, "919800000001", [6.0, 16.0, 64.0, 256.0, 1024.0, 3600.0, 3600.0], 12),
+        (131056, "12025550123", [6.0, 16.0], 12),
+    ],
+)
+def test_how_often_and_when_a_limited_person_is_written_to_again(
+    provider_of, code: int, to: str, delays: list[float], attempts: int
+) -> None:
+    """Two more tries a day apart, none to +1; or after 6 seconds, then 4 to the power of the refusals so far."""
+    message = WhatsAppMessage(to, MESSAGE.payload | {"to": to})
+    with RawServer(refusing(code)) as server, pytest.raises(RecipientDeferred) as caught:
+        provider_of(server).send(message)
+    outcome = failed(caught.value, NOON)
+    policy = RetryPolicy(12, 60.0, 3600.0, resend_unconfirmed=False, after_rejection=NextStep.RELEASE)
+    steps = [policy.next_step(outcome, number, can_ask=False) for number in range(attempts)]
+    assert steps == [NextStep.RETRY] * (attempts - 1) + [NextStep.FAIL]
+    assert [policy.delay_seconds(outcome, number) for number, _ in enumerate(delays, 1)] == delays
 
 
 @pytest.mark.parametrize("code", [190, "190", 190.0])

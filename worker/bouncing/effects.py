@@ -19,7 +19,7 @@ from worker.runtime.db import Database, queries
 
 log = logging.getLogger(__name__)
 
-TRIED_ADDRESSES = 20  # of a report about a notification
+TRIED_ADDRESSES = 20  # of those that a report names
 UNRECOGNISED = "unrecognised"  # no report, or about no message that the worker can be proved to have sent
 NO_EFFECT = "no_effect"  # delayed, delivered, read before
 POSTPONED = "postponed"  # its message is not settled yet
@@ -27,11 +27,15 @@ POSTPONED = "postponed"  # its message is not settled yet
 
 @dataclass(frozen=True, slots=True)
 class ReportedMessage:
-    """The message that a report is about. ``status``: its recipient's, '' for a notification."""
+    """The message that a report is about.
+
+    ``address``: the one that it was for, as in worker.suppression. ``status``: its recipient's; '' for a
+    notification, and where the recipient has another address by now, so that the report does not concern it any more.
+    """
 
     message: str
     tenant_id: str
-    address: str  # as in worker.suppression
+    address: str
     campaign_id: str | None = None
     status: str = ""
 
@@ -69,27 +73,32 @@ class ReportEffects:
         return found.kind
 
     def _about(self, report: Report, raw: bytes) -> ReportedMessage | None:
+        named = [address for address in map(_spelling, report.addresses[:TRIED_ADDRESSES]) if address]
         for token in self._return_paths.found_in(report.envelopes):
-            found = self._recipient(token) if token.kind is TokenKind.RECIPIENT else None
-            if token.kind is TokenKind.NOTIFICATION:
-                found = self._notification(token, report, raw)
+            is_recipient = token.kind is TokenKind.RECIPIENT
+            found = self._recipient(token, named) if is_recipient else self._notification(token, named, raw)
             if found:
                 return found
         return None
 
-    def _recipient(self, token: ReturnPathToken) -> ReportedMessage | None:
+    def _recipient(self, token: ReturnPathToken, named: list[str]) -> ReportedMessage | None:
         row = self._db.one(self._sql["recipient"], id=token.id)
-        if row is None or not self._return_paths.is_proved(token, row["tenant_id"]):
+        if row is None:
             return None
-        address = _spelling(row["email"] or "")
-        return ReportedMessage(token.id, row["tenant_id"], address, row["campaign_id"], row["status"])
+        current = _spelling(row["email"] or "")
+        address = self._written_to(token, row["tenant_id"], [current, *named] if current else named)
+        if not address:
+            return None
+        status = row["status"] if current in ("", address) else ""
+        return ReportedMessage(token.id, row["tenant_id"], address, row["campaign_id"], status)
 
-    def _notification(self, token: ReturnPathToken, report: Report, raw: bytes) -> ReportedMessage | None:
-        """The address is the one of the report's for which the return path was made."""
-        for address in map(_spelling, report.addresses[:TRIED_ADDRESSES]):
-            if self._return_paths.is_proved(token, token.id, address):
-                return ReportedMessage(_digest(raw), token.id, address)
-        return None
+    def _notification(self, token: ReturnPathToken, named: list[str], raw: bytes) -> ReportedMessage | None:
+        address = self._written_to(token, token.id, named)
+        return ReportedMessage(_digest(raw), token.id, address) if address else None
+
+    def _written_to(self, token: ReturnPathToken, tenant_id: str, addresses: list[str]) -> str | None:
+        """The one of these addresses for which the return path was made."""
+        return next((each for each in addresses if self._return_paths.is_proved(token, tenant_id, each)), None)
 
     def _record(self, about: ReportedMessage, found: Verdict, report: Report, digest: str, now: datetime) -> bool:
         """False: the report had its effect before, or has it in another process, which this one has waited for."""
@@ -114,8 +123,6 @@ class ReportEffects:
 
     def _suppress(self, about: ReportedMessage, found: Verdict, report: Report, now: datetime) -> bool:
         """Whether the list has changed."""
-        if not about.address:
-            return False
         row = self._db.execute_one(
             self._sql["suppress"],
             tenant_id=about.tenant_id,
@@ -129,8 +136,8 @@ class ReportEffects:
         return bool(row and row["changed"])
 
     def _fail(self, about: ReportedMessage, found: Verdict, report: Report, now: datetime) -> bool:
-        """Whether the recipient was 'sent'. Reports about notifications concern no recipient."""
-        if about.campaign_id is None:
+        """Whether the recipient was 'sent'."""
+        if not about.status:
             return False
         words = without_other_addresses(report.words, about.address)
         row = self._db.execute_one(

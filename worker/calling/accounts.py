@@ -5,14 +5,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Self
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Self
+from zoneinfo import ZoneInfo
 
 import redis
 
-from worker.content.hours import BusinessHours
+from worker.content.call_hours import calling_code
+from worker.content.calls import WHAT_TO_DO
+from worker.content.hours import BusinessHours, tenant_zone
 from worker.content.phones import to_e164
-from worker.errors import AccountRejected, RetryLater, SendError, TransportMissing
+from worker.errors import AccountRejected, CountryRejected, RetryLater, SendError, TransportMissing
 from worker.providers.http import HttpPool
 from worker.providers.twilio import TwilioProvider
 from worker.runtime.backoff import backoff_seconds
@@ -26,6 +29,13 @@ USUAL_TIMEOUT_SECONDS = 300
 FIRST_BACKOFF_SECONDS = 15.0  # of an account that Twilio defers; doubles with each time in a row up to
 LONGEST_BACKOFF_SECONDS = 300.0
 REFUSED_BACKOFF_SECONDS = 600.0  # of credentials that Twilio refused; a tenant's new settings have no backoff
+
+
+class CountryBackoff(NamedTuple):
+    """Until when (UTC) an account does not call a country, and what Twilio's answer was."""
+
+    until: datetime
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,10 @@ class CallSettings:
             zone=self.timezone,
         )
 
+    def zone(self) -> ZoneInfo:
+        """The tenant's time zone. Raises ValueError, which names the column, for one that cannot be read."""
+        return tenant_zone(self.timezone)
+
 
 @dataclass(frozen=True, slots=True)
 class TwilioAccount:
@@ -110,7 +124,10 @@ class CallingAccounts:
         self._monotonic = monotonic
         self._deferrals: dict[str, int] = {}  # account SID -> deferrals in a row
         self._backoff_until: dict[str, float] = {}  # account SID or settings_key -> monotonic()
+        self._clock = clock
         self._reported: dict[str, str] = {}  # tenant -> the problem that was reported last
+        self._advised: set[tuple[str, str]] = set()  # settings_key and the problem
+        self._countries: dict[tuple[str, int], CountryBackoff] = {}  # settings_key and calling code
 
     def account(self, settings: CallSettings) -> TwilioAccount:
         """The account that these settings describe. Raises TransportMissing."""
@@ -138,15 +155,29 @@ class CallingAccounts:
         ends = (self._backoff_until.get(key) for key in (account.account_sid, account.settings_key))
         return any(end is not None and self._monotonic() < end for end in ends)
 
+    def country_backoff(self, account: TwilioAccount, country: int) -> CountryBackoff | None:
+        """Whether Twilio did not permit the account to call the country of this calling code, a short time ago."""
+        found = self._countries.get((account.settings_key, country))
+        return found if found and found.until > self._clock() else None
+
     def report_problem(self, tenant_id: str, reason: str) -> None:
         """Writes to the log what keeps a tenant from calling; the same reason only once."""
         if self._reported.get(tenant_id) != reason:
             log.warning("a tenant's calls wait", {"tenant": tenant_id, "reason": reason})
         self._reported[tenant_id] = reason
 
-    def record_answer(self, account: TwilioAccount, error: SendError | None) -> None:
-        """Puts an account that Twilio refused or deferred in backoff; ``error`` None: Twilio took the call."""
-        if isinstance(error, AccountRejected):
+    def record_answer(self, account: TwilioAccount, error: SendError | None, to_number: str = "") -> None:
+        """Puts an account that Twilio refused or deferred in backoff; ``error`` None: Twilio took the call.
+
+        ``to_number``: E.164, for an account that may not call its country.
+        """
+        if error and error.advice:
+            self._advise(account, f"Twilio {error.code}: {error.advice}")  # Twilio's own words may have the number
+        if isinstance(error, CountryRejected):
+            until = self._clock() + timedelta(seconds=REFUSED_BACKOFF_SECONDS)
+            reason = f"not called yet: Twilio {error.code}{WHAT_TO_DO}{error.advice}"
+            self._countries[account.settings_key, calling_code(to_number)] = CountryBackoff(until, reason)
+        elif isinstance(error, AccountRejected):
             self._backoff_until[account.settings_key] = self._monotonic() + REFUSED_BACKOFF_SECONDS
             self.report_problem(account.tenant_id, str(error))
         elif type(error) is RetryLater:
@@ -157,6 +188,12 @@ class CallingAccounts:
         elif error is None:
             self._deferrals.pop(account.account_sid, None)
             self._reported.pop(account.tenant_id, None)
+
+    def _advise(self, account: TwilioAccount, advice: str) -> None:
+        """Writes once to the log what the tenant's settings at Twilio or in the CRM lack."""
+        if (account.settings_key, advice) not in self._advised:
+            self._advised.add((account.settings_key, advice))
+            log.warning("Twilio refuses calls of a tenant", {"tenant": account.tenant_id, "reason": advice})
 
     def close(self) -> None:
         self._pool.close()

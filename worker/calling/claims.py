@@ -159,4 +159,5 @@ def _ready(candidate: CallCandidate, row: Row, claimed_at: datetime) -> ReadyCal
         contact_id=row["contact_id"],
         call_type=row["call_type"],
         script_recording=row["script_recording"],
+        closes_at=candidate.closes_at,
     )

@@ -1,7 +1,9 @@
 """Places claimed calls through Twilio, and settles them by its answers."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import datetime
 from functools import partial
 
 from worker.calling.accounts import CallingAccounts, TwilioAccount
@@ -40,12 +42,14 @@ class CallPlacement:
         settlement: CallSettlement,
         requests: CallRequests,
         suppressions: SuppressionWatch,
+        clock: Callable[[], datetime],
     ) -> None:
         self._app_url = app_url
         self._accounts = accounts
         self._settlement = settlement
         self._requests = requests
         self._suppressions = suppressions
+        self._clock = clock
         self._in_hand: dict[str, _CallInHand] = {}  # by id in the queue
         requests.look_before_waiting(self._stop_suppressed)
 
@@ -63,10 +67,16 @@ class CallPlacement:
             tenant_recording=account.recording,
             script_recording=call.script_recording,
         )
-        in_hand = self._in_hand[claim.id] = _CallInHand(claim, boot_seconds() + PLACE_SECONDS)
+        in_hand = self._in_hand[claim.id] = _CallInHand(claim, boot_seconds() + self._may_wait_seconds(call))
         self._requests.submit(
             claim.id, partial(_place, account, form, in_hand), partial(self._settle, account, in_hand)
         )
+
+    def _may_wait_seconds(self, call: ReadyCall) -> float:
+        """How much later the call may still be placed."""
+        if call.closes_at is None:
+            return PLACE_SECONDS
+        return min(PLACE_SECONDS, (call.closes_at - self._clock()).total_seconds())
 
     def _stop_suppressed(self) -> None:
         """Looks, if it is time for it, which numbers may not be called any more: those calls do not leave."""
@@ -87,7 +97,7 @@ class CallPlacement:
         try:
             placed = None if request.cancelled() else request.result()
         except SendError as error:
-            self._accounts.record_answer(account, error)
+            self._accounts.record_answer(account, error, claim.to_number)
             if isinstance(error, Unconfirmed):
                 self._settlement.mark_unconfirmed(claim, str(error))
             else:
@@ -104,7 +114,7 @@ class CallPlacement:
 
 
 def _place(account: TwilioAccount, form: list[tuple[str, str]], in_hand: _CallInHand) -> PlacedCall | None:
-    """None when its number was suppressed, or when it is too late: another worker may have taken over the claim."""
+    """None when its number was suppressed, when it is too late for its number, or when another worker may have it."""
     if not in_hand.may_leave():
         return None
     try:

@@ -23,11 +23,12 @@ class QueuedCall:
 
 @dataclass(frozen=True, slots=True)
 class CallCandidate:
-    """A queued call that could be placed now. ``to_number``: E.164."""
+    """A queued call that could be placed now. ``to_number``: E.164, which may be called until ``closes_at``."""
 
     account: TwilioAccount
     to_number: str
     call: QueuedCall
+    closes_at: datetime | None = None  # None: it may be called at any hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,15 @@ class CallFailure:
     call: QueuedCall
     reason: str
     is_final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingCall:
+    """A queued call that may not be placed before ``until``, through no fault of its own."""
+
+    call: QueuedCall
+    until: datetime
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,7 @@ class ReadyCall:
     contact_id: str | None
     call_type: str
     script_recording: bool | None  # None: neither the call nor its tenant has a script
+    closes_at: datetime | None = None  # when its number may not be called any more
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class CallCounts:
     retried: int = 0
     failed: int = 0
     put_back: int = 0
+    put_off: int = 0
     asked: int = 0
     checked: int = 0
 
@@ -55,6 +56,12 @@ class CallReporter:
             "call not placed", {"call": queue_id, "tenant": tenant_id, "status": status, "reason": without_numbers}
         )
         self._not_booked(queue_id, tenant_id, status, reason)
+
+    def waiting(self, tenant_id: str, reason: str, calls: int, until: datetime) -> None:
+        """So many calls of a tenant wait, the first of them until then (UTC)."""
+        self.counts.put_off += calls
+        first = until.isoformat(timespec="minutes") + "Z"
+        log.info("calls wait", {"tenant": tenant_id, "calls": calls, "first_until": first, "reason": reason})
 
     def not_logged(self, claim: ClaimedCall, sid: str, status: str, reason: str) -> None:
         """Twilio placed the call, and the database refused its row in the log for good."""

@@ -1,22 +1,24 @@
 """Chooses the calls that may be placed now: whose turn it is, and which of a tenant's calls come next."""
 
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
-from worker.calling.queued_call import NO_CREATOR, CallCandidate, CallFailure, QueuedCall
-from worker.calling.requests import CallRequests
+from worker.calling.eligibility import CallEligibility
+from worker.calling.queued_call import CallCandidate, CallFailure, QueuedCall, WaitingCall
+from worker.calling.requests import ROUND_SECONDS, CallRequests
 from worker.calling.settlement import CallSettlement
-from worker.content.phones import to_e164
+from worker.content.call_hours import CallWindows
 from worker.errors import TransportMissing
 from worker.runtime.db import queries
 from worker.runtime.job import JobContext
 
 CALLS_A_TURN = 5  # of one tenant, then it is the others' turn
 SPARE = 20  # calls looked at beyond those wanted, since some cannot be dialled
+LONG_SPARE = 500  # ... when all of them wait for the hours of their numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class OpenAccount:
 
     account: TwilioAccount
     slots: int
+    settings: CallSettings
 
     @property
     def wanted(self) -> int:
@@ -57,6 +60,8 @@ class CallSelection:
         self._settlement = settlement
         self._requests = requests
         self._monotonic = monotonic
+        windows = CallWindows(context.settings.call_window, context.settings.call_windows)
+        self._eligibility = CallEligibility(windows, accounts)
         self._sql = queries("calls")
         self._served_at: dict[str, float] = {}  # tenant -> monotonic() of its last turn
 
@@ -69,9 +74,10 @@ class CallSelection:
         for row in self._db.all(self._sql["due_tenants"], now=now):
             if row["slots"] <= 0 or not self._context.may_continue:
                 continue
-            account = self._open_account(CallSettings.from_row(row), now)
+            settings = CallSettings.from_row(row)
+            account = self._open_account(settings, now)
             if account is not None:
-                found.append(OpenAccount(account, row["slots"]))
+                found.append(OpenAccount(account, row["slots"], settings))
         return sorted(found, key=lambda each: self._served_at.get(each.account.tenant_id, float("-inf")))
 
     def choose(self, accounts: Sequence[OpenAccount], now: datetime) -> CallChoice:
@@ -112,25 +118,51 @@ class CallSelection:
     def _dialable(self, accounts: Sequence[OpenAccount], now: datetime) -> dict[str, list[CallCandidate]]:
         """Each tenant's next calls, one more than wanted if there are so many.
 
-        Those before them that cannot be dialled fail here, and use no slot.
+        Those before them that cannot be dialled fail here, those whose numbers may not be called now are put off, and
+        neither use a slot.
         """
-        by_tenant = {each.account.tenant_id: each for each in accounts}
-        queued: defaultdict[str, deque[QueuedCall]] = defaultdict(deque)
-        for call in self._candidates(list(by_tenant), [each.wanted + SPARE for each in accounts], now):
-            queued[call.tenant_id].append(call)
         found: defaultdict[str, list[CallCandidate]] = defaultdict(list)
+        left, spare, until = list(accounts), SPARE, self._monotonic() + ROUND_SECONDS
+        while left:
+            queued: defaultdict[str, deque[QueuedCall]] = defaultdict(deque)
+            tenant_ids, limits = [each.account.tenant_id for each in left], [each.wanted + spare for each in left]
+            for call in self._candidates(tenant_ids, limits, now):
+                queued[call.tenant_id].append(call)
+            read = {tenant_id: len(calls) for tenant_id, calls in queued.items()}
+            put_off = self._look_through(left, queued, found, now)
+            if self._monotonic() > until:
+                break
+            # those that may have more calls behind the ones that were put off
+            left = [
+                each
+                for each, limit in zip(left, limits, strict=True)
+                if put_off[each.account.tenant_id]
+                and not found[each.account.tenant_id]
+                and read[each.account.tenant_id] == limit
+            ]
+            spare = LONG_SPARE
+        return found
+
+    def _look_through(
+        self,
+        accounts: Sequence[OpenAccount],
+        queued: Mapping[str, deque[QueuedCall]],
+        found: Mapping[str, list[CallCandidate]],
+        now: datetime,
+    ) -> Counter[str]:
+        """Adds to ``found`` what may be called of the ``queued`` calls; returns how many each tenant has put off."""
+        by_tenant = {each.account.tenant_id: each for each in accounts}
         failures: list[CallFailure] = []
+        waiting: list[WaitingCall] = []
         while looked_at := [
             queued[tenant_id].popleft()
             for tenant_id, account in by_tenant.items()
             for _ in range(min(account.wanted + 1 - len(found[tenant_id]), len(queued[tenant_id])))
         ]:
-            candidates = []
-            for call in looked_at:
-                try:
-                    candidates.append(_candidate(by_tenant[call.tenant_id].account, call))
-                except ValueError as error:
-                    failures.append(CallFailure(call, str(error), is_final=True))
+            judged = [self._judge(by_tenant[call.tenant_id], call, now) for call in looked_at]
+            failures += [each for each in judged if isinstance(each, CallFailure)]
+            waiting += [each for each in judged if isinstance(each, WaitingCall)]
+            candidates = [each for each in judged if isinstance(each, CallCandidate)]
             blocked = self._blocked_numbers(candidates)
             for each in candidates:
                 key = each.call.tenant_id, each.to_number
@@ -139,7 +171,13 @@ class CallSelection:
                 elif reason := blocked[key]:
                     failures.append(CallFailure(each.call, f"not called: {reason}", is_final=True))
         self._settlement.fail_unclaimed(failures)
-        return found
+        self._settlement.put_off(waiting)
+        return Counter(each.call.tenant_id for each in waiting)
+
+    def _judge(
+        self, account: OpenAccount, call: QueuedCall, now: datetime
+    ) -> CallCandidate | WaitingCall | CallFailure:
+        return self._eligibility.judge(call, account.account, account.settings, now)
 
     def _candidates(self, tenant_ids: list[str], limits: list[int], now: datetime) -> list[QueuedCall]:
         """The next calls of each tenant, at most as many as its limit."""
@@ -152,6 +190,8 @@ class CallSelection:
 
     def _blocked_numbers(self, candidates: Sequence[CallCandidate]) -> dict[tuple[str, str], str | None]:
         """(tenant, number) -> why the tenant may not call it; None: it has to wait for an unsettled call there."""
+        if not candidates:
+            return {}
         rows = self._db.all(
             self._sql["blocked_numbers"],
             tenant_ids=[each.call.tenant_id for each in candidates],
@@ -159,10 +199,3 @@ class CallSelection:
             numbers=[each.to_number for each in candidates],
         )
         return {(row["tenant_id"], row["number"]): row["reason"] for row in rows}
-
-
-def _candidate(account: TwilioAccount, call: QueuedCall) -> CallCandidate:
-    """Raises ValueError when the call cannot be dialled."""
-    if call.created_by_id is None:
-        raise ValueError(NO_CREATOR)
-    return CallCandidate(account, to_e164(call.phone_number, call.phone_country_code), call)

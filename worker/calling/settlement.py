@@ -14,10 +14,10 @@ from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.calling.queued_call import NO_CREATOR, Booking, CallFailure, ClaimedCall, QueuedCall
+from worker.calling.queued_call import NO_CREATOR, Booking, CallFailure, ClaimedCall, QueuedCall, WaitingCall
 from worker.calling.refusals import concerns_row, is_passing, is_race, isolated, reason_of
 from worker.calling.reporting import CallReporter, placed_event
-from worker.content.calls import crm_status, retry_delay_seconds
+from worker.content.calls import WHAT_TO_DO, crm_status, retry_delay_seconds
 from worker.errors import RecipientOptedOut, RecipientRefused, RetryLater, SendError
 from worker.providers.twilio import PlacedCall
 from worker.runtime.backoff import backoff_seconds
@@ -35,6 +35,7 @@ LEAST_QUESTIONS = 3  # before that: the worker itself may have been down for lon
 LEAVE_PENDING_SECONDS = 600.0  # a row that the database refuses to change is left alone for so long
 LEAVE_PROCESSING_SECONDS = 24 * 3600.0  # the same, for one about which Twilio would be asked again
 LONGEST_REASON = 500  # characters
+LONGEST_WORDS = 250  # of Twilio's, where what to do follows
 
 
 class CallSettlement:
@@ -106,7 +107,8 @@ class CallSettlement:
             )
         wish_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
         delay_seconds = max(retry_delay_seconds(claim.attempts + 1), wish_seconds or 0.0)
-        self._fail(claim, str(error), is_final=isinstance(error, RecipientRefused), delay_seconds=delay_seconds)
+        reason = f"{str(error)[:LONGEST_WORDS]}{WHAT_TO_DO}{error.advice}" if error.advice else str(error)
+        self._fail(claim, reason, is_final=isinstance(error, RecipientRefused), delay_seconds=delay_seconds)
 
     def give_up(self, claim: ClaimedCall, reason: str) -> None:
         """It is not known whether the call was placed: it fails, and is never placed again."""
@@ -140,6 +142,11 @@ class CallSettlement:
         """Fails calls that cannot be placed; they are not claimed for it."""
         if failures:
             isolated(failures, self._fail_unclaimed, self._refuse_failure)
+
+    def put_off(self, calls: Sequence[WaitingCall]) -> None:
+        """Keeps calls in the queue until they may be placed; no attempt is counted."""
+        if calls:
+            isolated(calls, self._put_off, self._refuse_waiting)
 
     def fail_stuck(self, call: QueuedCall, reason: str, before: datetime) -> None:
         """Fails a call, 'processing' without a claim since ``before``, about which Twilio cannot be asked."""
@@ -277,6 +284,19 @@ class CallSettlement:
             reason = failure.reason[:LONGEST_REASON]
             self._reporter.not_placed(failure.call.id, failure.call.tenant_id, row["status"], reason)
         return []
+
+    def _put_off(self, calls: Sequence[WaitingCall]) -> list[None]:
+        records = [
+            {"id": each.call.id, "tenant_id": each.call.tenant_id, "until": each.until, "reason": each.reason}
+            for each in calls
+        ]
+        statement, now = self._sql["put_off"], self._clock()
+        for row in self._db.execute(statement, calls=json.dumps(records, default=datetime.isoformat), now=now):
+            self._reporter.waiting(row["tenant_id"], row["reason"], row["calls"], row["until"])
+        return []
+
+    def _refuse_waiting(self, waiting: WaitingCall, error: psycopg2.Error) -> None:
+        self._leave_alone(waiting.call.id, waiting.call.tenant_id, LEAVE_PENDING_SECONDS, error)
 
     def _refuse_failure(self, failure: CallFailure, error: psycopg2.Error) -> None:
         self._leave_alone(failure.call.id, failure.call.tenant_id, LEAVE_PENDING_SECONDS, error)

@@ -8,6 +8,7 @@ from enum import IntEnum, StrEnum
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.journal import Journal
 from worker.campaigns.refusal_breaker import RefusalStreak
+from worker.campaigns.sending_hours import BatchHours
 from worker.campaigns.transport import Transport
 from worker.errors import AccountRejected, CampaignRejected
 from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
@@ -27,6 +28,7 @@ class Recipient:
     attempts: int
     address: str | None = None  # as the list of suppressed addresses has it
     opted_out: str | None = None  # why the address may not be written to
+    deferred: bool = False  # before this claim, whether that was counted as an attempt or not
 
 
 class BatchState(IntEnum):
@@ -38,6 +40,9 @@ class BatchState(IntEnum):
     BACKING_OFF = 3  # the provider defers everything, or the account's pace is used up for long
     REFUSED_IN_A_ROW = 4  # so many recipients with the same reply that it is no fault of theirs
     REJECTED = 5  # the provider refuses the campaign or the account
+
+
+_SAY_NOTHING = (OutcomeKind.RECIPIENT_DEFERRED, OutcomeKind.NOT_SENT)  # about the provider
 
 
 class BackoffCause(StrEnum):
@@ -54,8 +59,10 @@ class Batch:
 
     ``streak``: the refusals in a row of its run, which its batches share; None for one that is not sent any more.
     ``lease_until``: by ``boot_seconds``; after it another machine may have taken the batch over.
+    ``hours``: when its recipients may be written to; None: at any time.
     ``reservation``: of its messages, where its account has a quota; a batch of a dead process has none.
     ``same_account``: whether its messages leave, or left, through the account of ``transport``.
+    ``asking``: nothing of it is sent, the provider is asked about earlier messages.
     """
 
     def __init__(
@@ -69,8 +76,10 @@ class Batch:
         *,
         lease_until: float = 0.0,
         same_account: bool = True,
+        asking: bool = False,
         streak: RefusalStreak | None = None,
         reservation: Reservation | None = None,
+        hours: BatchHours | None = None,
     ) -> None:
         self.id = batch_id
         self.holder = holder
@@ -79,7 +88,9 @@ class Batch:
         self.recipients = recipients
         self.journal = journal
         self.lease_until = lease_until
+        self.asking = asking
         self.reservation = reservation
+        self.hours = hours
         self.claimed_at = time.monotonic()
         self._changing = threading.Lock()  # guards all that follows
         self._streak = streak
@@ -147,7 +158,7 @@ class Batch:
         """What became of a message that was just sent. After a handful of deferrals in a row the batch backs off.
 
         A message without an answer counts as deferred; a deferral that concerns only its recipient does not. Neither
-        that nor a suppressed address says anything about the provider.
+        that nor a suppressed address, nor a recipient that was not tried, says anything about the provider.
         """
         with self._changing:
             self._outcomes[recipient.id] = outcome
@@ -155,7 +166,7 @@ class Batch:
                 self._deferrals_in_a_row = 0
             elif outcome.kind in (OutcomeKind.DEFERRED, OutcomeKind.UNCONFIRMED):
                 self._count_deferral(outcome)
-            elif outcome.kind is not OutcomeKind.RECIPIENT_DEFERRED and outcome.fault is not FailureKind.SUPPRESSED:
+            elif outcome.kind not in _SAY_NOTHING and outcome.fault is not FailureKind.SUPPRESSED:
                 self._deferrals_in_a_row = 0
             if self._streak:
                 self._streak.record(outcome)

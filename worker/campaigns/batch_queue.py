@@ -2,26 +2,35 @@
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime
 
 from worker.campaigns.batch import Batch, Recipient
+from worker.runtime.clock import boot_seconds
+from worker.sending.outcomes import Outcome, suppressed
+from worker.sending.suppression import LOOK_VALID_SECONDS
 
 
 class BatchQueue:
     """A recipient first waits for a token of the account's pace, then is ready for a thread.
 
-    Threads call ``take``, ``opted_out`` and ``begin``; all else is for the one thread that owns the dispatcher.
+    Threads call ``take``, ``is_looked_up``, ``obstacle``, ``begin`` and ``may_leave``; all else is for the one thread
+    that owns the dispatcher.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, clock: Callable[[], datetime]) -> None:
         self.batch = batch
+        self._clock = clock
         self.threads = 0  # how many work on this batch
         self.token_at = 0.0  # time.monotonic() before which the pace has no token
+        self.looked_at = boot_seconds()  # when the suppression list was last looked at: first by the claim
         self._changing = threading.Lock()  # guards the next four
         self._begun: set[str] = set()  # recipients whose message may have left
         self._opted_out = {each.id: each.opted_out for each in batch.recipients if each.opted_out is not None}
-        self._waiting = deque(each for each in batch.recipients if each.opted_out is None)
-        self._ready = deque(each for each in batch.recipients if each.opted_out is not None)  # they need no token
+        self._waiting: deque[Recipient] = deque()
+        self._ready: deque[Recipient] = deque()
+        for each in batch.recipients:
+            (self._waiting if self.obstacle(each) is None else self._ready).append(each)  # those need no token
 
     @property
     def waiting(self) -> int:
@@ -38,6 +47,11 @@ class BatchQueue:
         """Whether no thread works on the batch, and none will."""
         return not self.threads and not (self.batch.sending and (self._waiting or self._ready))
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether the latest look is recent. Else no message leaves until the owner looks again."""
+        return boot_seconds() - self.looked_at <= LOOK_VALID_SECONDS
+
     def let_through(self, number: int) -> None:
         """So many tokens were granted."""
         with self._changing:
@@ -47,7 +61,7 @@ class BatchQueue:
     def take(self) -> Recipient | None:
         """The next recipient to write to; None when there is none now, or the batch has stopped."""
         with self._changing:
-            return self._ready.popleft() if self._ready and self.batch.sending else None
+            return self._ready.popleft() if self._ready and self.batch.sending and self.is_looked_up else None
 
     def begin(self, recipient: Recipient) -> bool:
         """To be called before a message leaves: whether it may."""
@@ -61,9 +75,16 @@ class BatchQueue:
         with self._changing:
             self._opted_out |= reasons
 
-    def opted_out(self, recipient: Recipient) -> str | None:
-        """Why this recipient may not be written to; to be asked until its message leaves."""
-        return self._opted_out.get(recipient.id)
+    def obstacle(self, recipient: Recipient) -> Outcome | None:
+        """Why this recipient may not be written to, or not now; to be asked until its message leaves."""
+        if reason := self._opted_out.get(recipient.id):
+            return suppressed(reason, self._clock())
+        hours = self.batch.hours
+        return hours.obstacle(recipient.id) if hours else None
+
+    def may_leave(self, recipient: Recipient) -> bool:
+        """To be asked at the moment at which the message leaves."""
+        return self.is_looked_up and self.obstacle(recipient) is None
 
     def unanswered(self) -> list[Recipient]:
         """Of a batch that has stopped: the recipients whose message has begun and has no outcome yet."""

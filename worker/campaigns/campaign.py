@@ -28,6 +28,8 @@ class Campaign:
     backoffs: int  # in a row; 0 after a batch without one
     started_at: datetime | None  # of the run
     moved: bool = False  # to another tenant than the one that its run was started for, whose campaign this is
+    has_accepted: bool = False  # a message of the run was accepted
+    timezone: str | None = None  # of the tenant, as it entered it for its calls
     text_bytes: int = 0  # of the texts that messages are made of; they are not read when that is too much
 
     @property
@@ -53,6 +55,8 @@ class Campaign:
             backoffs=row["backoffs"],
             started_at=row["started_at"],
             moved=row["moved"],
+            has_accepted=row["has_accepted"],
+            timezone=row["timezone"],
             text_bytes=row["text_bytes"],
         )
 

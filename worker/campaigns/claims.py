@@ -17,6 +17,7 @@ from worker.campaigns.campaign import Campaign
 from worker.campaigns.claim_size import ClaimSize
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.refusal_breaker import RefusalBreaker, RefusalStreak
+from worker.campaigns.sending_hours import SendingHours
 from worker.campaigns.transport import Transport
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.lease import Lease
@@ -45,6 +46,7 @@ class BatchClaims:
         self._journals = journals
         self._lease = lease
         self._clock = clock
+        self.hours = SendingHours(settings.campaign_window, clock)
         self.quotas = QuotaLedger(db)
         self.whatsapp_limits = WhatsAppLimits(db, clock)
         self.breaker = RefusalBreaker(db, settings.refusal_breaker)
@@ -87,6 +89,8 @@ class BatchClaims:
         finally:
             if reservation:  # what it did not take; another process may wait for it
                 self.quotas.give_back(reservation, size - (len(batch.recipients) if batch else 0))
+        if batch:
+            transport.prepare(batch.recipients)
         return batch
 
     def give_back(self, batch: Batch, untried: int) -> None:
@@ -159,8 +163,10 @@ class BatchClaims:
             journal,
             lease_until=lease_until,
             same_account=account_key == transport.account_key,
+            asking=streak is None,
             streak=streak,
             reservation=reservation,
+            hours=self.hours.of_batch(campaign, {row["id"]: row["phone"] for row in rows}),
         )
 
     def _limit(self, campaign: Campaign, transport: Transport) -> int:

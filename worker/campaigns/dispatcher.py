@@ -18,7 +18,7 @@ from worker.campaigns.batch_queue import BatchQueue
 from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
 from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
-from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failed, suppressed
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failed
 from worker.sending.requests import ProviderAccount, RequestThreads
 
 LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
@@ -65,7 +65,7 @@ class Dispatcher:
         return [queue.batch for queue in self._queues]
 
     def add(self, batch: Batch) -> None:
-        queue = BatchQueue(batch)
+        queue = BatchQueue(batch, self._clock)
         self._queues.append(queue)
         self._let_through(queue)
 
@@ -78,6 +78,11 @@ class Dispatcher:
         for queue in self._queues:
             if queue.batch is batch:
                 queue.opt_out(reasons)
+
+    def looked(self, at: float) -> None:
+        """Every recipient that was suppressed before ``at`` (``boot_seconds``) has been opted out."""
+        for queue in self._queues:
+            queue.looked_at = max(queue.looked_at, at)
 
     def stop(self, campaign_id: str | None = None) -> None:
         """Stops the batches of one campaign, or of all: messages that are on the wire finish, no other leaves."""
@@ -225,8 +230,8 @@ class Dispatcher:
         recipient = queue.take()
         if recipient is None:
             return None
-        if reason := queue.opted_out(recipient):
-            return _NextMessage(recipient, outcome=suppressed(reason, self._clock()))
+        if outcome := queue.obstacle(recipient):
+            return _NextMessage(recipient, outcome=outcome)
         batch = queue.batch
         try:
             return _NextMessage(recipient, batch.transport.message(recipient, self._clock()))
@@ -250,9 +255,9 @@ class Dispatcher:
         if message.outcome:
             return message.outcome
         batch, recipient = queue.batch, message.recipient
-        if reason := queue.opted_out(recipient):
+        if obstacle := queue.obstacle(recipient):
             batch.transport.withdraw(message.made)
-            return suppressed(reason, self._clock())
+            return obstacle
         if boot_seconds() > batch.lease_until:
             batch.lose_lease()
         if not queue.begin(recipient):
@@ -265,14 +270,13 @@ class Dispatcher:
     def _send(self, queue: BatchQueue, message: "_NextMessage", following: Any) -> Outcome:
         batch, recipient = queue.batch, message.recipient
         try:
-            with handed_over_while(
-                lambda: boot_seconds() <= batch.lease_until and queue.opted_out(recipient) is None
-            ):
+            with handed_over_while(lambda: boot_seconds() <= batch.lease_until and queue.may_leave(recipient)):
                 accepted = batch.transport.send(message.made, following)
         except TooLate:
-            if reason := queue.opted_out(recipient):
-                return suppressed(reason, self._clock())
-            batch.lose_lease()
+            if obstacle := queue.obstacle(recipient):
+                return obstacle
+            if queue.is_looked_up or boot_seconds() > batch.lease_until:
+                batch.lose_lease()
             return Outcome(OutcomeKind.NOT_SENT, self._clock())
         except SendError as error:
             return self._failed(batch, error)

@@ -99,10 +99,13 @@ def _as_entry(outcome: Outcome) -> list[Any]:
 
 
 def _more_of(outcome: Outcome) -> list[list[Any]]:
-    """What later versions added: the provider's code, what a refusal is for, and how long nothing may be sent."""
-    if not (outcome.code or outcome.fault or outcome.suppress_seconds):
+    """What later versions added: the provider's code, what a refusal is for, how long nothing may be sent, and for a
+    deferral how often it is tried and by what its delay grows."""
+    limits = [[outcome.max_attempts, outcome.delay_base]] if outcome.max_attempts or outcome.delay_base else []
+    if not (outcome.code or outcome.fault or outcome.suppress_seconds or limits):
         return []
-    return [[outcome.code[:LONGEST_CODE], outcome.fault, str(outcome.suppress_seconds)]]  # JSON has no infinity
+    suppress_seconds = str(outcome.suppress_seconds)  # JSON has no infinity
+    return [[outcome.code[:LONGEST_CODE], outcome.fault, suppress_seconds, *limits]]
 
 
 def _from_entry(entry: list[Any], more: Sequence[Any] = (), *_: Any) -> Outcome | None:
@@ -115,4 +118,8 @@ def _from_entry(entry: list[Any], more: Sequence[Any] = (), *_: Any) -> Outcome 
         return outcome
     said, fault, suppress_seconds = more[:3]
     known = FailureKind(fault) if fault in set(FailureKind) else None
-    return replace(outcome, code=said, fault=known, suppress_seconds=float(suppress_seconds))
+    outcome = replace(outcome, code=said, fault=known, suppress_seconds=float(suppress_seconds))
+    match more[3:]:
+        case [[max_attempts, delay_base, *_], *_]:
+            return replace(outcome, max_attempts=max_attempts, delay_base=delay_base)
+    return outcome

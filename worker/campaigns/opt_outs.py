@@ -11,6 +11,7 @@ def stop_suppressed(watch: SuppressionWatch, dispatcher: Dispatcher) -> None:
     for batch in dispatcher.open:
         if _list_of(batch) in changed:
             _stop_recipients(batch, watch, dispatcher)
+    dispatcher.looked(watch.looked_at)
 
 
 def _stop_recipients(batch: Batch, watch: SuppressionWatch, dispatcher: Dispatcher) -> None:

@@ -73,7 +73,9 @@ class OrphanedBatches:
         # by another name: an empty journal of this batch would tell a successor that nothing was sent
         journal = orphan.journal or self._journals.create(str(uuid4()), 1)
         same_account = row.sender == transport.account_key
-        batch = Batch(row.id, row.holder, campaign, transport, recipients, journal, same_account=same_account)
+        batch = Batch(
+            row.id, row.holder, campaign, transport, recipients, journal, same_account=same_account, asking=row.asking
+        )
         batch.stop()
         known = (
             orphan.journal.read(row.recipient_ids)

@@ -12,10 +12,12 @@ from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.campaigns.batch import Batch, BatchState
+from worker.campaigns.batch import BackoffCause, Batch, BatchState
 from worker.campaigns.campaign import Campaign
-from worker.campaigns.settlement import SettlementResult
+from worker.campaigns.sending_hours import OUTSIDE
+from worker.campaigns.settlement import BACKOFFS_BEFORE_END, SettlementResult
 from worker.campaigns.survey import CampaignBacklog, RemainingWork, Survey
+from worker.content.reply_pattern import without_other_addresses
 from worker.errors import AccountRejected
 from worker.runtime.db import Database, Row, is_unavailable, queries
 from worker.runtime.events import LiveEvents
@@ -106,8 +108,10 @@ class CampaignRuns:
             self._fail_rejected(batch)
         elif batch.state is BatchState.BACKING_OFF:
             batch.transport.back_off(batch.delay_seconds)
-            which = {"campaign": batch.campaign.id, "reason": batch.reason}
-            log.warning(batch.backoff_cause, which)
+            reason = without_other_addresses(batch.reason, None)
+            log.warning(batch.backoff_cause, {"campaign": batch.campaign.id, "reason": reason})
+            if settled.backoffs >= BACKOFFS_BEFORE_END and batch.backoff_cause is not BackoffCause.PACE:
+                self.fail([batch.campaign.id], _deferred_too_long(settled.backoffs, reason))
 
     def fail(self, campaign_ids: list[str], reason: str) -> None:
         """Ends runs that cannot go on; their recipients stay pending."""
@@ -180,6 +184,9 @@ class CampaignRuns:
             self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
         elif left.next_retry or left.next_ask:
             due = min(each for each in (left.next_retry, left.next_ask) if each)
+            if due == left.next_retry and due > now and (left.next_retry_reason or "").startswith(OUTSIDE):
+                self.wait_for(campaign, "window", due, str(left.next_retry_reason))
+                return False
             # an overdue row may be locked by the CRM; before a far one, recipients may be added
             soonest, latest = (now + timedelta(seconds=each) for each in (LOCKED_SECONDS, WAIT_LIMIT_SECONDS))
             self._wait(campaign, min(max(due, soonest), latest))
@@ -286,3 +293,10 @@ class CampaignRuns:
         if user_id is None:
             return
         self._events.emit(f"user:{user_id}", event, payload)
+
+
+def _deferred_too_long(backoffs: int, reason: str) -> str:
+    return (
+        f"Nothing was accepted in {backoffs} tries in a row: {reason}. Its recipients are pending: correct what it "
+        "says, then schedule the campaign again"
+    )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 import psycopg2
 
-from worker.campaigns.batch import Batch, BatchState, Recipient
+from worker.campaigns.batch import BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.failure_record import FailureRecord, failure_record
 from worker.campaigns.states import RecipientState
 from worker.content.campaign import OutboxRow
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 LONGEST_RETRY_DELAY_SECONDS = 3600.0
 BACKOFF_SECONDS = 15.0  # first pause of a campaign whose provider defers everything; doubles up to
 LONGEST_BACKOFF_SECONDS = 300.0
+BACKOFFS_BEFORE_OWN = 12  # in a row, three quarters of an hour: see _are_own_deferrals
+BACKOFFS_BEFORE_END = 300  # in a row, about a day: then a campaign of which nothing is accepted fails
 
 
 class SettledRecipient(NamedTuple):
@@ -61,11 +63,15 @@ class CampaignCounts:
 
 @dataclass(frozen=True, slots=True)
 class SettlementResult:
-    """What a settlement wrote: nothing, and ``counts`` is None, when another process has settled the batch."""
+    """What a settlement wrote: nothing, and ``counts`` is None, when another process has settled the batch.
+
+    ``backoffs``: of the campaign, in a row, with this batch.
+    """
 
     sent: int = 0
     failed: int = 0
     counts: CampaignCounts | None = None
+    backoffs: int = 0
     untried: int = 0  # messages that were not offered to the provider, where its account has a quota
 
 
@@ -88,7 +94,8 @@ class RecipientPolicy:
                 state, at, reason = RecipientState.SENT, outcome.at, None
                 message_id = accepted.message_id if accepted else None
             case NextStep.RELEASE:
-                state, at, attempts, reason = RecipientState.PENDING, now, recipient.attempts, outcome.reason
+                state, at, reason = RecipientState.PENDING, _due_again(outcome, now), outcome.reason
+                attempts = recipient.attempts
             case NextStep.ASK:
                 state, at, reason = RecipientState.SENDING, _later(outcome.at, ASK_AFTER_SECONDS), outcome.reason
             case NextStep.RETRY:
@@ -97,7 +104,8 @@ class RecipientPolicy:
                 state, at = RecipientState.FAILED, outcome.at
                 reason = f"Unconfirmed, it may have arrived: {outcome.reason}"
             case NextStep.FAIL if outcome.deferred:
-                state, at, reason = RecipientState.FAILED, now, f"given up after {attempts} tries: {outcome.reason}"
+                tries = "1 try" if attempts == 1 else f"{attempts} tries"
+                state, at, reason = RecipientState.FAILED, now, f"given up after {tries}: {outcome.reason}"
             case NextStep.FAIL:
                 state, at, reason = RecipientState.FAILED, outcome.at, outcome.reason
         return SettledRecipient(recipient.id, state, at, attempts, reason, message_id)
@@ -122,12 +130,10 @@ class BatchSettlements:
     def settle(self, batch: Batch) -> SettlementResult:
         """Writes what became of each recipient, and deletes the batch and its journal."""
         now, campaign, transport, outcomes = self._clock(), batch.campaign, batch.transport, batch.outcomes
-        settled = [self._settled(batch, recipient, outcomes, now) for recipient in batch.recipients]
+        settled = self._settled(batch, outcomes, now)
         failures = self._failures(batch, settled, outcomes)
-        accepted_at = max((each.at for each in outcomes.values() if each.accepted), default=None)
-        backoffs = 0
-        if batch.state is BatchState.BACKING_OFF:
-            backoffs = 1 if accepted_at else campaign.backoffs + 1  # some pass: slower is enough
+        accepted_at = _accepted_at(batch, outcomes)
+        backoffs = _backoffs(batch, some_pass=accepted_at is not None)
         shared = {
             "batch_id": batch.id, "holder": batch.holder, "tenant_id": campaign.tenant_id,
             "user_id": campaign.user_id, "sender_address": transport.sender_address,
@@ -139,7 +145,7 @@ class BatchSettlements:
             "accepted_at": accepted_at,
             "channel": campaign.channel,
             "sender": transport.account_key,
-            "next_batch_at": _later(now, self._pause_seconds(batch, backoffs)),
+            "next_batch_at": _later(now, self._pause_seconds(batch, outcomes, backoffs)),
             "backoffs": backoffs,
         }
         try:
@@ -162,6 +168,7 @@ class BatchSettlements:
             states[RecipientState.SENT],
             states[RecipientState.FAILED],
             _campaign_counts(counts),
+            backoffs,
             _untried(batch, settled, outcomes) if batch.reservation else 0,
         )
 
@@ -178,13 +185,17 @@ class BatchSettlements:
                 self._db.execute(self._sql["file_emails"], outbox=chunk, **shared)
             return self._db.execute_one_prepared("settle", self._sql["settle"], outbox="[]", **settlement)
 
-    def _settled(
-        self, batch: Batch, recipient: Recipient, outcomes: Mapping[str, Outcome], now: datetime
-    ) -> SettledRecipient:
-        outcome = outcomes.get(recipient.id) or Outcome(OutcomeKind.NOT_SENT, now)
-        if batch.stopped_by_provider and outcome.kind is OutcomeKind.DEFERRED:
-            outcome = replace(outcome, kind=OutcomeKind.NOT_SENT)  # not for its own sake: no attempt is counted
-        return self._policy.settled(recipient, outcome, now, can_ask=batch.can_ask)
+    def _settled(self, batch: Batch, outcomes: Mapping[str, Outcome], now: datetime) -> list[SettledRecipient]:
+        """In a batch that has stopped, deferrals count as attempts only where they are recipients' own."""
+        has_stopped, may_be_own = batch.state is not BatchState.SENDING, _are_own_deferrals(batch, outcomes)
+        settled = []
+        for recipient in batch.recipients:
+            outcome = outcomes.get(recipient.id) or Outcome(OutcomeKind.NOT_SENT, now)
+            is_own = not has_stopped or (may_be_own and recipient.deferred)
+            if outcome.kind is OutcomeKind.DEFERRED and not is_own:
+                outcome = replace(outcome, kind=OutcomeKind.NOT_SENT, delay_seconds=None)
+            settled.append(self._policy.settled(recipient, outcome, now, can_ask=batch.can_ask))
+        return settled
 
     @staticmethod
     def _failures(
@@ -197,12 +208,16 @@ class BatchSettlements:
             failure_record(each, outcomes[each.id], failed[each.id]) for each in batch.recipients if each.id in failed
         ]
 
-    def _pause_seconds(self, batch: Batch, backoffs: int) -> float:
-        """Until the campaign's next batch. After a batch that is not full the pause is in proportion shorter."""
+    def _pause_seconds(self, batch: Batch, outcomes: Mapping[str, Outcome], backoffs: int) -> float:
+        """Until the campaign's next batch. After a batch that is not full the pause is in proportion shorter.
+
+        So it is after one of whose recipients some were not tried: they wait for their hours, say.
+        """
         if batch.state is BatchState.BACKING_OFF:
             pause = backoff_seconds(backoffs, BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
             return max(batch.delay_seconds or 0.0, pause)
-        share = min(1.0, len(batch.recipients) / self._settings.campaign_batch_size)
+        tried = sum(each.kind is not OutcomeKind.NOT_SENT for each in outcomes.values())
+        share = min(1.0, tried / self._settings.campaign_batch_size)
         return self._settings.campaign_batch_delay_seconds * share
 
     def _count(self, channel: str, states: Counter[RecipientState], outcomes: Mapping[str, Outcome]) -> None:
@@ -220,6 +235,53 @@ class BatchSettlements:
                 self._counters.add("refusals_total", kinds[kind], channel=channel, kind=str(kind))
         for source, number in Counter(each.source for each in failures if each.source).items():
             count_suppressions(self._counters, channel, source, number)
+
+
+def _due_again(outcome: Outcome, now: datetime) -> datetime:
+    """When a recipient may be claimed again that was not tried: at once, or at the time that it waits for."""
+    return now if outcome.delay_seconds is None else _later(outcome.at, outcome.delay_seconds)
+
+
+def _are_own_deferrals(batch: Batch, outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether recipients that were deferred before, and again in a batch that backs off, are so for their own sake.
+
+    They come last in a batch, so messages that it had accepted say so. Where only such recipients are left, nobody
+    else can tell their own deferrals from the account's: they are taken for the account's for so many backoffs, and
+    then for their own, if other messages of the run were accepted. Else the campaign would never end.
+    """
+    if batch.state is not BatchState.BACKING_OFF:
+        return False
+    if any(each.accepted for each in outcomes.values()):
+        return True
+    campaign = batch.campaign
+    return (
+        campaign.has_accepted
+        and campaign.backoffs >= BACKOFFS_BEFORE_OWN
+        and all(
+            each.deferred
+            for each in batch.recipients
+            if each.id in outcomes and outcomes[each.id].kind is OutcomeKind.DEFERRED
+        )
+    )
+
+
+def _backoffs(batch: Batch, *, some_pass: bool) -> int:
+    """How often in a row the campaign has backed off, with this batch. The pace of an account is no failure."""
+    if batch.asking:
+        return batch.campaign.backoffs
+    if batch.state is not BatchState.BACKING_OFF:
+        return 0
+    if some_pass:
+        return 1  # slower is enough
+    before = batch.campaign.backoffs
+    return max(before, 1) if batch.backoff_cause is BackoffCause.PACE else before + 1
+
+
+def _accepted_at(batch: Batch, outcomes: Mapping[str, Outcome]) -> datetime | None:
+    """When the provider last accepted a message. What it says about earlier ones says nothing about now."""
+    if batch.asking:
+        return None
+    return max((each.at for each in outcomes.values() if each.accepted), default=None)
 
 
 def _later(at: datetime, seconds: float) -> datetime:

@@ -30,6 +30,7 @@ class CampaignBacklog:
 
     pending: float = 0.0  # recipients
     oldest_due_seconds: float = 0.0
+    outside_hours: float = 0.0  # campaigns
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class RemainingWork:
     """The row of the statement ``remaining``: why a run does not end, though nothing could be claimed."""
 
     next_retry: datetime | None
+    next_retry_reason: str | None  # why that recipient was not sent to
     claimed_elsewhere: bool
     next_ask: datetime | None
     ahead: bool  # recipients that could not be claimed: their rows are locked

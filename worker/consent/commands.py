@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,6 +80,14 @@ class SuppressionCommands:
         """Takes these addresses off the list; ``source`` None: whatever they are on it for."""
         removed = self._each("remove", addresses, source=source)
         to_stderr(f"{removed} taken off the list, {len(addresses) - removed} not on it.")
+        return 0
+
+    def remove_campaign(self, campaign_id: str, source: str) -> int:
+        """Takes off the list what came from one campaign: all of it, or nothing when it is interrupted."""
+        with self._session() as cursor, progress(stream=sys.stderr):
+            cursor.execute(self._sql["remove_campaign"], {**self._key, "campaign_id": campaign_id, "source": source})
+            removed = cursor.rowcount
+        to_stderr(f"{removed:,} taken off the list.")
         return 0
 
     def show(self, addresses: Sequence[str], source: str | None, limit: int) -> int:
@@ -163,12 +171,9 @@ class SuppressionCommands:
 
     @contextmanager
     def _session(self) -> Iterator[psycopg2.extensions.cursor]:
-        """A transaction without a time limit, through a connection of its own."""
-        with closing(self._db.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute("BEGIN; SET LOCAL statement_timeout = 0")
+        with self._db.long_transaction() as cursor:
             yield cursor
             self.may_have_changed = True
-            cursor.execute("COMMIT")
 
 
 @contextmanager

@@ -9,6 +9,10 @@ CALL_EVENTS = ("initiated", "ringing", "answered", "completed")
 LONGEST_RING_SECONDS = 600  # Twilio's limit
 LONGEST_RETRY_DELAY_SECONDS = 24 * 3600.0
 
+# in the reasons of calls in the queue
+WAITING_FOR_HOURS = "not called yet: calls to "  # how one begins that waits for the hours of its number
+WHAT_TO_DO = "; what to do: "  # then comes what the call's tenant has to change
+
 # "CallLog"."twilioStatus"; Twilio has others, such as 'initiated'
 CRM_STATUSES = {"queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"}
 

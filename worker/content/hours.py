@@ -51,7 +51,7 @@ class BusinessHours:
             last -= 1
         if last < first:
             last += _DAY_MINUTES
-        return cls(_days(days), first, last, _zone(zone))
+        return cls(_days(days), first, last, tenant_zone(zone))
 
     def open_at(self, now: datetime) -> bool:
         """Whether a call may start. ``now``: UTC, without zone."""
@@ -99,7 +99,8 @@ def _day(value: Any) -> int:
     return day
 
 
-def _zone(value: Any) -> tzinfo:
+def tenant_zone(value: Any) -> ZoneInfo:
+    """The zone that a tenant entered as CallSettings.timezone; USUAL_ZONE for None. Raises ValueError as ``of``."""
     name = _filled(value)
     if name is None:
         name = USUAL_ZONE

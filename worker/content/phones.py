@@ -2,7 +2,8 @@
 
 Whether a number has a length that its country uses is decided here; whether anybody has it is for the
 provider to say, who knows the ranges that were opened last month. worker.address in the database finds double
-numbers: what it takes for one number is one number here, too (tests/postgres/test_address_agreement.py).
+numbers: what it takes for one number is one number here, too, but for the 9 of Argentina's mobile numbers, without
+which they are one person's on WhatsApp (tests/postgres/test_address_agreement.py).
 """
 
 import re
@@ -64,6 +65,12 @@ def whatsapp_id(raw: str, country_code: str = "+91") -> str:
     number = to_e164(raw, country_code)[1:]
     _, digits = _read(raw)
     return digits if _MEXICAN_ID.fullmatch(digits) and digits[3:] == number[2:] else number
+
+
+def country_of(number: str) -> str:
+    """The country of a number in E.164, by its two letters ('IN'); '' where it belongs to none, as +800."""
+    region = phonenumbers.region_code_for_number(_parsed(number.removeprefix("+")) or PhoneNumber())
+    return region if region and region.isalpha() else ""
 
 
 def _read(raw: str) -> tuple[bool, str]:

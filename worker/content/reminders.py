@@ -113,6 +113,11 @@ def whatsapp_text(digest: Digest, limit: int = LONGEST_TEXT) -> str:
     return head + "\n".join(lines) + tail
 
 
+def template_params(digest: Digest) -> tuple[str, str]:
+    """What the WhatsApp template of digests is filled with: how many leads there are, and the company."""
+    return str(digest.count), _field(digest.company_name)
+
+
 def _template(text: str) -> Template:
     return Template(text, unknown="blank")
 

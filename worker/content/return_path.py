@@ -4,9 +4,10 @@
     bounces+n<40 letters>@mail.example      a notification of a tenant to one address
 
 The letters are base32 without regard to case, because servers may change it: 16 octets of an id (the recipient's row,
-or the tenant) and 9 octets of proof, an HMAC of the id with the tenant and, for a notification, the address. So only
-who has the key can name a recipient, and a row that was given to another tenant is not found. The local part is 64
-characters at most (RFC 5321, 4.5.3.1.1), too few for the ids of recipient and tenant together.
+or the tenant) and 9 octets of proof, an HMAC of the id with the tenant and the address that the message is for. So
+only who has the key can name a recipient, a row that was given to another tenant is not found, and a report about an
+address says nothing about the one that the row has by then. The local part is 64 characters at most (RFC 5321,
+4.5.3.1.1), too few for the ids of recipient and tenant together.
 """
 
 import base64
@@ -52,10 +53,10 @@ class ReturnPaths:
             re.IGNORECASE | re.ASCII,
         )
 
-    def of_recipient(self, tenant_id: str, recipient_id: str) -> str:
+    def of_recipient(self, tenant_id: str, recipient_id: str, address: str) -> str:
         """The envelope sender of a campaign's message; BOUNCE_ADDRESS itself where the id is not a UUID."""
         octets = _octets(recipient_id)
-        return self._made(TokenKind.RECIPIENT, octets, tenant_id, "") if octets else self._address
+        return self._made(TokenKind.RECIPIENT, octets, tenant_id, address) if octets else self._address
 
     def of_notification(self, tenant_id: str, address: str) -> str:
         """The envelope sender of a notification of a tenant; BOUNCE_ADDRESS itself where its id is not a UUID."""
@@ -68,10 +69,9 @@ class ReturnPaths:
             octets = base64.b32decode(letters.upper())
             yield ReturnPathToken(TokenKind(kind.lower()), str(uuid.UUID(bytes=octets[:16])), octets[16:])
 
-    def is_proved(self, token: ReturnPathToken, tenant_id: str, address: str = "") -> bool:
-        """Whether this worker made the token: for a recipient of this tenant, or for this address of it."""
+    def is_proved(self, token: ReturnPathToken, tenant_id: str, address: str) -> bool:
+        """Whether this worker made the token, for a message of this tenant to this address."""
         octets = uuid.UUID(token.id).bytes
-        address = address if token.kind is TokenKind.NOTIFICATION else ""
         return hmac.compare_digest(token.proof, self._proof(token.kind, octets, tenant_id, address))
 
     def _made(self, kind: TokenKind, octets: bytes, tenant_id: str, address: str) -> str:

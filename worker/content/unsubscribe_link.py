@@ -5,11 +5,11 @@ It is in the header fields of e-mails, and in texts it takes the place of ``{{un
 
 import html as html_entities
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.content.placeholder_spellings import unified
 from worker.content.placeholders import RECIPIENT_ID_SLOT, UNSUBSCRIBE_TOKEN_SLOT
+from worker.content.unsubscribe_token import TokenMaker
 
 UNSUBSCRIBE_NAME = "unsubscribe_url"
 UNSUBSCRIBE_PLACEHOLDER = re.compile(rf"\{{\{{\s*{UNSUBSCRIBE_NAME}\s*\}}\}}")
@@ -24,7 +24,7 @@ class UnsubscribeLink:
 
     url: str
     # from an address as in Subscription to the value of its slot ``unsubscribe_token``; None: a page of the CRM's own
-    token: Callable[[str], str] | None = None
+    token: TokenMaker | None = None
 
     @classmethod
     def of_crm(cls, url: str) -> "UnsubscribeLink":
@@ -32,7 +32,7 @@ class UnsubscribeLink:
         return cls(url.replace("{{recipient_id}}", RECIPIENT_ID_SLOT))
 
     @classmethod
-    def of_worker(cls, public_url: str, token: Callable[[str], str]) -> "UnsubscribeLink":
+    def of_worker(cls, public_url: str, token: TokenMaker) -> "UnsubscribeLink":
         """To the page at PUBLIC_URL (worker/web/unsubscribe_page.py)."""
         return cls(f"{public_url}/u/{UNSUBSCRIBE_TOKEN_SLOT}", token)
 

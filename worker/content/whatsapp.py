@@ -6,7 +6,7 @@ refused here, before a request is made, with a text that says what to change.
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from worker.errors import CampaignRejected, RecipientRefused
@@ -19,6 +19,13 @@ _LINK = re.compile(r"https?://\S", re.IGNORECASE)
 # Meta refuses a template parameter with a line break, a tab or more than 4 spaces in a row (132000 ff.).
 _BREAK = "\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029"
 _NOT_IN_PARAMETER = re.compile(f"[ {_BREAK}]*[{_BREAK}][ {_BREAK}]*| {{5,}}")
+
+
+class TemplateName(NamedTuple):
+    """A message template of a WhatsApp business account, in one language: ``en``, ``en_US``."""
+
+    name: str
+    language: str
 
 
 class UnfitForRecipient(RecipientRefused, ValueError):

@@ -92,6 +92,11 @@ class NotificationClaims:
         rows = self._db.execute(self._sql["hand_over"], ids=ids, holder=self.holder)
         return {row["id"]: row["opted_out"] for row in rows}
 
+    def opted_out(self, ids: Sequence[str]) -> dict[str, str]:
+        """Which of these messages may not be sent any more, and why: their address was suppressed meanwhile."""
+        rows = self._db.all(self._sql["opted_out"], ids=ids, holder=self.holder)
+        return {row["id"]: row["reason"] for row in rows}
+
     def renew(self) -> None:
         """Says that this process is alive, when it is time to say so again."""
         if self._lease.take_renewal():

@@ -7,12 +7,13 @@ from datetime import datetime
 
 import redis
 
-from worker.errors import RecipientDeferred, RetryLater, SendError
+from worker.errors import RecipientDeferred, RetryLater, SendError, TooLate
 from worker.messages import Email
 from worker.notifications.notification import Notification, OutgoingMessage
 from worker.providers.google_token import InvalidGrant
+from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
-from worker.sending.outcomes import NextStep, Outcome, OutcomeKind, RetryPolicy, failed
+from worker.sending.outcomes import NextStep, Outcome, OutcomeKind, RetryPolicy, failed, suppressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +38,26 @@ class Delivery:
 
 
 def send(
-    notification: Notification, outgoing: OutgoingMessage, send_until: float, clock: Callable[[], datetime]
+    notification: Notification,
+    outgoing: OutgoingMessage,
+    send_until: float,
+    opted_out: Callable[[], str | None],
+    clock: Callable[[], datetime],
 ) -> Delivery:
     """Sends the message, which is marked as handed over by now, unless ``send_until`` (``boot_seconds``) has passed.
 
-    ``clock`` returns UTC without a zone.
+    ``opted_out``: why its address may not be written to any more; asked until the message leaves. ``clock`` returns
+    UTC without a zone.
     """
     if boot_seconds() > send_until:
         # another process may have claimed it by now
         return Delivery(notification, Outcome(OutcomeKind.DEFERRED, clock(), "the worker was frozen"), outgoing)
     try:
-        accepted = outgoing.provider.send(outgoing.message)
+        with handed_over_while(lambda: boot_seconds() <= send_until and opted_out() is None):
+            accepted = outgoing.provider.send(outgoing.message)
     except SendError as error:
+        if isinstance(error, TooLate) and (reason := opted_out()):
+            return Delivery(notification, suppressed(reason, clock()), outgoing)
         _back_off(outgoing, error)
         outcome = failed(error, clock())
         return Delivery(

@@ -23,6 +23,7 @@ from worker.sending.limits import too_large, wire_bytes
 from worker.sending.outcomes import Outcome, OutcomeKind, failed, suppressed
 from worker.sending.quota import Quota, Reservation
 from worker.sending.requests import ProviderAccount, RequestThreads
+from worker.sending.suppression import LOOK_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class NotificationDispatcher:
         self._message_max_bytes = message_max_bytes
         self._requests: RequestThreads[Notification, Delivery] = RequestThreads(THREADS, _account_of)
         self._token_at: dict[TenantChannel, float] = {}  # time.monotonic() before which no token is granted
+        self._opted_out: dict[str, str] = {}  # messages that are being sent, and why they may not leave any more
+        self._look_at = 0.0  # time.monotonic()
         self._token_taken: set[str] = set()  # ids of notifications that have a token, which is not available yet
         self._used_up: dict[str, datetime] = {}  # quota -> until when nothing is left, as far as is known
         self._reserved: dict[str, Reservation] = {}  # by the id of the notification that it was made for
@@ -92,6 +95,7 @@ class NotificationDispatcher:
         queue = FairQueue(notifications)
         while (queue or len(self._requests)) and not self._grace_is_over():
             done = self._start(queue, prepare) if may_continue() else self._skip(queue)
+            self._look_for_opt_outs()
             answered, bug = self._collect()
             self._unsettled = done + answered
             if bug:
@@ -117,11 +121,21 @@ class NotificationDispatcher:
                 done.append(Delivery(notification, suppressed(reason, self._clock())))
             elif notification.id in marked:  # else another process holds it by now
                 send_until = boot_seconds() + SEND_LIMIT_SECONDS
-                self._requests.submit(notification, partial(send, notification, outgoing, send_until, self._clock))
+                opted_out = partial(self._opted_out.get, notification.id)
+                self._requests.submit(
+                    notification, partial(send, notification, outgoing, send_until, opted_out, self._clock)
+                )
                 reserved.pop(notification.id, None)
         for reservation in reserved.values():  # of those that do not leave
             self._claims.quotas.give_back(reservation, 1)
         return done
+
+    def _look_for_opt_outs(self) -> None:
+        """Now and then: what was suppressed after its mark does not leave, if it has not yet."""
+        ids = [each.id for each in self._requests.owners if not each.handed_over]
+        if ids and time.monotonic() >= self._look_at:
+            self._opted_out |= self._claims.opted_out(ids)
+            self._look_at = time.monotonic() + LOOK_SECONDS
 
     def _choose(
         self, queue: FairQueue, prepare: Prepare
@@ -228,7 +242,10 @@ class NotificationDispatcher:
             time.sleep(min(max(until_token, 0.0), POLL_SECONDS))
             return [], None
         self._requests.wait(POLL_SECONDS, for_all=not self._requests.stuck)  # they are settled together
-        ended = [request for _, request in self._requests.collect()]
+        collected = self._requests.collect()
+        for notification, _ in collected:
+            self._opted_out.pop(notification.id, None)
+        ended = [request for _, request in collected]
         bugs = [bug for request in ended if (bug := request.exception())]
         return [request.result() for request in ended if not request.exception()], next(iter(bugs), None)
 

@@ -1,12 +1,12 @@
 """Calls through Twilio: placing a call, and asking whether a call was placed.
 
 Sources: https://www.twilio.com/docs/voice/api/call-resource and https://www.twilio.com/docs/api/errors; the codes are
-sorted by what has to happen next, as in the CRM contract.
+sorted by what has to happen next, as in the CRM contract. Twilio uses some of them for messages, too.
 """
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 from worker.errors import (
     AccountRejected,
+    CountryRejected,
     RecipientDeferred,
     RecipientOptedOut,
     RecipientRefused,
@@ -28,19 +29,45 @@ from worker.providers.untrusted import number_at, safe_text, text_at
 
 # code -> what is refused; RetryLater: Twilio did not process the request
 CODES: dict[int, type[SendError]] = {
+    10004: RetryLater,  # the account has as many calls at once as Twilio allows it
     20429: RetryLater,  # too many requests
+    22005: RetryLater,  # the account's queue at Twilio is so long that the call would wait for more than a day
     21211: RecipientRefused,  # not a valid phone number
     21214: RecipientRefused,  # the number cannot be reached
     21216: RecipientRefused,  # this account may not call the number
     21217: RecipientRefused,  # the number does not appear to be valid
     21610: RecipientOptedOut,
+    13227: CountryRejected,  # the account's geographic permissions do not allow calls to this country
+    21215: CountryRejected,  # ... the same, in the answer to a new call
+    21408: CountryRejected,  # ... the same, as for messages
+    32205: CountryRejected,  # ... the same, for calls over SIP trunks
     20003: AccountRejected,  # wrong sid or token, or suspended
     21205: AccountRejected,  # invalid URL of the webhook: APP_URL is the same for all calls
     21210: AccountRejected,  # the tenant's own number is not verified
     21212: AccountRejected,  # ... is not a valid phone number
     21213: AccountRejected,  # ... is missing
+    21219: AccountRejected,  # it is a trial account, which calls only numbers that it has verified
     21606: AccountRejected,  # ... does not belong to the account
 }
+
+_PERMIT = "permit calls to it in Twilio's console: Voice, Settings, Geo permissions"
+ADVICE = {
+    **dict.fromkeys((13227, 21215, 21408, 32205), _PERMIT),
+    10004: "Twilio's console says how to raise the account's limit of calls at once; maxConcurrentCalls may be lower",
+    21210: "verify the tenant's twilioPhoneNumber in Twilio's console, or enter a number of the account",
+    21212: "correct the tenant's twilioPhoneNumber: +, country code and number",
+    21219: "upgrade the Twilio account, or verify the called number in Twilio's console",
+    22005: "lower TWILIO_RATE to the calls a second that Twilio has set for the account",
+}
+
+# Twilio carries no call from one Indian number to another (https://www.twilio.com/en-us/guidelines/in/voice). What it
+# answers is not documented: any refusal of such a call may mean that, except those that clearly say something else.
+_INDIA = "+91"
+_NOT_ABOUT_INDIA = {10004, 20003, 20429, 21205, 21211, 21213, 21217, 21219, 21610, 22005}
+INDIAN_ADVICE = (
+    "Twilio carries no calls from Indian to Indian numbers: enter a phone number of another country as the tenant's "
+    "twilioPhoneNumber, or call its Indian leads in another way"
+)
 
 # For codes that are not in the table the HTTP status decides; other statuses 4xx are taken to concern this call only.
 _BY_STATUS: dict[int, type[SendError]] = {
@@ -88,10 +115,11 @@ class TwilioProvider:
 
     def place(self, form: Iterable[tuple[str, str]]) -> PlacedCall:
         """Places a call with the fields of ``content.calls.call_form``. Raises the kinds of SendError."""
-        body = urlencode(list(form), errors="replace").encode("ascii")
+        fields = list(form)
+        body = urlencode(fields, errors="replace").encode("ascii")
         answer = self._pool.post(self._url(".json"), body, "application/x-www-form-urlencoded", self._headers)
         if not answer.success:
-            raise self._error(answer)
+            raise self._error(answer, dict(fields))
         call = _placed(answer.body)
         if call is None:
             raise Unconfirmed(f"Twilio {answer.without('a call sid')}")
@@ -154,21 +182,32 @@ class TwilioProvider:
             raise RetryLater(safe_text(f"Twilio's list of calls continues at another URL: {path}", self._secrets))
         return str(query)
 
-    def _error(self, answer: Answer) -> SendError:
-        kind = CODES.get(number_at(answer.body, "code") or 0) or _BY_STATUS.get(answer.status)
+    def _error(self, answer: Answer, form: Mapping[str, str]) -> SendError:
+        """What became of a call that was not placed. ``form``: its fields."""
+        number = number_at(answer.body, "code")
+        kind = CODES.get(number or 0) or _BY_STATUS.get(answer.status)
         if kind is None:
             # 5xx is for later. A redirect was not processed either: TWILIO_API_URL may be wrong.
             kind = RecipientDeferred if 400 <= answer.status < 500 else RetryLater
-        reason, number = self._reason(answer), number_at(answer.body, "code")
-        code = "" if number is None else str(number)
+        reason, code = self._reason(answer), "" if number is None else str(number)
         if issubclass(kind, RetryLater):
-            return kind(reason, answer.retry_after_seconds, code=code)
-        return kind(reason, code=code)
+            error: SendError = kind(reason, answer.retry_after_seconds, code=code)
+        else:
+            error = kind(reason, code=code)
+        error.advice = _advice(answer.status, number, form)
+        return error
 
     def _reason(self, answer: Answer) -> str:
         code, message = number_at(answer.body, "code"), text_at(answer.body, "message")
         name = f"Twilio HTTP {answer.status}" if code is None else f"Twilio {code}"
         return safe_text(f"{name}: {message}" if message else name, self._secrets)
+
+
+def _advice(status: int, code: int | None, form: Mapping[str, str]) -> str:
+    is_indian = all(form.get(field, "").startswith(_INDIA) for field in ("To", "From"))
+    if is_indian and status in range(400, 500) and status not in (401, 404, 429) and code not in _NOT_ABOUT_INDIA:
+        return INDIAN_ADVICE
+    return ADVICE.get(code or 0, "")
 
 
 def _listed(body: dict[str, Any]) -> list[tuple[PlacedCall | None, datetime | None]]:

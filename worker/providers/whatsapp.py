@@ -8,6 +8,7 @@ from worker.errors import (
     AccountRejected,
     CampaignRejected,
     RecipientDeferred,
+    RecipientExcluded,
     RecipientOptedOut,
     RecipientRefused,
     RetryLater,
@@ -37,16 +38,22 @@ RETRY: dict[int, float | None] = {
     131049: 24 * 3600.0,  # Meta limits marketing messages to one person: not before tomorrow
 }
 
-RECIPIENT_LIMITS = {131049, 131056}  # limits of one recipient: they say nothing about others
-# Refusals of one person, however many in a row. Others (131030, what is in no table) may be about the account.
-PERSONAL = {131021, 131026, 131047, 130472, 130497}
+# Limits of one recipient, which say nothing about others.
+PAIR_LIMIT, ENGAGEMENT_LIMIT = 131056, 131049
+PAIR_DELAY_BASE = 4.0  # the nth pause has 4 ** n seconds and at least 6; Meta asks for 4 ** (n - 1)
+ENGAGEMENT_ATTEMPTS = 3  # the first one and two more, a day apart
+NO_MARKETING = "1"  # Meta delivers no marketing messages to numbers of +1: another try would be in vain
+
+# Refusals of one person, however many in a row. Others that everybody gets are about the campaign or the account: a
+# text outside of the 24 hours (131047), a list of a country that the business may not write to (130497).
+PERSONAL = {131021, 131026}
 
 # error.code -> what is refused
 REFUSED: dict[int, type[SendError]] = {
     131026: RecipientRefused,  # not on WhatsApp, or with an app that is too old
     131047: RecipientRefused,  # the 24-hour window is closed: needs a template
     131050: RecipientOptedOut,  # opted out of marketing messages
-    130472: RecipientRefused,  # takes part in an experiment of Meta: gets no marketing messages
+    130472: RecipientExcluded,  # takes part in an experiment of Meta: gets no marketing messages
     130497: RecipientRefused,  # the business may not send to this country
     131021: RecipientRefused,  # the number is the sender's own
     131008: CampaignRejected,  # a parameter is missing
@@ -67,6 +74,7 @@ REFUSED: dict[int, type[SendError]] = {
     3: AccountRejected,  # the app may not do this
     10: AccountRejected,  # permission denied
     33: AccountRejected,  # the phone number was deleted
+    102: AccountRejected,  # the session of the access token has ended
     190: AccountRejected,  # the access token has expired
     368: AccountRejected,  # blocked for violating a policy
     131005: AccountRejected,  # access denied
@@ -87,10 +95,10 @@ REFUSED: dict[int, type[SendError]] = {
 # Code 100 means an invalid parameter, unless this subcode says that the phone id itself is not there, or not ours.
 NO_SUCH_OBJECT = (100, 33)
 
-# For codes in neither table the HTTP status decides; other statuses 4xx are taken to concern this message only. An
-# unknown code with 403 may concern the account or one recipient's country: the message is tried again, and many of
-# them in a row make the campaign back off.
-_BY_STATUS: dict[int, type[SendError]] = {401: AccountRejected, 403: RetryLater, 404: AccountRejected}
+# Of answers without a code, which are not from Meta's API but from what is before it, or instead of it. With a code
+# that is in neither table, 4xx refuses this message only: where it is about the account, everybody gets it, and
+# REFUSAL_BREAKER ends the campaign.
+_WITHOUT_CODE = {401, 403, 404}
 
 
 class WhatsAppProvider:
@@ -116,7 +124,7 @@ class WhatsAppProvider:
         answer = self._pool.post(self._url, body, "application/json", bearer(self._token))
         wamid = id_at(answer.body, "messages", 0, "id")
         if not answer.success or (not wamid and self._is_known(answer)):
-            raise self._error(answer)
+            raise self._error(answer, message.to)
         if not wamid:
             raise Unconfirmed(f"WhatsApp {answer.without('a message id')}")
         return Accepted(message_id=wamid)
@@ -128,25 +136,24 @@ class WhatsAppProvider:
     def _is_known(answer: Answer) -> bool:
         """Whether the error in an answer has a code that says what happened, whatever the status says."""
         code = code_at(answer.body, "error", "code")
-        return code in RETRY or code in REFUSED
+        return code in RETRY or code in REFUSED or _is_no_such_object(answer)
 
-    def _error(self, answer: Answer) -> SendError:
+    def _error(self, answer: Answer, to: str) -> SendError:
         code = code_at(answer.body, "error", "code")
         reason, said = self._reason(answer, code), str(answer.status if code is None else code)
         if code in RETRY:
             waits = [seconds for seconds in (RETRY[code], answer.retry_after_seconds) if seconds is not None]
-            kind = RecipientDeferred if code in RECIPIENT_LIMITS else RetryLater
-            return kind(reason, max(waits, default=None), code=said)
-        if (code, code_at(answer.body, "error", "error_subcode")) == NO_SUCH_OBJECT:
+            return _deferral(code, reason, max(waits, default=None), to)
+        if _is_no_such_object(answer):
             return AccountRejected(reason, code=said)
         if code in PERSONAL:
             return RecipientRefused(reason, code=said, address_fault=True)
         if code in REFUSED:
             return REFUSED[code](reason, code=said)
-        if code is None and answer.status == 403:
+        if code is None and answer.status in _WITHOUT_CODE:
             return AccountRejected(reason, code=said)
         if 400 <= answer.status < 500 and answer.status != 429:
-            return _BY_STATUS.get(answer.status, RecipientRefused)(reason, code=said)
+            return RecipientRefused(reason, code=said)
         # 429 and 5xx. A redirect was not processed either: WHATSAPP_API_URL may be wrong.
         return RetryLater(reason, answer.retry_after_seconds, code=said)
 
@@ -155,3 +162,18 @@ class WhatsAppProvider:
         message = text_at(answer.body, "error", "message")
         details = text_at(answer.body, "error", "error_data", "details")
         return safe_text(": ".join(filter(None, (name, message, details))), [self._token])
+
+
+def _is_no_such_object(answer: Answer) -> bool:
+    return (code_at(answer.body, "error", "code"), code_at(answer.body, "error", "error_subcode")) == NO_SUCH_OBJECT
+
+
+def _deferral(code: int, reason: str, delay_seconds: float | None, to: str) -> RetryLater:
+    """``to``: the recipient, in digits with country code."""
+    said = str(code)
+    if code == PAIR_LIMIT:
+        return RecipientDeferred(reason, delay_seconds, code=said, delay_base=PAIR_DELAY_BASE)
+    if code == ENGAGEMENT_LIMIT:
+        attempts = 1 if to.startswith(NO_MARKETING) else ENGAGEMENT_ATTEMPTS
+        return RecipientDeferred(reason, delay_seconds, code=said, max_attempts=attempts)
+    return RetryLater(reason, delay_seconds, code=said)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from worker.content.list_fields import AUTO_GENERATED
 from worker.content.mime import EmailSkeleton, message_id_for
-from worker.content.reminders import Digest, DigestTexts, email_texts, whatsapp_text
-from worker.content.whatsapp import whatsapp_payload
+from worker.content.reminders import Digest, DigestTexts, email_texts, template_params, whatsapp_text
+from worker.content.whatsapp import TemplateName, whatsapp_payload
 from worker.errors import TransportMissing
 from worker.messages import Email, WhatsAppMessage
 from worker.notifications.notification import Notification, OutgoingMessage
@@ -48,10 +48,12 @@ class DigestMessages:
         accounts: SendingAccounts,
         clock: Callable[[], datetime],
         message_max_bytes: int = DEFAULT_MESSAGE_MAX_BYTES,
+        whatsapp_template: TemplateName | None = None,
     ) -> None:
-        """``clock`` returns UTC without a zone."""
+        """``clock`` returns UTC without a zone. Without a template, WhatsApp messages are texts."""
         self._db = db
         self._message_max_bytes = message_max_bytes
+        self._whatsapp_template = whatsapp_template
         self._accounts = accounts
         self._clock = clock
         self._sql = queries("reminders")
@@ -118,8 +120,19 @@ class DigestMessages:
         self, notification: Notification, content: DigestContent, tenant: ReminderTenant
     ) -> OutgoingMessage:
         account = self._accounts.whatsapp(tenant.settings)
-        to, body = notification.address, whatsapp_text(_digest(notification, content, tenant))
-        payload = whatsapp_payload(recipient_row_id=notification.id, to=to, message_type="text", text=body)
+        to, digest, template = notification.address, _digest(notification, content, tenant), self._whatsapp_template
+        if template:
+            payload = whatsapp_payload(
+                recipient_row_id=notification.id,
+                to=to,
+                message_type="template",
+                template_name=template.name,
+                template_language=template.language,
+                template_params=template_params(digest),
+            )
+        else:
+            text = whatsapp_text(digest)
+            payload = whatsapp_payload(recipient_row_id=notification.id, to=to, message_type="text", text=text)
         quota = self._whatsapp_quotas.get(tenant.id)
         return OutgoingMessage(WhatsAppMessage(to, payload), account.provider, account.pace, quota=quota)
 

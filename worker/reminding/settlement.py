@@ -17,6 +17,7 @@ from worker.notifications.claims import Deferral, NotificationClaims
 from worker.notifications.delivery import Delivery
 from worker.notifications.notification import Notification
 from worker.reminding.digest import DigestContent
+from worker.reminding.refusals import is_for_long
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.settings import Settings
@@ -121,7 +122,7 @@ class DigestSettlement:
             match each.next_step(self._policy):
                 case NextStep.SENT | NextStep.FAIL_UNCONFIRMED:
                     final.append(each)
-                case NextStep.FAIL if each.outcome.kind is OutcomeKind.OPTED_OUT:
+                case NextStep.FAIL | NextStep.RETRY if is_for_long(each.outcome):
                     final.append(each)
                 case NextStep.ASK:
                     waiting.append(each)

@@ -9,24 +9,19 @@ Through a connection pooler in transaction mode (DATABASE_URL with ``?pgbouncer=
 transaction may run in another session. Then nothing is left in sessions: each statement brings its settings along.
 """
 
-import json
-import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from functools import cache
 from importlib import resources
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import psycopg2
 import psycopg2.extensions
-import psycopg2.extras
 
-from worker.errors import SettingsError
-
-log = logging.getLogger(__name__)
+from worker.runtime.database_url import parse_database_url
+from worker.runtime.sessions import Sessions
 
 UNAVAILABLE = (psycopg2.OperationalError, psycopg2.InterfaceError)  # what a lost or missing server raises
 READ_ONLY_CODE = "25006"
@@ -37,72 +32,10 @@ _ABORTED_TRANSACTION_CODE = "25P02"
 _PREPARED_ELSEWHERE_CODES = ("26000", "42P05")  # a prepared statement is missing, or is there already
 
 STATEMENT_TIMEOUT_SECONDS = 300  # building the targets of a million recipients takes about 20
-LOCK_TIMEOUT_SECONDS = 30
 # PostgreSQL closes the connection at 1 GB, which looks like an outage, and needs several times as much memory before
 STATEMENT_MAX_BYTES = 256 << 20
 
-JSON_LEVELS = 100  # of an object in whose parts Python's parser gives up
-_JSON_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')  # or a string, which may have brackets in it
-
 _PARAMETER = re.compile(r"%\((\w+)\)s")
-# Parameters that the CRM's Node.js client adds to DATABASE_URL and libpq does not know.
-_NODE_ONLY = {"schema", "connection_limit", "pool_timeout", "pgbouncer", "sslaccept", "socket_timeout"}
-
-
-class UnreadableJson(str):
-    """Takes the place of a JSON value that Python cannot parse; it has the wrong type where an object is expected."""
-
-    __slots__ = ()
-
-
-class UnreadablePart(tuple[str]):
-    """Takes the place of what Python cannot parse inside an object: true, and of a type that JSON never has."""
-
-    __slots__ = ()
-
-
-UNREADABLE = "JSON that cannot be parsed"
-
-
-def _parse_json(raw: str) -> Any:
-    """A number with thousands of digits, or a thousand nested levels, must not make the whole statement fail.
-
-    The other parts of an object (a tenant's settings) stay what they are.
-    """
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        if not raw.lstrip().startswith("{"):
-            return UnreadableJson(UNREADABLE)
-    # PostgreSQL's JSON has no NaN: so it can stand for the parts that were left out
-    return json.loads(
-        _without_deep_parts(raw), parse_int=_whole_number, parse_constant=lambda _: UnreadablePart([UNREADABLE])
-    )
-
-
-def _whole_number(digits: str) -> int | UnreadablePart:
-    try:
-        return int(digits)
-    except ValueError:  # more digits than Python converts
-        return UnreadablePart([UNREADABLE])
-
-
-def _without_deep_parts(raw: str) -> str:
-    """The JSON text with NaN for each list and object that is more than JSON_LEVELS deep."""
-    kept: list[str] = []
-    depth = copied = 0
-    for found in _JSON_BRACKET.finditer(raw):
-        bracket = found[0]
-        if bracket in ("[", "{"):
-            depth += 1
-            if depth == JSON_LEVELS + 1:
-                kept += raw[copied : found.start()], "NaN"
-        elif bracket in ("]", "}"):
-            if depth == JSON_LEVELS + 1:
-                copied = found.end()
-            depth -= 1
-    return "".join(kept) + raw[copied:]
-
 
 Row = dict[str, Any]
 
@@ -146,37 +79,19 @@ def _sql(name: str) -> str:
     return re.sub(r"^ *-- include: (\w+)$", lambda found: _sql(found[1]).rstrip(), source, flags=re.MULTILINE)
 
 
-def libpq_url(url: str) -> tuple[str, str | None]:
-    """DATABASE_URL in the form that libpq takes, and the schema that Node.js clients name with ``?schema=``."""
-    parts = urlsplit(url)
-    pairs = [pair for pair in parts.query.split("&") if pair]  # not decoded: libpq decodes percent signs, but no plus
-    kept = [pair for pair in pairs if pair.partition("=")[0] not in _NODE_ONLY]
-    schema = next((unquote(pair.partition("=")[2]) for pair in pairs if pair.startswith("schema=")), None)
-    return urlunsplit(parts._replace(query="&".join(kept))), schema
-
-
 class Database:
     """One program's connection to the CRM's database."""
 
-    def __init__(self, url: str, application_name: str) -> None:
-        self._url, self._schema = libpq_url(url)
-        self._application_name = application_name
+    def __init__(
+        self, url: str, application_name: str, *, statement_seconds: float = STATEMENT_TIMEOUT_SECONDS
+    ) -> None:
+        """Does not connect yet; ``statement_seconds``: the limit of one statement. Raises SettingsError."""
+        self._sessions = Sessions(parse_database_url(url), application_name, statement_seconds)
         self._connection: psycopg2.extensions.connection | None = None
         self._backend_pid = 0  # of the server's process behind the connection when it was made
-        self._pooled = _names_pooler(url)
         self._prepared: dict[str, str] = {}  # EXECUTE statements of what this connection has prepared, by name
         self._in_transaction = False
         self._first_error: psycopg2.Error | None = None  # of the present transaction
-        try:
-            ports = psycopg2.extensions.parse_dsn(self._url).get("port", "")
-        except psycopg2.ProgrammingError:
-            ports = "unknown"
-        # libpq's error texts quote the part that is wrong, which may be a piece of the password
-        if not all(port == "" or (port.isdecimal() and 0 < int(port) < 65536) for port in str(ports).split(",")):
-            raise SettingsError(
-                "DATABASE_URL cannot be read by PostgreSQL's client library: check its user, password "
-                "(percent-encode special characters), host, port and parameters"
-            )
 
     def all(self, statement: str, /, **parameters: Any) -> list[Row]:
         """Runs one statement that reads, and returns its rows."""
@@ -193,8 +108,8 @@ class Database:
             text: bytes = cursor.mogrify(statement, parameters)
             if len(text) > STATEMENT_MAX_BYTES:
                 raise StatementTooLarge(f"a statement of {len(text):,} bytes, of at most {STATEMENT_MAX_BYTES:,}")
-            if self._pooled and not self._in_transaction:
-                text = self._settings(connection, of_session=False) + b"; " + text  # together one transaction
+            if self._sessions.pooled and not self._in_transaction:
+                text = self._sessions.of_transaction(connection) + b"; " + text  # together one transaction
             cursor.execute(text)
             if cursor.description is None:
                 return []
@@ -212,7 +127,7 @@ class Database:
         PostgreSQL infers the type of each parameter from its first use in the statement.
         """
         connection = self._connected()
-        if self._pooled:
+        if self._sessions.pooled:
             return self.execute(statement, **parameters)
         try:
             if name not in self._prepared:
@@ -239,7 +154,7 @@ class Database:
         if row["read_only"]:
             self.close()
             raise DatabaseReadOnly("the session is read-only")
-        if row["pid"] != self._backend_pid and not self._pooled:
+        if row["pid"] != self._backend_pid and not self._sessions.pooled:
             self._use_pooler()
         now: datetime = row["now"]
         return now
@@ -254,10 +169,9 @@ class Database:
         with connection.cursor() as cursor:
             self._in_transaction, self._first_error = True, None
             try:
+                settings = self._sessions.of_transaction(connection) if self._sessions.pooled else b""
                 with self._errors_seen():
-                    cursor.execute("BEGIN")
-                    if self._pooled:
-                        cursor.execute(self._settings(connection, of_session=False))
+                    cursor.execute(b"BEGIN; " + settings)
                 yield
                 self._commit(cursor)
             except BaseException:
@@ -265,6 +179,28 @@ class Database:
                 raise
             finally:
                 self._in_transaction, self._first_error = False, None
+
+    @contextmanager
+    def long_transaction(self) -> Iterator[psycopg2.extensions.cursor]:
+        """A transaction whose statements have no time limit, over a connection of its own, for COPY and the like."""
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(b"BEGIN; " + self._sessions.of_transaction(connection, statement_seconds=0))
+            yield cursor
+            cursor.execute("COMMIT")
+
+    def connect(self) -> psycopg2.extensions.connection:
+        """A new connection, which the caller has to close. Through a pooler it may have another session each time."""
+        return self._sessions.open()[0]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether each transaction may run in another session: known once connected."""
+        return self._sessions.pooled
+
+    @property
+    def schema(self) -> str | None:
+        """The schema that DATABASE_URL names."""
+        return self._sessions.schema
 
     def close(self) -> None:
         """Closes the connection; the next call connects again."""
@@ -306,7 +242,7 @@ class Database:
         if self._connection is None or self._connection.closed:
             if self._in_transaction:  # the rest of it must not run on its own
                 raise self._first_error or psycopg2.InterfaceError("the transaction's connection is lost")
-            self._connection, self._backend_pid = self._open()
+            self._connection, self._backend_pid = self._sessions.open()
             self._prepared = {}
         return self._connection
 
@@ -318,65 +254,5 @@ class Database:
         self._prepared[name] = f"EXECUTE {name} (" + ", ".join(f"%({each})s" for each in order) + ")"
 
     def _use_pooler(self) -> None:
-        self._pooled = True
+        self._sessions.use_pooler()
         self._prepared = {}
-        log.warning(
-            "DATABASE_URL leads through a pooler in transaction mode, settings are sent with each statement",
-            {"do": "add pgbouncer=true to the parameters of DATABASE_URL, or use the pooler's session mode"},
-        )
-
-    def connect(self) -> psycopg2.extensions.connection:
-        """A new connection, which the caller has to close."""
-        return self._open()[0]
-
-    def _open(self) -> tuple[psycopg2.extensions.connection, int]:
-        """A new connection, and the pid of the server's process behind it (a pooler reports one of its own)."""
-        connection = psycopg2.connect(
-            self._url,
-            application_name=self._application_name,
-            connect_timeout=5,
-            keepalives=1,
-            keepalives_idle=30,
-            keepalives_interval=10,
-            keepalives_count=3,
-            tcp_user_timeout=60_000,
-        )
-        connection.autocommit = True
-        psycopg2.extras.register_default_json(connection, loads=_parse_json)
-        psycopg2.extras.register_default_jsonb(connection, loads=_parse_json)
-        connection.set_client_encoding("UTF8")  # also for a database without an encoding (SQL_ASCII)
-        if self._pooled:
-            return connection, 0
-        with connection.cursor() as cursor:
-            cursor.execute(self._settings(connection, of_session=True))
-            return connection, int(cursor.fetchall()[0][0])
-
-    def _settings(self, connection: psycopg2.extensions.connection, *, of_session: bool) -> bytes:
-        """The SELECT that sets a session up, or only the present transaction.
-
-        Set after connecting, because connection poolers refuse start-up options. A claim that the server forgets in a
-        crash would be made and sent again, therefore synchronous_commit.
-        """
-        statement = (
-            "SELECT pg_backend_pid(), set_config('TimeZone', 'UTC', %(local)s), "
-            "set_config('statement_timeout', %(statement)s, %(local)s), "
-            "set_config('lock_timeout', %(lock)s, %(local)s), "
-            "set_config('synchronous_commit', CASE current_setting('synchronous_commit') "
-            "WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, %(local)s)"
-        )
-        if self._schema:
-            statement += ", set_config('search_path', quote_ident(%(schema)s), %(local)s)"
-        values = {
-            "local": not of_session,
-            "statement": f"{STATEMENT_TIMEOUT_SECONDS}s",
-            "lock": f"{LOCK_TIMEOUT_SECONDS}s",
-            "schema": self._schema,
-        }
-        with connection.cursor() as cursor:
-            text: bytes = cursor.mogrify(statement, values)
-            return text
-
-
-def _names_pooler(url: str) -> bool:
-    """Whether DATABASE_URL has ``pgbouncer=true``, the parameter of the CRM's Node.js client."""
-    return any(pair == "pgbouncer=true" for pair in urlsplit(url).query.split("&"))

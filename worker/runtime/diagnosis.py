@@ -15,6 +15,7 @@ import redis
 
 from worker.errors import ServerUnavailable
 from worker.runtime.db import StatementTooLarge, is_read_only, is_unavailable
+from worker.runtime.redis_client import NO_CLUSTER
 
 POSTGRESQL, REDIS, MACHINE = "PostgreSQL", "Redis", "this machine"
 UNAVAILABLE = "a server is unavailable, the job waits for it"
@@ -64,6 +65,11 @@ _POSTGRESQL: tuple[tuple[re.Pattern[str], Diagnosis], ...] = tuple(
             Diagnosis(EXHAUSTED, POSTGRESQL, "raise max_connections (or the role's, the database's, the pooler's "
                       "limit), or end connections that nobody needs (pg_stat_activity)"),
         ),
+        (
+            r"failed: (session is read-only|server is in hot standby mode)",
+            Diagnosis(READ_ONLY, POSTGRESQL, "no host in DATABASE_URL takes writes: start the primary, or promote a "
+                      "standby (pg_promote())"),
+        ),
         (r"^53100", Diagnosis(READ_ONLY, POSTGRESQL, "free space on PostgreSQL's disk")),
         (r"^53200", Diagnosis(EXHAUSTED, POSTGRESQL, "PostgreSQL is out of memory: see its log")),
         (r"^58030", Diagnosis(EXHAUSTED, POSTGRESQL, "PostgreSQL cannot read or write its files: see its log")),
@@ -111,10 +117,10 @@ _REDIS: tuple[tuple[re.Pattern[str], Diagnosis], ...] = tuple(
         ),
         (
             r"\bNOPERM\b|has no permissions|No permissions",
-            Diagnosis(REFUSED, REDIS, "let the user of REDIS_URL run all commands on lock:*, pace:* and worker:*, "
-                      "and EVALSHA (redis-cli ACL LIST)"),
+            Diagnosis(REFUSED, REDIS, "give the user of REDIS_URL the rights of docs/operating.md, Before the first "
+                      "start (redis-cli ACL LOG names what was refused)"),
         ),
-        (r"\bMOVED\b", Diagnosis(REFUSED, REDIS, "REDIS_URL leads to a Redis Cluster, which the worker cannot use")),
+        (r"\bMOVED\b", Diagnosis(REFUSED, REDIS, f"REDIS_URL: {NO_CLUSTER}")),
         (r"\bBUSY\b", Diagnosis(UNAVAILABLE, REDIS, "a script blocks Redis: redis-cli SCRIPT KILL")),
         (r"\b(LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b", Diagnosis(UNAVAILABLE, REDIS)),
         (

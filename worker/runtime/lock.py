@@ -5,6 +5,9 @@ certain: a holder whose renewals fail, or that was frozen for longer than the lo
 independent servers the lock follows the Redlock rule
 (https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/).
 
+A server may still have a token that this lock has given up: its release was lost, or a replica became the master
+before it had heard of it. Nobody but this lock takes that token over, at once.
+
 A key that no worker can have written is put aside, and the log names it. One of another type is deleted. One that
 would stay for ever, or for longer than a day, gets the usual time to live; if a worker does hold that lock, it goes
 on renewing it.
@@ -19,6 +22,7 @@ import redis
 
 from worker.runtime.clock import boot_seconds
 from worker.runtime.lock_scripts import PUT_ASIDE, RELEASE, RENEW, TAKE_OVER
+from worker.runtime.lock_servers import LockServers
 from worker.runtime.process_token import is_from_dead_process, new_token
 
 log = logging.getLogger(__name__)
@@ -56,15 +60,16 @@ class Lock:
             raise ValueError("a lock needs at least one Redis server and a ttl_ms of at least 100")
         self.key = f"lock:{name}"
         self.ttl_ms = ttl_ms
-        self._clients = list(clients)
-        self._quorum = len(self._clients) // 2 + 1
+        self._servers = LockServers(clients)
+        self._quorum = self._servers.quorum
         self._on_lost = on_lost
         scripts = [clients[0].register_script(text) for text in (RENEW, RELEASE, TAKE_OVER, PUT_ASIDE)]
         self._renew_script, self._release_script, self._take_over_script, self._put_aside_script = scripts
         self._changed = threading.Condition()
         self._hold: _Hold | None = None
+        self._own = f"{new_token()}."  # what all tokens of this lock begin with
+        self._attempts = 0
         self.token = ""  # host:pid:random of the latest attempt to acquire the lock
-        self._unsettled = False  # an answer of Redis was lost: it may have the token although that seemed to fail
         self._renewer: threading.Thread | None = None
         self._renewer_idle = False
         self._closed = False
@@ -89,9 +94,9 @@ class Lock:
         if self.held:
             return True
         began = boot_seconds()
-        self.token = token = self.token if self._unsettled else new_token()
-        claimed, failures = self._ask_all(lambda client: self._claim(client, token))
-        self._unsettled = bool(failures)
+        self._attempts += 1
+        self.token = token = f"{self._own}{self._attempts}"
+        claimed, failures = self._servers.ask(lambda client: self._claim(client, token))
         hold = self._hold_of(token, began)
         if claimed >= self._quorum and boot_seconds() < hold.until:
             try:
@@ -102,8 +107,8 @@ class Lock:
             return True
         if claimed:
             self._delete(token)
-        if len(self._clients) - len(failures) < self._quorum:
-            raise failures[0]
+        if error := self._servers.too_few(failures):
+            raise error
         return False
 
     def release(self) -> None:
@@ -129,17 +134,16 @@ class Lock:
 
         def ask(client: redis.Redis) -> bool:
             tokens.append(self._read(client) or "")
-            return True
+            return False  # nothing is counted
 
-        answers, failures = self._ask_all(ask)
-        if answers < self._quorum:
-            raise failures[0]
+        _, failures = self._servers.ask(ask)
+        if error := self._servers.too_few(failures):
+            raise error
         return max(filter(None, tokens), key=tokens.count, default=None)
 
     def disconnect(self) -> None:
         """Closes the connections that nobody uses just now; the next use connects again."""
-        for client in self._clients:
-            client.connection_pool.disconnect(inuse_connections=False)
+        self._servers.disconnect()
 
     def close(self) -> None:
         """Releases the lock and ends its thread. The clients stay open."""
@@ -150,12 +154,14 @@ class Lock:
         if self._renewer is not None and self._renewer is not threading.current_thread():
             self._renewer.join()
             self._renewer = None
+        self._servers.close()
 
     def _claim(self, client: redis.Redis, token: str) -> bool:
         if client.set(self.key, token, nx=True, px=self.ttl_ms):
             return True
         found = self._read(client)
-        if found is None or (found != token and not is_from_dead_process(found)):
+        given_up = found is not None and found.startswith(self._own)
+        if found is None or not (given_up or is_from_dead_process(found)):
             wrong = self._put_aside_script([self.key], [self.ttl_ms, LONGEST_TTL_MS], client=client)
             if wrong:
                 log.warning(
@@ -164,7 +170,7 @@ class Lock:
                 )
             return found is None and bool(client.set(self.key, token, nx=True, px=self.ttl_ms))
         taken = bool(self._take_over_script([self.key], [found, token, self.ttl_ms], client=client))
-        if taken and found != token:
+        if taken and not given_up:
             log.info("lock taken over from a dead process", {"lock": self.key, "holder": found})
         return taken
 
@@ -194,21 +200,7 @@ class Lock:
                 self._changed.notify_all()
 
     def _delete(self, token: str) -> tuple[int, list[redis.RedisError]]:
-        deleted, failures = self._ask_all(
-            lambda client: bool(self._release_script([self.key], [token], client=client))
-        )
-        self._unsettled = self._unsettled or bool(failures)
-        return deleted, failures
-
-    def _ask_all(self, question: Callable[[redis.Redis], bool]) -> tuple[int, list[redis.RedisError]]:
-        """How many servers say yes, and the errors of those that did not answer."""
-        yes, failures = 0, []
-        for client in self._clients:
-            try:
-                yes += question(client)
-            except redis.RedisError as error:
-                failures.append(error)
-        return yes, failures
+        return self._servers.ask(lambda client: bool(self._release_script([self.key], [token], client=client)))
 
     def _renew_while_held(self) -> None:
         """The renewal thread. Most ticks end long before their lock has to be renewed, so a tick does not wake it."""
@@ -228,7 +220,7 @@ class Lock:
 
     def _renew(self, hold: _Hold) -> None:
         began = boot_seconds()
-        renewed, failures = self._ask_all(
+        renewed, failures = self._servers.ask(
             lambda client: bool(self._renew_script([self.key], [hold.token, self.ttl_ms], client=client))
         )
         if renewed >= self._quorum:

@@ -16,6 +16,7 @@ from worker.errors import SchemaError, SettingsError, TickFailed, WorkerError
 from worker.runtime.backoff import backoff_seconds
 from worker.runtime.diagnosis import MACHINE, Diagnosis, diagnose
 from worker.runtime.job import Job, JobContext, TickResult
+from worker.runtime.redis_client import require_no_cluster
 from worker.runtime.rest import LEAST_REST_SECONDS, Rest
 from worker.runtime.schedule import next_aligned
 
@@ -81,6 +82,8 @@ class Loop:
         began = time.monotonic()
         self._failed = False
         try:
+            if not self._started:
+                require_no_cluster(self._context.redis)
             if not self._lock.acquire():
                 return self._skip(now)
             try:
@@ -210,4 +213,5 @@ class Loop:
 
 
 def _text(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__
+    """In one line: libpq writes a line for each host."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -3,21 +3,26 @@
 A migration is a numbered file in worker/sql/migrations; each runs once, in the order of the numbers. Most run in
 one transaction. Those that begin with ``-- concurrently`` run statement by statement, so that indexes on the CRM's
 tables are built without blocking the CRM. Migrating twice is safe; of two at the same time, the second one waits.
+
+Through a connection pooler in transaction mode the lock belongs to a transaction that stays open, over a connection
+of its own, and settings belong to the transactions: a pooled session has neither afterwards.
 """
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
 
 import psycopg2
 import psycopg2.extensions
 
-from worker.errors import SchemaError, WorkerError
+from worker.errors import SchemaError, SettingsError, WorkerError
 from worker.runtime.db import Database
 
 ADVISORY_LOCK = 0x63726D77  # one number for all migrations of this product
 WAIT_SECONDS = 600
 LOCK_TIMEOUT = "5s"  # then the migration fails, so that the CRM's users do not queue behind it
+_NO_LIMITS = "set_config('TimeZone', 'UTC', {is_local}), set_config('statement_timeout', '0', {is_local})"
 
 
 @dataclass(frozen=True)
@@ -56,38 +61,57 @@ def require_current(db: Database) -> None:
         raise SchemaError(f"the worker's own tables are {state}: run bin/migrate")
 
 
+def migrate_database(database: Database) -> list[str]:
+    """As ``migrate``, also through a connection pooler in transaction mode. Raises SettingsError if it cannot."""
+    with closing(database.connect()) as connection:
+        if not database.pooled:
+            return migrate(connection)
+        with closing(database.connect()) as turn, connection.cursor() as cursor, turn.cursor() as lock:
+            _require_no_limits(cursor, database.schema)
+            # Idle without a snapshot: building an index does not wait for this transaction.
+            lock.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            lock.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            _take_turn(lock, "pg_try_advisory_xact_lock")
+            return _run(cursor, lock)
+
+
 def migrate(connection: psycopg2.extensions.connection) -> list[str]:
     """Brings the database up to date and returns the names of the migrations that were run."""
     connection.autocommit = True
     with connection.cursor() as cursor:
         # No limits: indexes are built concurrently, so nobody waits for them, and a large one takes long.
-        cursor.execute(
-            "SELECT set_config('TimeZone', 'UTC', false), set_config('statement_timeout', '0', false), "
-            "set_config('lock_timeout', '0', false)"
-        )
-        _take_turn(cursor)
+        cursor.execute(f"SELECT {_NO_LIMITS.format(is_local='false')}, set_config('lock_timeout', '0', false)")
+        _take_turn(cursor, "pg_try_advisory_lock")
         try:
-            cursor.execute("CREATE SCHEMA IF NOT EXISTS worker")
-            cursor.execute(
-                "CREATE TABLE IF NOT EXISTS worker.migration (version integer PRIMARY KEY, name text NOT NULL, "
-                "applied_at timestamp(3) NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'))"
-            )
-            cursor.execute("SELECT version FROM worker.migration")
-            applied = {version for (version,) in cursor.fetchall()}
-            todo = [migration for migration in migrations() if migration.version not in applied]
-            for migration in todo:
-                _apply(cursor, migration)
+            return _run(cursor, cursor)
         finally:
             cursor.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
-    return [f"{migration.version:04d}_{migration.name}" for migration in todo]
 
 
-def _take_turn(cursor: psycopg2.extensions.cursor) -> None:
+def _require_no_limits(cursor: psycopg2.extensions.cursor, schema: str | None) -> None:
+    """What is built concurrently runs in no transaction, so it has the settings that pooled sessions begin with."""
+    cursor.execute(
+        "SELECT current_setting('statement_timeout'), current_setting('lock_timeout'), "
+        "%(schema)s IS NULL OR current_schema() IS NOT DISTINCT FROM %(schema)s",
+        {"schema": schema},
+    )
+    statement, lock, is_in_schema = cursor.fetchone() or ("0", "0", True)
+    problems = [f"statement_timeout is {statement}"] if statement != "0" else []
+    problems += [f"lock_timeout is {lock}"] if lock != "0" else []
+    problems += [] if is_in_schema else ["search_path does not begin with the schema of DATABASE_URL"]
+    if problems:
+        raise SettingsError(
+            f"bin/migrate cannot work through this connection pooler: {', '.join(problems)} in its sessions. Give "
+            "bin/migrate a DATABASE_URL that leads to PostgreSQL itself, or to a pooler in session mode"
+        )
+
+
+def _take_turn(cursor: psycopg2.extensions.cursor, function: str) -> None:
     """Takes the advisory lock, by polling: a session that waits inside PostgreSQL would hold a snapshot, and
     CREATE INDEX CONCURRENTLY of the other process would wait for that snapshot."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,))
+        cursor.execute(f"SELECT {function}(%s)", (ADVISORY_LOCK,))
         if (cursor.fetchone() or (False,))[0]:
             return
         if time.monotonic() > deadline:
@@ -95,12 +119,30 @@ def _take_turn(cursor: psycopg2.extensions.cursor) -> None:
         time.sleep(0.2)
 
 
+def _run(cursor: psycopg2.extensions.cursor, lock: psycopg2.extensions.cursor) -> list[str]:
+    """Runs what has not run yet, and returns the names. ``lock``: the connection that has the advisory lock."""
+    cursor.execute("CREATE SCHEMA IF NOT EXISTS worker")
+    cursor.execute(
+        "CREATE TABLE IF NOT EXISTS worker.migration (version integer PRIMARY KEY, name text NOT NULL, "
+        "applied_at timestamp(3) NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'))"
+    )
+    cursor.execute("SELECT version FROM worker.migration")
+    applied = {version for (version,) in cursor.fetchall()}
+    todo = [migration for migration in migrations() if migration.version not in applied]
+    for migration in todo:
+        lock.execute("SELECT 1")  # fails when the lock is lost with its connection
+        _apply(cursor, migration)
+    return [f"{migration.version:04d}_{migration.name}" for migration in todo]
+
+
 def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
     record = "INSERT INTO worker.migration (version, name) VALUES (%s, %s)"
     if not migration.concurrently:
         cursor.execute("BEGIN")
         try:
-            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            cursor.execute(
+                f"SELECT {_NO_LIMITS.format(is_local='true')}, set_config('lock_timeout', '{LOCK_TIMEOUT}', true)"
+            )
             cursor.execute(migration.sql)
             cursor.execute(record, (migration.version, migration.name))
         except psycopg2.Error:

@@ -21,6 +21,7 @@ from worker.runtime.db import Database
 from worker.runtime.environment_variable import EnvironmentVariable
 from worker.runtime.job import Job, JobContext
 from worker.runtime.lock import Lock
+from worker.runtime.lock_servers import LOCK_SERVER_TIMEOUT_SECONDS
 from worker.runtime.loop import Loop
 from worker.runtime.redis_client import READ_TIMEOUT_SECONDS, connect
 from worker.runtime.settings import Settings
@@ -121,7 +122,9 @@ def redis_client(loaded: Settings, *, timeout_seconds: float = READ_TIMEOUT_SECO
 def create_lock(loaded: Settings, client: redis.Redis, name: str, on_lost: Callable[[], None] | None = None) -> Lock:
     """``lock:<name>`` where the settings keep locks: in ``client``'s Redis, or in several. Raises SettingsError."""
     try:
-        clients = [connect(each) for each in loaded.lock_redis_urls or ()]
+        clients = [
+            connect(each, timeout_seconds=LOCK_SERVER_TIMEOUT_SECONDS) for each in loaded.lock_redis_urls or ()
+        ]
     except ValueError as error:
         raise SettingsError(f"LOCK_REDIS_URLS: {error}") from error
     return Lock(clients or [client], name, loaded.lock_ttl_ms, on_lost=on_lost)

@@ -4,8 +4,10 @@
     rediss://user:password@host:6379/0      TLS, with a valid certificate; ?ssl_ca_certs=/path/ca.pem
     unix://user:password@/path/redis.sock?db=0
     redis+sentinel://user:password@host1:26379,host2:26379/mymaster/0?sentinel_password=...
+    rediss+sentinel://...                   TLS to the Sentinels and to the master
 
-Timeouts are short and there is one retry: the loop (worker/runtime/loop.py) handles outages, with pauses and logs.
+valkey:// and valkeys:// mean redis:// and rediss://. Timeouts are short and there is one retry: the loop
+(worker/runtime/loop.py) handles outages, with pauses and logs.
 """
 
 import re
@@ -15,24 +17,91 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+
+from worker.errors import SettingsError
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 READ_TIMEOUT_SECONDS = 5.0
+SENTINEL_TIMEOUT_SECONDS = 1.0  # of one Sentinel: if it does not answer, the next one is asked
 HEALTH_CHECK_SECONDS = 30  # a connection that was idle for longer is tested with PING before it is used
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
+NO_CLUSTER = (
+    "it leads to a Redis Cluster, which the worker cannot use, since its scripts need all keys on one server: use a "
+    "server with cluster mode disabled (cluster-enabled no), or one behind Sentinel"
+)
 
 _TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+_SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
 _OPTIONS = {
     "redis": {"db"},
     "rediss": {"db"} | _TLS_OPTIONS,
     "unix": {"db"},
-    "redis+sentinel": {"sentinel_username", "sentinel_password"},
+    "redis+sentinel": _SENTINEL_OPTIONS,
+    "rediss+sentinel": _SENTINEL_OPTIONS | _TLS_OPTIONS,
 }
+_ALIASES = {"valkey": "redis", "valkeys": "rediss"}
 _HOST = re.compile(r"\[(?P<six>[0-9a-fA-F:.]+)\](:(?P<six_port>\d+))?|(?P<host>[\w.-]+)(:(?P<port>\d+))?", re.ASCII)
 _SERVICE = re.compile(r"[\w.-]+", re.ASCII)
+
+
+class _ServerConnection(AbstractConnection):
+    """What each of our connections does beyond redis-py's.
+
+    A reply that is outstanding, after a time-out for example, would be taken for the next command's: then the
+    connection is closed. And it is not used again once its server has become a replica: the address may lead to
+    another server by now.
+    """
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options | {"disconnect_on_error": True})
+        except redis.ResponseError as error:
+            # in mid-pipeline there are more replies to read, so it is closed when it goes back to its pool
+            if isinstance(error, redis.ReadOnlyError) or "READONLY" in str(error):  # a script's error has the code
+                self.mark_for_reconnect()  # type: ignore[no-untyped-call]
+            raise
+
+
+class _PlainConnection(_ServerConnection, Connection):
+    pass
+
+
+class _TlsConnection(_ServerConnection, SSLConnection):
+    pass
+
+
+class _UnixConnection(_ServerConnection, UnixDomainSocketConnection):
+    pass
+
+
+class _MasterConnection(_ServerConnection, SentinelManagedConnection):
+    """A connection to the master that the Sentinels name."""
+
+    def send_packed_command(self, *args: Any, **options: Any) -> None:
+        if not self.is_connected:  # a retry: redis-py would connect to the former master's address
+            self.connect()  # type: ignore[no-untyped-call]
+        super().send_packed_command(*args, **options)  # type: ignore[no-untyped-call]
+
+
+class _MasterTlsConnection(_MasterConnection, SentinelManagedSSLConnection):
+    pass
+
+
+_CLASSES: dict[type, type] = {
+    Connection: _PlainConnection,
+    SSLConnection: _TlsConnection,
+    UnixDomainSocketConnection: _UnixConnection,
+}
 
 
 class _SentinelPool(SentinelConnectionPool):
@@ -60,6 +129,9 @@ def connect(url: str, *, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> redis
         # One retry is enough for a server that was restarted. A command that timed out is not sent again: the
         # server may be busy with it, and waiting twice as long does not help.
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        # no CLIENT commands: they cost round trips, and an ACL need not allow them
+        "driver_info": None,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     settings = common | {
         "health_check_interval": HEALTH_CHECK_SECONDS,
@@ -67,18 +139,32 @@ def connect(url: str, *, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> redis
         "encoding_errors": "replace",
         **_credentials(parts),
     }
-    if parts.scheme == "redis+sentinel":
-        return _through_sentinel(parts, options, settings, common)
+    tls: dict[str, Any] = {}
+    if parts.scheme.startswith("rediss"):
+        chosen = {name: value for name, value in options.items() if name in _TLS_OPTIONS}
+        tls = {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True, **chosen}
+    if parts.scheme.endswith("+sentinel"):
+        return redis.Redis.from_pool(_sentinel_pool(parts, options, common | tls, settings | tls))
     if parts.scheme == "unix":
         if parts.netloc.rpartition("@")[2] or len(parts.path) < 2:
             raise ValueError("a unix:// URL must name a socket by its absolute path: unix:///run/redis.sock?db=0")
-        return redis.Redis(unix_socket_path=unquote(parts.path), db=_number(options.get("db")), **settings)
-    host, port = _address(parts.netloc.rpartition("@")[2], REDIS_PORT)
-    db = _number(options.get("db") or parts.path.strip("/"))
-    if parts.scheme == "rediss":
-        chosen = {name: value for name, value in options.items() if name in _TLS_OPTIONS}
-        settings |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True, **chosen}
-    return redis.Redis(host=host, port=port, db=db, **settings)
+        client = redis.Redis(unix_socket_path=unquote(parts.path), db=_number(options.get("db")), **settings)
+    else:
+        host, port = _address(parts.netloc.rpartition("@")[2], REDIS_PORT)
+        db = _number(options.get("db") or parts.path.strip("/"))
+        client = redis.Redis(host=host, port=port, db=db, **settings, **tls)
+    client.connection_pool.connection_class = _CLASSES[client.connection_pool.connection_class]
+    return client
+
+
+def require_no_cluster(client: redis.Redis) -> None:
+    """Raises SettingsError when REDIS_URL leads to a Redis Cluster, and redis.RedisError when there is no answer."""
+    try:
+        found = client.info("cluster")
+    except redis.ResponseError:  # this user must not ask; without it the worker learns it from a MOVED reply
+        return
+    if found.get("cluster_enabled"):
+        raise SettingsError(f"REDIS_URL: {NO_CLUSTER}")
 
 
 def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
@@ -94,8 +180,9 @@ def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
             "the Redis URL cannot be parsed: write '/', '?', '#', '@', ':' and '%' in a user or password "
             "as %2F, %3F, %23, %40, %3A and %25"
         )
+    parts = parts._replace(scheme=_ALIASES.get(parts.scheme, parts.scheme))
     if parts.scheme not in _OPTIONS:
-        raise ValueError("a Redis URL must begin with redis://, rediss://, unix:// or redis+sentinel://")
+        raise ValueError(f"a Redis URL must begin with {', '.join(f'{each}://' for each in (*_OPTIONS, *_ALIASES))}")
     allowed = _OPTIONS[parts.scheme]
     if not {name for name, _ in pairs} <= allowed:
         raise ValueError(f"a {parts.scheme}:// URL may only have the options {', '.join(sorted(allowed))}")
@@ -124,9 +211,10 @@ def _number(text: str | None) -> int:
     return int(text or 0)
 
 
-def _through_sentinel(
-    parts: SplitResult, options: Mapping[str, str], settings: dict[str, Any], common: dict[str, Any]
-) -> redis.Redis:
+def _sentinel_pool(
+    parts: SplitResult, options: Mapping[str, str], of_sentinels: dict[str, Any], of_master: dict[str, Any]
+) -> ConnectionPool:
+    """``of_sentinels``, ``of_master``: the settings of connections to them."""
     service, _, db = parts.path.strip("/").partition("/")
     if not _SERVICE.fullmatch(service):
         raise ValueError(
@@ -138,6 +226,12 @@ def _through_sentinel(
         "password": options.get("sentinel_password"),
     }
     named = {key: value for key, value in secrets.items() if value}
-    sentinels = Sentinel(hosts, sentinel_kwargs=common | named)  # type: ignore[no-untyped-call]
-    pool = _SentinelPool(service, sentinels, db=_number(db), **settings)  # type: ignore[no-untyped-call]
-    return redis.Redis.from_pool(pool)
+    limits = {
+        name: min(of_sentinels[name], SENTINEL_TIMEOUT_SECONDS)
+        for name in ("socket_timeout", "socket_connect_timeout")
+    }
+    sentinels = Sentinel(hosts, sentinel_kwargs=of_sentinels | limits | named)  # type: ignore[no-untyped-call]
+    kind = _MasterTlsConnection if of_master.pop("ssl", False) else _MasterConnection
+    return _SentinelPool(  # type: ignore[no-untyped-call]
+        service, sentinels, connection_class=kind, db=_number(db), **of_master
+    )

@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from worker.content.addresses import parse_address
 from worker.content.loopback import is_loopback
 from worker.content.return_path import LONGEST_LOCAL_PART
+from worker.content.whatsapp import TemplateName
+from worker.content.windows import Window
 
 LONGEST_SECONDS = 31 * 86_400.0
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -79,16 +81,23 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 def url(*schemes: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
-        try:
-            parts = urlsplit(raw.strip())
-        except ValueError:
-            parts = urlsplit("")
-        web = parts.scheme in ("http", "https")
-        if parts.scheme not in schemes or f"{parts.scheme}://" not in raw or (web and not parts.netloc):
-            raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
-        return raw.strip().rstrip("/") if web else raw.strip()
+        text = raw.strip()
+        scheme, found, _ = text.partition(
+            "://"
+        )  # not urlsplit: it refuses libpq's lists of hosts with IPv6 addresses
+        web = scheme in ("http", "https")
+        if scheme not in schemes or not found or (web and not _has_host(text)):
+            raise ValueError("a URL that begins with " + " or ".join(f"{each}://" for each in schemes))
+        return text.rstrip("/") if web else text
 
     return parse
+
+
+def _has_host(text: str) -> bool:
+    try:
+        return bool(urlsplit(text).netloc)
+    except ValueError:
+        return False
 
 
 def qdrant_url(raw: str) -> str:
@@ -170,11 +179,33 @@ def bounce_address(raw: str) -> str:
     return address
 
 
+def template_name(raw: str) -> TemplateName:
+    found = re.fullmatch(r"([a-z0-9_]{1,512}):([a-z]{2,3}(?:_[A-Z]{2,3})?)", raw.strip())
+    if not found:
+        raise ValueError("a template's name and language, such as lead_reminder:en or lead_reminder:en_US")
+    return TemplateName(found[1], found[2])
+
+
 def time_zone(raw: str) -> ZoneInfo:
     try:
         return ZoneInfo(raw.strip())
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):  # TypeError: a path that names a module of tzdata
         raise ValueError("a time zone such as Asia/Kolkata or UTC") from None
+
+
+def call_windows(raw: str) -> dict[int, Window]:
+    """The windows of some countries by their calling codes, written as '+44=08:00-20:00 +971=09:00-18:00'."""
+    from worker.content.call_hours import is_calling_code  # not before it is needed: it costs 7 MB
+
+    found = {}
+    for each in raw.split():
+        code, _, window = each.partition("=")
+        if not (re.fullmatch(r"\+[1-9][0-9]{0,2}", code) and is_calling_code(int(code))):
+            raise ValueError(
+                "hours by calling code, as in +44=08:00-20:00 +971=09:00-18:00; no such code: " + code[:20]
+            )
+        found[int(code)] = Window.parse(window)
+    return found
 
 
 def token(raw: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from worker.content.return_path import ReturnPaths
+from worker.content.whatsapp import TemplateName
 from worker.errors import SettingsError
 from worker.registry import DATABASE_USERS, REDIS_USERS
 from worker.runtime.environment_variable import EnvironmentVariable, variable
@@ -31,6 +32,7 @@ from worker.runtime.setting_parsers import (
     public_url,
     qdrant_url,
     rate,
+    template_name,
     time_zone,
     token,
     unsubscribe_url,
@@ -38,13 +40,14 @@ from worker.runtime.setting_parsers import (
     url_list,
     whole_number,
 )
+from worker.runtime.window_settings import WindowSettings
 
 DEFAULT_MESSAGE_MAX_BYTES = 26_214_400  # 25 MiB, what Gmail and most mail servers accept
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "valkey", "valkeys")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuotaSettings):
+class Settings(QuotaSettings, WindowSettings):
     """The checked values. Times are in seconds unless a name says otherwise."""
 
     database_url: str = variable(
@@ -68,7 +71,7 @@ class Settings(QuotaSettings):
         "LOCK_REDIS_URLS",
         url_list(*REDIS_SCHEMES),
         None,
-        "several independent Redis servers, separated by spaces; a lock then needs the majority of them",
+        "several independent Redis servers, separated by spaces; a lock then needs the majority of them (Redlock)",
         programs=REDIS_USERS,
         secret=True,
     )
@@ -175,6 +178,13 @@ class Settings(QuotaSettings):
         programs="campaign reminders trial",
         secret=True,
     )
+    smtp_from: str | None = variable(
+        "SMTP_FROM",
+        email_address,
+        None,
+        "From of e-mails through SMTP_URL whose own From is a free mailbox (gmail.com), which becomes Reply-To",
+        programs="campaign reminders trial",
+    )
     gmail_api_url: str = variable(
         "GMAIL_API_URL",
         url("https", "http"),
@@ -264,6 +274,13 @@ class Settings(QuotaSettings):
         duration("min", 1.0),
         "60min",
         "how often the worker looks for leads that were not contacted for too long",
+        programs="reminders",
+    )
+    reminder_whatsapp_template: TemplateName | None = variable(
+        "REMINDER_WHATSAPP_TEMPLATE",
+        template_name,
+        None,
+        "name:language of the template that digests leave as on WhatsApp: {{1}} number of leads, {{2}} company",
         programs="reminders",
     )
     call_scheduler_interval_seconds: float = variable(

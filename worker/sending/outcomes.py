@@ -1,7 +1,7 @@
 """What became of one message, and what has to happen next: one policy for all jobs that send messages."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from worker.errors import (
     AccountRejected,
     CampaignRejected,
     RecipientDeferred,
+    RecipientExcluded,
     RecipientOptedOut,
     RecipientRefused,
     RetryLater,
@@ -41,7 +42,7 @@ class FailureKind(StrEnum):
     """Why a recipient failed: the kinds of worker.failure."""
 
     ADDRESS = "address"  # there is no such address, or its mailbox takes no more
-    SUPPRESSED = "suppressed"  # it is on the list of those who must not be written to
+    SUPPRESSED = "suppressed"  # it must not be written to: it is on the list, or the provider excludes it
     REFUSED = "refused"  # by the provider; many in a row with the same reply are the sender's fault
     DEFERRED = "deferred"  # for too long
     UNCONFIRMED = "unconfirmed"
@@ -72,7 +73,8 @@ class Suppression(NamedTuple):
 class Outcome:
     """``at`` is UTC without a zone; ``delay_seconds`` is the provider's own wish, ``code`` its own code.
 
-    ``fault``: what a refusal is known to be for; None: REFUSED. ``suppress_seconds``: as in RecipientRefused.
+    ``fault``: what a refusal is known to be for; None: REFUSED, and perhaps the sender's fault. ``suppress_seconds``:
+    as in RecipientRefused. ``max_attempts``, ``delay_base``: as in RecipientDeferred.
     """
 
     kind: OutcomeKind
@@ -83,6 +85,8 @@ class Outcome:
     code: str = ""
     fault: FailureKind | None = None
     suppress_seconds: float = 0.0
+    max_attempts: int | None = None
+    delay_base: float | None = None
 
     @property
     def may_be_senders_fault(self) -> bool:
@@ -115,10 +119,20 @@ def failed(error: SendError | TransportMissing, at: datetime) -> Outcome:
     kind = next(kind for error_class, kind in _KINDS if isinstance(error, error_class))
     delay_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
     code = error.code if isinstance(error, SendError) else ""
-    if not isinstance(error, RecipientRefused):
-        return Outcome(kind, at, str(error), delay_seconds, code=code)
-    fault = FailureKind.ADDRESS if error.address_fault else None
-    return Outcome(kind, at, str(error), code=code, fault=fault, suppress_seconds=error.suppress_seconds)
+    outcome = Outcome(kind, at, str(error), delay_seconds, code=code)
+    if isinstance(error, RecipientDeferred):
+        return replace(outcome, max_attempts=error.max_attempts, delay_base=error.delay_base)
+    if isinstance(error, RecipientRefused):
+        return replace(outcome, fault=_fault_of(error), suppress_seconds=error.suppress_seconds)
+    return outcome
+
+
+def _fault_of(error: RecipientRefused) -> FailureKind | None:
+    if isinstance(error, RecipientExcluded):
+        return FailureKind.SUPPRESSED
+    if error.address_fault:
+        return FailureKind.ADDRESS
+    return FailureKind.REFUSED if error.mailbox_full else None
 
 
 def suppressed(reason: str, at: datetime) -> Outcome:
@@ -184,10 +198,13 @@ class RetryPolicy:
                 return NextStep.ASK if can_ask else self._after_unconfirmed(attempts)
             case OutcomeKind.REJECTED if self.after_rejection is NextStep.RELEASE:
                 return NextStep.RELEASE
-        return NextStep.FAIL if self._is_last(attempts) else NextStep.RETRY
+        return NextStep.FAIL if self._is_last(attempts, outcome.max_attempts) else NextStep.RETRY
 
     def delay_seconds(self, outcome: Outcome, attempts: int) -> float:
         """The pause before the next attempt: the provider's wish, else it grows with ``attempts`` so far."""
+        if outcome.delay_base is not None:
+            grown = min(outcome.delay_base**attempts, self.longest_delay_seconds)
+            return max(grown, outcome.delay_seconds or 0.0)
         if outcome.delay_seconds is not None:
             return outcome.delay_seconds
         return backoff_seconds(attempts, self.first_delay_seconds, self.longest_delay_seconds)
@@ -206,5 +223,5 @@ class RetryPolicy:
         resend = self.resend_unconfirmed and not self._is_last(attempts)
         return NextStep.RETRY if resend else NextStep.FAIL_UNCONFIRMED
 
-    def _is_last(self, attempts: int) -> bool:
-        return self.max_attempts is not None and attempts + 1 >= self.max_attempts
+    def _is_last(self, attempts: int, most: int | None = None) -> bool:
+        return any(limit is not None and attempts + 1 >= limit for limit in (self.max_attempts, most))

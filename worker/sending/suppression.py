@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from worker.runtime.clock import boot_seconds
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, queries
 from worker.sending.outcomes import Suppression
 
 LOOK_SECONDS = 0.3  # between two looks
+LOOK_VALID_SECONDS = 2.0  # without a newer look no message leaves: the thread that looks may be kept busy for long
 
 
 class SuppressionList(NamedTuple):
@@ -69,6 +71,7 @@ class SuppressionWatch:
         self._monotonic = monotonic
         self._sql = queries("sending")
         self._look_at = float("-inf")  # monotonic()
+        self.looked_at = float("-inf")  # boot_seconds() just before the latest look
         self._seen = "0"  # the first transaction that may not have ended at the latest look
 
     def changed(self, lists: Collection[SuppressionList]) -> set[SuppressionList]:
@@ -79,7 +82,7 @@ class SuppressionWatch:
         """
         if not lists or self._monotonic() < self._look_at:
             return set()
-        ordered = list(lists)
+        ordered, now = list(lists), boot_seconds()
         row = self._db.execute_one_prepared(
             "suppressions_since",
             self._sql["suppressions_since"],
@@ -87,7 +90,7 @@ class SuppressionWatch:
             channels=[each.channel for each in ordered],
             seen=self._seen,
         )
-        self._look_at = self._monotonic() + LOOK_SECONDS
+        self._look_at, self.looked_at = self._monotonic() + LOOK_SECONDS, now
         if row is None:
             return set()
         self._seen = row["seen"]

@@ -17,9 +17,15 @@ SELECT
     (SELECT "tenantId" FROM "CallLog" WHERE "twilioStatus" IN ('queued', 'ringing', 'in-progress')
      ORDER BY 1 LIMIT 1) IS NOT NULL AS any_live;
 
--- name: backlog  How many calls are due, and for how long the oldest has been. By tenant, so that it goes by index.
+-- name: backlog  How many calls are due, and for how long the oldest has been; how many wait for their numbers' hours.
+-- By tenant, so that it goes by index.
 SELECT coalesce(sum(q.due), 0)::float8 AS due,
-       coalesce(extract(epoch FROM %(now)s::timestamp - min(q.since)), 0)::float8 AS oldest_due_seconds
+       coalesce(extract(epoch FROM %(now)s::timestamp - min(q.since)), 0)::float8 AS oldest_due_seconds,
+       (SELECT count(*) FROM (
+           SELECT "errorMessage" AS reason FROM "CallQueue"
+           WHERE status = 'pending' AND GREATEST("scheduledFor", "nextRetryAt") > %(now)s
+           ORDER BY GREATEST("scheduledFor", "nextRetryAt")
+        ) AS later WHERE starts_with(later.reason, %(reason)s))::float8 AS waiting
 FROM "Tenant" t
 CROSS JOIN LATERAL (
     SELECT count(*) AS due, min(GREATEST(q."createdAt", q."scheduledFor", q."nextRetryAt")) AS since
@@ -245,6 +251,18 @@ FROM jsonb_to_recordset(%(failures)s::jsonb) AS f (
     id text, tenant_id text, reason text, is_final boolean, retry_at timestamp)
 WHERE q.id = f.id AND (q."tenantId" = f.tenant_id) IS TRUE AND q.status = 'pending'
 RETURNING q.id, q.status;
+
+-- name: put_off  These calls may not be placed before a time of their own: they stay pending, no attempt is counted.
+WITH wait AS (
+    SELECT * FROM jsonb_to_recordset(%(calls)s::jsonb) AS w (id text, tenant_id text, until timestamp, reason text)
+), moved AS (
+    UPDATE "CallQueue" q
+    SET "nextRetryAt" = wait.until, "errorMessage" = wait.reason, "updatedAt" = %(now)s
+    FROM wait
+    WHERE q.id = wait.id AND (q."tenantId" = wait.tenant_id) IS TRUE AND q.status = 'pending'
+    RETURNING q.id, wait.tenant_id, wait.until, wait.reason
+)
+SELECT tenant_id, reason, count(*) AS calls, min(until) AS until FROM moved GROUP BY tenant_id, reason;
 
 -- name: release  A call that Twilio does not know, or that was not tried: it is due again at once.
 WITH claim AS (

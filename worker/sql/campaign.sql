@@ -91,7 +91,9 @@ SELECT c.id, t.id AS "tenantId", c."userId", c.name, c.channel,
        c."targetType", c."targetFilters",
        c."utmSource", c."utmMedium", c."utmCampaign", c."utmTerm", c."utmContent", c."platformUtmConfig",
        c."autoTagLinks", c."useShortLinks",
+       (SELECT s.timezone FROM "CallSettings" s WHERE s."tenantId" = t.id) AS timezone,
        coalesce(r.prepared, true) AS prepared, coalesce(r.holds, 0) AS backoffs, r.started_at,
+       coalesce(r.accepted_at > r.started_at, false) AS has_accepted,
        t.name AS tenant_name, t.settings AS tenant_settings,
        u.id AS user_id, u.name AS user_name, u.email AS user_email, u."googleEmail", u."gmailAccessToken",
        u."gmailRefreshToken",
@@ -120,63 +122,14 @@ WHERE r.campaign_id = %(campaign_id)s AND NOT r.prepared
 FOR UPDATE SKIP LOCKED;
 
 -- name: build_targets  The recipients of a campaign that has none, from its target; each address once.
-WITH wanted AS (
-    SELECT %(status)s::text[] AS status, %(priority)s::text[] AS priority, %(type)s::text[] AS type,
-           %(industry)s::text[] AS industry, %(tags)s::text[] AS tags, %(assigned_to)s::text AS assigned_to,
-           %(created_after)s::timestamp AS created_after, lower(%(search)s::text) AS search
-), person AS (
-    SELECT 'lead' AS kind, l.id, l.name, l.email,
-           coalesce(worker.international(worker.international(l."whatsappNormalized"), l."phoneCountryCode"),
-                    worker.international(worker.international(l."phoneNormalized"), l."phoneCountryCode"),
-                    worker.international(l.whatsapp, l."phoneCountryCode"),
-                    worker.international(l.phone, l."phoneCountryCode")) AS phone
-    FROM "Lead" l, wanted w
-    WHERE %(target)s IN ('all', 'leads', 'tags')
-      AND l."tenantId" = %(tenant_id)s AND l."userId" = %(user_id)s
-      AND (%(target)s <> 'tags' OR l.tags && w.tags)
-      AND (w.status = '{}' OR l.status = ANY (w.status))
-      AND (w.priority = '{}' OR l.priority = ANY (w.priority))
-      AND (w.tags = '{}' OR l.tags && w.tags)
-      AND (w.assigned_to IS NULL OR l."assignedTo" = w.assigned_to)
-      AND (w.created_after IS NULL OR l."createdAt" > w.created_after)
-      AND (w.search IS NULL OR strpos(lower(l.name), w.search) > 0 OR strpos(lower(l.email), w.search) > 0
-           OR strpos(lower(l.company), w.search) > 0)
-    UNION ALL
-    SELECT 'contact', k.id, k.name, k.email,
-           coalesce(worker.international(worker.international(k."whatsappNormalized"), k."phoneCountryCode"),
-                    worker.international(worker.international(k."phoneNormalized"), k."phoneCountryCode"),
-                    worker.international(k.whatsapp, k."phoneCountryCode"),
-                    worker.international(k.phone, k."phoneCountryCode"))
-    FROM "Contact" k, wanted w
-    WHERE %(target)s IN ('all', 'contacts', 'tags')
-      AND k."tenantId" = %(tenant_id)s AND k."userId" = %(user_id)s
-      AND (%(target)s <> 'tags' OR k.tags && w.tags)
-      AND (w.type = '{}' OR k.type = ANY (w.type))
-      AND (w.industry = '{}' OR k.industry = ANY (w.industry))
-      AND (w.tags = '{}' OR k.tags && w.tags)
-      AND (w.assigned_to IS NULL OR k."assignedTo" = w.assigned_to)
-      AND (w.created_after IS NULL OR k."createdAt" > w.created_after)
-      AND (w.search IS NULL OR strpos(lower(k.name), w.search) > 0 OR strpos(lower(k.email), w.search) > 0
-           OR strpos(lower(k.company), w.search) > 0)
-    UNION ALL
-    SELECT 'custom', left(item, 254), left(item, 254),  -- longer texts are no addresses, and fail with the reason
-           CASE WHEN %(channel)s = 'email' THEN left(item, 300) END,
-           CASE WHEN %(channel)s = 'whatsapp' THEN left(item, 300) END
-    FROM unnest(%(custom)s::text[]) AS item
-    WHERE %(target)s = 'custom' AND btrim(item) <> ''
-), addressed AS (
-    SELECT *, worker.address(%(channel)s, email, phone) AS address FROM person
-), reachable AS (
-    SELECT DISTINCT ON (address) kind, id, name, email, phone
-    FROM addressed
-    WHERE CASE WHEN %(channel)s = 'email' THEN strpos(email, '@') > 0 ELSE address IS NOT NULL END
-    ORDER BY address, kind DESC, id
-), built AS (
+WITH
+    -- include: campaign_target
+, built AS (
     INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
         "recipientName", "recipientEmail", "recipientPhone", status, "createdAt", "updatedAt")
     SELECT gen_random_uuid()::text, %(tenant_id)s, %(campaign_id)s, kind, id, name, email, phone, 'pending',
            %(now)s, %(now)s
-    FROM reachable
+    FROM reachable WHERE place = 1
     RETURNING 1
 )
 UPDATE "Campaign" SET "totalRecipients" = (SELECT count(*) FROM built), "updatedAt" = %(now)s
@@ -185,25 +138,14 @@ RETURNING "totalRecipients" AS built;
 
 -- name: fail_duplicates  Fails pending recipients whose address another recipient of the campaign has.
 -- One that failed for that reason says nothing when the campaign is prepared again: the one that it gave way to is left.
-WITH addressed AS (
-    SELECT id, status, worker.address(%(channel)s, "recipientEmail", "recipientPhone") AS address,
-           CASE WHEN %(channel)s = 'email' THEN lower("recipientEmail" COLLATE "C")
-                ELSE ltrim("recipientPhone", '+') END AS written
-    FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s
-      AND (status <> 'failed'
-           OR "errorMessage" IS DISTINCT FROM 'Another recipient of this campaign has the same address')
-), numbered AS (
-    SELECT id, status, row_number() OVER (
-        PARTITION BY address
-        ORDER BY status = 'pending', written IS DISTINCT FROM address, id  -- the plainest spelling can be sent to
-    ) AS number
-    FROM addressed WHERE address IS NOT NULL
-), failed AS (
+WITH
+    -- include: campaign_duplicates
+, failed AS (
     UPDATE "CampaignRecipient" r
     SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
         "errorMessage" = 'Another recipient of this campaign has the same address'
     FROM numbered n
-    WHERE r.id = n.id AND n.number > 1 AND n.status = 'pending' AND r.status = 'pending'
+    WHERE r.id = n.id AND n.place > 1 AND n.status = 'pending' AND r.status = 'pending'
     RETURNING r.id, r."errorMessage" AS reply
 ), recorded AS (
     INSERT INTO worker.failure (recipient_id, campaign_id, tenant_id, kind, reply, pattern, failed_at)
@@ -229,7 +171,7 @@ WITH run AS (
       AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
     FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could deadlock
 ), retried AS (
-    SELECT q.recipient_id AS id, q.attempts
+    SELECT q.recipient_id AS id, q.attempts, q.reason <> '' AS deferred
     FROM run JOIN worker.campaign_retry q ON q.campaign_id = run.campaign_id
     WHERE q.campaign_id = %(campaign_id)s AND q.due_at <= %(now)s
     ORDER BY q.due_at LIMIT (%(size)s + 1) / 2
@@ -245,7 +187,7 @@ WITH run AS (
         FOR UPDATE SKIP LOCKED
     ) AS p
 ), picked AS (
-    SELECT id, 0 AS attempts FROM fresh UNION ALL SELECT id, attempts FROM retried
+    SELECT id, 0 AS attempts, false AS deferred FROM fresh UNION ALL SELECT id, attempts, deferred FROM retried
 ), claimed AS (
     UPDATE "CampaignRecipient" p SET status = 'sending', "updatedAt" = %(now)s
     FROM picked
@@ -253,7 +195,7 @@ WITH run AS (
       AND p.id = ANY (ARRAY(SELECT id FROM picked)) AND p.status || '' = 'pending'  -- both: only by primary key
       AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
-              picked.attempts, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
+              picked.attempts, picked.deferred, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
 ), stale AS (
     DELETE FROM worker.campaign_retry q USING retried
     WHERE q.recipient_id = retried.id AND NOT EXISTS (
@@ -278,7 +220,8 @@ LEFT JOIN LATERAL (
     WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = claimed.address AND
         -- include: still_suppressed
     LIMIT 1
-) AS s ON true;
+) AS s ON true
+ORDER BY claimed.deferred;  -- the others tell first whether the account is accepted
 
 -- name: renew  Renews the lease of batches: their holder is alive.
 UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
@@ -297,7 +240,8 @@ WITH own_batch AS (
 ), settled AS (
     UPDATE "CampaignRecipient" p
     SET status = o.status,
-        "sentAt" = CASE WHEN o.status = 'sent' THEN o.at ELSE p."sentAt" END,
+        -- of an earlier message, if the CRM has set the recipient back: one that fails now has none
+        "sentAt" = CASE o.status WHEN 'sent' THEN o.at WHEN 'failed' THEN NULL ELSE p."sentAt" END,
         "failedAt" = CASE WHEN o.status = 'failed' THEN o.at END,
         "errorMessage" = CASE WHEN o.status = 'failed' THEN o.reason END,
         "messageId" = coalesce(o.message_id, p."messageId"),
@@ -308,10 +252,11 @@ WITH own_batch AS (
       AND p."campaignId" || '' = o.campaign_id AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p.status
 ), retries AS (
-    INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)
+    INSERT INTO worker.campaign_retry AS q (recipient_id, campaign_id, attempts, due_at, reason)
     SELECT id, campaign_id, attempts, at, coalesce(reason, '') FROM outcome WHERE status = 'pending'
     ON CONFLICT (recipient_id) DO UPDATE
-    SET attempts = excluded.attempts, due_at = excluded.due_at, reason = excluded.reason
+    SET attempts = excluded.attempts, due_at = excluded.due_at,
+        reason = coalesce(nullif(excluded.reason, ''), q.reason)  -- who was deferred once comes last in its batch
 ), no_retries AS (
     DELETE FROM worker.campaign_retry q USING outcome o
     WHERE q.recipient_id = o.id AND o.status <> 'pending'  -- while a provider is asked, unconfirmed_send has the attempts
@@ -415,6 +360,8 @@ SELECT is_new FROM waiting;
 SELECT
     (SELECT min(due_at) FROM worker.campaign_retry q
      WHERE q.campaign_id = %(campaign_id)s)                                             AS next_retry,
+    (SELECT q.reason FROM worker.campaign_retry q
+     WHERE q.campaign_id = %(campaign_id)s ORDER BY q.due_at LIMIT 1)                   AS next_retry_reason,
     EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = %(campaign_id)s)  AS claimed_elsewhere,
     (SELECT min(ask_at) FROM worker.unconfirmed_send s
      WHERE s.campaign_id = %(campaign_id)s)                                             AS next_ask,
@@ -487,14 +434,29 @@ WITH total AS (
 )
 SELECT * FROM ended;
 
--- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending.
-WITH ended AS (
-    UPDATE "Campaign" c SET status = 'failed', "updatedAt" = %(now)s
-    FROM worker.campaign_run r
-    WHERE r.campaign_id = c.id AND c.id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
+-- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending, and those that were refused
+-- since a message was accepted are pending again.
+WITH run AS (
+    SELECT r.campaign_id, c."tenantId" AS tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
+    WHERE r.campaign_id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
+    FOR UPDATE OF c, r
+), refused AS (
+    -- include: refused_in_a_row
+), released AS (
+    -- include: released_refusals
+), forgotten AS (
+    DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
+), ended AS (
+    UPDATE "Campaign" c
+    SET status = 'failed', "updatedAt" = %(now)s, "failedCount" = greatest(
+        c."failedCount" - (SELECT count(*) FROM released WHERE released.campaign_id = c.id), 0
+    )
+    FROM run
+    WHERE c.id = run.campaign_id AND c.status = 'running'
     RETURNING c.id, c."tenantId",
               (SELECT u.id FROM "User" u WHERE u.id = c."userId" AND u."tenantId" = c."tenantId") AS user_id
-), run AS (
+), ended_run AS (
     DELETE FROM worker.campaign_run r USING ended WHERE r.campaign_id = ended.id
 ), retries AS (
     DELETE FROM worker.campaign_retry q USING ended WHERE q.campaign_id = ended.id
@@ -504,13 +466,14 @@ WITH ended AS (
 )
 SELECT * FROM ended;
 
--- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply. Messages that
--- were sent, and came back later, say nothing about what is accepted now.
-SELECT f.pattern, count(*) AS number
-FROM worker.campaign_run r JOIN worker.failure f ON f.campaign_id = r.campaign_id AND f.tenant_id = r.tenant_id
-JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL
-WHERE r.campaign_id = %(campaign_id)s AND f.kind = 'refused' AND f.failed_at > greatest(r.started_at, r.accepted_at)
-GROUP BY f.pattern;
+-- name: refusals  The refusals of a run since a message of it was accepted, by the pattern of their reply.
+WITH run AS (
+    SELECT r.campaign_id, r.tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s
+), refused AS (
+    -- include: refused_in_a_row
+)
+SELECT pattern, count(*) AS number FROM refused GROUP BY pattern;
 
 -- name: break_off  Ends a run of which so many recipients in a row were refused with the same reply: they, and those
 -- that were refused meanwhile with another one, are pending again. Nothing happens while a batch of it is not settled, or
@@ -521,21 +484,15 @@ WITH run AS (
     WHERE r.campaign_id = %(campaign_id)s AND c.status = 'running'
       AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = r.campaign_id)
     FOR UPDATE OF c, r
-), refused AS (
-    SELECT f.recipient_id, f.pattern, f.reply, f.failed_at
-    FROM run JOIN worker.failure f ON f.campaign_id = run.campaign_id AND f.tenant_id = run.tenant_id
-    JOIN "CampaignRecipient" p ON p.id = f.recipient_id AND p."sentAt" IS NULL  -- as in "refusals"
-    WHERE f.kind = 'refused' AND f.failed_at > run.since
+), refusals AS (
+    -- include: refused_in_a_row
 ), streak AS (
     SELECT pattern, count(*) AS number
-    FROM refused GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
+    FROM refusals GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
+), refused AS (
+    SELECT refusals.* FROM refusals, streak
 ), released AS (
-    UPDATE "CampaignRecipient" p
-    SET status = 'pending', "failedAt" = NULL, "errorMessage" = NULL, "updatedAt" = %(now)s
-    FROM run, streak, refused f  -- all of them: the sender's fault may have been said in several ways
-    WHERE p.id = f.recipient_id AND p.status || '' = 'failed'
-      AND p."campaignId" || '' = run.campaign_id AND p."tenantId" || '' = run.tenant_id
-    RETURNING p.id
+    -- include: released_refusals
 ), forgotten AS (
     DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
 ), ended AS (
@@ -639,5 +596,6 @@ WHERE r.tenant_id = %(tenant_id)s AND c."tenantId" = %(tenant_id)s AND c.channel
 
 -- name: backlog  What waits, for the metrics.
 SELECT coalesce(sum(greatest(c."totalRecipients" - c."sentCount" - c."failedCount", 0)), 0)::float AS pending,
-       coalesce(extract(epoch FROM %(now)s - min(c."scheduledAt")), 0)::float                      AS oldest_due_seconds
+       coalesce(extract(epoch FROM %(now)s - min(c."scheduledAt")), 0)::float                      AS oldest_due_seconds,
+       count(*) FILTER (WHERE r.waits_for = 'window')::float                                       AS outside_hours
 FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id AND c."tenantId" = r.tenant_id;

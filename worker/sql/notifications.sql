@@ -1,20 +1,33 @@
 -- Statements about notifications: messages of reminders and trial. %(now)s is UTC without zone.
 
 -- name: hand_over  Marks messages just before they are sent: those that this process still holds. Those whose address is
--- suppressed stay as they are; an unsubscription is from campaigns, and no reason here.
+-- suppressed stay as they are.
 UPDATE worker.notice n
 SET handed_over = s.reason IS NULL, waits_for = NULL, renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
 FROM worker.notice held
 LEFT JOIN LATERAL (
     SELECT s.reason FROM worker.suppression s
-    WHERE s.tenant_id = held.tenant_id AND s.channel = held.channel
-      AND s.address = worker.address(held.channel, held.address, '+' || held.address)
-      AND s.source <> 'unsubscribe' AND
-          -- include: still_suppressed
+    WHERE
+        -- include: suppressed_notice
+      AND
+        -- include: still_suppressed
     LIMIT 1
 ) AS s ON true
 WHERE n.id = held.id AND held.id = ANY (%(ids)s::uuid[]) AND n.holder = %(holder)s AND NOT n.handed_over
 RETURNING n.id::text, s.reason AS opted_out;
+
+-- name: opted_out  Which of these messages, which are about to leave, may not be sent any more, and why.
+SELECT held.id::text, s.reason
+FROM worker.notice held
+CROSS JOIN LATERAL (
+    SELECT s.reason FROM worker.suppression s
+    WHERE
+        -- include: suppressed_notice
+      AND
+        -- include: still_suppressed
+    LIMIT 1
+) AS s
+WHERE held.id = ANY (%(ids)s::uuid[]) AND held.holder = %(holder)s;
 
 -- name: renew  Shows other machines that this process still works on its messages.
 UPDATE worker.notice SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'

@@ -68,9 +68,36 @@ SELECT
         AS calls_queued,
     (SELECT extract(epoch FROM min(GREATEST("scheduledFor", "nextRetryAt")) - clock.now) FROM "CallQueue"
      WHERE status = 'pending' AND GREATEST("scheduledFor", "nextRetryAt") > clock.now)::float8 AS next_call_seconds,
+    waiting.calls AS calls_waiting, waiting.seconds AS calls_wait_seconds,
     (SELECT count(*) FROM worker.call_claim WHERE ask_at IS NULL) AS calls_being_placed,
     (SELECT count(*) FROM (
         SELECT FROM worker.call_claim WHERE ask_at IS NOT NULL LIMIT %(cap)s + 1) AS capped) AS calls_unconfirmed,
     (SELECT count(*) FROM (SELECT FROM worker.unconfirmed_send LIMIT %(cap)s + 1) AS capped) AS messages_unconfirmed,
     (SELECT count(*) FROM (SELECT FROM worker.notice LIMIT %(cap)s + 1) AS capped) AS notifications
-FROM clock;
+FROM clock, LATERAL (
+    -- for the hours of their numbers
+    SELECT count(*) AS calls, extract(epoch FROM min(q.at) - clock.now)::float8 AS seconds
+    FROM (
+        SELECT GREATEST("scheduledFor", "nextRetryAt") AS at FROM "CallQueue"
+        WHERE status = 'pending' AND GREATEST("scheduledFor", "nextRetryAt") > clock.now
+          AND starts_with("errorMessage", %(waiting)s)
+        ORDER BY GREATEST("scheduledFor", "nextRetryAt") LIMIT %(cap)s + 1
+    ) AS q
+) AS waiting;
+
+-- name: refused_calls  What tenants have to change before their calls can be placed, by the reasons of the latest calls.
+SELECT t.name AS tenant, what.text AS what, count(*) AS calls
+FROM (
+    (SELECT q."tenantId", q."errorMessage" FROM "CallQueue" q
+     WHERE q.status = 'pending' AND GREATEST(q."scheduledFor", q."nextRetryAt") > statement_timestamp() AT TIME ZONE 'UTC'
+     ORDER BY GREATEST(q."scheduledFor", q."nextRetryAt") LIMIT %(latest)s)
+    UNION ALL
+    (SELECT q."tenantId", q."errorMessage" FROM "CallQueue" q
+     WHERE q.status IN ('completed', 'failed', 'cancelled')
+       AND q."updatedAt" > statement_timestamp() AT TIME ZONE 'UTC' - interval '1 hour'
+     ORDER BY q."updatedAt" DESC LIMIT %(latest)s)
+) AS recent
+JOIN "Tenant" t ON t.id = recent."tenantId",
+LATERAL (SELECT split_part(recent."errorMessage", %(what_to_do)s, 2) AS text) AS what
+WHERE what.text <> ''
+GROUP BY t.id, what.text ORDER BY calls DESC, t.id LIMIT 5;

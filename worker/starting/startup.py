@@ -13,12 +13,13 @@ from contextlib import closing
 from pathlib import Path
 
 import psycopg2
+import redis
 
 from worker.errors import SchemaError
 from worker.runtime import program
 from worker.runtime.db import Database
 from worker.runtime.migrations import require_current
-from worker.runtime.redis_client import connect
+from worker.runtime.redis_client import connect, require_no_cluster
 from worker.runtime.settings import Settings
 from worker.starting.preflight import problems
 from worker.starting.wait_for_services import AwaitedService, wait_for_all
@@ -68,7 +69,10 @@ def start(conf: Path) -> int:
 
 
 def await_servers(settings: Settings) -> int:
-    """Waits for PostgreSQL and Redis. Returns 0 when both answer, else 1."""
+    """Waits for PostgreSQL and Redis. Returns 0 when both answer, else 1.
+
+    Raises SettingsError when Redis is a cluster.
+    """
     database = Database(settings.database_url, "crm-worker entrypoint")
     client = connect(settings.redis_url, timeout_seconds=REDIS_TIMEOUT_SECONDS)
     check = "is it running and reachable from here, and are address, user and password in {} right?"
@@ -82,7 +86,14 @@ def await_servers(settings: Settings) -> int:
             "a server did not answer within ENTRYPOINT_WAIT",
             {"server": server.name, "reason": server.reason, "check": server.check},
         )
-    return 1 if silent else 0
+    if silent:
+        return 1
+    try:
+        require_no_cluster(client)
+    except redis.RedisError as error:
+        log.error("cannot check whether Redis is a cluster", {"reason": error})
+        return 1
+    return 0
 
 
 def prepare_database(settings: Settings) -> int:

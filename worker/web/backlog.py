@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from worker.web.dependencies import SystemSnapshot
-from worker.web.formatting import ago, capped, count, span
+from worker.web.formatting import ago, capped, clock, count, span
 from worker.web.work_in_progress import CAP, WorkInProgress
 
 
@@ -17,6 +17,8 @@ class Backlog:
     calls_due: int | None = None
     calls_oldest_due_seconds: float | None = None
     calls_queued: int | None = None
+    calls_waiting: int | None = None  # for the hours of their numbers
+    calls_wait_until: float | None = None
     calls_being_placed: int | None = None
     calls_unconfirmed: int | None = None
     messages_unconfirmed: int | None = None
@@ -44,6 +46,8 @@ def read_backlog(snapshot: SystemSnapshot, now: float) -> Backlog:
         calls_due=_calls_due(gauges, work),
         calls_oldest_due_seconds=gauges.get("calls_oldest_due_seconds"),
         calls_queued=work.calls_queued if work else None,
+        calls_waiting=work.calls_waiting if work else None,
+        calls_wait_until=_after(now, work.calls_wait_seconds) if work else None,
         calls_being_placed=work.calls_being_placed if work else None,
         calls_unconfirmed=work.calls_unconfirmed if work else None,
         messages_unconfirmed=work.messages_unconfirmed if work else None,
@@ -62,9 +66,14 @@ def figures(backlog: Backlog, now: float) -> Iterator[Figure]:
     yield _reported("Campaign recipients", backlog.recipients, backlog.recipients_oldest_due_seconds)
     yield _reported("Calls due", backlog.calls_due, backlog.calls_oldest_due_seconds)
     yield _counted("Calls queued", backlog.calls_queued, ", ".join(queued))
+    yield _counted("Calls outside their hours", backlog.calls_waiting, _first_until(backlog.calls_wait_until, now))
     yield _counted("Unconfirmed calls", calls, "Twilio is asked whether it has them" if calls else "")
     yield _counted("Unconfirmed e-mails", messages, "Gmail is asked whether it has them" if messages else "")
     yield _counted("Notifications", backlog.notifications, "reminder digests, trial e-mails")
+
+
+def _first_until(at: float | None, now: float) -> str:
+    return "" if at is None else f"the first may be placed at {clock(at, now)}, {ago(at, now)}"
 
 
 def _reported(name: str, number: int | None, oldest_seconds: float | None) -> Figure:

@@ -31,7 +31,7 @@ from worker.runtime.redis_client import connect
 from worker.runtime.settings import Settings
 from worker.web.counter_history import HISTORY, CounterSampler, MinuteSample, parse_samples
 from worker.web.poisoned_redis import poison_warnings, repair
-from worker.web.warning_checks import WarningChecks, clock_warning, database_warnings, redis_warnings
+from worker.web.warning_checks import WarningChecks, call_warnings, clock_warning, database_warnings, redis_warnings
 from worker.web.work_in_progress import CampaignRates, WorkInProgress, read_work_in_progress
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Dependencies:
             self._redis = connect(settings.redis_url, timeout_seconds=QUESTION_SECONDS)
         except ValueError as error:
             raise SettingsError(f"REDIS_URL: {error}") from error
-        self._db = Database(settings.database_url, "crm-worker web")
+        self._db = Database(settings.database_url, "crm-worker web", statement_seconds=QUESTION_SECONDS)
         self._clock = clock
         self._connected_at = clock()
         self._rates = CampaignRates(clock)
@@ -203,8 +203,7 @@ class Dependencies:
             return self._changed(name, Service(up=not refusal, reason=refusal, read_only=bool(refusal)))
         if not isinstance(error, redis.RedisError | psycopg2.Error | HTTPError | OSError):
             log.error("a probe failed: a bug, please report it", exc_info=error)
-        text = str(error).strip() or type(error).__name__
-        return self._changed(name, Service(up=False, reason=text.splitlines()[0]))
+        return self._changed(name, Service(up=False, reason=_one_line(error)))
 
     def _changed(self, name: str, service: Service) -> Service:
         """The service's new state; a change is logged once."""
@@ -258,10 +257,8 @@ class Dependencies:
             self._connected_at = self._clock()
         before = time.time()
         row = self._db.one(
-            "SELECT set_config('statement_timeout', %(limit)s, false), "
-            "extract(epoch FROM clock_timestamp())::float8 AS at, pg_is_in_recovery() AS standby, "
-            "current_setting('transaction_read_only')::bool AS read_only",
-            limit=f"{QUESTION_SECONDS * 1000:.0f}ms",
+            "SELECT extract(epoch FROM clock_timestamp())::float8 AS at, pg_is_in_recovery() AS standby, "
+            "current_setting('transaction_read_only')::bool AS read_only"
         ) or {"at": before, "standby": False, "read_only": False}
         offset_seconds = row["at"] - (before + time.time()) / 2
         self._checks.run("clock", lambda: filter(None, [clock_warning(offset_seconds)]))
@@ -275,16 +272,24 @@ class Dependencies:
         """The work in progress, or why it cannot be read."""
         try:
             self._checks.run("database", lambda: database_warnings(self._db))
-            return read_work_in_progress(self._db, self._rates), ""
+            work = read_work_in_progress(self._db, self._rates)
+            self._checks.run("calls", lambda: call_warnings(self._db))
         except psycopg2.Error as error:
             if is_unavailable(error):
                 raise
-            return None, str(error).strip().splitlines()[0]
+            return None, _one_line(error)
+        return work, ""
 
     def _ask_qdrant(self) -> None:
         response = self._http.request("GET", self._qdrant_url, headers=self._qdrant_headers, redirect=False)
         if response.status != 200:
             raise HTTPError(f"HTTP {response.status}")
+
+
+def _one_line(error: BaseException) -> str:
+    """The first line of its text; of several hosts that libpq tried, a line for each."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "; ".join(lines[:1] + [each for each in lines[1:] if each.startswith("connection to server at ")])
 
 
 def _refusal(written: object) -> str:

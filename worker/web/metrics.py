@@ -66,6 +66,7 @@ GAUGES = {
     ),
     "calls_due": ("Queued calls that are due.", ()),
     "calls_oldest_due_seconds": ("How long the oldest due call has been due.", ()),
+    "window_waiting": ("Calls, and campaigns, that wait for the hours in which they may go on.", ("kind",)),
     "program_state": ("State of a program, as supervisord's number.", ("program",)),
     "program_bad_settings": ("Whether a program ended because of bad settings or a missing migration.", ("program",)),
     "knowledge_points": ("Points in Qdrant's collection.", ()),

@@ -1,4 +1,5 @@
-"""Checks for problems that show although every server answers: memory policy, clocks, bad numbers, missing tables.
+"""Checks for problems that show although every server answers: Redis's memory policy, clocks, bad numbers, missing
+tables, and calls that are not placed.
 
 Each warning is one sentence for the operator that says what is wrong and what to do. The checks change nothing.
 """
@@ -14,14 +15,16 @@ from types import MappingProxyType
 import psycopg2.errors
 import redis
 
+from worker.content.calls import WHAT_TO_DO
 from worker.errors import SchemaError
-from worker.runtime.db import Database
+from worker.runtime.db import Database, queries
 from worker.runtime.migrations import migrations, require_current
 
 log = logging.getLogger(__name__)
 
 CLOCK_LIMIT_SECONDS = 2.0
 CHECK_SECONDS = 60.0  # from one run of a check to the next
+LATEST_CALLS = 1000  # whose reasons are looked at
 
 # The CRM's tables and columns that the statements in worker/sql use. The CRM's migrations may change all others.
 CONTRACT: Mapping[str, str] = MappingProxyType(
@@ -165,6 +168,12 @@ def _number_warnings(db: Database) -> list[str]:
         "may limit or block it: pause its campaigns, and write only to people who asked for it until it is better."
         for row in rows
     ]
+
+
+def call_warnings(db: Database) -> list[str]:
+    """Which tenants have to change something before their calls can be placed. Raises psycopg2.Error."""
+    rows = db.all(queries("web")["refused_calls"], what_to_do=WHAT_TO_DO, latest=LATEST_CALLS)
+    return [f"Calls of the tenant {row['tenant'][:60]} are not placed: {row['what']}." for row in rows]
 
 
 def _contract_warnings(db: Database) -> Iterator[str]:

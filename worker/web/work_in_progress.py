@@ -6,6 +6,7 @@ It is read with one statement, at most once in two seconds, and nothing is count
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from worker.content.calls import WAITING_FOR_HOURS
 from worker.runtime.db import Database, queries
 from worker.web.campaign_failures import LATEST, REPLIES, CampaignFailures
 
@@ -49,6 +50,8 @@ class WorkInProgress:
     campaigns_of_others: int  # running campaigns that the CRM's app servers send
     next_campaign_seconds: float | None
     calls_queued: int
+    calls_waiting: int  # for the hours of their numbers
+    calls_wait_seconds: float | None  # until the first of them may be placed
     next_call_seconds: float | None
     calls_being_placed: int
     calls_unconfirmed: int
@@ -93,7 +96,7 @@ def read_work_in_progress(database: Database, rates: CampaignRates) -> WorkInPro
     """Reads it from the database. Raises psycopg2.Error, also where bin/migrate has not run."""
     statement = queries("web")["work_in_progress"]
     limits = {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "failures": LATEST, "replies": REPLIES}
-    row = database.one(statement, **limits) or {}
+    row = database.one(statement, **limits, waiting=WAITING_FOR_HOURS) or {}
     campaigns = [RunningCampaign(**each) for each in row["campaigns"]]
     measured = zip(campaigns, rates.per_second(campaigns), strict=True)
     failures = tuple(CampaignFailures.from_row(each) for each in row["failures"])

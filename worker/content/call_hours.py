@@ -1,0 +1,107 @@
+"""When a phone number may be called: in its country's window, by the clocks of all places that have such numbers.
+
+Two windows are built in, as published: 09:00-21:00 for India, for commercial calls (TRAI, Telecom Commercial
+Communications Customer Preference Regulations, 2018, and what was issued under them); 08:00-21:00 for +1, where the
+USA allow telephone solicitation by the called person's time (47 CFR 64.1200(c)(1)). This is no legal advice.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from types import MappingProxyType
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import phonenumbers
+from phonenumbers import PhoneNumberType
+from phonenumbers import timezone as number_zones
+
+from worker.content.calls import WAITING_FOR_HOURS
+from worker.content.windows import Window, closes_at, is_open, next_open
+
+BUILT_IN: Mapping[int, Window] = MappingProxyType({91: Window.parse("09:00-21:00"), 1: Window.parse("08:00-21:00")})
+
+
+@dataclass(frozen=True, slots=True)
+class CallHours:
+    """When one number may be called. ``country``: its calling code."""
+
+    country: int
+    window: Window
+    zones: tuple[ZoneInfo, ...]
+
+    def is_open(self, now: datetime) -> bool:
+        return is_open(self.window, self.zones, now)
+
+    def opens_at(self, now: datetime) -> datetime | None:
+        """When it may be called: ``now`` or later. None: never, since its zones have no such hour in common."""
+        return next_open(self.window, self.zones, now)
+
+    def closes_at(self, now: datetime) -> datetime | None:
+        """Until when it may be called; None: always."""
+        return closes_at(self.window, self.zones, now)
+
+    @property
+    def why_waiting(self) -> str:
+        """The reason of a call that waits."""
+        return f"{WAITING_FOR_HOURS}+{self.country} are placed {self.window} by the clock of the called number"
+
+    @property
+    def why_never(self) -> str:
+        """The reason of a call that could wait for ever."""
+        zones = ", ".join(zone.key for zone in self.zones[:3])
+        return (
+            f"not called: it is never {self.window} in all {len(self.zones)} time zones of the number ({zones} ...): "
+            f"set CALL_WINDOWS=+{self.country}=..."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CallWindows:
+    """CALL_WINDOW and CALL_WINDOWS: the windows of all countries. ``by_country``: by calling code."""
+
+    usual: Window
+    by_country: Mapping[int, Window]
+
+    def hours_of(self, number: str, home: Callable[[], ZoneInfo]) -> CallHours:
+        """``number``: E.164. ``home``: the zone of one that belongs to no place, as +800; raises what it raises."""
+        country, zones = _places(number)
+        window = self.by_country.get(country) or BUILT_IN.get(country) or self.usual
+        return CallHours(country, window, zones or (home(),))
+
+
+def calling_code(number: str) -> int:
+    """Of an E.164 number."""
+    return _places(number)[0]
+
+
+def zones_of(number: str) -> tuple[ZoneInfo, ...]:
+    """The zones of the places that have such numbers; none for one of no place. ``number``: E.164."""
+    return _places(number)[1]
+
+
+def is_calling_code(code: int) -> bool:
+    """Whether numbers begin with it: of a country, or of none, as 800."""
+    return code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE
+
+
+@lru_cache(maxsize=2048)
+def _places(number: str) -> tuple[int, tuple[ZoneInfo, ...]]:
+    """The calling code of a number and the zones of the places that have such numbers; none for one of no place.
+
+    A number in no range that is known to be in use may be new: the longest prefix that is known decides, at worst the
+    country's.
+    """
+    parsed = phonenumbers.parse(number)
+    is_known = phonenumbers.number_type(parsed) != PhoneNumberType.UNKNOWN
+    find = number_zones.time_zones_for_number if is_known else number_zones.time_zones_for_geographical_number
+    return int(parsed.country_code or 0), tuple(filter(None, map(_zone, find(parsed))))
+
+
+@lru_cache
+def _zone(name: str) -> ZoneInfo | None:
+    """None for Etc/Unknown, and for a zone that this machine does not know yet."""
+    try:
+        return ZoneInfo(name)
+    except ZoneInfoNotFoundError:
+        return None
