@@ -69,7 +69,7 @@ def _of_campaign(parts: CheckedParts, settings: Settings) -> Iterator[Problem]:
         yield Problem(
             Level.ERROR,
             "time-zone",
-            "CAMPAIGN_WINDOW is set, and the time zone of the tenant cannot be read: correct it in its call settings.",
+            "CAMPAIGN_WINDOW is set, and the tenant's time zone cannot be read: correct it in its call settings.",
         )
     if parts.state.quality == "RED":
         yield Problem(

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from worker.runtime.db import Database, queries
+from worker.runtime.db import Database, Row, queries
 
-ACCOUNT_KINDS = ("smtp", "gmail", "whatsapp")
+ACCOUNTS = {
+    "smtp": "the mail server",
+    "gmail": "the Gmail account",
+    "whatsapp": "the WhatsApp numbers",
+}
+ACCOUNT_KINDS = tuple(ACCOUNTS)
 LOOK_AGAIN = timedelta(seconds=30)
 COUNTED = timedelta(hours=25)  # from the beginning of an hour until it does not count any more
 
@@ -88,6 +93,17 @@ def free_at(states: tuple[QuotaState, ...], now: datetime) -> datetime:
     return max(waits, default=now + LOOK_AGAIN)  # what is left is for notifications, or was given back just now
 
 
+def why_used_up(quota: Quota, states: tuple[QuotaState, ...], now: datetime) -> str:
+    """Why a campaign waits, in words for its user: of the limits that it has reached, the lowest."""
+    lowest = min((each.limit for each in states if not each.left(now)), default=None)
+    account = ACCOUNTS[quota.account_kind]
+    if lowest is None:
+        return f"what is left of the limit of {account} is for reminders"
+    if lowest == quota.limit:
+        return f"the limit of {account}, {quota.limit:,} in 24 hours, is used up"
+    return f"campaigns may use {lowest:,} of the limit of {account}, {quota.limit:,} in 24 hours, and have done so"
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """``number`` messages that may be sent, reserved in an hour."""
@@ -100,9 +116,8 @@ class Reservation:
 class QuotaUsedUp(Exception):
     """Nothing may be sent through the account ``until`` then, UTC without a zone."""
 
-    def __init__(self, quota: Quota, until: datetime) -> None:
-        super().__init__(f"the {quota.account_kind} account's limit of {quota.limit} messages in 24 hours is used up")
-        self.quota = quota
+    def __init__(self, reason: str, until: datetime) -> None:
+        super().__init__(reason)
         self.until = until
 
 
@@ -121,7 +136,8 @@ class QuotaLedger:
         """
         if granted := self._reserve(quota, want, now, is_campaign=True):
             return Reservation(quota, _hour(now), granted)
-        raise QuotaUsedUp(quota, free_at(self.states(quota, now), now))
+        states = self.states(quota, now)
+        raise QuotaUsedUp(why_used_up(quota, states, now), free_at(states, now))
 
     def reserve_notification(self, quota: Quota, now: datetime) -> Reservation | None:
         """Reserves one message of reminders or trial, down to the last one; None when none is left."""
@@ -155,7 +171,7 @@ class QuotaLedger:
             quota,
             [HourUse(row["hour"], row["used"]) for row in rows],
             [HourUse(row["hour"], row["used_by_tenant"]) for row in rows],
-            is_shared=not rows or rows[0]["is_shared"],
+            is_shared=rows[0]["is_shared"],
         )
 
     def used_ratios(self, now: datetime) -> dict[str, float]:

@@ -38,13 +38,11 @@ class CampaignView:
 
 def campaign_view(campaign: RunningCampaign, now: float) -> CampaignView:
     """The campaign at ``now`` (Unix seconds), with its expected end."""
-    deferred = campaign.deferrals > 0 and campaign.next_batch_seconds > 0
+    waits = campaign.waits_for is not None and (campaign.waits_seconds or 0.0) > 0
+    deferred = campaign.deferrals > 0 and campaign.next_batch_seconds > 0 and not waits
     ends_at = None
     if campaign.forecast and campaign.forecast.ends_at and not deferred:
         ends_at = campaign.forecast.ends_at.replace(tzinfo=UTC).timestamp()
-    waits_until = None
-    if campaign.waits_for and campaign.waits_seconds is not None and campaign.waits_seconds > 0:
-        waits_until = now + campaign.waits_seconds
     return CampaignView(
         id=campaign.id,
         name=one_line(campaign.name, TEXT_LIMIT) or "(no name)",
@@ -57,8 +55,8 @@ def campaign_view(campaign: RunningCampaign, now: float) -> CampaignView:
         ends_at=ends_at,
         resumes_at=now + campaign.next_batch_seconds if deferred else None,
         prepared=campaign.prepared,
-        waits_for=WAITS_FOR.get(campaign.waits_for or "") if waits_until else None,
-        waits_until=waits_until,
+        waits_for=WAITS_FOR.get(campaign.waits_for or "") if waits else None,
+        waits_until=now + (campaign.waits_seconds or 0.0) if waits else None,
         forecast=campaign.forecast.words if campaign.forecast and not deferred else "",
     )
 
