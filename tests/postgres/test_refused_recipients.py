@@ -170,7 +170,7 @@ def test_the_breaker_counts_from_the_database(crm: Crm, db: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["too few", "accepted since", "a batch", "another reply", "another tenant", "paused"]
+    "what", ["too few", "accepted since", "a batch", "another reply", "another tenant", "paused", "full mailboxes"]
 )
 def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> None:
     """Fewer refusals, a message that was accepted since, a batch that is not settled, other replies, foreign rows."""
@@ -183,6 +183,7 @@ def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> No
         "another reply": "UPDATE worker.failure SET pattern = recipient_id",
         "another tenant": "UPDATE worker.failure SET tenant_id = 'foreign'",
         "paused": """UPDATE "Campaign" SET status = 'paused'""",
+        "full mailboxes": "UPDATE worker.failure SET code = '552 5.2.2', pattern = '552 5.2.2 mailbox full'",
     }[what]
     crm.execute(change)
     assert not break_off(db, campaign)
@@ -220,6 +221,19 @@ def test_what_a_rejection_leaves_as_it_is(crm: Crm, db: Database, what: str) -> 
     fail(db, campaign)
     assert crm.counts(campaign) == before
     assert crm.execute('SELECT status, "failedCount" FROM "Campaign"') == [("failed", LIMIT)]
+
+
+def test_many_full_mailboxes(crm: Crm, db: Database, world: World, run_once: OneRun) -> None:
+    """Each is its owner's: they do not end a campaign, neither at first nor when it is tried again."""
+    world.script("smtp", stage="rcpt", status=552, text="5.2.2 mailbox full")
+    campaign = crm.add_campaign("email", recipients=30)
+    for _ in range(2):
+        assert run_once("campaign", CampaignJob, REFUSAL_BREAKER=str(LIMIT)) == 0
+        assert crm.counts(campaign) == {"failed": 30}
+        assert crm.value('SELECT message FROM "CampaignLog" ORDER BY "createdAt" DESC').startswith(
+            "Every send failed"
+        )
+        assert FailureCommands(db, utc_now).retry(campaign, [FailureKind.REFUSED], dry_run=False) == 0
 
 
 @pytest.mark.parametrize("batch_size", ["100", "2"])
