@@ -42,9 +42,10 @@ class CallEligibility:
         if opens_at > now:
             meet = _meet(settings.business_hours(), hours, now.replace(hour=0, minute=0, second=0, microsecond=0))
             return WaitingCall(call, opens_at, hours.why_waiting + ("" if meet else NEVER_MEET))
-        if backoff := self._accounts.country_backoff(account, hours.country):
+        to_number = e164(number)
+        if backoff := self._accounts.country_backoff(account, to_number):
             return WaitingCall(call, backoff.until, backoff.reason)
-        return CallCandidate(account, e164(number), call, hours.closes_at(now))
+        return CallCandidate(account, to_number, call, hours.closes_at(now))
 
 
 @lru_cache(maxsize=256)

@@ -71,11 +71,6 @@ class CallWindows:
         return CallHours(country, window, zones_of(number) or (home(),))
 
 
-def calling_code(number: str) -> int:
-    """Of an E.164 number."""
-    return phonenumbers.parse(number).country_code or 0
-
-
 def is_calling_code(code: int) -> bool:
     """Whether numbers begin with it: of a country, or of none, as 800."""
     return code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE
