@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from worker.runtime.db import Database, Row, queries
+from worker.runtime.db import Database, queries
 
 ACCOUNTS = {
     "smtp": "the mail server",
