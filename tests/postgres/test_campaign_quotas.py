@@ -144,6 +144,11 @@ def test_a_lost_claim_gives_back_what_it_reserved(crm: Crm, world: World, run_on
     assert crm.value("SELECT sum(used) FROM worker.quota") == 0
 
 
+def people(number: int, first: int = 0) -> list[dict[str, str]]:
+    """Recipients whom no other campaign has."""
+    return [{"recipientPhone": f"+919812{300_000 + first + place}"} for place in range(number)]
+
+
 def whatsapp_campaign(crm: Crm, world: World, recipients: int, tier: str, quality: str = "GREEN") -> str:
     """Of a tenant whose number Meta describes so."""
     world.set_rates(whatsapp_rate=0)
@@ -173,8 +178,8 @@ def test_all_campaigns_of_a_tenant_count_together(crm: Crm, world: World, run_on
     world.script("number", status=200, body={"whatsapp_business_manager_messaging_limit": "TIER_50"})
     other = crm.add_tenant(settings={"whatsapp": accounts.whatsapp_settings(phone_id="105550100100199")})
     crm.add_user(other)
-    for tenant in (crm.tenant_id, crm.tenant_id, other):
-        crm.add_campaign("whatsapp", recipients=30, tenant_id=tenant)
+    for number, tenant in enumerate((crm.tenant_id, crm.tenant_id, other)):
+        crm.add_campaign("whatsapp", recipients=people(30, first=100 * number), tenant_id=tenant)
     run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
     sent = crm.execute("""SELECT "tenantId", count(*) FROM "CampaignRecipient" WHERE status = 'sent' GROUP BY 1""")
     assert dict(sent) == {crm.tenant_id: 45, other: 30}
@@ -210,7 +215,7 @@ def test_a_limit_that_was_known_holds_while_meta_does_not_say(crm: Crm, world: W
     run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
     crm.execute("UPDATE worker.whatsapp_number SET read_at = read_at - interval '2 hours'")
     world.script("number", status=500)
-    crm.add_campaign("whatsapp", recipients=60)
+    crm.add_campaign("whatsapp", recipients=people(60))
     run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
     assert states(crm) == {"sent": 45, "pending": 35}
 
@@ -287,3 +292,21 @@ def test_all_processes_keep_to_one_pace(crm: Crm, world: World, run_once: OneRun
     run_once("campaign", CampaignJob, SMTP_RATE="4")
     assert states(crm) == {"sent": 12}
     assert time.monotonic() - began > 2.0  # (12 - 1) / 4 s, less what the burst saves
+
+
+def test_who_was_written_to_before_counts_once(crm: Crm, world: World, run_once: OneRun) -> None:
+    """Meta counts people. They count for a day after the latest message, and another tenant's do not matter."""
+    used_by_hour = "SELECT used FROM worker.quota WHERE used > 0 ORDER BY hour"
+    whatsapp_campaign(crm, world, 40, "TIER_50")
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    crm.execute("UPDATE worker.quota SET hour = hour - interval '20 hours'")
+    crm.execute("""UPDATE "CampaignRecipient" SET "sentAt" = "sentAt" - interval '20 hours'""")
+    again = crm.add_campaign("whatsapp", recipients=40)
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="20")
+    assert crm.counts(again) == {"sent": 40}
+    assert crm.execute(used_by_hour) == [(40,)]
+    let_pass(crm, 20)
+    assert crm.execute(used_by_hour) == [(40,)], "the latest message counts"
+    third = crm.add_campaign("whatsapp", recipients=people(8))
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    assert crm.counts(third) == {"sent": 5, "pending": 3}

@@ -192,12 +192,17 @@ def test_bad_values(name: str, value: str, allowed: str) -> None:
     assert line.isprintable()
 
 
+REDIS_SCHEMES = (
+    "redis:// or rediss:// or unix:// or redis+sentinel:// or rediss+sentinel:// or valkey:// or valkeys://"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
         ("DATABASE_URL", "mysql://crm:hunter2@db/crm", "postgresql:// or postgres://"),
-        ("REDIS_URL", "http://:hunter2@redis", "redis:// or rediss:// or unix:// or redis+sentinel://"),
-        ("LOCK_REDIS_URLS", "redis://a hunter2", "redis:// or rediss:// or unix:// or redis+sentinel://"),
+        ("REDIS_URL", "http://:hunter2@redis", REDIS_SCHEMES),
+        ("LOCK_REDIS_URLS", "redis://a hunter2", REDIS_SCHEMES),
         ("SMTP_URL", "smpt://crm:hunter2@mail.example", "smtp:// or smtps://"),
         ("ENCRYPTION_KEY", "hunter2" * 9, "64 hex digits (32 bytes)"),
     ],

@@ -5,7 +5,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from zoneinfo import ZoneInfo
 
 from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
 from worker.calling.eligibility import CallEligibility
@@ -28,7 +27,7 @@ class OpenAccount:
 
     account: TwilioAccount
     slots: int
-    zone: Callable[[], ZoneInfo]  # the tenant's; raises ValueError
+    settings: CallSettings
 
     @property
     def wanted(self) -> int:
@@ -78,7 +77,7 @@ class CallSelection:
             settings = CallSettings.from_row(row)
             account = self._open_account(settings, now)
             if account is not None:
-                found.append(OpenAccount(account, row["slots"], settings.zone))
+                found.append(OpenAccount(account, row["slots"], settings))
         return sorted(found, key=lambda each: self._served_at.get(each.account.tenant_id, float("-inf")))
 
     def choose(self, accounts: Sequence[OpenAccount], now: datetime) -> CallChoice:
@@ -178,7 +177,7 @@ class CallSelection:
     def _judge(
         self, account: OpenAccount, call: QueuedCall, now: datetime
     ) -> CallCandidate | WaitingCall | CallFailure:
-        return self._eligibility.judge(call, account.account, account.zone, now)
+        return self._eligibility.judge(call, account.account, account.settings, now)
 
     def _candidates(self, tenant_ids: list[str], limits: list[int], now: datetime) -> list[QueuedCall]:
         """The next calls of each tenant, at most as many as its limit."""

@@ -95,8 +95,12 @@ class BatchClaims:
 
     def give_back(self, batch: Batch, untried: int) -> None:
         """The batch is settled, and so many of its messages were not offered to the provider."""
-        if batch.reservation:
-            self.quotas.give_back(batch.reservation, untried)
+        if batch.reservation is None:
+            return
+        self.quotas.give_back(batch.reservation, untried)
+        if batch.transport.number:
+            ids = [recipient.id for recipient in batch.recipients]
+            self.whatsapp_limits.count_once(batch.reservation.quota, batch.campaign.id, ids)
 
     def claim_unconfirmed(self, campaign: Campaign, transport: Transport, account_key: str) -> Batch | None:
         """Claims unconfirmed messages that left through this account, to ask the provider about them."""

@@ -145,7 +145,7 @@ class BatchSettlements:
             "accepted_at": accepted_at,
             "channel": campaign.channel,
             "sender": transport.account_key,
-            "next_batch_at": _later(now, self._pause_seconds(batch, backoffs)),
+            "next_batch_at": _later(now, self._pause_seconds(batch, outcomes, backoffs)),
             "backoffs": backoffs,
         }
         try:
@@ -208,12 +208,16 @@ class BatchSettlements:
             failure_record(each, outcomes[each.id], failed[each.id]) for each in batch.recipients if each.id in failed
         ]
 
-    def _pause_seconds(self, batch: Batch, backoffs: int) -> float:
-        """Until the campaign's next batch. After a batch that is not full the pause is in proportion shorter."""
+    def _pause_seconds(self, batch: Batch, outcomes: Mapping[str, Outcome], backoffs: int) -> float:
+        """Until the campaign's next batch. After a batch that is not full the pause is in proportion shorter.
+
+        So it is after one of whose recipients some were not tried: they wait for their hours, say.
+        """
         if batch.state is BatchState.BACKING_OFF:
             pause = backoff_seconds(backoffs, BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
             return max(batch.delay_seconds or 0.0, pause)
-        share = min(1.0, len(batch.recipients) / self._settings.campaign_batch_size)
+        tried = sum(each.kind is not OutcomeKind.NOT_SENT for each in outcomes.values())
+        share = min(1.0, tried / self._settings.campaign_batch_size)
         return self._settings.campaign_batch_delay_seconds * share
 
     def _count(self, channel: str, states: Counter[RecipientState], outcomes: Mapping[str, Outcome]) -> None:

@@ -17,7 +17,7 @@ from phonenumbers import PhoneNumberType
 from phonenumbers import timezone as number_zones
 
 from worker.content.calls import WAITING_FOR_HOURS
-from worker.content.windows import Window, closes_at, next_open
+from worker.content.windows import Window, closes_at, is_open, next_open
 
 BUILT_IN: Mapping[int, Window] = MappingProxyType({91: Window.parse("09:00-21:00"), 1: Window.parse("08:00-21:00")})
 
@@ -29,6 +29,9 @@ class CallHours:
     country: int
     window: Window
     zones: tuple[ZoneInfo, ...]
+
+    def is_open(self, now: datetime) -> bool:
+        return is_open(self.window, self.zones, now)
 
     def opens_at(self, now: datetime) -> datetime | None:
         """When it may be called: ``now`` or later. None: never, since its zones have no such hour in common."""

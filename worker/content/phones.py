@@ -67,6 +67,12 @@ def whatsapp_id(raw: str, country_code: str = "+91") -> str:
     return digits if _MEXICAN_ID.fullmatch(digits) and digits[3:] == number[2:] else number
 
 
+def country_of(number: str) -> str:
+    """The country of a number in E.164, by its two letters ('IN'); '' where it belongs to none, as +800."""
+    region = phonenumbers.region_code_for_number(_parsed(number.removeprefix("+")) or PhoneNumber())
+    return region if region and region.isalpha() else ""
+
+
 def _read(raw: str) -> tuple[bool, str]:
     """Whether the number names its country, and its digits."""
     text = invisible.trimmed(raw) if len(raw) <= LONGEST_WRITTEN else ""

@@ -32,7 +32,9 @@ class _Server:
         self.request: Future[bool] | None = None  # a question that lasts too long, or a PING
         self.probed_at = 0.0
 
-    def answered(self) -> None:
+    def answered(self, yes: bool) -> None:
+        if not yes and isinstance(self.error, redis.ResponseError):
+            return  # there was nothing to write, so it is not known whether it would still refuse that
         if self.error is not None:
             log.info("a lock server is available again", {"server": self.place})
         self.error, self.left_out = None, False
@@ -99,8 +101,9 @@ class LockServers:
         with self._guard:
             for server, request in requests.items():
                 try:
-                    yes += request.result(timeout=0)
-                    server.answered()
+                    answer = request.result(timeout=0)
+                    server.answered(answer)
+                    yes += answer
                 except redis.RedisError as error:
                     server.failed(error)
                 except TimeoutError:

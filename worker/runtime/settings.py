@@ -71,7 +71,7 @@ class Settings(QuotaSettings, WindowSettings):
         "LOCK_REDIS_URLS",
         url_list(*REDIS_SCHEMES),
         None,
-        "several independent Redis servers, separated by spaces; a lock then needs the majority of them",
+        "several independent Redis servers, separated by spaces; a lock then needs the majority of them (Redlock)",
         programs=REDIS_USERS,
         secret=True,
     )
@@ -177,6 +177,13 @@ class Settings(QuotaSettings, WindowSettings):
         "the SMTP server: smtp://user:password@host:587 or smtps://host:465; without TLS on loopback only",
         programs="campaign reminders trial",
         secret=True,
+    )
+    smtp_from: str | None = variable(
+        "SMTP_FROM",
+        email_address,
+        None,
+        "From of e-mails through SMTP_URL whose own From is a free mailbox (gmail.com), which becomes Reply-To",
+        programs="campaign reminders trial",
     )
     gmail_api_url: str = variable(
         "GMAIL_API_URL",

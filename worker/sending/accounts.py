@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import redis
 
 from worker.content.campaign import Sender
+from worker.content.freemail import aligned
 from worker.content.secrets import decrypt
 from worker.errors import SettingsError, TransportMissing
 from worker.messages import Email
@@ -175,14 +176,18 @@ class SendingAccounts:
             pace = Pace(self._redis, f"pace:gmail:{account.user_id}", self._settings.gmail_rate)
             sender = Sender(name, connection.address, reply_to)
             return EmailAccount(account.provider, sender, pace, account, self._gmail_quota(connection))
-        address = settings_text(smtp, "fromEmail") or user.user_email
+        address = settings_text(smtp, "fromEmail") or user.user_email or self._settings.smtp_from
         if address is None:
             raise TransportMissing(
                 "E-mail is not configured: the tenant has no active user, and no mail.smtp.fromEmail in its settings"
             )
         smtp_account = self.smtp(user.tenant_id)
-        sender = Sender(name, address, reply_to)
+        sender = self.through_smtp(Sender(name, address, reply_to))
         return EmailAccount(smtp_account.provider, sender, smtp_account.pace, quota=smtp_account.quota)
+
+    def through_smtp(self, sender: Sender) -> Sender:
+        """Who an e-mail through SMTP_URL is from: SMTP_FROM, where the sender's own address cannot pass DMARC."""
+        return aligned(sender, self._settings.smtp_from, self._smtp_host)
 
     def smtp(self, tenant_id: str | None) -> SmtpAccount:
         """The operator's own mail server; None: for a message to the operator. Raises TransportMissing."""

@@ -41,6 +41,34 @@ WITH numbers AS (
 )
 DELETE FROM worker.quota WHERE hour < %(now)s::timestamp - interval '3 days';
 
+-- name: other_campaigns  Whether other WhatsApp campaigns of a tenant sent something within a day.
+SELECT EXISTS (
+    SELECT FROM "Campaign" c
+    WHERE c."tenantId" = %(tenant_id)s AND c.channel = 'whatsapp' AND c.id <> %(campaign_id)s
+      AND c."updatedAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours' AND c."sentCount" > 0
+) AS found;
+
+-- name: count_once  People of a batch whom other WhatsApp campaigns of the tenant wrote to within a day: they count in the
+-- hour of the batch, and no more in the earlier one.
+WITH other AS (
+    SELECT c.id FROM "Campaign" c
+    WHERE c."tenantId" = %(tenant_id)s AND c.channel = 'whatsapp' AND c.id <> %(campaign_id)s
+      AND c."updatedAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours' AND c."sentCount" > 0
+), again AS (
+    SELECT DISTINCT ON (p.id) p.id, date_trunc('hour', earlier."sentAt") AS hour
+    FROM "CampaignRecipient" p
+    JOIN "CampaignRecipient" earlier ON earlier."recipientPhone" = p."recipientPhone"
+        AND earlier."campaignId" IN (SELECT id FROM other) AND earlier."tenantId" || '' = %(tenant_id)s
+    WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" || '' = %(campaign_id)s
+      AND p."tenantId" || '' = %(tenant_id)s AND p."sentAt" IS NOT NULL
+      AND earlier."sentAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+    ORDER BY p.id, earlier."sentAt" DESC
+)
+UPDATE worker.quota q SET used = greatest(q.used - counted.number, 0)
+FROM (SELECT hour, count(*)::integer AS number FROM again GROUP BY hour) AS counted
+WHERE q.account_kind = %(account_kind)s AND q.account = %(account)s AND q.tenant_id = %(tenant_id)s
+  AND q.hour = counted.hour;
+
 -- name: number  How many people a tenant's WhatsApp number may write to, if that was read since then.
 SELECT people, read_at FROM worker.whatsapp_number
 WHERE tenant_id = %(tenant_id)s AND phone_id = %(phone_id)s AND read_at > %(since)s;

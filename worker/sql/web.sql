@@ -91,7 +91,7 @@ FROM clock, LATERAL (
     ) AS q
 ) AS waiting;
 
--- name: refused_calls  What the tenants have to change whose calls Twilio refuses, by the reasons of the latest calls.
+-- name: refused_calls  What tenants have to change before their calls can be placed, by the reasons of the latest calls.
 SELECT t.name AS tenant, what.text AS what, count(*) AS calls
 FROM (
     (SELECT q."tenantId", q."errorMessage" FROM "CallQueue" q
