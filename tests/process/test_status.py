@@ -327,7 +327,8 @@ def test_the_work_in_progress_is_read_by_index(crm: Crm) -> None:
     crm.execute(
         """INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
                "recipientName", status, "updatedAt")
-           SELECT 'f' || n, %s, 'c' || n %% 100 + 1, 'lead', n, '', 'failed', now() FROM generate_series(1, %s) AS n""",
+           SELECT 'f' || n, %s, 'c' || n %% 100 + 1, 'lead', n, '', 'failed', now()
+           FROM generate_series(1, %s) AS n""",
         (crm.tenant_id, many),
     )
     crm.execute("ANALYZE")
