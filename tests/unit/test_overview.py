@@ -216,6 +216,8 @@ def test_when_a_campaign_ends() -> None:
     assert (deferred.ends_at, deferred.resumes_at) == (None, NOW + 30)
     waiting = view(per_second=5.0, waits_for="quota", waits_seconds=60.0)
     assert (waiting.ends_at, waiting.waits_for, waiting.waits_until) == (None, "its account's quota", NOW + 60)
+    waiting = view(deferrals=1, next_batch_seconds=30.0, waits_for="window", waits_seconds=90.0)
+    assert (waiting.resumes_at, waiting.waits_for) == (None, "its hours"), "it is not the provider that it waits for"
     assert view(waits_for="quota", waits_seconds=-1.0).waits_until is None, "it is about to go on"
     assert view(total=20).total == 50, "the CRM's total may be behind"
     assert view(name="\x00\u202e ").name == "(no name)"

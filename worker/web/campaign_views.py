@@ -37,13 +37,11 @@ class CampaignView:
 def campaign_view(campaign: RunningCampaign, now: float) -> CampaignView:
     """The campaign at ``now`` (Unix seconds), with its expected end."""
     left = max(0, campaign.total - campaign.done)
-    deferred = campaign.deferrals > 0 and campaign.next_batch_seconds > 0
+    waits = campaign.waits_for is not None and (campaign.waits_seconds or 0.0) > 0
+    deferred = campaign.deferrals > 0 and campaign.next_batch_seconds > 0 and not waits
     ends_at = None
-    if campaign.per_second and campaign.prepared and not deferred:
+    if campaign.per_second and campaign.prepared and not deferred and not waits:
         ends_at = now + left / campaign.per_second
-    waits_until = None
-    if campaign.waits_for and campaign.waits_seconds is not None and campaign.waits_seconds > 0:
-        waits_until, ends_at = now + campaign.waits_seconds, None
     return CampaignView(
         id=campaign.id,
         name=one_line(campaign.name, TEXT_LIMIT) or "(no name)",
@@ -56,8 +54,8 @@ def campaign_view(campaign: RunningCampaign, now: float) -> CampaignView:
         ends_at=ends_at,
         resumes_at=now + campaign.next_batch_seconds if deferred else None,
         prepared=campaign.prepared,
-        waits_for=WAITS_FOR.get(campaign.waits_for or "") if waits_until else None,
-        waits_until=waits_until,
+        waits_for=WAITS_FOR.get(campaign.waits_for or "") if waits else None,
+        waits_until=now + (campaign.waits_seconds or 0.0) if waits else None,
     )
 
 
