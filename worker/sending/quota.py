@@ -6,11 +6,12 @@ has one row for each account, tenant and hour. An hour counts until it has been 
 rather a little less than it may.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from worker.runtime.db import Database, Row, queries
+from worker.runtime.db import Database, queries
 
 ACCOUNTS = {
     "smtp": "the mail server",
@@ -72,6 +73,18 @@ class QuotaState:
         now_left = self.left(now)
         ends = (each.hour + COUNTED for each in self.used_by_hour)
         return next((end for end in ends if self.left(end) > now_left), None)
+
+
+def campaign_states(
+    quota: Quota, used: Iterable[HourUse], used_by_tenant: Iterable[HourUse], *, is_shared: bool
+) -> tuple[QuotaState, ...]:
+    """The limits that hold for a campaign: the account's, and where it ``is_shared`` the tenant's share of it."""
+    kind, account = quota.account_kind, quota.account
+    states = [QuotaState(kind, account, quota.limit - quota.kept_back, tuple(each for each in used if each.used))]
+    if quota.share is not None and is_shared:
+        by_tenant = tuple(each for each in used_by_tenant if each.used)
+        states.append(QuotaState(kind, account, quota.share, by_tenant))
+    return tuple(states)
 
 
 def free_at(states: tuple[QuotaState, ...], now: datetime) -> datetime:
@@ -154,11 +167,12 @@ class QuotaLedger:
             tenant_id=quota.tenant_id,
             now=now,
         )
-        kind, account = quota.account_kind, quota.account
-        states = [QuotaState(kind, account, quota.limit - quota.kept_back, _uses(rows, "used"))]
-        if quota.share is not None and rows[0]["is_shared"]:
-            states.append(QuotaState(kind, account, quota.share, _uses(rows, "used_by_tenant")))
-        return tuple(states)
+        return campaign_states(
+            quota,
+            [HourUse(row["hour"], row["used"]) for row in rows],
+            [HourUse(row["hour"], row["used_by_tenant"]) for row in rows],
+            is_shared=rows[0]["is_shared"],
+        )
 
     def used_ratios(self, now: datetime) -> dict[str, float]:
         """How much the fullest account of each kind has used of its limit; {} where there is nothing to measure."""
@@ -192,7 +206,3 @@ class QuotaLedger:
 
 def _hour(at: datetime) -> datetime:
     return at.replace(minute=0, second=0, microsecond=0)
-
-
-def _uses(rows: list[Row], column: str) -> tuple[HourUse, ...]:
-    return tuple(HourUse(row["hour"], row[column]) for row in rows if row[column])
