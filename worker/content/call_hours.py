@@ -1,8 +1,8 @@
 """When a phone number may be called: in its country's window, by the clocks of all places that have such numbers.
 
-Two windows are built in, as published: 09:00-21:00 for India, for commercial calls (TRAI, Telecom Commercial
-Communications Customer Preference Regulations, 2018, and what was issued under them); 08:00-21:00 for +1, where the
-USA allow telephone solicitation by the called person's time (47 CFR 64.1200(c)(1)). This is no legal advice.
+Two windows are built in: 09:00-21:00 for India, whose regulator allowed no commercial calls at other hours in its
+customer preference regulations of 2010 (those of 2018 add each subscriber's own preferences); 08:00-21:00 for +1,
+where the USA allow telephone solicitation by the called person's time (47 CFR 64.1200(c)(1)). No legal advice.
 """
 
 from collections.abc import Callable, Mapping

@@ -78,10 +78,16 @@ WITH clock AS (
             SELECT kind, pattern, count(*) AS number, sum(count(*)) OVER (PARTITION BY kind)::int AS of_kind,
                    row_number() OVER (PARTITION BY kind ORDER BY count(*) DESC, pattern) AS place
             FROM (
-                SELECT f.kind, f.pattern FROM worker.failure f
+                SELECT f.recipient_id, f.kind, f.pattern FROM worker.failure f
                 WHERE f.campaign_id = shown.id AND f.tenant_id = shown.tenant_id
                 ORDER BY f.failed_at DESC LIMIT %(failures)s
             ) AS latest
+            CROSS JOIN LATERAL ( -- the CRM may have set it back
+                SELECT FROM "CampaignRecipient" p
+                WHERE p.id = latest.recipient_id AND p.status || '' = 'failed'
+                  AND p."campaignId" || '' = shown.id AND p."tenantId" || '' = shown.tenant_id
+                OFFSET 0
+            ) AS still_failed
             GROUP BY kind, pattern
         ) AS frequent
         WHERE frequent.place <= %(replies)s
