@@ -115,7 +115,7 @@ def test_gmail_accounts_have_a_limit(
     crm: Crm, world: World, run_once: OneRun, monkeypatch: pytest.MonkeyPatch, domain: str, limit: int
 ) -> None:
     """The operator's, and Google's lower one for private accounts."""
-    monkeypatch.setattr("worker.sending.accounts.PRIVATE_GMAIL_LIMIT", 5)
+    monkeypatch.setattr("worker.sending.account_quotas.PRIVATE_GMAIL_LIMIT", 5)
     mail = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
     tenant = crm.add_tenant(settings={"mail": mail})
     user = crm.add_user(tenant, **accounts.gmail_columns(f"Asha@{domain}"))

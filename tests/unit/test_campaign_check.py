@@ -290,6 +290,15 @@ def test_what_whatsapp_delivers_to_whom(router: TransportRouter) -> None:
     assert found_in(router, TEMPLATE, state=replace(STATE, quality="RED")) == [(Level.WARNING, "quality-red")]
 
 
+def test_a_time_zone_that_cannot_be_read(router: TransportRouter) -> None:
+    """It keeps a campaign from being sent where there is a window, and only there."""
+    state = replace(STATE, timezone="Mars/Olympus")
+    assert found_in(router, state=state) == []
+    assert found_in(router, state=state, loaded=settings(CAMPAIGN_WINDOW="09:00-21:00")) == [
+        (Level.ERROR, "time-zone")
+    ]
+
+
 def test_ended_and_foreign_campaigns(router: TransportRouter) -> None:
     """Nobody is left of one that has ended, which is no error; one that an app server sends is named."""
     nobody = RecipientReview()

@@ -41,12 +41,20 @@ class CampaignState:
     now: datetime
 
     @property
+    def has_zone(self) -> bool:
+        """Whether the tenant's zone can be read."""
+        return self._zone() is not None
+
+    @property
     def zone(self) -> ZoneInfo:
-        """The tenant's; the usual one where none was entered that can be read."""
+        """The tenant's; the usual one where it cannot be read."""
+        return self._zone() or ZoneInfo(USUAL_ZONE)
+
+    def _zone(self) -> ZoneInfo | None:
         try:
             return tenant_zone(self.timezone)
         except ValueError:
-            return ZoneInfo(USUAL_ZONE)
+            return None
 
     @property
     def due_at(self) -> datetime | None:

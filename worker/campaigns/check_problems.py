@@ -49,7 +49,7 @@ class CheckedParts:
 def problems(parts: CheckedParts, settings: Settings) -> list[Problem]:
     """The worst first."""
     found = [
-        *_of_campaign(parts),
+        *_of_campaign(parts, settings),
         *_of_sender(parts),
         *_of_recipients(parts),
         *_of_message(parts),
@@ -62,9 +62,15 @@ def worst(found: list[Problem]) -> Level:
     return max((each.level for each in found), default=Level.FINE)
 
 
-def _of_campaign(parts: CheckedParts) -> Iterator[Problem]:
+def _of_campaign(parts: CheckedParts, settings: Settings) -> Iterator[Problem]:
     if parts.rejection:
         yield Problem(Level.ERROR, "rejected", f"It will fail as a whole: {parts.rejection}.")
+    if settings.campaign_window and not parts.state.has_zone:
+        yield Problem(
+            Level.ERROR,
+            "time-zone",
+            "CAMPAIGN_WINDOW is set, and the tenant's time zone cannot be read: correct it in its call settings.",
+        )
     if parts.state.quality == "RED":
         yield Problem(
             Level.WARNING,

@@ -29,6 +29,7 @@ from worker.runtime.diagnosis import POSTGRESQL
 from worker.runtime.poisoned_keys import PoisonedKey, poisoned, read_keys
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import Settings
+from worker.web.campaign_forecasts import CampaignForecasts
 from worker.web.counter_history import HISTORY, CounterSampler, MinuteSample, parse_samples
 from worker.web.poisoned_redis import poison_warnings, repair
 from worker.web.warning_checks import WarningChecks, call_warnings, clock_warning, database_warnings, redis_warnings
@@ -122,6 +123,7 @@ class Dependencies:
         self._clock = clock
         self._connected_at = clock()
         self._rates = CampaignRates(clock)
+        self._forecasts = CampaignForecasts(settings)
         self._checks = WarningChecks(clock)
         self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=QUESTION_SECONDS))
         self._qdrant_url = f"{settings.qdrant_url}/readyz"
@@ -272,7 +274,7 @@ class Dependencies:
         """The work in progress, or why it cannot be read."""
         try:
             self._checks.run("database", lambda: database_warnings(self._db))
-            work = read_work_in_progress(self._db, self._rates)
+            work = read_work_in_progress(self._db, self._rates, self._forecasts)
             self._checks.run("calls", lambda: call_warnings(self._db))
         except psycopg2.Error as error:
             if is_unavailable(error):
