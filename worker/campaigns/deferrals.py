@@ -1,4 +1,4 @@
-"""Deferrals: what they mean for recipients, and the pauses and the end of a campaign whose provider defers everything.
+"""Deferrals: what they mean for recipients, and how a campaign pauses and ends whose provider defers everything.
 
 A deferral may be the account's or its recipient's own. While a campaign backs off no attempt is counted, so that an
 outage costs no recipient; what is never accepted has an end all the same.
