@@ -20,10 +20,10 @@ import redis
 
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
-from worker.campaigns.backoffs import BACKOFF_SECONDS, BACKOFFS_BEFORE_END, BACKOFFS_BEFORE_OWN
 from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, BatchState, Recipient
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import BatchClaims
+from worker.campaigns.deferrals import BACKOFF_SECONDS, BACKOFFS_BEFORE_END, BACKOFFS_BEFORE_OWN
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.run import CampaignRuns

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.campaigns.backoffs import why_ended
 from worker.campaigns.batch import Batch, BatchState
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.deferrals import why_ended
 from worker.campaigns.sending_hours import OUTSIDE
 from worker.campaigns.settlement import SettlementResult
 from worker.campaigns.survey import CampaignBacklog, RemainingWork, Survey

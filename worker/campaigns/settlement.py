@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import orjson
 import psycopg2
 
-from worker.campaigns.backoffs import accepted_at, are_own_deferrals, backoffs_in_a_row, pause_seconds
 from worker.campaigns.batch import Batch, BatchState, Recipient
+from worker.campaigns.deferrals import accepted_at, are_own_deferrals, backoffs_in_a_row, pause_seconds
 from worker.campaigns.failure_record import FailureRecord, failure_record
 from worker.campaigns.states import RecipientState
 from worker.content.campaign import OutboxRow

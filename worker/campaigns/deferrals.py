@@ -1,4 +1,4 @@
-"""Backoffs: the pauses of a campaign whose provider defers everything, and what they mean for its recipients and end.
+"""Deferrals: what they mean for recipients, and how a campaign pauses and ends whose provider defers everything.
 
 A deferral may be the account's or its recipient's own. While a campaign backs off no attempt is counted, so that an
 outage costs no recipient; what is never accepted has an end all the same.
