@@ -299,6 +299,14 @@ def test_a_time_zone_that_cannot_be_read(router: TransportRouter) -> None:
     ]
 
 
+def test_what_a_rate_is_measured_from() -> None:
+    """The last ten minutes, or less when its run is younger: an app server may have sent before."""
+    assert STATE.measured_from == NOW - timedelta(minutes=10)
+    young = replace(STATE, started_at=NOW - timedelta(minutes=3))
+    assert young.measured_from == NOW - timedelta(minutes=3)
+    assert replace(STATE, started_at=NOW - timedelta(hours=3)).measured_from == NOW - timedelta(minutes=10)
+
+
 def test_ended_and_foreign_campaigns(router: TransportRouter) -> None:
     """Nobody is left of one that has ended, which is no error; one that an app server sends is named."""
     nobody = RecipientReview()

@@ -47,7 +47,7 @@ class CampaignChecker:
             campaign = read_campaign(self._db, campaign_id, self._settings.message_max_bytes)
             transport, rejection = self._transport(campaign)
             try:
-                review_recipients(self._db, campaign, transport, state.now, review)
+                review_recipients(self._db, campaign, transport, state, review)
             except CampaignRejected as error:  # its target
                 rejection = rejection or str(error)
             end = self._end(transport, state, review) if transport else None

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
     """Returns the exit status. Raises CommandRefused, SettingsError and psycopg2.Error."""
     with read_only(db):
         state = read_state(db, options.campaign)
-        counts = count_recipients(db, state.id, state.tenant_id)
+        counts = count_recipients(db, state)
         end = _end(db, settings, state, counts) if state.status not in ENDED else ""
         failures = db.all(queries("campaign_check")["failures"], campaign_id=state.id, tenant_id=state.tenant_id)
     for label, value in _facts(state, counts):
