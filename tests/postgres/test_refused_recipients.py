@@ -16,7 +16,9 @@ from worker.campaign import CampaignJob
 from worker.campaigns.failure_commands import PAGE_SIZE, FailureCommands
 from worker.errors import CommandRefused
 from worker.runtime.db import Database, queries
+from worker.runtime.settings import load
 from worker.sending.outcomes import FailureKind
+from worker.web.campaign_forecasts import CampaignForecasts
 from worker.web.work_in_progress import CampaignRates, read_work_in_progress
 
 LIMIT = 3  # of a breaker
@@ -328,7 +330,8 @@ def test_who_is_set_back_is_not_counted_on_the_page(crm: Crm, db: Database) -> N
     campaign = refused_campaign(crm, LIMIT)
     statement = """UPDATE "CampaignRecipient" SET status = %s WHERE id = (SELECT min(id) FROM "CampaignRecipient")"""
     crm.execute(statement, ("sent",))
-    (shown,) = read_work_in_progress(db, CampaignRates(lambda: 0.0)).failures
+    forecasts = CampaignForecasts(load({"DATABASE_URL": "postgresql://h/crm", "REDIS_URL": "redis://h"}, "web"))
+    (shown,) = read_work_in_progress(db, CampaignRates(lambda: 0.0), forecasts).failures
     assert (shown.id, shown.number) == (campaign, LIMIT - 1)
 
 
