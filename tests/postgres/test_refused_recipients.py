@@ -13,7 +13,7 @@ from one_run import OneRun
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
 from worker.campaign import CampaignJob
-from worker.campaigns.failure_commands import PAGE_SIZE, FailureCommands
+from worker.campaign_commands.failure_commands import PAGE_SIZE, FailureCommands
 from worker.errors import CommandRefused
 from worker.runtime.db import Database, queries
 from worker.runtime.settings import load

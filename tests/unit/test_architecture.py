@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "providers": {"errors", "messages", "content"},
     "sending": VOCABULARY | {"content", "runtime", "providers"},
     "campaigns": SHARED,
+    "campaign_commands": SHARED | {"campaigns"},
     "calling": SHARED,
     "notifications": SHARED,
     "reminding": SHARED | {"notifications"},

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import accounts
+from worker.campaign_commands.campaign_state import CampaignState
+from worker.campaign_commands.check_problems import CheckedParts, Level, problems
+from worker.campaign_commands.preview import Preview, preview
+from worker.campaign_commands.recipient_review import RecipientReview, RecipientReviewer, ReviewedRecipient
 from worker.campaigns.campaign import Campaign, CampaignTarget
-from worker.campaigns.campaign_state import CampaignState
-from worker.campaigns.check_problems import CheckedParts, Level, problems
-from worker.campaigns.preview import Preview, preview
-from worker.campaigns.recipient_review import RecipientReview, RecipientReviewer, ReviewedRecipient
 from worker.campaigns.transport import Transport, TransportRouter
 from worker.content.campaign_texts import CampaignTexts
 from worker.content.phones import country_of, whatsapp_id

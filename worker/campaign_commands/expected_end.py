@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from worker.campaigns.campaign_state import CampaignState
+from worker.campaign_commands.campaign_state import CampaignState
 from worker.campaigns.forecast import Forecast, Rate, RemainingSends, forecast, planned_rate
 from worker.campaigns.transport import Transport
 from worker.providers.smtp import SmtpProvider

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 
-from worker.campaigns.campaign_state import (
+from worker.campaign_commands.campaign_state import (
     CampaignState,
     RecipientCounts,
     count_recipients,
@@ -13,8 +13,8 @@ from worker.campaigns.campaign_state import (
     read_only,
     read_state,
 )
-from worker.campaigns.check_problems import ENDED
-from worker.campaigns.expected_end import ExpectedEnd, expected_end
+from worker.campaign_commands.check_problems import ENDED
+from worker.campaign_commands.expected_end import ExpectedEnd, expected_end
 from worker.campaigns.transport import TransportRouter
 from worker.content.one_line import one_line
 from worker.errors import CampaignRejected, TransportMissing

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from worker.campaign_commands.campaign_state import CampaignState, count_recipients
 from worker.campaigns.campaign import Campaign
-from worker.campaigns.campaign_state import CampaignState, count_recipients
 from worker.campaigns.targets import target_parameters
 from worker.campaigns.transport import Transport
 from worker.content import invisible_characters as invisible

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from worker.campaign_commands.campaign_state import CampaignState
+from worker.campaign_commands.preview import Preview
+from worker.campaign_commands.recipient_review import RecipientReview
 from worker.campaigns.campaign import Campaign
-from worker.campaigns.campaign_state import CampaignState
-from worker.campaigns.preview import Preview
-from worker.campaigns.recipient_review import RecipientReview
 from worker.content.freemail import is_foreign_freemail
 from worker.content.unsubscribe_link import UNSUBSCRIBE_NAME
 from worker.runtime.settings import Settings
