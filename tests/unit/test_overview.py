@@ -19,10 +19,11 @@ from worker.web.campaign_failures import CampaignFailures, FrequentReply
 from worker.web.campaign_forecasts import AccountUse, CampaignForecasts
 from worker.web.campaign_views import CampaignView, ScheduledView, campaign_view
 from worker.web.counter_history import Minute, MinuteSample, last_hour, parse_samples
-from worker.web.dependencies import Service, SystemSnapshot
+from worker.web.dependencies import SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, clock, plain, rate, span
 from worker.web.job_views import ErrorView, JobView, job_views
 from worker.web.overview import Overview, ProgramView, ServiceView, overview
+from worker.web.service import Service
 from worker.web.status_page import StatusPage
 from worker.web.status_text import status_lines
 from worker.web.terminal import Terminal, fitted, width

@@ -7,7 +7,6 @@ what it answers is shown.
 """
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +31,7 @@ from worker.runtime.settings import Settings
 from worker.web.campaign_forecasts import CampaignForecasts
 from worker.web.counter_history import HISTORY, CounterSampler, MinuteSample, parse_samples
 from worker.web.poisoned_redis import poison_warnings, repair
+from worker.web.service import Service
 from worker.web.warning_checks import WarningChecks, call_warnings, clock_warning, database_warnings, redis_warnings
 from worker.web.work_in_progress import CampaignRates, WorkInProgress, read_work_in_progress
 
@@ -43,32 +43,6 @@ QUESTION_SECONDS = 1.5  # time for a server to answer one question
 RENEW_SECONDS = 30.0  # after that the connection to PostgreSQL is made anew: a job may get none, or a read-only one
 SERVICES = ("redis", "database", "qdrant")
 WRITE_PROBE_KEY = "worker:writable"
-
-_NO_CONNECTION_LEFT = re.compile(
-    r"too many (clients|connections|open files)|connection slots are reserved|no more connections allowed|"
-    r"max number of clients",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Service:
-    """Whether a server can be used, and if not, why."""
-
-    up: bool
-    reason: str = ""
-    read_only: bool = False  # it answers, but takes no writes; then it is not ``up``
-
-    @property
-    def answers(self) -> bool:
-        return self.up or self.read_only
-
-    @property
-    def problem(self) -> str:
-        """Why not, without the names of hosts and users that ``reason`` may hold; '': it simply does not answer."""
-        if self.read_only:
-            return f"takes no writes: {self.reason}"
-        return "has no connection left" if _NO_CONNECTION_LEFT.search(self.reason) else ""
 
 
 @dataclass(frozen=True)

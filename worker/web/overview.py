@@ -19,9 +19,10 @@ from worker.web.backlog import Backlog, read_backlog
 from worker.web.campaign_failures import CampaignFailures
 from worker.web.campaign_views import CampaignView, ScheduledView, campaign_view, failures_view, scheduled_view
 from worker.web.counter_history import Minute, last_hour, take_sample
-from worker.web.dependencies import Service, SystemSnapshot
+from worker.web.dependencies import SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, reason
 from worker.web.job_views import ErrorView, JobView, job_errors, job_views
+from worker.web.service import Service
 
 NEEDED = ("redis", "database")
 SERVERS = {"database": "PostgreSQL", "redis": "Redis", "qdrant": "Qdrant"}
