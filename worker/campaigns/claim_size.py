@@ -12,6 +12,7 @@ from worker.sending.accounts import evict_oldest
 
 CLAIM_SECONDS = 0.1
 LARGEST_CLAIM = 500
+ADVANCES = 4  # of a batch that is sent quickly: each time that more of it may leave takes PostgreSQL a commit
 CAMPAIGNS_KEPT = 512  # whose rate is remembered
 
 
@@ -23,12 +24,22 @@ class ClaimSize:
         # Without a pause between batches, one half is sent while the database settles and claims the other.
         self.side_by_side = 1 if self._fixed else 2
         self._first = max(1, settings.campaign_batch_size // self.side_by_side)
+        self._concurrency = settings.campaign_concurrency
         self._smallest = min(self._first, settings.campaign_concurrency)
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def of(self, campaign_id: str) -> int:
         """How many recipients of a campaign to claim."""
         return self._sizes.get(campaign_id, self._first)
+
+    def allowance(self, campaign_id: str, campaigns: int) -> int:
+        """How many recipients of a batch may have been written to without an outcome that PostgreSQL knows.
+
+        The batches of all ``campaigns`` that are sent together share twice the number of threads: so many does a lost
+        machine leave unconfirmed. A batch that is sent quickly may have what leaves in a fortieth of a second.
+        """
+        shared = max(1, 2 * self._concurrency // (self.side_by_side * campaigns))
+        return max(shared, 0 if self._fixed else self._sizes.get(campaign_id, 0) // ADVANCES)
 
     def measured(self, campaign_id: str, recipients: int, seconds: float) -> None:
         """A batch of so many recipients was sent in ``seconds``. The next claim is at most twice as large."""
