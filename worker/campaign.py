@@ -197,7 +197,9 @@ class CampaignJob:
             return
         batch, used_up = None, None
         try:
-            batch = self._claims.claim(campaign, transport, campaigns=together)
+            batch = self._claims.claim(
+                campaign, transport, campaigns=together, commit_seconds=self._progress.commit_seconds
+            )
         except QuotaUsedUp as reason:
             used_up = reason
         except LimitUnread:

@@ -58,10 +58,12 @@ class BatchClaims:
         """How many batches of one campaign are sent at the same time."""
         return self._size.side_by_side
 
-    def claim(self, campaign: Campaign, transport: Transport, *, campaigns: int = 1) -> Batch | None:
+    def claim(
+        self, campaign: Campaign, transport: Transport, *, campaigns: int = 1, commit_seconds: float = 0.0
+    ) -> Batch | None:
         """Claims the next recipients of a run; None when none can be claimed now.
 
-        ``campaigns``: how many are sent together, with this one.
+        ``campaigns``: how many are sent together, with this one. ``commit_seconds``: how long a commit takes.
         Raises QuotaUsedUp when the account may not send more for now, and LimitUnread.
         """
         size, reservation, quota = self._limit(campaign, transport), None, transport.quota
@@ -81,7 +83,7 @@ class BatchClaims:
                 channel=campaign.channel,
                 streak=self.breaker.streak_of(campaign),
                 reservation=reservation,
-                allowance=self._size.allowance(campaign.id, campaigns),
+                allowance=self._size.allowance(campaign.id, campaigns, commit_seconds),
                 user_id=campaign.user_id,
             )
         except psycopg2.Error as error:
