@@ -77,7 +77,7 @@ class BatchQueue:
                     break
             if ahead or not progress.advance(recipient.id):
                 return None
-        if 2 * room <= progress.allowance:
+        if 3 * room <= progress.allowance:
             progress.advance_early()
         return recipient
 

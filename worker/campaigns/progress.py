@@ -16,7 +16,7 @@ from worker.runtime.db import Database, queries
 from worker.sending.outcomes import Outcome
 
 MEASURED_COMMITS = 8  # about so many count for the time that a commit takes
-LEAST_COMMIT_SECONDS = 0.002  # a commit takes processor time, too, even where it is quicker
+LEAST_COMMIT_SECONDS = 0.003  # a commit takes processor time, too, even where it is quicker
 
 
 class ProgressRecord:
@@ -82,7 +82,7 @@ class BatchProgress:
         return self._may_leave - self._places[recipient_id]
 
     def advance_early(self) -> None:
-        """To be called while there is room for half the allowance or less: so no thread has to wait for more."""
+        """To be called while there is little room: so no thread has to wait for more."""
         known = self._batch.number_of_outcomes - len(self._recorded)
         is_worth_it = self._may_leave < len(self._places) and known >= max(1, self._allowance // 2)
         if is_worth_it and self._advancing.acquire(blocking=False):
