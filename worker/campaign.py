@@ -21,6 +21,7 @@ from worker.campaigns.large_campaigns import LargeCampaigns
 from worker.campaigns.link_writer import LinkWriter
 from worker.campaigns.opt_outs import stop_suppressed
 from worker.campaigns.orphans import OrphanedBatches
+from worker.campaigns.progress import ProgressRecord
 from worker.campaigns.recovery import BatchRecovery
 from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS, CampaignRuns
 from worker.campaigns.settlement import BatchSettlements, SettlementResult
@@ -30,7 +31,7 @@ from worker.campaigns.transport import Transport, TransportRouter
 from worker.errors import AccountRejected, CampaignRejected, TransportMissing
 from worker.providers.google_token import InvalidGrant
 from worker.runtime import program
-from worker.runtime.db import queries
+from worker.runtime.db import Database, queries
 from worker.runtime.events import LiveEvents
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lease import Lease
@@ -70,7 +71,10 @@ class CampaignJob:
         self._links = LinkWriter(self._db, clock)
         self._journals = journals = JournalDirectory(settings.state_dir)
         self._claims = BatchClaims(self._db, settings, journals, Lease(), clock)
-        self._dispatcher = Dispatcher(RequestThreads(settings.campaign_concurrency, account_of), clock)
+        self._progress = ProgressRecord(Database(settings.database_url, "crm-worker campaign progress"))
+        self._dispatcher = Dispatcher(
+            RequestThreads(settings.campaign_concurrency, account_of), clock, self._progress
+        )
         self._suppressions = SuppressionWatch(self._db)
         self._settlements = BatchSettlements(self._db, settings, context.counters, clock)
         self._orphans = OrphanedBatches(self._db, journals, clock)
@@ -87,6 +91,7 @@ class CampaignJob:
     def start(self) -> None:
         require_current(self._db)
         self._db.execute(queries("campaign")["drop_retries"])
+        self._db.execute(queries("campaign")["drop_progress"])
         self._claims.quotas.drop_old(self._context.clock())
         self._orphans.sweep_journals()
 
@@ -97,6 +102,7 @@ class CampaignJob:
         survey = self._runs.survey()
         if survey.is_idle(now):
             self._measure(CampaignBacklog())
+            self._progress.close()
             return TickResult(self._counts, survey.next_scheduled)
         self._look_for_work(now, survey)
         self._send()
@@ -106,6 +112,7 @@ class CampaignJob:
     def close(self) -> bool:
         self._transports.close()
         self._journals.close()
+        self._progress.close()
         ended = self._claims.close()
         return self._dispatcher.close() and ended
 
@@ -166,7 +173,9 @@ class CampaignJob:
             for batch in batches
             if self._dispatcher.number_open(batch.campaign.id) >= self._claims.side_by_side
         }
-        for campaign_id in self._runs.ready(busy=stopped | full | self._exhausted | self._large.waiting()):
+        ready = self._runs.ready(busy=stopped | full | self._exhausted | self._large.waiting())
+        together = len({batch.campaign.id for batch in batches}.union(ready))
+        for campaign_id in ready:
             if not self._context.may_continue:
                 return
             with self._runs.contained(campaign_id):
@@ -174,9 +183,10 @@ class CampaignJob:
                 if campaign is None:
                     self._runs.fail([campaign_id], "its tenant was deleted")  # nothing, if it was deleted itself
                 elif self._large.may_open(campaign):
-                    self._claim(campaign)
+                    self._claim(campaign, together)
 
-    def _claim(self, campaign: Campaign) -> None:
+    def _claim(self, campaign: Campaign, together: int) -> None:
+        """``together``: how many campaigns are sent at the same time."""
         transport = self._transport(campaign)
         if transport is None:
             return
@@ -187,7 +197,9 @@ class CampaignJob:
             return
         batch, used_up = None, None
         try:
-            batch = self._claims.claim(campaign, transport)
+            batch = self._claims.claim(
+                campaign, transport, campaigns=together, commit_seconds=self._progress.commit_seconds
+            )
         except QuotaUsedUp as reason:
             used_up = reason
         except LimitUnread:

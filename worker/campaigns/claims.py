@@ -58,9 +58,12 @@ class BatchClaims:
         """How many batches of one campaign are sent at the same time."""
         return self._size.side_by_side
 
-    def claim(self, campaign: Campaign, transport: Transport) -> Batch | None:
+    def claim(
+        self, campaign: Campaign, transport: Transport, *, campaigns: int = 1, commit_seconds: float = 0.0
+    ) -> Batch | None:
         """Claims the next recipients of a run; None when none can be claimed now.
 
+        ``campaigns``: how many are sent together, with this one. ``commit_seconds``: how long a commit takes.
         Raises QuotaUsedUp when the account may not send more for now, and LimitUnread.
         """
         size, reservation, quota = self._limit(campaign, transport), None, transport.quota
@@ -80,6 +83,7 @@ class BatchClaims:
                 channel=campaign.channel,
                 streak=self.breaker.streak_of(campaign),
                 reservation=reservation,
+                allowance=self._size.allowance(campaign.id, campaigns, commit_seconds),
                 user_id=campaign.user_id,
             )
             if batch:
@@ -139,6 +143,7 @@ class BatchClaims:
         *,
         streak: RefusalStreak | None = None,
         reservation: Reservation | None = None,
+        allowance: int | None = None,
         **more: Any,
     ) -> Batch | None:
         batch_id, holder = str(uuid4()), self._lease.holder
@@ -148,7 +153,7 @@ class BatchClaims:
             rows = self._db.execute_prepared(
                 statement, self._sql[statement], campaign_id=campaign.id, batch_id=batch_id, holder=holder,
                 machine=self._journals.machine, sender=account_key, size=size, now=self._clock(),
-                tenant_id=campaign.tenant_id, **more,
+                tenant_id=campaign.tenant_id, may_leave=allowance, **more,
             )  # fmt: skip
         except BaseException:
             journal.close()  # the claim may have been committed all the same: it is recovered from its journal
@@ -168,6 +173,7 @@ class BatchClaims:
             asking=streak is None,
             streak=streak,
             reservation=reservation,
+            allowance=allowance,
         )
 
     def _limit(self, campaign: Campaign, transport: Transport) -> int:

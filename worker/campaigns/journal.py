@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from worker.campaigns.journal_entries import BYTES_FOR_A_RECIPIENT, ended_line, key_of, read_line, started_line
+from worker.campaigns.journal_entries import BYTES_FOR_A_RECIPIENT, ended_line, read_lines, started_line
 from worker.errors import SettingsError, WorkerError
 from worker.sending.outcomes import Outcome
 
@@ -164,15 +164,9 @@ class Journal:
 
         ``recipient_ids``: of the batch; very long ones are not in the file as they are.
         """
-        long_ids = {key_of(each): each for each in recipient_ids}
-        entries: dict[str, Outcome | None] = {}
         with self._lock:
-            lines = self._file.content().split(b"\n") if self._file else []
-        for line in lines:
-            # what a writer was storing when it died is no line; the one that says 'started' stands before it
-            if entry := read_line(line):
-                entries[long_ids.get(entry[0], entry[0])] = entry[1]
-        return entries
+            lines = self._file.content() if self._file else b""
+        return read_lines(lines, recipient_ids)
 
     def close(self) -> None:
         """Releases the lock and leaves the file to the process that settles the batch."""

@@ -198,6 +198,9 @@ WITH run AS (
       AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
               picked.attempts, picked.deferred, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
+), numbered AS (
+    -- the others tell first whether the account is accepted
+    SELECT claimed.*, row_number() OVER (ORDER BY deferred) AS number FROM claimed
 ), stale AS (
     DELETE FROM worker.campaign_retry q USING retried
     WHERE q.recipient_id = retried.id AND NOT EXISTS (
@@ -210,20 +213,28 @@ WITH run AS (
     FROM (SELECT max(id) AS id FROM fresh) AS last
     WHERE r.campaign_id = %(campaign_id)s AND last.id > r.position
 ), batch AS (
-    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, renewed_at)
-    SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id),
-           statement_timestamp() AT TIME ZONE 'UTC'
-    FROM claimed HAVING count(*) > 0
+    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, may_leave, renewed_at)
+    SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id ORDER BY number),
+           %(may_leave)s::integer, statement_timestamp() AT TIME ZONE 'UTC'
+    FROM numbered HAVING count(*) > 0
 )
-SELECT claimed.*, s.reason AS opted_out
-FROM claimed
+SELECT c.id, c.name, c.email, c.phone, c.attempts, c.deferred, c.address, s.reason AS opted_out
+FROM numbered c
 LEFT JOIN LATERAL (
     SELECT s.reason FROM worker.suppression s
-    WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = claimed.address AND
+    WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = c.address AND
         -- include: still_suppressed
     LIMIT 1
 ) AS s ON true
-ORDER BY claimed.deferred;  -- the others tell first whether the account is accepted
+ORDER BY c.number;  -- in the order of recipient_ids, which is that in which they are written to
+
+-- name: advance  Lets more messages of a batch leave, and keeps the outcomes that are known by now: only while its holder
+-- has it. The lock makes it wait for take_over, and take_over for it.
+INSERT INTO worker.batch_progress (batch_id, may_leave, outcomes)
+SELECT b.id, %(may_leave)s::integer, %(outcomes)s
+FROM worker.campaign_batch b WHERE b.id = %(batch_id)s::uuid AND b.holder = %(holder)s
+FOR SHARE
+RETURNING may_leave;
 
 -- name: renew  Renews the lease of batches: their holder is alive.
 UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
@@ -311,6 +322,8 @@ WITH own_batch AS (
     FROM own_batch WHERE r.campaign_id = own_batch.campaign_id
 ), released AS (
     DELETE FROM worker.campaign_batch b USING own_batch WHERE b.id = own_batch.id
+), no_progress AS (
+    DELETE FROM worker.batch_progress g USING own_batch WHERE g.batch_id = own_batch.id
 ), counted AS (
     UPDATE "Campaign" c
     SET "sentCount" = c."sentCount" + n.sent, "failedCount" = c."failedCount" + n.failed, "updatedAt" = %(now)s
@@ -522,9 +535,18 @@ WITH run AS (
 SELECT * FROM ended;
 
 -- name: batches  All claimed batches, to find the orphaned ones.
-SELECT id::text, campaign_id, holder, machine, sender, asking, recipient_ids,
+SELECT id::text, campaign_id, holder, machine, sender, asking, recipient_ids, may_leave,
        renewed_at < statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(lease_seconds)s) AS lapsed
 FROM worker.campaign_batch;
+
+-- name: take_over  Takes an orphaned batch from its holder, which from then on can neither renew, advance nor settle it.
+UPDATE worker.campaign_batch SET holder = %(new_holder)s
+WHERE id = %(batch_id)s AND holder = %(holder)s
+  AND renewed_at < statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(lease_seconds)s)
+RETURNING id;
+
+-- name: progress  How far a batch came after it was claimed.
+SELECT may_leave, outcomes FROM worker.batch_progress WHERE batch_id = %(batch_id)s ORDER BY may_leave;
 
 -- name: batch_recipients  The recipients of an orphaned batch.
 SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
@@ -533,7 +555,13 @@ FROM "CampaignRecipient" p LEFT JOIN worker.campaign_retry q ON q.recipient_id =
 WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" = %(campaign_id)s AND p."tenantId" = %(tenant_id)s;
 
 -- name: drop_batch  Deletes a batch whose campaign was deleted.
+WITH progress AS (
+    DELETE FROM worker.batch_progress WHERE batch_id = %(batch_id)s
+)
 DELETE FROM worker.campaign_batch WHERE id = %(batch_id)s;
+
+-- name: drop_progress  Deletes the progress of batches that an older version has settled.
+DELETE FROM worker.batch_progress g WHERE NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.id = g.batch_id);
 
 -- name: drop_unconfirmed  Deletes unconfirmed messages whose campaign, its tenant or recipient was deleted.
 DELETE FROM worker.unconfirmed_send s
