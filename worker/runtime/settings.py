@@ -97,7 +97,7 @@ class Settings(QuotaSettings, WindowSettings):
         absolute_path,
         "/var/lib/crm-worker",
         "journals of messages that are being sent; must survive a restart of the programs",
-        programs="campaign",
+        programs="campaign calls",
     )
     log_level: str = variable(
         "LOG_LEVEL", one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
