@@ -46,6 +46,7 @@ class ForgottenMessages:
         self._sql = queries("campaign")
         self._holder = new_token()
         self._is_due: bool | None = None  # None: this process has not looked yet
+        self._is_waiting = False
 
     def claim_again(self, *, built: bool = False) -> bool:
         """Whether all that was forgotten, if anything, is in orphaned batches now. False: to be tried again soon.
@@ -62,7 +63,11 @@ class ForgottenMessages:
         try:
             recipients = self._claim_all()
         except BatchInHand:
+            if not self._is_waiting:
+                log.warning("nothing is claimed: messages of a batch that PostgreSQL forgot are still on the wire")
+            self._is_waiting = True
             return False
+        self._is_waiting = False
         if has_changed:
             log.warning(
                 "PostgreSQL is another server, or was restored: messages that it forgot are settled again",

@@ -152,8 +152,8 @@ def clock_warning(offset_seconds: float) -> str | None:
 
 
 def database_warnings(db: Database) -> list[str]:
-    """WhatsApp numbers of bad quality, commits that nobody waits for, and what the database lacks: tables and columns of
-    the CRM, tables and indexes of the worker.
+    """WhatsApp numbers of bad quality, commits that nobody waits for, and what the database lacks: tables and columns
+    of the CRM, tables and indexes of the worker.
 
     Raises psycopg2.Error.
     """
