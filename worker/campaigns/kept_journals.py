@@ -17,7 +17,7 @@ from uuid import uuid4
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 900.0  # longer than a standby is behind its primary
-KEPT_BYTES = 256 << 20  # about 1.3 million messages; beyond it the oldest are not kept so long
+KEPT_BYTES = 256 << 20  # about 1.2 million messages; beyond it the oldest are not kept so long
 FILE_BYTES = 16 << 20
 FILE_SECONDS = 60.0  # from a file's first batch to its last
 _HEAD = b'{"batch":'
