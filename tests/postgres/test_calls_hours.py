@@ -274,6 +274,17 @@ def test_a_country_that_the_account_may_not_call(open_desk: OpenDesk, caplog: py
     assert len(said(caplog, "Twilio refuses calls of a tenant")) == 1
 
 
+def test_a_country_is_not_all_of_its_calling_code(open_desk: OpenDesk) -> None:
+    """An account that may not call Jamaica calls the USA, which have the same code."""
+    desk = open_desk()
+    desk.crm.add_call_settings(twilioPhoneNumber="+12125550199", maxConcurrentCalls=1)
+    desk.world.script("twilio", "+18765550100", status=400, code=21215)
+    jamaica = [add(desk, f"+1876555010{place}", priority=9) for place in range(2)]
+    american = add(desk, NEW_YORK)
+    assert desk.work() == {"retried": 1, "put_off": 1, "placed": 1}
+    assert [desk.status(each) for each in (*jamaica, american)] == ["pending", "pending", "completed"]
+
+
 def test_another_tenants_account_is_asked_itself(open_desk: OpenDesk) -> None:
     """Twilio refused one account a country, and not its country to all."""
     desk = open_desk()

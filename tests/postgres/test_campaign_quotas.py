@@ -15,6 +15,8 @@ from worker.campaign import CampaignJob
 from worker.runtime.counters import read_all
 from worker.runtime.db import Database
 from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
+from worker.web.campaign_forecasts import CampaignForecasts
 from worker.web.warning_checks import database_warnings
 from worker.web.work_in_progress import CampaignRates, read_work_in_progress
 
@@ -115,7 +117,7 @@ def test_gmail_accounts_have_a_limit(
     crm: Crm, world: World, run_once: OneRun, monkeypatch: pytest.MonkeyPatch, domain: str, limit: int
 ) -> None:
     """The operator's, and Google's lower one for private accounts."""
-    monkeypatch.setattr("worker.sending.accounts.PRIVATE_GMAIL_LIMIT", 5)
+    monkeypatch.setattr("worker.sending.account_quotas.PRIVATE_GMAIL_LIMIT", 5)
     mail = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
     tenant = crm.add_tenant(settings={"mail": mail})
     user = crm.add_user(tenant, **accounts.gmail_columns(f"Asha@{domain}"))
@@ -279,7 +281,11 @@ def test_how_full_the_fullest_account_is(crm: Crm, world: World, run_once: OneRu
 def test_who_waits_is_shown(crm: Crm, world: World, run_once: OneRun, db: Database) -> None:
     crm.add_campaign(recipients=5)
     run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="2")
-    (campaign,) = read_work_in_progress(db, CampaignRates(lambda: 0.0)).campaigns
+    needed = {"DATABASE_URL": "postgresql://h/crm", "REDIS_URL": "redis://h", "SMTP_DAILY_LIMIT": "2"}
+    forecasts = CampaignForecasts(load(needed | {"SMTP_TENANT_SHARE": "100"}, "web"))
+    (campaign,) = read_work_in_progress(db, CampaignRates(lambda: 0.0), forecasts).campaigns
+    assert campaign.forecast
+    assert campaign.forecast.words.startswith("3 from "), "two a day, by hours that count for 25"
     assert campaign.waits_for == "quota"
     assert campaign.waits_seconds
     assert 23 * 3600 < campaign.waits_seconds <= 25 * 3600

@@ -1,6 +1,8 @@
 """bin/campaign check, test, list and show, as an operator types them: what they say is what the job then does."""
 
+import html
 import json
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -10,6 +12,7 @@ from urllib.parse import quote
 import psycopg2
 import pytest
 from books import Books
+from web_process import OpenWeb
 from workers import PROJECT, Start, wait_for
 
 from sandbox.crm import Crm, utc_now
@@ -266,6 +269,37 @@ def test_list_and_show(crm: Crm, world: World, books: Books, start: Start, comma
     assert (utc_now() + timedelta(days=2)).strftime("%Y-%m-%d") in shown
     assert "assumed" in shown or "the rate of its account" in shown
     assert command("show", "none").status == 1
+    assert worker.stop() == 0
+
+
+def test_a_campaign_that_waits_for_its_quota(
+    crm: Crm, start: Start, command: Command, environment: Mapping[str, str], open_web: OpenWeb
+) -> None:
+    """What it waits for, and when the rest goes: in bin/campaign show, bin/status and on the page alike."""
+    limits = {"SMTP_DAILY_LIMIT": "30", "SMTP_TENANT_SHARE": "100"}
+    campaign = crm.add_campaign("email", recipients=50)
+    later = crm.add_campaign("email", recipients=40, scheduled_at=utc_now() + timedelta(minutes=5), name="Onam")
+    worker = start(**limits)
+    wait_for(lambda: crm.value("SELECT waits_for FROM worker.campaign_run") == "quota", "the campaign waits")
+    shown = command("show", campaign, **limits).out
+    assert "for the quota of its account" in shown
+    assert "30 sent" in shown
+    forecast = shown.partition("Forecast    ")[2].partition("\n")[0]
+    assert re.match(r"20 (tomorrow|on \d+ \w+) from \d\d:30 \(Asia/Kolkata\)", forecast), forecast
+
+    web = open_web(**limits)
+    page = html.unescape(web.get("/").text)
+    settings = {**environment, **limits}
+    status = subprocess.run(
+        [PROJECT / "bin" / "status", "--json"], env=settings, capture_output=True, text=True, check=False
+    )
+    seen = json.loads(status.stdout)
+    assert seen["campaigns"][0]["forecast"] == forecast
+    assert forecast in page
+    (onam,) = seen["scheduled"]
+    assert (onam["id"], onam["total"]) == (later, 40)
+    assert re.match(r"40 from (tomorrow|\d+ \w+) \d\d:30 until", onam["forecast"]), onam["forecast"]
+    assert onam["forecast"] in page
     assert worker.stop() == 0
 
 

@@ -30,6 +30,7 @@ from sandbox.world import World
 from worker.content.unsubscribe_token import UnsubscribeTokens
 from worker.registry import JOBS
 
+TESTER = "tester@office.example"
 PAGE = PROJECT / "docs" / "operating.md"
 
 
@@ -203,6 +204,22 @@ def test_the_granted_rights_are_enough_to_retry(
         assert worker.wait() == 0, worker.log
         assert "permission denied" not in worker.log
     assert crm.counts(campaign) == {"pending": 1, "failed": 1, "sent": 1}
+
+
+def test_the_granted_rights_are_enough_to_look_at_campaigns(
+    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str
+) -> None:
+    """A campaign is checked, tested, listed and shown with them, by its recipients and by its target."""
+    crm.add_lead()
+    campaigns = [crm.add_campaign("email", recipients=2), crm.add_campaign("whatsapp", targetType="leads")]
+    url = url_of(role, database_url)
+    commands = [("list",), ("test", campaigns[0], "--to", TESTER)]
+    commands += [(name, each) for name in ("check", "show") for each in campaigns]
+    for command in commands:
+        worker = start(*command, DATABASE_URL=url, SMTP_DAILY_LIMIT="100")
+        assert worker.wait() in (0, 1), worker.log
+        assert "permission denied" not in worker.log
+    assert world.counts("smtp") == {TESTER: 1}
 
 
 def url_of(role: tuple[str, str], database_url: str) -> str:

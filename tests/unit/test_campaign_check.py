@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import accounts
+from worker.campaign_commands.campaign_state import CampaignState
+from worker.campaign_commands.check_problems import CheckedParts, Level, problems
+from worker.campaign_commands.preview import Preview, preview
+from worker.campaign_commands.recipient_review import RecipientReview, RecipientReviewer, ReviewedRecipient
 from worker.campaigns.campaign import Campaign, CampaignTarget
-from worker.campaigns.campaign_state import CampaignState
-from worker.campaigns.check_problems import CheckedParts, Level, problems
-from worker.campaigns.preview import Preview, preview
-from worker.campaigns.recipient_review import RecipientReview, RecipientReviewer, ReviewedRecipient
 from worker.campaigns.transport import Transport, TransportRouter
 from worker.content.campaign_texts import CampaignTexts
 from worker.content.phones import country_of, whatsapp_id
@@ -288,6 +288,23 @@ def test_what_whatsapp_delivers_to_whom(router: TransportRouter) -> None:
     assert found_in(router, TEMPLATE, review=review) == [(Level.WARNING, "us-numbers")]
     assert (Level.WARNING, "us-numbers") not in found_in(router, TEXT, review=review)
     assert found_in(router, TEMPLATE, state=replace(STATE, quality="RED")) == [(Level.WARNING, "quality-red")]
+
+
+def test_a_time_zone_that_cannot_be_read(router: TransportRouter) -> None:
+    """It keeps a campaign from being sent where there is a window, and only there."""
+    state = replace(STATE, timezone="Mars/Olympus")
+    assert found_in(router, state=state) == []
+    assert found_in(router, state=state, loaded=settings(CAMPAIGN_WINDOW="09:00-21:00")) == [
+        (Level.ERROR, "time-zone")
+    ]
+
+
+def test_what_a_rate_is_measured_from() -> None:
+    """The last ten minutes, or less when its run is younger: an app server may have sent before."""
+    assert STATE.measured_from == NOW - timedelta(minutes=10)
+    young = replace(STATE, started_at=NOW - timedelta(minutes=3))
+    assert young.measured_from == NOW - timedelta(minutes=3)
+    assert replace(STATE, started_at=NOW - timedelta(hours=3)).measured_from == NOW - timedelta(minutes=10)
 
 
 def test_ended_and_foreign_campaigns(router: TransportRouter) -> None:

@@ -8,7 +8,7 @@ from worker.calling.queued_call import NO_CREATOR, CallCandidate, CallFailure, Q
 from worker.content.call_hours import CallHours, CallWindows
 from worker.content.calls import WHAT_TO_DO
 from worker.content.hours import BusinessHours
-from worker.content.phones import to_e164
+from worker.content.phones import e164, phone_number
 
 NEVER_MEET = f"{WHAT_TO_DO}the tenant's business hours never meet those hours: change them, or CALL_WINDOWS"
 
@@ -29,7 +29,7 @@ class CallEligibility:
         if call.created_by_id is None:
             return CallFailure(call, NO_CREATOR, is_final=True)
         try:
-            number = to_e164(call.phone_number, call.phone_country_code)
+            number = phone_number(call.phone_number, call.phone_country_code)
         except ValueError as error:
             return CallFailure(call, str(error), is_final=True)
         try:
@@ -42,9 +42,10 @@ class CallEligibility:
         if opens_at > now:
             meet = _meet(settings.business_hours(), hours, now.replace(hour=0, minute=0, second=0, microsecond=0))
             return WaitingCall(call, opens_at, hours.why_waiting + ("" if meet else NEVER_MEET))
-        if backoff := self._accounts.country_backoff(account, hours.country):
+        to_number = e164(number)
+        if backoff := self._accounts.country_backoff(account, to_number):
             return WaitingCall(call, backoff.until, backoff.reason)
-        return CallCandidate(account, number, call, hours.closes_at(now))
+        return CallCandidate(account, to_number, call, hours.closes_at(now))
 
 
 @lru_cache(maxsize=256)

@@ -113,7 +113,7 @@ class CallSelection:
 
     def _fail_next_calls(self, tenant_id: str, reason: str, now: datetime) -> None:
         calls = self._candidates([tenant_id], [SPARE], now)
-        self._settlement.fail_unclaimed([CallFailure(call, reason, is_final=False) for call in calls])
+        self._settlement.unclaimed.fail([CallFailure(call, reason, is_final=False) for call in calls])
 
     def _dialable(self, accounts: Sequence[OpenAccount], now: datetime) -> dict[str, list[CallCandidate]]:
         """Each tenant's next calls, one more than wanted if there are so many.
@@ -170,8 +170,8 @@ class CallSelection:
                     found[each.call.tenant_id].append(each)
                 elif reason := blocked[key]:
                     failures.append(CallFailure(each.call, f"not called: {reason}", is_final=True))
-        self._settlement.fail_unclaimed(failures)
-        self._settlement.put_off(waiting)
+        self._settlement.unclaimed.fail(failures)
+        self._settlement.unclaimed.put_off(waiting)
         return Counter(each.call.tenant_id for each in waiting)
 
     def _judge(
@@ -182,7 +182,7 @@ class CallSelection:
     def _candidates(self, tenant_ids: list[str], limits: list[int], now: datetime) -> list[QueuedCall]:
         """The next calls of each tenant, at most as many as its limit."""
         # a call that another worker put back while this one was frozen: its request here may still end, and settle it
-        left_alone = [*self._settlement.left_alone, *self._requests.keys]
+        left_alone = [*self._settlement.unclaimed.left_alone, *self._requests.keys]
         rows = self._db.all(
             self._sql["candidates"], tenant_ids=tenant_ids, limits=limits, left_alone=left_alone, now=now
         )

@@ -82,6 +82,8 @@ class BatchClaims:
                 reservation=reservation,
                 user_id=campaign.user_id,
             )
+            if batch:
+                batch.hours = self.hours.of_batch(campaign, {each.id: each.phone for each in batch.recipients})
         except psycopg2.Error as error:
             if is_unavailable(error):
                 reservation = None  # the claim may have been committed all the same
@@ -166,7 +168,6 @@ class BatchClaims:
             asking=streak is None,
             streak=streak,
             reservation=reservation,
-            hours=self.hours.of_batch(campaign, {row["id"]: row["phone"] for row in rows}),
         )
 
     def _limit(self, campaign: Campaign, transport: Transport) -> int:

@@ -12,10 +12,11 @@ from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.campaigns.batch import BackoffCause, Batch, BatchState
+from worker.campaigns.batch import Batch, BatchState
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.deferrals import why_ended
 from worker.campaigns.sending_hours import OUTSIDE
-from worker.campaigns.settlement import BACKOFFS_BEFORE_END, SettlementResult
+from worker.campaigns.settlement import SettlementResult
 from worker.campaigns.survey import CampaignBacklog, RemainingWork, Survey
 from worker.content.reply_pattern import without_other_addresses
 from worker.errors import AccountRejected
@@ -110,8 +111,8 @@ class CampaignRuns:
             batch.transport.back_off(batch.delay_seconds)
             reason = without_other_addresses(batch.reason, None)
             log.warning(batch.backoff_cause, {"campaign": batch.campaign.id, "reason": reason})
-            if settled.backoffs >= BACKOFFS_BEFORE_END and batch.backoff_cause is not BackoffCause.PACE:
-                self.fail([batch.campaign.id], _deferred_too_long(settled.backoffs, reason))
+            if why := why_ended(batch, settled.backoffs, reason):
+                self.fail([batch.campaign.id], why)
 
     def fail(self, campaign_ids: list[str], reason: str) -> None:
         """Ends runs that cannot go on; their recipients stay pending."""
@@ -293,10 +294,3 @@ class CampaignRuns:
         if user_id is None:
             return
         self._events.emit(f"user:{user_id}", event, payload)
-
-
-def _deferred_too_long(backoffs: int, reason: str) -> str:
-    return (
-        f"Nothing was accepted in {backoffs} tries in a row: {reason}. Its recipients are pending: correct what it "
-        "says, then schedule the campaign again"
-    )

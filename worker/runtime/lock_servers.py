@@ -95,7 +95,8 @@ class LockServers:
             threads.shutdown()
 
     def _ask(self, servers: Iterable[_Server], question: Question) -> int:
-        requests = {each: self._submit(question, each.client) for each in servers}
+        with self._guard:
+            requests = {each: self._submit(question, each.client) for each in servers}
         wait(requests.values(), ANSWER_SECONDS)
         yes = 0
         with self._guard:
@@ -124,6 +125,7 @@ class LockServers:
         return server.left_out
 
     def _submit(self, question: Question, client: redis.Redis) -> Future[bool]:
+        """Called under the guard."""
         if self._threads is None:
             # two of a server: its renewal does not wait for another question, or for a PING
             self._threads = ThreadPoolExecutor(2 * len(self._servers), thread_name_prefix="lock servers")

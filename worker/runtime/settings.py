@@ -116,21 +116,21 @@ class Settings(QuotaSettings, WindowSettings):
         whole_number(1, 10_000),
         "100",
         "recipients in one batch; with CAMPAIGN_BATCH_DELAY=0 in the first, later ones take a tenth of a second",
-        programs="campaign",
+        programs="campaign web",
     )
     campaign_batch_delay_seconds: float = variable(
         "CAMPAIGN_BATCH_DELAY",
         duration("ms"),
         "5000ms",
         "pause between two full batches of one campaign",
-        programs="campaign",
+        programs="campaign web",
     )
     campaign_concurrency: int = variable(
         "CAMPAIGN_CONCURRENCY",
         whole_number(1, 256),
         "8",
         "how many messages are sent at the same time, each on a connection of its own",
-        programs="campaign",
+        programs="campaign web",
     )
     campaign_adopt_after_seconds: float = variable(
         "CAMPAIGN_ADOPT_AFTER",
@@ -200,7 +200,7 @@ class Settings(QuotaSettings, WindowSettings):
         programs="campaign reminders",
     )
     gmail_rate: float = variable(
-        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", programs="campaign reminders"
+        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", programs="campaign reminders web"
     )
     whatsapp_api_url: str = variable(
         "WHATSAPP_API_URL",
@@ -210,7 +210,7 @@ class Settings(QuotaSettings, WindowSettings):
         programs="campaign reminders",
     )
     whatsapp_rate: float = variable(
-        "WHATSAPP_RATE", rate, "20", "messages a second for one phone id", programs="campaign reminders"
+        "WHATSAPP_RATE", rate, "20", "messages a second for one phone id", programs="campaign reminders web"
     )
     app_url: str | None = variable(
         "APP_URL",

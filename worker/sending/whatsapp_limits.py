@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from worker.errors import SendError
 from worker.providers.whatsapp_number import NumberStatus, WhatsAppNumber
 from worker.runtime.db import Database, queries
+from worker.sending.account_quotas import whatsapp_quota
 from worker.sending.accounts import evict_oldest
 from worker.sending.quota import Quota
 from worker.sending.requests import RequestThreads
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 KEPT = timedelta(hours=1)
 REMEMBERED = timedelta(days=1)  # for reminders, which do not ask
-FOR_CAMPAIGNS = 0.9  # of the limit; the rest is left to reminders, and to what the CRM sends itself
 OTHERS_KEPT = timedelta(minutes=1)  # how long it is remembered whether a campaign is the tenant's only one
 CAMPAIGNS_KEPT = 512
 THREADS = 2
@@ -156,12 +156,6 @@ class WhatsAppLimits:
             phone_id=question.number.phone_id,
             now=self._clock(),
         )
-
-
-def whatsapp_quota(tenant_id: str, people: int) -> Quota:
-    """The quota of a tenant whose numbers may write to so many people. One account: the business portfolio."""
-    kept_back = people - int(people * FOR_CAMPAIGNS)
-    return Quota("whatsapp", tenant_id, tenant_id, people, kept_back=kept_back)
 
 
 def known_quotas(db: Database, now: datetime) -> dict[str, Quota]:

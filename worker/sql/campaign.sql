@@ -155,7 +155,9 @@ WITH
     SET campaign_id = excluded.campaign_id, tenant_id = excluded.tenant_id, kind = excluded.kind, code = excluded.code,
         reply = excluded.reply, pattern = excluded.pattern, failed_at = excluded.failed_at
 )
-SELECT count(*) AS duplicates FROM failed;
+UPDATE "Campaign" SET "failedCount" = "failedCount" + n.number, "updatedAt" = %(now)s
+FROM (SELECT count(*) AS number FROM failed) AS n
+WHERE id = %(campaign_id)s AND "tenantId" = %(tenant_id)s AND n.number > 0;
 
 -- name: mark_prepared  From here on the run's recipients may be claimed, from the first one.
 UPDATE worker.campaign_run SET prepared = true, position = '' WHERE campaign_id = %(campaign_id)s;

@@ -22,9 +22,7 @@ WHERE c.id = %(campaign_id)s;
 
 -- name: statuses  How many recipients of a campaign are in each status; those of other tenants apart, nobody writes to them.
 SELECT p.status, coalesce(p."tenantId" = %(tenant_id)s, false) AS own, count(*) AS number,
-       count(*) FILTER (
-           WHERE p.status = 'sent' AND p."sentAt" > statement_timestamp() AT TIME ZONE 'UTC' - interval '10 minutes'
-       ) AS recently_sent
+       count(*) FILTER (WHERE p.status = 'sent' AND p."sentAt" > %(since)s) AS recently_sent
 FROM "CampaignRecipient" p WHERE p."campaignId" = %(campaign_id)s
 GROUP BY 1, 2 ORDER BY 1, 2;
 

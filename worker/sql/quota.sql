@@ -17,13 +17,18 @@ UPDATE worker.quota SET used = greatest(used - %(number)s, 0)
 WHERE account_kind = %(account_kind)s AND account = %(account)s AND tenant_id = %(tenant_id)s AND hour = %(hour)s;
 
 -- name: used  What an account, and one tenant of it, used in each hour that counts, the oldest first.
-SELECT hour, sum(used)::integer AS used,
-       coalesce(sum(used) FILTER (WHERE tenant_id = %(tenant_id)s), 0)::integer AS used_by_tenant,
-       EXISTS (SELECT FROM "Tenant" t WHERE t.id <> %(tenant_id)s) AS is_shared
-FROM worker.quota
-WHERE account_kind = %(account_kind)s AND account = %(account)s
-  AND hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
-GROUP BY hour HAVING sum(used) > 0 ORDER BY hour;
+-- One row without an hour where nothing was used.
+SELECT used.*, shared.is_shared
+FROM (SELECT EXISTS (SELECT FROM "Tenant" t WHERE t.id <> %(tenant_id)s) AS is_shared) AS shared
+LEFT JOIN (
+    SELECT hour, sum(used)::integer AS used,
+           coalesce(sum(used) FILTER (WHERE tenant_id = %(tenant_id)s), 0)::integer AS used_by_tenant
+    FROM worker.quota
+    WHERE account_kind = %(account_kind)s AND account = %(account)s
+      AND hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+    GROUP BY hour
+) AS used ON true
+ORDER BY used.hour;
 
 -- name: used_ratios  How much the fullest account of each kind has used of its limit.
 SELECT account_kind, max(used / most)::float8 AS ratio

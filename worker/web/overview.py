@@ -17,11 +17,12 @@ from worker.content.one_line import one_line
 from worker.runtime.settings import Settings
 from worker.web.backlog import Backlog, read_backlog
 from worker.web.campaign_failures import CampaignFailures
-from worker.web.campaign_views import CampaignView, campaign_view, failures_view
+from worker.web.campaign_views import CampaignView, ScheduledView, campaign_view, failures_view, scheduled_view
 from worker.web.counter_history import Minute, last_hour, take_sample
-from worker.web.dependencies import Service, SystemSnapshot
+from worker.web.dependencies import SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, reason
 from worker.web.job_views import ErrorView, JobView, job_errors, job_views
+from worker.web.service import Service
 
 NEEDED = ("redis", "database")
 SERVERS = {"database": "PostgreSQL", "redis": "Redis", "qdrant": "Qdrant"}
@@ -84,6 +85,7 @@ class Overview:
     campaigns: tuple[CampaignView, ...] | None  # None: the database could not be queried
     campaigns_in_all: int
     campaigns_of_others: int  # sent by the CRM's app servers
+    scheduled: tuple[ScheduledView, ...]  # the campaigns that are due next
     failures: tuple[CampaignFailures, ...]  # of running and just ended campaigns
     waiting: Backlog
     errors: tuple[ErrorView, ...]
@@ -119,6 +121,7 @@ def overview(
         campaigns=tuple(campaign_view(each, now) for each in work.campaigns) if work else None,
         campaigns_in_all=work.campaigns_in_all if work else 0,
         campaigns_of_others=work.campaigns_of_others if work else 0,
+        scheduled=tuple(scheduled_view(each, now) for each in work.scheduled) if work else (),
         failures=tuple(map(failures_view, work.failures)) if work else (),
         waiting=read_backlog(snapshot, now),
         errors=tuple(job_errors(snapshot)),

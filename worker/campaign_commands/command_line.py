@@ -7,7 +7,7 @@ from contextlib import closing
 
 import psycopg2
 
-from worker.campaigns import check_command, failure_commands, list_command, show_command, test_command
+from worker.campaign_commands import check_command, failure_commands, list_command, show_command, test_command
 from worker.errors import SchemaError, SettingsError, WorkerError
 from worker.runtime import program
 from worker.runtime.console import to_stderr

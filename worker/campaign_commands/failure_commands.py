@@ -185,10 +185,11 @@ class FailureCommands:
         return EndedCampaign(**row)
 
     def _failures(self, campaign: EndedCampaign, kinds: Sequence[FailureKind]) -> Iterator[FailedRecipient]:
-        after = ""
-        while rows := self._db.all(self._sql["page"], after=after, size=PAGE_SIZE, **self._of(campaign, kinds)):
-            yield from (FailedRecipient(**row) for row in rows)
-            after = rows[-1]["recipient_id"]
+        after: dict[str, object] = {"after_at": "-infinity", "after": ""}
+        while rows := self._db.all(self._sql["page"], size=PAGE_SIZE, **after, **self._of(campaign, kinds)):
+            page = [FailedRecipient(**row) for row in rows]
+            yield from page
+            after = {"after_at": page[-1].failed_at, "after": page[-1].recipient_id}
 
     @staticmethod
     def _of(campaign: EndedCampaign, kinds: Sequence[FailureKind]) -> dict[str, object]:

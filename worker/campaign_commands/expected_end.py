@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
-from worker.campaigns.campaign_state import CampaignState
+from worker.campaign_commands.campaign_state import CampaignState
 from worker.campaigns.forecast import Forecast, Rate, RemainingSends, forecast, planned_rate
 from worker.campaigns.transport import Transport
 from worker.providers.smtp import SmtpProvider
@@ -13,8 +13,6 @@ from worker.runtime.db import Database
 from worker.runtime.settings import Settings
 from worker.sending.quota import Quota, QuotaLedger, QuotaState
 from worker.sending.whatsapp_limits import known_quotas
-
-MEASURED = timedelta(minutes=10)  # a campaign's rate is what it sent in this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class ExpectedEnd:
 def expected_end(
     db: Database, settings: Settings, transport: Transport, state: CampaignState, recipients: int, recently_sent: int
 ) -> ExpectedEnd:
-    """``recipients``: so many are left to send to; ``recently_sent``: so many were sent in the time MEASURED.
+    """``recipients``: so many are left to send to; ``recently_sent``: so many were sent since ``measured_from``.
 
     A window is taken by the tenant's clock, also for WhatsApp, where the job goes by that of each recipient.
     """
@@ -67,11 +65,10 @@ def quota_of(db: Database, transport: Transport, tenant_id: str, now: datetime) 
 
 
 def _measured(state: CampaignState, recently_sent: int) -> Rate | None:
-    """None: nothing left lately."""
-    if not (state.is_run and state.started_at and recently_sent):
+    """None: nothing was sent lately, or it waits, so that its latest rate says nothing about it."""
+    if not (state.is_run and recently_sent) or state.waits_for:
         return None
-    seconds = min(MEASURED, state.now - state.started_at).total_seconds()
-    return Rate(recently_sent / max(seconds, 1.0))
+    return Rate(recently_sent / max((state.now - state.measured_from).total_seconds(), 1.0))
 
 
 class _AccountWords(NamedTuple):

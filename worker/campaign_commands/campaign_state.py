@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from worker.campaigns.campaign import Campaign
@@ -11,6 +11,8 @@ from worker.content.hours import USUAL_ZONE, tenant_zone
 from worker.content.one_line import printable
 from worker.errors import CommandRefused
 from worker.runtime.db import Database, queries
+
+MEASURED = timedelta(minutes=10)  # a campaign's rate is what it sent in this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,25 @@ class CampaignState:
     now: datetime
 
     @property
+    def has_zone(self) -> bool:
+        """Whether the tenant's zone can be read."""
+        return self._zone() is not None
+
+    @property
     def zone(self) -> ZoneInfo:
-        """The tenant's; the usual one where none was entered that can be read."""
+        """The tenant's; the usual one where it cannot be read."""
+        return self._zone() or ZoneInfo(USUAL_ZONE)
+
+    def _zone(self) -> ZoneInfo | None:
         try:
             return tenant_zone(self.timezone)
         except ValueError:
-            return ZoneInfo(USUAL_ZONE)
+            return None
+
+    @property
+    def measured_from(self) -> datetime:
+        """What was sent since then tells its rate: the last minutes, and nothing that others sent before its run."""
+        return max(self.now - MEASURED, self.started_at or self.now - MEASURED)
 
     @property
     def due_at(self) -> datetime | None:
@@ -61,7 +76,7 @@ class RecipientCounts:
     """The recipients of a campaign as they are now."""
 
     statuses: dict[str, int]
-    recently_sent: int  # in the last ten minutes
+    recently_sent: int  # since CampaignState.measured_from
     of_other_tenants: int
 
 
@@ -83,8 +98,13 @@ def read_campaign(db: Database, campaign_id: str, message_max_bytes: int) -> Cam
     return Campaign.from_row(row)
 
 
-def count_recipients(db: Database, campaign_id: str, tenant_id: str) -> RecipientCounts:
-    rows = db.all(queries("campaign_check")["statuses"], campaign_id=campaign_id, tenant_id=tenant_id)
+def count_recipients(db: Database, state: CampaignState) -> RecipientCounts:
+    rows = db.all(
+        queries("campaign_check")["statuses"],
+        campaign_id=state.id,
+        tenant_id=state.tenant_id,
+        since=state.measured_from,
+    )
     return RecipientCounts(
         statuses={row["status"]: row["number"] for row in rows if row["own"]},
         recently_sent=sum(row["recently_sent"] for row in rows if row["own"]),

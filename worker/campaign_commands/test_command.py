@@ -15,9 +15,9 @@ from uuid import uuid4
 
 import redis
 
+from worker.campaign_commands.campaign_state import read_campaign, read_only, read_state
+from worker.campaign_commands.expected_end import quota_of
 from worker.campaigns.campaign import Campaign
-from worker.campaigns.campaign_state import read_campaign, read_only, read_state
-from worker.campaigns.expected_end import quota_of
 from worker.campaigns.transport import Transport, TransportRouter
 from worker.content.addresses import parse_address
 from worker.content.one_line import one_line

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 
-from worker.campaigns.campaign_state import (
+from worker.campaign_commands.campaign_state import (
     CampaignState,
     RecipientCounts,
     count_recipients,
@@ -13,8 +13,8 @@ from worker.campaigns.campaign_state import (
     read_only,
     read_state,
 )
-from worker.campaigns.check_problems import ENDED
-from worker.campaigns.expected_end import ExpectedEnd, expected_end
+from worker.campaign_commands.check_problems import ENDED
+from worker.campaign_commands.expected_end import ExpectedEnd, expected_end
 from worker.campaigns.transport import TransportRouter
 from worker.content.one_line import one_line
 from worker.errors import CampaignRejected, TransportMissing
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
     """Returns the exit status. Raises CommandRefused, SettingsError and psycopg2.Error."""
     with read_only(db):
         state = read_state(db, options.campaign)
-        counts = count_recipients(db, state.id, state.tenant_id)
+        counts = count_recipients(db, state)
         end = _end(db, settings, state, counts) if state.status not in ENDED else ""
         failures = db.all(queries("campaign_check")["failures"], campaign_id=state.id, tenant_id=state.tenant_id)
     for label, value in _facts(state, counts):

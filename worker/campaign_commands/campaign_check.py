@@ -6,12 +6,12 @@ It reads only, in one transaction that cannot write.
 from contextlib import suppress
 from dataclasses import dataclass
 
+from worker.campaign_commands.campaign_state import CampaignState, read_campaign, read_only, read_state
+from worker.campaign_commands.check_problems import CheckedParts, Problem, problems
+from worker.campaign_commands.expected_end import ExpectedEnd, expected_end
+from worker.campaign_commands.preview import Preview, preview
+from worker.campaign_commands.recipient_review import RecipientReview, review_recipients
 from worker.campaigns.campaign import Campaign
-from worker.campaigns.campaign_state import CampaignState, read_campaign, read_only, read_state
-from worker.campaigns.check_problems import CheckedParts, Problem, problems
-from worker.campaigns.expected_end import ExpectedEnd, expected_end
-from worker.campaigns.preview import Preview, preview
-from worker.campaigns.recipient_review import RecipientReview, review_recipients
 from worker.campaigns.transport import Transport, TransportRouter
 from worker.content.links import Link
 from worker.errors import CampaignRejected, SendError, TransportMissing
@@ -47,7 +47,7 @@ class CampaignChecker:
             campaign = read_campaign(self._db, campaign_id, self._settings.message_max_bytes)
             transport, rejection = self._transport(campaign)
             try:
-                review_recipients(self._db, campaign, transport, state.now, review)
+                review_recipients(self._db, campaign, transport, state, review)
             except CampaignRejected as error:  # its target
                 rejection = rejection or str(error)
             end = self._end(transport, state, review) if transport else None

@@ -5,10 +5,10 @@ import json
 import sys
 from contextlib import closing
 
-from worker.campaigns.campaign_check import CampaignChecker
-from worker.campaigns.check_problems import worst
-from worker.campaigns.check_report import as_json, text_lines
-from worker.campaigns.recipient_review import RecipientReview
+from worker.campaign_commands.campaign_check import CampaignChecker
+from worker.campaign_commands.check_problems import worst
+from worker.campaign_commands.check_report import as_json, text_lines
+from worker.campaign_commands.recipient_review import RecipientReview
 from worker.campaigns.transport import TransportRouter
 from worker.runtime import program
 from worker.runtime.clock import utc_now

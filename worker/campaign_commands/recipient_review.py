@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from worker.campaign_commands.campaign_state import CampaignState, count_recipients
 from worker.campaigns.campaign import Campaign
-from worker.campaigns.campaign_state import count_recipients
 from worker.campaigns.targets import target_parameters
 from worker.campaigns.transport import Transport
 from worker.content import invisible_characters as invisible
@@ -134,7 +134,7 @@ class RecipientReviewer:
 
 
 def review_recipients(
-    db: Database, campaign: Campaign, transport: Transport | None, now: datetime, review: RecipientReview
+    db: Database, campaign: Campaign, transport: Transport | None, state: CampaignState, review: RecipientReview
 ) -> None:
     """Fills ``review``, inside a transaction of the caller's. Raises CampaignRejected for a target that is none."""
     sql = queries("campaign_check")
@@ -143,13 +143,13 @@ def review_recipients(
         "tenant_id": campaign.tenant_id,
         "channel": campaign.channel,
     }
-    counts = count_recipients(db, campaign.id, campaign.tenant_id)
+    counts = count_recipients(db, state)
     review.statuses, review.recently_sent = counts.statuses, counts.recently_sent
     review.of_other_tenants = counts.of_other_tenants
     review.from_target = not counts.statuses and not counts.of_other_tenants
     if review.from_target:
         which |= target_parameters(campaign.target, campaign.channel) | {"user_id": campaign.user_id}
-    reviewer = RecipientReviewer(review, campaign.channel, transport, now)
+    reviewer = RecipientReviewer(review, campaign.channel, transport, state.now)
     for recipient in _rows(db, sql["targeted" if review.from_target else "pending"], which):
         reviewer.add(recipient)
     if review.from_target:

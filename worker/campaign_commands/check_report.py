@@ -5,11 +5,11 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from worker.campaigns.campaign_check import CampaignCheck
-from worker.campaigns.check_problems import ENDED, worst
-from worker.campaigns.expected_end import ExpectedEnd
-from worker.campaigns.preview import Preview
-from worker.campaigns.recipient_review import RecipientReview
+from worker.campaign_commands.campaign_check import CampaignCheck
+from worker.campaign_commands.check_problems import ENDED, worst
+from worker.campaign_commands.expected_end import ExpectedEnd
+from worker.campaign_commands.preview import Preview
+from worker.campaign_commands.recipient_review import RecipientReview
 from worker.content.links import Link
 from worker.content.one_line import one_line
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from worker.campaign_commands.campaign_state import CampaignState
+from worker.campaign_commands.preview import Preview
+from worker.campaign_commands.recipient_review import RecipientReview
 from worker.campaigns.campaign import Campaign
-from worker.campaigns.campaign_state import CampaignState
-from worker.campaigns.preview import Preview
-from worker.campaigns.recipient_review import RecipientReview
 from worker.content.freemail import is_foreign_freemail
 from worker.content.unsubscribe_link import UNSUBSCRIBE_NAME
 from worker.runtime.settings import Settings
@@ -49,7 +49,7 @@ class CheckedParts:
 def problems(parts: CheckedParts, settings: Settings) -> list[Problem]:
     """The worst first."""
     found = [
-        *_of_campaign(parts),
+        *_of_campaign(parts, settings),
         *_of_sender(parts),
         *_of_recipients(parts),
         *_of_message(parts),
@@ -62,9 +62,15 @@ def worst(found: list[Problem]) -> Level:
     return max((each.level for each in found), default=Level.FINE)
 
 
-def _of_campaign(parts: CheckedParts) -> Iterator[Problem]:
+def _of_campaign(parts: CheckedParts, settings: Settings) -> Iterator[Problem]:
     if parts.rejection:
         yield Problem(Level.ERROR, "rejected", f"It will fail as a whole: {parts.rejection}.")
+    if settings.campaign_window and not parts.state.has_zone:
+        yield Problem(
+            Level.ERROR,
+            "time-zone",
+            "CAMPAIGN_WINDOW is set, and the tenant's time zone cannot be read: correct it in its call settings.",
+        )
     if parts.state.quality == "RED":
         yield Problem(
             Level.WARNING,

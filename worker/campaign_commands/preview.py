@@ -8,7 +8,7 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any
 
-from worker.campaigns.recipient_review import ReviewedRecipient
+from worker.campaign_commands.recipient_review import ReviewedRecipient
 from worker.campaigns.transport import Transport
 from worker.messages import Email, WhatsAppMessage
 from worker.sending.limits import wire_bytes
