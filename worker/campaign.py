@@ -16,6 +16,7 @@ from worker.campaigns.batch import Batch
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
 from worker.campaigns.dispatcher import Dispatcher, account_of
+from worker.campaigns.forgotten_messages import ForgottenMessages
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.large_campaigns import LargeCampaigns
 from worker.campaigns.link_writer import LinkWriter
@@ -36,6 +37,7 @@ from worker.runtime.events import LiveEvents
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
+from worker.runtime.timeline import Timeline
 from worker.sending.gmail_grants import update_grant
 from worker.sending.quota import QuotaUsedUp
 from worker.sending.requests import RequestThreads
@@ -70,6 +72,8 @@ class CampaignJob:
         self._runs = CampaignRuns(self._db, LiveEvents(context.redis), clock, settings.message_max_bytes)
         self._links = LinkWriter(self._db, clock)
         self._journals = journals = JournalDirectory(settings.state_dir)
+        timeline = Timeline(self._db, settings.state_dir / "timeline.campaign", clock)
+        self._forgotten = ForgottenMessages(self._db, journals, timeline, clock)
         self._claims = BatchClaims(self._db, settings, journals, Lease(), clock)
         self._progress = ProgressRecord(Database(settings.database_url, "crm-worker campaign progress"))
         self._dispatcher = Dispatcher(
@@ -99,6 +103,8 @@ class CampaignJob:
         self._counts = dict.fromkeys(("started", "adopted", "sent", "failed", "ended"), 0)
         self._said_stuck = False  # once a tick is enough
         self._dispatcher.reap()
+        if not self._forgotten.claim_again():
+            return TickResult(self._counts, now + timedelta(seconds=LOCKED_SECONDS), unfinished=True)
         survey = self._runs.survey()
         if survey.is_idle(now):
             self._measure(CampaignBacklog())
@@ -216,7 +222,7 @@ class CampaignJob:
         """How the campaign is sent, when its recipients and links are ready; None: not now, or it has failed."""
         try:
             transport = self._transports.route(campaign)
-            if not (campaign.prepared or prepare(self._db, campaign, self._context.clock())):
+            if not (campaign.prepared or self._prepare(campaign)):
                 self._runs.wait_a_moment(campaign)
                 return None
             self._links.write(campaign, transport.content)
@@ -224,6 +230,13 @@ class CampaignJob:
             self._runs.fail([campaign.id], str(error))
             return None
         return transport
+
+    def _prepare(self, campaign: Campaign) -> bool:
+        """False: not now. Recipients that are built may be those of messages that the database has forgotten."""
+        if not (prepare(self._db, campaign, self._context.clock()) and self._forgotten.claim_again(built=True)):
+            return False
+        self._recovery.settle_orphans()
+        return True
 
     def _wait_for_hours(self, campaign: Campaign) -> bool:
         """Whether none of its recipients may be written to now; when all its batches are settled, the run waits."""

@@ -153,7 +153,7 @@ class BatchClaims:
             rows = self._db.execute_prepared(
                 statement, self._sql[statement], campaign_id=campaign.id, batch_id=batch_id, holder=holder,
                 machine=self._journals.machine, sender=account_key, size=size, now=self._clock(),
-                tenant_id=campaign.tenant_id, may_leave=allowance, **more,
+                tenant_id=campaign.tenant_id, may_leave=allowance, timeline=self._db.timeline, **more,
             )  # fmt: skip
         except BaseException:
             journal.close()  # the claim may have been committed all the same: it is recovered from its journal

@@ -96,7 +96,7 @@ class Settings(QuotaSettings, WindowSettings):
         "STATE_DIR",
         absolute_path,
         "/var/lib/crm-worker",
-        "journals of messages that are being sent; must survive a restart of the programs",
+        "journals of messages and PostgreSQL's timeline; must survive a restart of the programs",
         programs=REDIS_USERS,
     )
     log_level: str = variable(

@@ -127,8 +127,9 @@ WITH
 , built AS (
     INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
         "recipientName", "recipientEmail", "recipientPhone", status, "createdAt", "updatedAt")
-    SELECT gen_random_uuid()::text, %(tenant_id)s, %(campaign_id)s, kind, id, name, email, phone, 'pending',
-           %(now)s, %(now)s
+    -- always by the same id, also when they are built again after a fail-over that forgot them: journals name that id
+    SELECT md5(concat_ws(' ', %(campaign_id)s, kind, id))::uuid::text, %(tenant_id)s, %(campaign_id)s, kind, id, name,
+           email, phone, 'pending', %(now)s, %(now)s
     FROM reachable WHERE place = 1
     RETURNING 1
 )
@@ -167,6 +168,9 @@ WITH run AS (
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
     WHERE r.campaign_id = %(campaign_id)s AND r.prepared AND c.status = 'running'
       AND r.tenant_id = %(tenant_id)s AND c."tenantId" = %(tenant_id)s AND c."userId" = %(user_id)s
+      -- else another server has taken over behind the same connection, and may have forgotten what was sent
+      AND CASE %(timeline)s::text WHEN '' THEN true
+          ELSE starts_with(pg_walfile_name(pg_current_wal_insert_lsn()), %(timeline)s) END
       AND NOT
           -- include: changed_by_crm
       -- a session that changed the row while this statement waited for it may have paused and resumed: look again later
@@ -547,6 +551,27 @@ RETURNING id;
 
 -- name: progress  How far a batch came after it was claimed.
 SELECT may_leave, outcomes FROM worker.batch_progress WHERE batch_id = %(batch_id)s ORDER BY may_leave;
+
+-- name: forgotten  Which of these recipients are to be sent to by the database, though a message to them has left. Who
+-- was set back after it left ("at") is meant to get another one; clocks of app servers may be ahead.
+SELECT p.id, p."campaignId" AS campaign_id
+FROM json_to_recordset(%(messages)s::json) AS m (id text, at timestamp(3)) JOIN "CampaignRecipient" p ON p.id = m.id
+WHERE p.status || '' = 'pending'
+  AND (m.at IS NULL OR p."updatedAt" <= m.at + interval '1 minute' OR p."createdAt" > m.at);  -- built again
+
+-- name: claim_again  Makes a batch, without a holder, of recipients of one campaign to whom messages have left.
+WITH claimed AS (
+    UPDATE "CampaignRecipient" p SET status = 'sending', "updatedAt" = %(now)s
+    FROM "Campaign" c
+    WHERE p.id = ANY (%(ids)s::text[]) AND p.status || '' = 'pending' AND p."campaignId" || '' = %(campaign_id)s
+      AND c.id = %(campaign_id)s AND c."tenantId" = p."tenantId"
+    RETURNING p.id
+)
+INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, renewed_at)
+SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, '', array_agg(id),
+       statement_timestamp() AT TIME ZONE 'UTC'
+FROM claimed HAVING count(*) > 0
+RETURNING cardinality(recipient_ids) AS recipients;
 
 -- name: batch_recipients  The recipients of an orphaned batch.
 SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
