@@ -81,6 +81,8 @@ class BatchClaims:
                 streak=self.breaker.streak_of(campaign),
                 reservation=reservation,
                 user_id=campaign.user_id,
+                pause_seconds=self._settings.campaign_batch_delay_seconds,
+                full_size=self._settings.campaign_batch_size,
             )
         except psycopg2.Error as error:
             if is_unavailable(error):

@@ -176,8 +176,7 @@ class CampaignRuns:
 
     def _postpone(self, campaign_id: str, reason: str) -> None:
         log.error("campaign waits: the database refuses its rows", {"campaign": campaign_id, "reason": reason})
-        until = self._clock() + timedelta(seconds=REFUSED_SECONDS)
-        self._db.execute(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, backoffs=0)
+        self._wait_until(campaign_id, self._clock() + timedelta(seconds=REFUSED_SECONDS), backoffs=0)
         self._broke_connection.pop(campaign_id, None)
 
     def end_or_wait(self, campaign: Campaign, used_up: QuotaUsedUp | None = None) -> bool:
@@ -277,8 +276,12 @@ class CampaignRuns:
             )  # fmt: skip
 
     def _wait(self, campaign: Campaign, until: datetime) -> None:
+        self._wait_until(campaign.id, until, campaign.backoffs)
+
+    def _wait_until(self, campaign_id: str, until: datetime, backoffs: int) -> None:
+        """A later time that another process has set stays."""
         self._db.execute(
-            self._sql["postpone"], campaign_id=campaign.id, next_batch_at=until, backoffs=campaign.backoffs
+            self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, backoffs=backoffs, now=self._clock()
         )
 
     def _end(self, campaign: Campaign, now: datetime) -> bool:
