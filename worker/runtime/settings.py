@@ -15,6 +15,7 @@ from worker.content.return_path import ReturnPaths
 from worker.content.whatsapp import TemplateName
 from worker.errors import SettingsError
 from worker.registry import DATABASE_USERS, REDIS_USERS
+from worker.runtime.engine_settings import EngineSettings
 from worker.runtime.environment_variable import EnvironmentVariable, variable
 from worker.runtime.quota_settings import QuotaSettings
 from worker.runtime.setting_parsers import (
@@ -47,7 +48,7 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuotaSettings, WindowSettings):
+class Settings(QuotaSettings, WindowSettings, EngineSettings):
     """The checked values. Times are in seconds unless a name says otherwise."""
 
     database_url: str = variable(
@@ -97,7 +98,7 @@ class Settings(QuotaSettings, WindowSettings):
         absolute_path,
         "/var/lib/crm-worker",
         "journals of messages that are being sent; must survive a restart of the programs",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     log_level: str = variable(
         "LOG_LEVEL", one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
@@ -109,73 +110,77 @@ class Settings(QuotaSettings, WindowSettings):
         duration("s", 0.1),
         "60",
         "how often the worker looks for due campaigns",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     campaign_batch_size: int = variable(
         "CAMPAIGN_BATCH_SIZE",
         whole_number(1, 10_000),
         "100",
         "recipients in one batch; with CAMPAIGN_BATCH_DELAY=0 in the first, later ones take a tenth of a second",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     campaign_batch_delay_seconds: float = variable(
         "CAMPAIGN_BATCH_DELAY",
         duration("ms"),
         "5000ms",
         "pause between two full batches of one campaign",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     campaign_concurrency: int = variable(
         "CAMPAIGN_CONCURRENCY",
         whole_number(1, 256),
         "8",
         "how many messages are sent at the same time, each on a connection of its own",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     campaign_adopt_after_seconds: float = variable(
         "CAMPAIGN_ADOPT_AFTER",
         duration("s"),
         "600s",
         "how long a running campaign of the app servers has to be unchanged before the worker adopts it; 0: at once",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     campaign_retry_delay_seconds: float = variable(
         "CAMPAIGN_RETRY_DELAY",
         duration("s", 0.1),
         "60s",
         "first delay of a deferred recipient when the provider names none; doubles up to 1 h",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     campaign_max_attempts: int = variable(
-        "CAMPAIGN_MAX_ATTEMPTS", whole_number(1, 100), "12", "attempts before a recipient fails", programs="campaign"
+        "CAMPAIGN_MAX_ATTEMPTS",
+        whole_number(1, 100),
+        "12",
+        "attempts before a recipient fails",
+        programs="campaign campaign-sender",
     )
     refusal_breaker: int = variable(
         "REFUSAL_BREAKER",
         whole_number(1, 1_000_000),
         "20",
         "recipients in a row refused with the same reply, through no fault of theirs, after which a campaign fails",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     unconfirmed_sends: str = variable(
         "UNCONFIRMED_SENDS",
         one_of("fail", "resend"),
         "fail",
         "what to do with a message whose answer never came: fail (never sent twice) or resend (never lost)",
-        programs="campaign reminders trial",
+        programs="campaign campaign-sender reminders trial",
     )
     message_max_bytes: int = variable(
         "MESSAGE_MAX_BYTES",
         whole_number(1_000, 100_000_000),
         str(DEFAULT_MESSAGE_MAX_BYTES),
         "the largest message that is sent, in bytes as it leaves; a campaign whose message is larger fails",
-        programs="campaign reminders trial",
+        programs="campaign campaign-sender reminders trial",
     )
     smtp_url: str | None = variable(
         "SMTP_URL",
         url("smtp", "smtps"),
         None,
         "the SMTP server: smtp://user:password@host:587 or smtps://host:465; without TLS on loopback only",
-        programs="campaign reminders trial",
+        programs="campaign campaign-sender reminders trial",
         secret=True,
     )
     gmail_api_url: str = variable(
@@ -183,34 +188,38 @@ class Settings(QuotaSettings, WindowSettings):
         url("https", "http"),
         "https://gmail.googleapis.com",
         "Gmail's API",
-        programs="campaign reminders",
+        programs="campaign campaign-sender reminders",
     )
     google_token_url: str = variable(
         "GOOGLE_TOKEN_URL",
         url("https", "http"),
         "https://oauth2.googleapis.com/token",
         "Google's token endpoint",
-        programs="campaign reminders",
+        programs="campaign campaign-sender reminders",
     )
     gmail_rate: float = variable(
-        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", programs="campaign reminders"
+        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", programs="campaign campaign-sender reminders"
     )
     whatsapp_api_url: str = variable(
         "WHATSAPP_API_URL",
         url("https", "http"),
         "https://graph.facebook.com/v26.0",
         "WhatsApp Cloud API",
-        programs="campaign reminders",
+        programs="campaign campaign-sender reminders",
     )
     whatsapp_rate: float = variable(
-        "WHATSAPP_RATE", rate, "20", "messages a second for one phone id", programs="campaign reminders"
+        "WHATSAPP_RATE",
+        rate,
+        "20",
+        "messages a second for one phone id",
+        programs="campaign campaign-sender reminders",
     )
     app_url: str | None = variable(
         "APP_URL",
         url("https", "http"),
         None,
         "the CRM's address, for short links and Twilio's webhooks",
-        programs="campaign calls",
+        programs="campaign campaign-sender calls",
         required_by="calls",
     )
     unsubscribe_url: str | None = variable(
@@ -218,21 +227,21 @@ class Settings(QuotaSettings, WindowSettings):
         unsubscribe_url,
         None,
         "the CRM's own unsubscribe address, instead of PUBLIC_URL; {{email}} and {{recipient_id}} are filled in",
-        programs="campaign",
+        programs="campaign campaign-sender",
     )
     public_url: str | None = variable(
         "PUBLIC_URL",
         public_url,
         None,
         "the https:// address at which everybody reaches PUBLIC_PORT; with it campaigns have unsubscribe links",
-        programs="campaign web",
+        programs="campaign campaign-sender web",
     )
     unsubscribe_keys: list[str] | None = variable(
         "UNSUBSCRIBE_KEY",
         hex_keys,
         None,
         "the key of unsubscribe links, 64 hex digits, then keys of older links; without it ENCRYPTION_KEY is used",
-        programs="campaign web",
+        programs="campaign campaign-sender web",
         secret=True,
     )
     encryption_key: str | None = variable(
@@ -240,7 +249,7 @@ class Settings(QuotaSettings, WindowSettings):
         hex_key,
         None,
         "decrypts the tenants' OAuth client secrets; 64 hex digits",
-        programs="campaign reminders trial bounces web",
+        programs="campaign campaign-sender reminders trial bounces web",
         secret=True,
     )
     bounce_address: str | None = variable(
@@ -248,7 +257,7 @@ class Settings(QuotaSettings, WindowSettings):
         bounce_address,
         None,
         "where mail servers send delivery reports of e-mails through SMTP_URL: bounces+<token>@mail.example",
-        programs="campaign reminders trial bounces",
+        programs="campaign campaign-sender reminders trial bounces",
     )
     bounce_mailbox_url: str | None = variable(
         "BOUNCE_MAILBOX_URL",
