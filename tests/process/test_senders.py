@@ -3,7 +3,9 @@
 Whatever dies: nobody is written to twice, and nobody is left out.
 """
 
+import json
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -49,12 +51,18 @@ def running(crm: Crm) -> int:
     return int(crm.value(holders))
 
 
-def test_three_senders_share_one_campaign(crm: Crm, world: World, books: Books, senders: Senders) -> None:
-    """All three send at the same time; the scheduler ends the campaign; SIGTERM ends all with status 0."""
+def test_three_senders_share_one_campaign(
+    crm: Crm, world: World, books: Books, senders: Senders, start: Start
+) -> None:
+    """All three send at the same time, and bin/status shows them; SIGTERM ends all with status 0."""
     world.script("smtp", action="hang", seconds=SLOW_SECONDS)
     everyone = senders(3)
-    campaign = crm.add_campaign("email", recipients=900)
+    campaign = crm.add_campaign("email", recipients=2000)
     wait_for(lambda: running(crm) == 3, "three send at the same time")
+    status = start("--json", program="status", **ENGINE)
+    assert status.wait() in (0, 1)
+    [machine] = json.loads(status.log)["senders"]["machines"]
+    assert machine == {"host": socket.gethostname(), "senders": 3, "units": 3}
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert books.balance(campaign) == 0
     assert books.log(campaign) == ["started", "completed"]
@@ -195,3 +203,18 @@ def change(crm: Crm, campaign: str, status: str, action: str) -> None:
            FROM "Campaign" WHERE id = %s""",
         (status, campaign, action, campaign),
     )
+
+
+def test_without_the_tables_of_the_engine(start: Start) -> None:
+    """Scheduler and sender end with status 2 and say what to do."""
+    for program in ("campaign", "campaign-sender"):
+        worker = start(program=program, **ENGINE)
+        assert worker.wait() == 2
+        assert "run bin/migrate with CAMPAIGN_ENGINE=procrastinate" in worker.log
+
+
+def test_a_sender_without_the_engine(start: Start) -> None:
+    """CAMPAIGN_ENGINE=embedded: there is nothing to do, and that is no failure."""
+    worker = start(program="campaign-sender")
+    assert worker.wait() == 0
+    assert worker.said("nothing to do on this machine") == 1

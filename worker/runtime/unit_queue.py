@@ -40,7 +40,7 @@ Answer = TypeVar("Answer")
 SCHEMA = "engine"
 TASK = "send"
 ADD_SENDER = "INSERT INTO sender (worker_id, host, pid) VALUES (%(worker_id)s, %(host)s, %(pid)s)"
-REGISTERING_SECONDS = 0.02  # how often a sender looks whether it has been registered
+LOOK_SECONDS = 0.02  # how often is looked whether a sender has been registered, or has ended
 ANSWER_SECONDS = 30.0  # for one question to PostgreSQL
 UNIT_LIMIT_SECONDS = 60.0  # a process that cannot work (without Redis, say) keeps a unit no longer than this
 POLL_SECONDS = 15.0  # how often a sender looks for units of which no notification came
@@ -178,7 +178,9 @@ class UnitQueue:
     async def _close(self) -> None:
         if self._taker is not None:
             self._taker.cancel()
-            await asyncio.wait([self._taker])
+            while not self._taker.done():
+                self.end_all()  # also a unit that has just come
+                await asyncio.wait([self._taker], timeout=LOOK_SECONDS)
         await self._app.close_async()
 
     async def _take_units(self) -> None:
@@ -197,7 +199,7 @@ class UnitQueue:
         running = asyncio.create_task(worker.run())  # type: ignore[no-untyped-call]
         try:
             while worker.worker_id is None and not running.done():
-                await asyncio.sleep(REGISTERING_SECONDS)
+                await asyncio.sleep(LOOK_SECONDS)
             if worker.worker_id is not None:
                 await self._app.connector.execute_query_async(
                     ADD_SENDER, worker_id=worker.worker_id, host=socket.gethostname(), pid=os.getpid()

@@ -122,6 +122,7 @@ class Dependencies:
         self._clock = clock
         self._connected_at = clock()
         self._rates = CampaignRates(clock)
+        self._senders = settings.campaign_sender_timeout_seconds if settings.is_spread else None
         self._checks = WarningChecks(clock)
         self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=QUESTION_SECONDS))
         self._qdrant_url = f"{settings.qdrant_url}/readyz"
@@ -249,8 +250,7 @@ class Dependencies:
     def _ask_database(self) -> _DatabaseAnswer:
         """Reads the work in progress.
 
-        A database that answers is up, also when its tables are locked or missing, or may not be read, unless it takes
-        no writes.
+        A database that answers is up, also when its tables are locked or missing, unless it takes no writes.
         """
         if self._clock() - self._connected_at > RENEW_SECONDS:
             self._db.close()
@@ -272,7 +272,7 @@ class Dependencies:
         """The work in progress, or why it cannot be read."""
         try:
             self._checks.run("database", lambda: database_warnings(self._db))
-            work = read_work_in_progress(self._db, self._rates)
+            work = read_work_in_progress(self._db, self._rates, self._senders)
             self._checks.run("calls", lambda: call_warnings(self._db))
         except psycopg2.Error as error:
             if is_unavailable(error):

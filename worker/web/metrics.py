@@ -21,6 +21,7 @@ from worker import __version__
 from worker.registry import LOCKS
 from worker.runtime.counter_readings import JobState, MetricValue
 from worker.web.dependencies import SystemSnapshot
+from worker.web.senders import SendersAtWork
 
 PREFIX = "crm_worker_"
 SERIES_LIMIT = 200  # of one metric; more would be a mistake
@@ -92,6 +93,8 @@ class WorkerCollector(Collector):
         )
         text = "Warnings on the status page: problems found by checks although every server answers."
         yield GaugeMetricFamily(f"{PREFIX}warnings", text, value=len(snapshot.warnings))
+        if snapshot.work and snapshot.work.senders:
+            yield from _senders(snapshot.work.senders)
         if snapshot.readings is None:
             return
         yield _gauges(
@@ -103,6 +106,16 @@ class WorkerCollector(Collector):
         yield from _families(COUNTERS, snapshot.readings.counters, CounterMetricFamily)
         yield from _families(GAUGES, snapshot.readings.gauges, GaugeMetricFamily)
         yield from _jobs(snapshot)
+
+
+def _senders(senders: SendersAtWork) -> Iterator[Metric]:
+    by_host = {each.host: float(each.senders) for each in senders.machines[:SERIES_LIMIT]}
+    yield _gauges("senders", "Processes of bin/campaign-sender that gave a sign of life.", "host", by_host)
+    running = float(sum(each.units for each in senders.machines))
+    units = {"waiting": float(senders.units_waiting), "running": running}
+    yield _gauges(
+        "campaign_units", "Units of running campaigns: those that wait for a sender, and run.", "state", units
+    )
 
 
 def _families(

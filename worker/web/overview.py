@@ -22,6 +22,7 @@ from worker.web.counter_history import Minute, last_hour, take_sample
 from worker.web.dependencies import Service, SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, reason
 from worker.web.job_views import ErrorView, JobView, job_errors, job_views
+from worker.web.senders import SendersAtWork
 
 NEEDED = ("redis", "database")
 SERVERS = {"database": "PostgreSQL", "redis": "Redis", "qdrant": "Qdrant"}
@@ -85,6 +86,7 @@ class Overview:
     campaigns_in_all: int
     campaigns_of_others: int  # sent by the CRM's app servers
     failures: tuple[CampaignFailures, ...]  # of running and just ended campaigns
+    senders: SendersAtWork | None  # None: bin/campaign sends by itself, or unknown
     waiting: Backlog
     errors: tuple[ErrorView, ...]
     last_hour: tuple[Minute, ...]
@@ -120,6 +122,7 @@ def overview(
         campaigns_in_all=work.campaigns_in_all if work else 0,
         campaigns_of_others=work.campaigns_of_others if work else 0,
         failures=tuple(map(failures_view, work.failures)) if work else (),
+        senders=work.senders if work else None,
         waiting=read_backlog(snapshot, now),
         errors=tuple(job_errors(snapshot)),
         last_hour=last_hour(snapshot.history, latest),

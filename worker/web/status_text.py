@@ -37,6 +37,8 @@ def status_lines(shown: Overview, terminal: Terminal) -> Iterator[str]:
     yield ""
     yield from _campaigns(shown, terminal)
     yield from _failures(shown, terminal)
+    if shown.senders:
+        yield from terminal.wrapped(shown.senders.text, "" if shown.senders.machines else "warning")
     yield ""
     rows = [
         [Cell(each.name), Cell(each.number, "strong"), Cell(each.note, "quiet")]

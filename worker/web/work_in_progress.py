@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from worker.content.calls import WAITING_FOR_HOURS
 from worker.runtime.db import Database, queries
 from worker.web.campaign_failures import LATEST, REPLIES, CampaignFailures
+from worker.web.senders import SendersAtWork, read_senders
 
 CAP = 10_000  # a longer backlog is shown as "more than 10,000"
 CAMPAIGN_LIMIT = 50  # so many running campaigns are read, the longest running first
@@ -58,6 +59,7 @@ class WorkInProgress:
     messages_unconfirmed: int
     notifications: int  # reminder digests and e-mails about trials that wait or are being sent
     failures: tuple[CampaignFailures, ...] = ()  # of running campaigns, and of those that ended in the last hour
+    senders: SendersAtWork | None = None  # None: bin/campaign sends by itself
 
 
 class CampaignRates:
@@ -92,8 +94,13 @@ class CampaignRates:
         return campaign.done / campaign.running_seconds
 
 
-def read_work_in_progress(database: Database, rates: CampaignRates) -> WorkInProgress:
-    """Reads it from the database. Raises psycopg2.Error, also where bin/migrate has not run."""
+def read_work_in_progress(
+    database: Database, rates: CampaignRates, sender_timeout_seconds: float | None = None
+) -> WorkInProgress:
+    """Reads it from the database; ``sender_timeout_seconds``: where campaigns are sent by bin/campaign-sender.
+
+    Raises psycopg2.Error, also where bin/migrate has not run.
+    """
     statement = queries("web")["work_in_progress"]
     limits = {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "failures": LATEST, "replies": REPLIES}
     row = database.one(statement, **limits, waiting=WAITING_FOR_HOURS) or {}
@@ -101,4 +108,5 @@ def read_work_in_progress(database: Database, rates: CampaignRates) -> WorkInPro
     measured = zip(campaigns, rates.per_second(campaigns), strict=True)
     failures = tuple(CampaignFailures.from_row(each) for each in row["failures"])
     running = tuple(replace(each, per_second=rate) for each, rate in measured)
-    return WorkInProgress(**row | {"campaigns": running, "failures": failures})
+    senders = None if sender_timeout_seconds is None else read_senders(database, sender_timeout_seconds)
+    return WorkInProgress(**row | {"campaigns": running, "failures": failures, "senders": senders})
