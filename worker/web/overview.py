@@ -14,6 +14,7 @@ from datetime import tzinfo
 
 from worker import __version__
 from worker.content.one_line import one_line
+from worker.registry import MANY
 from worker.runtime.settings import Settings
 from worker.web.backlog import Backlog, read_backlog
 from worker.web.campaign_failures import CampaignFailures
@@ -42,6 +43,7 @@ PROGRAM_STATES = {
     200: "failed to start",
 }
 FAILING_PROGRAMS = (30, 200)
+NOT_STARTED = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def _programs(snapshot: SystemSnapshot) -> Iterator[ProgramView]:
     for each in gauges:
         if each.metric == "program_state" and (name := each.labels.get("program")):
             number = int(each.value)
+            if number == NOT_STARTED and name.partition(":")[0] in MANY:
+                continue  # it runs where an operator has started it
             yield ProgramView(
                 name=one_line(name, TEXT_LIMIT),
                 state=PROGRAM_STATES.get(number, "unknown"),
