@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from worker.content.one_line import one_line
 from worker.runtime.db import Database, queries
-from worker.web.formatting import TEXT_LIMIT, count
+
+HOST_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class SendersAtWork:
     @property
     def text(self) -> str:
         """In one line, for people."""
-        machines = [f"{each.host} {count(each.senders)}, {count(each.units)} at work" for each in self.machines]
-        waiting = f"{count(self.units_waiting)} units wait"
+        machines = [f"{each.host} {each.senders:,}, {each.units:,} at work" for each in self.machines]
+        waiting = f"{self.units_waiting:,} units wait"
         return f"Senders: {'; '.join(machines) or 'none'}; {waiting}"
 
 
@@ -37,7 +38,7 @@ def read_senders(database: Database, timeout_seconds: float) -> SendersAtWork:
     sql = queries("engine")
     senders, units = Counter[str](), Counter[str]()
     for row in database.all(sql["senders"], timeout_seconds=timeout_seconds):
-        host = one_line(row["host"], TEXT_LIMIT)
+        host = one_line(row["host"], HOST_LENGTH)
         senders[host] += 1
         units[host] += row["units"]
     waiting = database.one(sql["waiting"])
