@@ -66,10 +66,7 @@ def programs(
     servers: World, url: str, sink: Sink, options: argparse.Namespace, senders: int
 ) -> Iterator[list[Child]]:
     """A scheduler and so many senders, once the engine's tables are there."""
-    environ = environment(servers, url, sink, options) | {
-        "CAMPAIGN_ENGINE": "procrastinate",
-        "CAMPAIGN_INTERVAL": "1",
-    }
+    environ = environment(servers, url, sink, options) | {"CAMPAIGN_ENGINE": "procrastinate"}
     names = ["campaign", *["campaign-sender"] * senders]
     with ExitStack() as stack:
         migrate = Child([PROJECT / "bin" / "migrate"], servers.folder / "migrate.log", environment=environ)
@@ -87,10 +84,11 @@ def measured(servers: World, sink: Sink, options: argparse.Namespace, senders: i
     """Messages a second, when all are sent once."""
     url = servers.fresh_database(f"senders_{senders}")
     before = sink.count()
-    with programs(servers, url, sink, options, senders), closing(psycopg2.connect(url)) as connection:
+    with programs(servers, url, sink, options, senders) as children, closing(psycopg2.connect(url)) as connection:
         crm = Crm(connection)
         wait_for(crm, "SELECT count(*) = %s FROM engine.sender", senders)
         campaign = seed(url, "email", recipients)
+        children[0].send(signal.SIGUSR1)  # look for due campaigns now
         wait_for(crm, """SELECT status = 'completed' FROM "Campaign" WHERE id = %s""", campaign)
         seconds = crm.value(SENDING_SECONDS)
         sent = crm.counts(campaign)
