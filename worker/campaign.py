@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from worker.campaigns import command_line
+from worker.campaign_commands import command_line
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS
 from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS
@@ -101,11 +101,11 @@ class CampaignJob:
     def _measure(self, backlog: CampaignBacklog) -> None:
         self._context.counters.gauge("campaign_pending_recipients", backlog.pending)
         self._context.counters.gauge("campaign_oldest_due_seconds", backlog.oldest_due_seconds)
+        self._context.counters.gauge("window_waiting", backlog.outside_hours, kind="campaigns")
         if time.monotonic() - self._quotas_measured_at >= QUOTAS_SECONDS:
             for kind, ratio in self._sending.claims.quotas.used_ratios(self._context.clock()).items():
                 self._context.counters.gauge("quota_used_ratio", ratio, account_kind=kind)
             self._quotas_measured_at = time.monotonic()
-        self._context.counters.gauge("window_waiting", backlog.outside_hours, kind="campaigns")
 
     def _result(self, survey: Survey, now: datetime) -> TickResult:
         next_scheduled = survey.next_scheduled

@@ -113,14 +113,22 @@ class RecipientRefused(SendError):
     """This recipient cannot be reached; this says nothing about others.
 
     Unless many in a row are refused with the same reply, which then is the sender's fault; but not where the reply
-    names the address (``address_fault``). ``suppress_seconds``: for how long nothing may be sent to it; inf: ever.
+    names the address (``address_fault``) or says that its mailbox is full. ``suppress_seconds``: for how long nothing
+    may be sent to it; inf: ever.
     """
 
     def __init__(
-        self, reason: str, *, code: str = "", address_fault: bool = False, suppress_seconds: float = 0.0
+        self,
+        reason: str,
+        *,
+        code: str = "",
+        address_fault: bool = False,
+        mailbox_full: bool = False,
+        suppress_seconds: float = 0.0,
     ) -> None:
         super().__init__(reason, code=code)
         self.address_fault = address_fault
+        self.mailbox_full = mailbox_full
         self.suppress_seconds = suppress_seconds
 
 

@@ -9,7 +9,7 @@ from worker.runtime import program
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    options = command_line.parser().parse_args(arguments)
+    options = command_line.parsed(arguments)
     return program.run_main(lambda: command_line.run(options))
 
 

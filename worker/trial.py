@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from worker.content.campaign import Sender
 from worker.content.one_line import printable
 from worker.content.trial import (
     LISTED,
@@ -81,9 +82,10 @@ class TrialJob:
             for name, value in (("OWNER_EMAIL", settings.owner_email), ("SMTP_URL", settings.smtp_url))
             if not value
         ]
-        sender = settings.owner_email or "nobody@localhost.invalid"  # nothing is sent then
-        self._contact_email = contact_email(settings.company_name, sender)
-        self._owner_email = owner_email(settings.company_name, sender)
+        owner = settings.owner_email or "nobody@localhost.invalid"  # nothing is sent then
+        sender = self._accounts.through_smtp(Sender(settings.company_name, owner))
+        self._contact_email = contact_email(sender.name, sender.email, sender.reply_to)
+        self._owner_email = owner_email(sender.name, sender.email, sender.reply_to)
         self._heartbeat_at = time.monotonic()
         self._counts: dict[str, int] = {}
 

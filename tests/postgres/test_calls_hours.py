@@ -93,6 +93,23 @@ def test_business_hours_still_count(desk: Desk) -> None:
     assert desk.work(seconds=1800) == {"placed": 1}
 
 
+def test_business_hours_that_never_meet_those_of_the_number(desk: Desk) -> None:
+    """A tenant in India that is open by day calls New York: the row and a warning on the page say what to change."""
+    hours = {"enableBusinessHours": True, "businessHoursStart": "10:00", "businessHoursEnd": "18:00"}
+    desk.crm.add_call_settings(**hours)
+    desk.advance((MORNING - desk.now).total_seconds() + 3600)
+    never, meets = add(desk, NEW_YORK), add(desk, "+442079460000")
+    assert desk.work() == {"put_off": 2}
+    assert "the tenant's business hours never meet those hours" in desk.row(never)["errorMessage"]
+    assert "never" not in desk.row(meets)["errorMessage"]
+    desk.crm.execute(
+        """UPDATE "CallQueue" SET "nextRetryAt" = now() + interval '1 day'"""
+    )  # the page has its own clock
+    with closing(Database(desk.database_url, "test")) as database:
+        (warning,) = call_warnings(database)
+    assert "business hours never meet" in warning
+
+
 def test_thousands_of_calls_outside_their_hours_keep_no_other_waiting(desk: Desk) -> None:
     """Neither another tenant's, nor those of the same tenant behind them, for more than a moment."""
     crm = desk.crm
@@ -257,6 +274,17 @@ def test_a_country_that_the_account_may_not_call(open_desk: OpenDesk, caplog: py
     assert len(said(caplog, "Twilio refuses calls of a tenant")) == 1
 
 
+def test_a_country_is_not_all_of_its_calling_code(open_desk: OpenDesk) -> None:
+    """An account that may not call Jamaica calls the USA, which have the same code."""
+    desk = open_desk()
+    desk.crm.add_call_settings(twilioPhoneNumber="+12125550199", maxConcurrentCalls=1)
+    desk.world.script("twilio", "+18765550100", status=400, code=21215)
+    jamaica = [add(desk, f"+1876555010{place}", priority=9) for place in range(2)]
+    american = add(desk, NEW_YORK)
+    assert desk.work() == {"retried": 1, "put_off": 1, "placed": 1}
+    assert [desk.status(each) for each in (*jamaica, american)] == ["pending", "pending", "completed"]
+
+
 def test_another_tenants_account_is_asked_itself(open_desk: OpenDesk) -> None:
     """Twilio refused one account a country, and not its country to all."""
     desk = open_desk()
@@ -293,7 +321,7 @@ def test_an_indian_number_that_may_not_call_india(
     with closing(Database(desk.database_url, "test")) as database:
         (warning,) = call_warnings(database)
         assert warning.startswith(
-            "Twilio refuses calls of the tenant Chai Point: Twilio carries no calls from Indian"
+            "Calls of the tenant Chai Point are not placed: Twilio carries no calls from Indian"
         )
         crm.execute('UPDATE "CallQueue" SET "errorMessage" = NULL')
         assert call_warnings(database) == []

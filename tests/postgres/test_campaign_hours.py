@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from one_run import OneRun
 
+from sandbox import accounts
 from sandbox.crm import Crm
 from sandbox.world import World
 from worker.campaign import CampaignJob
@@ -88,6 +89,22 @@ def test_a_tenants_zone_that_cannot_be_read(crm: Crm, world: World, run_once: On
     crm.execute("""UPDATE "CallSettings" SET timezone = 'Asia/Kolkata'""")
     run(run_once, CAMPAIGN_WINDOW=window(INDIA, hours=0))
     assert world.total("smtp") == 3
+
+
+def test_questions_about_messages_are_asked_at_any_hour(crm: Crm, world: World, run_once: OneRun) -> None:
+    """Also when nobody can tell the tenant's hours: asking Gmail writes to nobody."""
+    mail = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
+    tenant = crm.add_tenant(settings={"mail": mail})
+    user = crm.add_user(tenant, **accounts.gmail_columns("asha@shop.example"))
+    crm.add_campaign(recipients=1, tenant_id=tenant, user_id=user)
+    world.script("gmail", action="cut-after", times=1)
+    run(run_once)
+    assert crm.value("SELECT count(*) FROM worker.unconfirmed_send") == 1
+    crm.execute(f"UPDATE worker.unconfirmed_send SET ask_at = {NOW}")
+    crm.add_call_settings(tenant, timezone="Mars/Olympus")
+    run(run_once, CAMPAIGN_WINDOW=window(INDIA, hours=3))
+    assert states(crm) == {"sent": 1}
+    assert world.total("gmail") == 1
 
 
 def test_a_whatsapp_campaign_to_two_countries(crm: Crm, world: World, run_once: OneRun) -> None:

@@ -15,6 +15,8 @@ from worker.campaign import CampaignJob
 from worker.runtime.counters import read_all
 from worker.runtime.db import Database
 from worker.runtime.redis_client import connect
+from worker.runtime.settings import load
+from worker.web.campaign_forecasts import CampaignForecasts
 from worker.web.warning_checks import database_warnings
 from worker.web.work_in_progress import CampaignRates, read_work_in_progress
 
@@ -115,7 +117,7 @@ def test_gmail_accounts_have_a_limit(
     crm: Crm, world: World, run_once: OneRun, monkeypatch: pytest.MonkeyPatch, domain: str, limit: int
 ) -> None:
     """The operator's, and Google's lower one for private accounts."""
-    monkeypatch.setattr("worker.sending.accounts.PRIVATE_GMAIL_LIMIT", 5)
+    monkeypatch.setattr("worker.sending.account_quotas.PRIVATE_GMAIL_LIMIT", 5)
     mail = accounts.mail_settings(client_secret=accounts.GOOGLE_CLIENT_SECRET)
     tenant = crm.add_tenant(settings={"mail": mail})
     user = crm.add_user(tenant, **accounts.gmail_columns(f"Asha@{domain}"))
@@ -142,6 +144,11 @@ def test_a_lost_claim_gives_back_what_it_reserved(crm: Crm, world: World, run_on
     run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="100")
     assert states(crm) == {"pending": 5}
     assert crm.value("SELECT sum(used) FROM worker.quota") == 0
+
+
+def people(number: int, first: int = 0) -> list[dict[str, str]]:
+    """Recipients whom no other campaign has."""
+    return [{"recipientPhone": f"+919812{300_000 + first + place}"} for place in range(number)]
 
 
 def whatsapp_campaign(crm: Crm, world: World, recipients: int, tier: str, quality: str = "GREEN") -> str:
@@ -173,8 +180,8 @@ def test_all_campaigns_of_a_tenant_count_together(crm: Crm, world: World, run_on
     world.script("number", status=200, body={"whatsapp_business_manager_messaging_limit": "TIER_50"})
     other = crm.add_tenant(settings={"whatsapp": accounts.whatsapp_settings(phone_id="105550100100199")})
     crm.add_user(other)
-    for tenant in (crm.tenant_id, crm.tenant_id, other):
-        crm.add_campaign("whatsapp", recipients=30, tenant_id=tenant)
+    for number, tenant in enumerate((crm.tenant_id, crm.tenant_id, other)):
+        crm.add_campaign("whatsapp", recipients=people(30, first=100 * number), tenant_id=tenant)
     run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
     sent = crm.execute("""SELECT "tenantId", count(*) FROM "CampaignRecipient" WHERE status = 'sent' GROUP BY 1""")
     assert dict(sent) == {crm.tenant_id: 45, other: 30}
@@ -210,7 +217,7 @@ def test_a_limit_that_was_known_holds_while_meta_does_not_say(crm: Crm, world: W
     run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
     crm.execute("UPDATE worker.whatsapp_number SET read_at = read_at - interval '2 hours'")
     world.script("number", status=500)
-    crm.add_campaign("whatsapp", recipients=60)
+    crm.add_campaign("whatsapp", recipients=people(60))
     run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
     assert states(crm) == {"sent": 45, "pending": 35}
 
@@ -274,7 +281,11 @@ def test_how_full_the_fullest_account_is(crm: Crm, world: World, run_once: OneRu
 def test_who_waits_is_shown(crm: Crm, world: World, run_once: OneRun, db: Database) -> None:
     crm.add_campaign(recipients=5)
     run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="2")
-    (campaign,) = read_work_in_progress(db, CampaignRates(lambda: 0.0)).campaigns
+    needed = {"DATABASE_URL": "postgresql://h/crm", "REDIS_URL": "redis://h", "SMTP_DAILY_LIMIT": "2"}
+    forecasts = CampaignForecasts(load(needed | {"SMTP_TENANT_SHARE": "100"}, "web"))
+    (campaign,) = read_work_in_progress(db, CampaignRates(lambda: 0.0), forecasts).campaigns
+    assert campaign.forecast
+    assert campaign.forecast.words.startswith("3 from "), "two a day, by hours that count for 25"
     assert campaign.waits_for == "quota"
     assert campaign.waits_seconds
     assert 23 * 3600 < campaign.waits_seconds <= 25 * 3600
@@ -287,3 +298,21 @@ def test_all_processes_keep_to_one_pace(crm: Crm, world: World, run_once: OneRun
     run_once("campaign", CampaignJob, SMTP_RATE="4")
     assert states(crm) == {"sent": 12}
     assert time.monotonic() - began > 2.0  # (12 - 1) / 4 s, less what the burst saves
+
+
+def test_who_was_written_to_before_counts_once(crm: Crm, world: World, run_once: OneRun) -> None:
+    """Meta counts people. They count for a day after the latest message, and another tenant's do not matter."""
+    used_by_hour = "SELECT used FROM worker.quota WHERE used > 0 ORDER BY hour"
+    whatsapp_campaign(crm, world, 40, "TIER_50")
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    crm.execute("UPDATE worker.quota SET hour = hour - interval '20 hours'")
+    crm.execute("""UPDATE "CampaignRecipient" SET "sentAt" = "sentAt" - interval '20 hours'""")
+    again = crm.add_campaign("whatsapp", recipients=40)
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="20")
+    assert crm.counts(again) == {"sent": 40}
+    assert crm.execute(used_by_hour) == [(40,)]
+    let_pass(crm, 20)
+    assert crm.execute(used_by_hour) == [(40,)], "the latest message counts"
+    third = crm.add_campaign("whatsapp", recipients=people(8))
+    run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+    assert crm.counts(third) == {"sent": 5, "pending": 3}

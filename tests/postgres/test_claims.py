@@ -23,17 +23,11 @@ from sandbox.crm import Crm, utc_now
 from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import BatchClaims
+from worker.campaigns.deferrals import BACKOFF_SECONDS, BACKOFFS_BEFORE_END, BACKOFFS_BEFORE_OWN
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.run import CampaignRuns
-from worker.campaigns.settlement import (
-    BACKOFF_SECONDS,
-    BACKOFFS_BEFORE_END,
-    BACKOFFS_BEFORE_OWN,
-    LONGEST_RETRY_DELAY_SECONDS,
-    BatchSettlements,
-    SettlementResult,
-)
+from worker.campaigns.settlement import LONGEST_RETRY_DELAY_SECONDS, BatchSettlements, SettlementResult
 from worker.campaigns.targets import prepare
 from worker.campaigns.transport import TransportRouter
 from worker.errors import AccountRejected, CampaignRejected

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
 import psycopg2
 import psycopg2.errors
@@ -300,6 +303,31 @@ def test_a_statement_that_is_too_large(db: Database, monkeypatch: pytest.MonkeyP
             db.execute("SELECT length(%(text)s)", text="x" * size)
         assert not is_unavailable(caught.value)
     assert pid(db) == before
+
+
+@pytest.fixture
+def silent_host() -> Iterator[str]:
+    """Host and port that answer nothing to those who connect, as a machine does that vanished."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(4):  # more than it takes: from now on the kernel drops what comes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        yield f"127.0.0.1:{address[1]}"
+
+
+def test_a_host_that_does_not_answer(silent_host: str, database_url: str) -> None:
+    """After its share of time the next host in DATABASE_URL is asked."""
+    parts = urlsplit(database_url)
+    user, _, host = parts.netloc.rpartition("@")
+    query = "target_session_attrs=read-write&connect_timeout=600"
+    url = parts._replace(netloc=f"{user}@{silent_host},{host}", query=query).geturl()
+    began = time.monotonic()
+    with closing(Database(url, "crm-worker test")) as database:
+        database.read_time()
+    assert 4 < time.monotonic() - began < 60
 
 
 @pytest.fixture

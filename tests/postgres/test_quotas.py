@@ -62,6 +62,7 @@ def test_after_a_day_all_of_it_is_there_again_and_old_hours_go(crm: Crm, quotas:
 def test_a_tenant_may_use_its_share_while_there_are_others(crm: Crm, quotas: QuotaLedger) -> None:
     """The account's limit holds for all of them; a tenant alone on the server may use everything."""
     shared = replace(SMTP, share=60, tenant_id=crm.add_tenant())
+    assert len(quotas.states(shared, NOW)) == 1
     assert quotas.reserve(shared, 70, NOW).number == 70
     other = replace(shared, tenant_id=crm.add_tenant())
     with pytest.raises(QuotaUsedUp):

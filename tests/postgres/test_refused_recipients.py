@@ -13,10 +13,13 @@ from one_run import OneRun
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
 from worker.campaign import CampaignJob
-from worker.campaigns.failure_commands import FailureCommands
+from worker.campaign_commands.failure_commands import PAGE_SIZE, FailureCommands
 from worker.errors import CommandRefused
 from worker.runtime.db import Database, queries
+from worker.runtime.settings import load
 from worker.sending.outcomes import FailureKind
+from worker.web.campaign_forecasts import CampaignForecasts
+from worker.web.work_in_progress import CampaignRates, read_work_in_progress
 
 LIMIT = 3  # of a breaker
 PATTERN = "553 5.7.1 … not owned"
@@ -170,7 +173,7 @@ def test_the_breaker_counts_from_the_database(crm: Crm, db: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["too few", "accepted since", "a batch", "another reply", "another tenant", "paused"]
+    "what", ["too few", "accepted since", "a batch", "another reply", "another tenant", "paused", "full mailboxes"]
 )
 def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> None:
     """Fewer refusals, a message that was accepted since, a batch that is not settled, other replies, foreign rows."""
@@ -183,6 +186,7 @@ def test_what_does_not_trip_the_breaker(crm: Crm, db: Database, what: str) -> No
         "another reply": "UPDATE worker.failure SET pattern = recipient_id",
         "another tenant": "UPDATE worker.failure SET tenant_id = 'foreign'",
         "paused": """UPDATE "Campaign" SET status = 'paused'""",
+        "full mailboxes": "UPDATE worker.failure SET code = '552 5.2.2', pattern = '552 5.2.2 mailbox full'",
     }[what]
     crm.execute(change)
     assert not break_off(db, campaign)
@@ -220,6 +224,19 @@ def test_what_a_rejection_leaves_as_it_is(crm: Crm, db: Database, what: str) -> 
     fail(db, campaign)
     assert crm.counts(campaign) == before
     assert crm.execute('SELECT status, "failedCount" FROM "Campaign"') == [("failed", LIMIT)]
+
+
+def test_many_full_mailboxes(crm: Crm, db: Database, world: World, run_once: OneRun) -> None:
+    """Each is its owner's: they do not end a campaign, neither at first nor when it is tried again."""
+    world.script("smtp", stage="rcpt", status=552, text="5.2.2 mailbox full")
+    campaign = crm.add_campaign("email", recipients=30)
+    for _ in range(2):
+        assert run_once("campaign", CampaignJob, REFUSAL_BREAKER=str(LIMIT)) == 0
+        assert crm.counts(campaign) == {"failed": 30}
+        assert crm.value('SELECT message FROM "CampaignLog" ORDER BY "createdAt" DESC').startswith(
+            "Every send failed"
+        )
+        assert FailureCommands(db, utc_now).retry(campaign, [FailureKind.REFUSED], dry_run=False) == 0
 
 
 @pytest.mark.parametrize("batch_size", ["100", "2"])
@@ -284,6 +301,48 @@ def test_who_is_tried_again_does_not_give_way_to_a_duplicate(
     assert FailureCommands(db, utc_now).retry(campaign, [FailureKind.REFUSED], dry_run=False) == 0
     run_once("campaign", CampaignJob)
     assert crm.counts(campaign) == {"failed": 1, "sent": 2}
+
+
+def test_all_failures_are_shown_once_in_pages_by_index(
+    crm: Crm, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of one moment, however many there are; each page is read where the one before it ended."""
+    number = 2 * PAGE_SIZE + 10
+    campaign, _other = refused_campaign(crm, number), refused_campaign(crm, number)
+    crm.execute("UPDATE worker.failure SET failed_at = failed_at + interval '1 s' WHERE recipient_id < %s", ("8",))
+    assert FailureCommands(db, utc_now).show(campaign, tuple(FailureKind), as_csv=True) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == len({line.split(",")[0] for line in lines}) == number
+    times = [line.rsplit(",", 1)[1] for line in lines]
+    assert times == sorted(times)
+    crm.execute("UPDATE worker.failure SET failed_at = failed_at - random() * interval '1 hour'")
+    crm.execute("ANALYZE")
+    statement = "EXPLAIN (ANALYZE, FORMAT JSON) " + queries("failures")["page"]
+    page = {"after_at": utc_now() - timedelta(hours=2), "after": "", "size": 10, "kinds": ["refused"]}
+    which = {"campaign_id": campaign, "tenant_id": crm.tenant_id, "channel": "email"}
+    ((explained,),) = crm.execute(statement, page | which)
+    assert '"failure_campaign"' in json.dumps(explained)
+    assert '"Seq Scan"' not in json.dumps(explained)
+
+
+def test_who_is_set_back_is_not_counted_on_the_page(crm: Crm, db: Database) -> None:
+    """By the CRM, which knows nothing of worker.failure: the page has those that are still failed."""
+    campaign = refused_campaign(crm, LIMIT)
+    statement = """UPDATE "CampaignRecipient" SET status = %s WHERE id = (SELECT min(id) FROM "CampaignRecipient")"""
+    crm.execute(statement, ("sent",))
+    forecasts = CampaignForecasts(load({"DATABASE_URL": "postgresql://h/crm", "REDIS_URL": "redis://h"}, "web"))
+    (shown,) = read_work_in_progress(db, CampaignRates(lambda: 0.0), forecasts).failures
+    assert (shown.id, shown.number) == (campaign, LIMIT - 1)
+
+
+def test_second_recipients_with_one_address_are_counted_at_once(crm: Crm, world: World, run_once: OneRun) -> None:
+    """The CRM's page has them from the beginning, not only when the campaign ends."""
+    people = [{"recipientEmail": each} for each in ("asha@a.example", "ASHA@a.example", "ravi@a.example")]
+    campaign = crm.add_campaign("email", recipients=people)
+    world.script("smtp", stage="mail", status=530, text="5.7.0 Authentication required")
+    run_once("campaign", CampaignJob)
+    assert crm.counts(campaign) == {"failed": 1, "pending": 2}
+    assert crm.value('SELECT "failedCount" FROM "Campaign"') == 1
 
 
 def test_a_table_for_spreadsheets_has_no_formula(crm: Crm, db: Database, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,9 @@ from worker.runtime.signals import Signals
 
 FOREIGN = "foreign"  # in each text of the other tenant's rows
 STATEMENTS = [
-    (job, name) for job in ("campaign", "reminders", "trial", "notifications", "sending") for name in queries(job)
+    (job, name)
+    for job in ("campaign", "reminders", "trial", "notifications", "sending", "quota")
+    for name in queries(job)
 ]
 NOBODY = "no such id"
 
@@ -159,7 +161,8 @@ class TwoTenants:
             "quiet_since": now.isoformat(), "reminded_since": (now - timedelta(days=99)).isoformat(),
             "stage_ids": [self.stage],
         }  # fmt: skip
-        ids = {"campaign": self.other_recipients, "reminders": [self.other_template], "trial": [self.tenant]}
+        ids = {"campaign": self.other_recipients, "reminders": [self.other_template], "trial": [self.tenant],
+               "quota": self.other_recipients}  # fmt: skip
         values = {
             "now": now, "campaign_id": self.campaign, "tenant_id": self.tenant, "user_id": self.user,
             "channel": "email", "size": 10, "batch_id": self.batch, "holder": "h", "machine": "m", "sender": "email",
@@ -170,13 +173,15 @@ class TwoTenants:
                 {"id": each, "kind": "address", "code": "550", "reply": FOREIGN, "pattern": FOREIGN,
                  "at": now.isoformat(), "source": "bounce", "until": None}
                 for each in self.other_recipients
-            ]), "accepted_at": now, "kinds": ["refused"],
-            "next_batch_at": now, "backoffs": 0, "campaign_ids": [self.campaign], "reason": "r", "lease_seconds": 300,
+            ]), "accepted_at": now, "kinds": ["refused"], "after_at": now - timedelta(days=366),
+            "next_batch_at": now, "backoffs": 0, "pause_seconds": 0, "full_size": 10, "campaign_ids": [self.campaign], "reason": "r", "lease_seconds": 300,
             "job": "reminders", "recipients": json.dumps([recipient]), "listed": 200, "used": 1,
             "template_id": self.other_template, "oldest": now - timedelta(days=366), "owner": "o@x.example",
             "holders": ["h"], "ask_at": now, "deferrals": "[]", "token": "t", "expiry": now, "refresh_token": FOREIGN,
             "address": "a@x.example", "channels": ["email"], "addresses": ["a@x.example"], "seen": "0", "code": "",
-            "source": "bounce", "until": None,
+            "source": "bounce", "until": None, "waits_for": "quota", "waits_until": now, "message": "m",
+            "account_kind": "whatsapp", "account": self.tenant, "want": 1, "kept_back": 0, "is_campaign": True,
+            "share": 1, "hour": now, "number": 1, "since": now, "phone_id": "1", "people": 1, "quality": "RED",
             **{key: [] for key in ("status", "priority", "type", "industry", "tags", "custom")},
             **dict.fromkeys(("assigned_to", "created_after", "search")), "target": "all",
             **{key: ["ours"] for key in ("originals", "taggeds", "codes", "shorts", "labels", "sources", "mediums",

@@ -15,8 +15,9 @@ from sandbox.redis import Redis
 from sandbox.servers import ServerMissing
 from worker.runtime import settings
 from worker.web.app import application
-from worker.web.dependencies import KEPT_SECONDS, RENEW_SECONDS, Dependencies, Service, SystemSnapshot
+from worker.web.dependencies import KEPT_SECONDS, RENEW_SECONDS, Dependencies, SystemSnapshot
 from worker.web.overview import overview
+from worker.web.service import Service
 
 NOW = 1_800_000_000.0
 PASSWORD = "limited"

@@ -1,10 +1,11 @@
-"""The rights that docs/operating.md grants are enough for every job."""
+"""The rights that docs/operating.md grants, in PostgreSQL and in Redis, are enough for every job."""
 
+import os
 import re
 import secrets
 import textwrap
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -12,17 +13,24 @@ from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
-from every_job import every_job_works
+import redis
+from every_job import add_work_for_each_job, every_job_works
 from web_process import OpenWeb
 from workers import PROJECT, WAIT_SECONDS, Start, wait_for
 
 from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.crm import Crm, utc_now
+from sandbox.demo_jobs import OWNER
 from sandbox.dovecot import Dovecot
 from sandbox.ports import free_port
+from sandbox.qdrant import Qdrant
+from sandbox.redis import Redis
+from sandbox.servers import ServerMissing
 from sandbox.world import World
 from worker.content.unsubscribe_token import UnsubscribeTokens
+from worker.registry import JOBS
 
+TESTER = "tester@office.example"
 PAGE = PROJECT / "docs" / "operating.md"
 
 
@@ -81,6 +89,63 @@ def test_the_granted_rights_are_enough_to_share_campaigns(
     for worker in workers:
         assert worker.stop() == 0
         assert "permission denied" not in worker.log
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Qdrant]:
+    server = Qdrant(tmp_path / "qdrant")
+    try:
+        server.start()
+    except ServerMissing as error:
+        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
+    yield server
+    server.kill()
+
+
+def test_the_granted_rights_in_redis_are_enough(
+    crm: Crm,
+    world: World,
+    start: Start,
+    open_web: OpenWeb,
+    new_redis: Callable[..., Redis],
+    mailbox: Dovecot,
+    engine: Qdrant,
+) -> None:
+    """As a user with only the rights on the page every job does its work, and so does `web`; nothing is refused."""
+    add_work_for_each_job(crm)
+    server = new_redis()
+    with server.client() as client:
+        client.execute_command(*redis_user().replace(">PASSWORD", ">secret").split())
+        url = f"redis://crm_worker:secret@127.0.0.1:{server.port}/0"
+        bounced = {"BOUNCE_ADDRESS": "bounces@mail.example", "BOUNCE_MAILBOX_URL": mailbox.url}
+        settings = bounced | {"REDIS_URL": url, "OWNER_EMAIL": OWNER, "QDRANT_URL": engine.url}
+        for program in sorted(JOBS):
+            worker = start("--once", program=program, **settings)
+            assert worker.wait() == 0, program
+        web = open_web(**settings)
+        assert web.get("/readyz").status == 200
+        runs = web.samples()
+        assert [runs["crm_worker_job_runs_total", (("job", job), ("outcome", "success"))] for job in JOBS]
+        published = int(client.info("commandstats")["cmdstat_publish"]["calls"])
+        assert client.execute_command("ACL", "LOG") == []
+    assert published > 0
+    assert set(crm.execute('SELECT status FROM "Campaign"')) == {("completed",)}
+    with redis.Redis.from_url(url) as client:
+        for command in (
+            ("FLUSHALL",),
+            ("KEYS", "*"),
+            ("GET", "other"),
+            ("PUBLISH", "other", ""),
+            ("CONFIG", "GET", "*"),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command)
+
+
+def redis_user() -> str:
+    """The command of the page that makes the worker's user in Redis."""
+    (line,) = re.findall(r"^ *(ACL SETUSER crm_worker .*)$", PAGE.read_text("utf-8"), flags=re.MULTILINE)
+    return str(line)
 
 
 def test_the_crms_role_has_the_two_functions_only(crm: Crm, crm_role: str, database_url: str) -> None:
@@ -155,6 +220,22 @@ def test_the_granted_rights_are_enough_to_retry(
         assert worker.wait() == 0, worker.log
         assert "permission denied" not in worker.log
     assert crm.counts(campaign) == {"pending": 1, "failed": 1, "sent": 1}
+
+
+def test_the_granted_rights_are_enough_to_look_at_campaigns(
+    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str
+) -> None:
+    """A campaign is checked, tested, listed and shown with them, by its recipients and by its target."""
+    crm.add_lead()
+    campaigns = [crm.add_campaign("email", recipients=2), crm.add_campaign("whatsapp", targetType="leads")]
+    url = url_of(role, database_url)
+    commands = [("list",), ("test", campaigns[0], "--to", TESTER)]
+    commands += [(name, each) for name in ("check", "show") for each in campaigns]
+    for command in commands:
+        worker = start(*command, DATABASE_URL=url, SMTP_DAILY_LIMIT="100")
+        assert worker.wait() in (0, 1), worker.log
+        assert "permission denied" not in worker.log
+    assert world.counts("smtp") == {TESTER: 1}
 
 
 def url_of(role: tuple[str, str], database_url: str) -> str:

@@ -172,7 +172,7 @@ def test_failures_are_seen_and_tried_again(
     both = [
         subprocess.Popen(
             [PROJECT / "bin" / "campaign", "retry", campaign, "--kind", "refused"],
-            env=environment, stdout=subprocess.PIPE, text=True,
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for _ in range(2)
     ]  # fmt: skip

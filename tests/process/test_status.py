@@ -23,12 +23,13 @@ from workers import ATTEMPTS, PROJECT, WAIT_SECONDS, wait_for
 from sandbox.crm import Crm, utc_now
 from sandbox.ports import free_port
 from sandbox.redis import Redis
+from worker.content.calls import WAITING_FOR_HOURS
 from worker.runtime.counters import Counters
 from worker.runtime.db import queries
 from worker.runtime.redis_client import connect
 from worker.web.campaign_failures import LATEST, REPLIES
 from worker.web.terminal import width
-from worker.web.work_in_progress import CAMPAIGN_LIMIT, CAP
+from worker.web.work_in_progress import CAMPAIGN_LIMIT, CAP, SCHEDULED_LIMIT
 
 HEALTHY, DEGRADED, DOWN = 0, 1, 2
 TAKES_SECONDS = 3.0
@@ -315,6 +316,13 @@ def test_the_work_in_progress_is_read_by_index(crm: Crm) -> None:
         (crm.tenant_id, crm.user_id, many),
     )
     crm.execute(
+        """INSERT INTO "Campaign" (id, name, channel, status, "textContent", "targetType", "tenantId", "userId",
+               "updatedAt", "scheduledAt")
+           SELECT 's' || n, 'later', 'email', 'scheduled', '', 'all', %s, %s, now(), now() + n * interval '1 hour'
+           FROM generate_series(1, %s) AS n""",
+        (crm.tenant_id, crm.user_id, many),
+    )
+    crm.execute(
         """INSERT INTO "CampaignLog" (id, "tenantId", "campaignId", action, message)
            SELECT 'l' || n, %s, 'c' || n, 'resumed', '' FROM generate_series(1, %s) AS n""",
         (crm.tenant_id, many),
@@ -324,14 +332,22 @@ def test_the_work_in_progress_is_read_by_index(crm: Crm) -> None:
            SELECT 'f' || n, 'c' || n %% 100, %s, 'refused', '550', now() FROM generate_series(1, %s) AS n""",
         (crm.tenant_id, many),
     )
+    crm.execute(
+        """INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
+               "recipientName", status, "updatedAt")
+           SELECT 'f' || n, %s, 'c' || n %% 100 + 1, 'lead', n, '', 'failed', now()
+           FROM generate_series(1, %s) AS n""",
+        (crm.tenant_id, many),
+    )
     crm.execute("ANALYZE")
     statement = "EXPLAIN (ANALYZE, FORMAT JSON) " + queries("web")["work_in_progress"]
-    ((explained,),) = crm.execute(
-        statement, {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "failures": LATEST, "replies": REPLIES}
-    )
+    limits = {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "scheduled": SCHEDULED_LIMIT, "failures": LATEST}
+    ((explained,),) = crm.execute(statement, limits | {"replies": REPLIES, "waiting": WAITING_FOR_HOURS})
     tables = {"CallQueue", "Campaign", "CampaignLog", "CampaignRecipient"}
     reads = [each for each in nodes(explained[0]["Plan"]) if each.get("Relation Name") in tables]
-    assert {each["Relation Name"] for each in reads} == tables - {"CampaignRecipient"}
+    assert {each["Relation Name"] for each in reads} == tables
+    recipients = [each for each in reads if each["Relation Name"] == "CampaignRecipient"]
+    assert {each["Index Name"] for each in recipients} == {"CampaignRecipient_pkey"}
     failures = [each for each in nodes(explained[0]["Plan"]) if each.get("Relation Name") == "failure"]
     assert failures
     assert [each["Node Type"] for each in failures if each["Node Type"] == "Seq Scan"] == []

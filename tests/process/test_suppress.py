@@ -90,6 +90,34 @@ def test_whoever_unsubscribed_again_is_still_bounced(program: Suppress) -> None:
     assert program("list", channel="email").stdout.decode().split()[:2] == ["asha@x.example", "bounce"]
 
 
+def test_what_a_campaigns_bounces_did_is_taken_back(program: Suppress, crm: Crm) -> None:
+    """As after a relay that knew no address at all. Other sources, campaigns and tenants stay, and other channels."""
+    other = crm.add_tenant("Other Traders")
+    entries = [
+        (crm.tenant_id, "email", f"asha{number}@x.example", "bounce", "c-1") for number in range(3)
+    ] + [
+        (crm.tenant_id, "email", "left@x.example", "unsubscribe", "c-1"),
+        (crm.tenant_id, "email", "earlier@x.example", "bounce", "c-0"),
+        (crm.tenant_id, "email", "operator@x.example", "bounce", None),
+        (other, "email", "theirs@x.example", "bounce", "c-1"),
+        (crm.tenant_id, "whatsapp", "919876543210", "bounce", "c-1"),
+    ]  # fmt: skip
+    for tenant, channel, address, source, campaign in entries:
+        crm.execute(
+            "INSERT INTO worker.suppression (tenant_id, channel, address, reason, source, campaign_id, created_at) "
+            "VALUES (%s, %s, %s, 'no such user', %s, %s, now())",
+            (tenant, channel, address, source, campaign),
+        )
+    for wrong in (["--campaign", "c-1"], ["--source", "bounce"], ["asha0@x.example", "--campaign", "c-1"]):
+        assert program("remove", *wrong, channel="email").returncode == 2
+    done = program("remove", "--campaign", "c-1", "--source", "bounce", channel="email")
+    assert (done.returncode, done.stderr) == (0, b"3 taken off the list.\n")
+    assert program.listed(channel="email") == ["earlier@x.example", "left@x.example", "operator@x.example"]
+    assert (program.listed(other, "email"), program.listed(channel="whatsapp")) == (["theirs@x.example"], NUMBERS[:1])
+    done = program("remove", "--campaign", "c-1", "--source", "bounce", channel="email")
+    assert done.stderr == b"0 taken off the list.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

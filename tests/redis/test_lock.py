@@ -397,6 +397,26 @@ def test_release_while_unavailable(
     assert lock.acquire()
 
 
+def test_a_token_that_was_given_up(
+    client: redis.Redis, make_lock: Callable[..., Lock], caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a fail-over Redis may still have a former token of this lock: only this lock takes it over, at once."""
+    caplog.set_level(logging.INFO)
+    lock, other = make_lock(client), make_lock(client)
+    assert lock.acquire()
+    former = lock.token
+    lock.release()
+    client.set(KEY, former, px=60_000)  # the new master has not heard of the release
+    assert not other.acquire()
+    assert lock.acquire()
+    assert client.get(KEY) == lock.token != former
+    client.set(KEY, former, px=60_000)  # while it is held
+    lock.release()
+    assert len(lines(caplog, "lock lost")) == 1
+    assert lock.acquire()
+    assert lines(caplog, "lock taken over from a dead process") == []
+
+
 def test_redlock(
     new_server: Callable[..., Server], make_lock: Callable[..., Lock], connected: Callable[..., redis.Redis]
 ) -> None:

@@ -313,6 +313,34 @@ def test_a_retry_asks_sentinel_again(
     assert connected(master.url).get("a") == "2"
 
 
+def test_a_command_waits_for_a_fail_over(new_server: NewServer, connected: Connected) -> None:
+    """While the Sentinels know that the master is down, a new one is waited for a moment."""
+    former, master = new_server(), new_server()
+    sentinel = new_server(started=False)
+    (sentinel.folder / "sentinel.conf").write_text(
+        f"sentinel monitor mymaster 127.0.0.1 {former.port} 1\nsentinel down-after-milliseconds mymaster 1500\n"
+    )
+    sentinel.start(sentinel=True)
+    asked = connected(f"redis://127.0.0.1:{sentinel.port}")
+    client = connected(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    client.set("a", "1")
+    former.stop(kill=True)
+    wait_until(lambda: asked.sentinel_masters()["mymaster"]["is_sdown"], "Sentinel sees that the master is down")
+
+    def waits() -> bool:
+        return any(each["cmd"] == "ping" for each in asked.client_list())
+
+    answers: list[object] = []
+    thread = threading.Thread(target=lambda: answers.append(client.set("a", "2")))
+    thread.start()
+    wait_until(waits, "it was told that there is no master, and Sentinel answers")
+    asked.sentinel_remove("mymaster")
+    asked.sentinel_monitor("mymaster", "127.0.0.1", master.port, 1)
+    thread.join()
+    assert answers == [True]
+    assert connected(master.url).get("a") == "2"
+
+
 def test_a_cluster_is_refused(new_server: NewServer, connected: Connected) -> None:
     """The text says what to do instead; a server without cluster mode, or one that forbids INFO, is not refused."""
     cluster, alone = new_server("--cluster-enabled", "yes"), new_server()

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "providers": {"errors", "messages", "content"},
     "sending": VOCABULARY | {"content", "runtime", "providers"},
     "campaigns": SHARED,
+    "campaign_commands": SHARED | {"campaigns"},
     "calling": SHARED,
     "notifications": SHARED,
     "reminding": SHARED | {"notifications"},
@@ -32,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "vectors": VOCABULARY | {"content", "runtime", "providers"},
     "supervision": VOCABULARY | {"content", "runtime"},
     "starting": VOCABULARY | {"content", "runtime", "providers", "vectors"},
-    "web": VOCABULARY | {"content", "runtime"},
+    "web": VOCABULARY | {"content", "runtime", "sending", "campaigns"},  # of these two: quotas and forecasts
 }
 
 # Libraries that only one module may import, because they cost every process that does so memory and time.

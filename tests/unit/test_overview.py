@@ -10,20 +10,25 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from worker.campaigns.forecast import Forecast
 from worker.registry import LOCKS
 from worker.runtime.counter_readings import CounterReadings, JobState, MetricValue
+from worker.runtime.settings import load
 from worker.web.backlog import Backlog, figures, read_backlog
 from worker.web.campaign_failures import CampaignFailures, FrequentReply
-from worker.web.campaign_views import CampaignView, campaign_view
+from worker.web.campaign_forecasts import AccountUse, CampaignForecasts
+from worker.web.campaign_views import CampaignView, ScheduledView, campaign_view
 from worker.web.counter_history import Minute, MinuteSample, last_hour, parse_samples
-from worker.web.dependencies import Service, SystemSnapshot
+from worker.web.dependencies import SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, clock, plain, rate, span
 from worker.web.job_views import ErrorView, JobView, job_views
 from worker.web.overview import Overview, ProgramView, ServiceView, overview
+from worker.web.service import Service
+from worker.web.status_page import StatusPage
 from worker.web.status_text import status_lines
 from worker.web.terminal import Terminal, fitted, width
 from worker.web.text_table import Cell, text_table
-from worker.web.work_in_progress import CAP, CampaignRates, RunningCampaign, WorkInProgress
+from worker.web.work_in_progress import CAP, CampaignRates, RunningCampaign, ScheduledCampaign, WorkInProgress
 
 NOW = datetime(2026, 1, 31, 12, 0, 7, tzinfo=UTC).timestamp()
 UP = Service(up=True)
@@ -183,14 +188,17 @@ def test_a_database_that_cannot_be_queried_degrades_and_warnings_do_not() -> Non
 
 def test_it_is_json() -> None:
     """Everything in it, with field names as keys, for bin/status --json."""
-    shown = seen(job(), work=replace(NO_WORK, campaigns=(replace(CAMPAIGN, per_second=5.0),), campaigns_in_all=1))
+    ends = datetime.fromtimestamp(NOW + 10, UTC).replace(tzinfo=None)
+    expected = Forecast(50, 50, ends, None, ends, "ends today about 12:00 UTC")
+    running = replace(CAMPAIGN, per_second=5.0, forecast=expected)
+    shown = seen(job(), work=replace(NO_WORK, campaigns=(running,), campaigns_in_all=1))
     parsed = json.loads(json.dumps(asdict(shown)))
     assert parsed["campaigns"][0]["ends_at"] == NOW + 10
     assert parsed["state"] == "ok"
 
 
 @pytest.mark.parametrize(
-    "shown", [Overview, ServiceView, JobView, ProgramView, CampaignView, Backlog, ErrorView, Minute]
+    "shown", [Overview, ServiceView, JobView, ProgramView, CampaignView, ScheduledView, Backlog, ErrorView, Minute]
 )
 def test_every_key_of_the_json_is_documented(shown: Any) -> None:
     """In docs/operating.md."""
@@ -230,16 +238,85 @@ def test_when_a_campaign_ends() -> None:
     def view(**changed: Any) -> CampaignView:
         return campaign_view(replace(CAMPAIGN, **changed), NOW)
 
-    assert view(per_second=5.0).ends_at == NOW + 10
-    assert view(per_second=None).ends_at is view(per_second=0.0).ends_at is None
-    assert view(per_second=5.0, prepared=False).ends_at is None
-    deferred = view(per_second=5.0, deferrals=1, next_batch_seconds=30.0)
-    assert (deferred.ends_at, deferred.resumes_at) == (None, NOW + 30)
-    waiting = view(per_second=5.0, waits_for="quota", waits_seconds=60.0)
-    assert (waiting.ends_at, waiting.waits_for, waiting.waits_until) == (None, "its account's quota", NOW + 60)
+    ends = datetime.fromtimestamp(NOW + 10, UTC).replace(tzinfo=None)
+    expected = Forecast(50, 50, ends, None, ends, "ends today about 12:00 UTC")
+    shown = view(per_second=5.0, forecast=expected)
+    assert (shown.ends_at, shown.forecast) == (NOW + 10, "ends today about 12:00 UTC")
+    assert (view(per_second=5.0).ends_at, view(per_second=5.0).forecast) == (None, "")
+    deferred = view(per_second=5.0, deferrals=1, next_batch_seconds=30.0, forecast=expected)
+    assert (deferred.ends_at, deferred.forecast, deferred.resumes_at) == (None, "", NOW + 30)
+    waiting = view(per_second=5.0, waits_for="quota", waits_seconds=60.0, forecast=expected)
+    assert (waiting.ends_at, waiting.waits_for, waiting.waits_until) == (NOW + 10, "its account's quota", NOW + 60)
+    waiting = view(deferrals=1, next_batch_seconds=30.0, waits_for="window", waits_seconds=90.0)
+    assert (waiting.resumes_at, waiting.waits_for) == (None, "its hours"), "it is not the provider that it waits for"
     assert view(waits_for="quota", waits_seconds=-1.0).waits_until is None, "it is about to go on"
     assert view(total=20).total == 50, "the CRM's total may be behind"
     assert view(name="\x00\u202e ").name == "(no name)"
+
+
+def test_scheduled_campaigns() -> None:
+    """The next ones, each with what is expected of it, on the page and in the terminal."""
+    begins, ends = datetime(2026, 2, 1, 4), datetime(2026, 2, 1, 9)  # noqa: DTZ001
+    words = "120 of 10,000 tomorrow, the rest on 2 February from 09:00 (Asia/Kolkata)"
+    expected = Forecast(10_000, 0, begins, begins, ends, words)
+    scheduled = (
+        ScheduledCampaign("c-2", "Holi\x00", "whatsapp", 10_000, 3600.0, expected),
+        ScheduledCampaign("c-3", "Onam", "email", 0, 7200.0),
+    )
+    shown = seen(work=replace(NO_WORK, scheduled=scheduled))
+    first, second = shown.scheduled
+    assert (first.name, first.due_at, first.forecast) == ("Holi", NOW + 3600, words)
+    assert first.ends_at == ends.replace(tzinfo=UTC).timestamp()
+    assert (second.total, second.ends_at, second.forecast) == (0, None, "")
+    lines = "\n".join(status_lines(shown, Terminal(None, colours=False)))
+    assert f"Scheduled in 1 h: Holi (whatsapp), {words}" in lines
+    assert "Onam (email), its recipients are not selected yet" in lines
+    page = StatusPage(lambda: snapshot(), 0.0, {}).html(shown)
+    assert words in page
+    assert "its recipients are not selected yet" in page
+
+
+ACCOUNT = {
+    "tenant_id": "t-1", "timezone": "Asia/Kolkata", "kind": "smtp", "address": "asha@gmail.com", "people": None,
+    "is_shared": True, "hours": [{"hour": "2026-01-31T10:00:00", "used": 900, "used_by_tenant": 100}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environ", "account", "words"),
+    [
+        ({}, {}, "ends today about 17:35 (Asia/Kolkata)"),
+        ({"SMTP_RATE": "0.01"}, {}, "231 of 500 today, the rest until tomorrow 07:28 (Asia/Kolkata)"),
+        (
+            {"SMTP_DAILY_LIMIT": "1000"},
+            {},
+            "100 of 500 today, the rest tomorrow from 16:30 (Asia/Kolkata)",
+        ),
+        (
+            {"SMTP_DAILY_LIMIT": "1300"},
+            {"is_shared": False},
+            "400 of 500 today, the rest tomorrow from 16:30 (Asia/Kolkata)",
+        ),
+        ({"GMAIL_DAILY_LIMIT": "2000"}, {"kind": "gmail", "hours": []}, "ends today about 17:39 (Asia/Kolkata)"),
+        (
+            {},
+            {"kind": "gmail"},
+            "500 tomorrow from 16:30 (Asia/Kolkata)",
+        ),
+        ({}, {"kind": "whatsapp", "people": 250, "hours": []}, "225 of 500 today, the rest from"),
+        ({}, {"kind": "whatsapp"}, "ends today about"),
+        ({"CAMPAIGN_WINDOW": "09:00-17:30"}, {}, "500 tomorrow from 09:00 (Asia/Kolkata)"),
+        ({"CAMPAIGN_WINDOW": "17:00-18:00"}, {"timezone": "UTC"}, "ends today about 17:0"),
+        ({}, {"timezone": "Mars/Olympus"}, "ends today about 17:35 (Asia/Kolkata)"),
+    ],
+)
+def test_what_bounds_a_scheduled_campaign(environ: dict[str, str], account: dict[str, Any], words: str) -> None:
+    """The rate of its account, the quota as it is used by now, and the hours of campaigns by the tenant's clock."""
+    needed = {"DATABASE_URL": "postgresql://h/crm", "REDIS_URL": "redis://h", "CAMPAIGN_BATCH_DELAY": "0"}
+    forecasts = CampaignForecasts(load(needed | environ, "web"))
+    now = datetime(2026, 1, 31, 12)  # noqa: DTZ001
+    expected = forecasts.scheduled(500, AccountUse.from_row(ACCOUNT | account), now, 300.0)
+    assert expected.words.startswith(words)
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:

@@ -11,8 +11,9 @@ import yaml
 
 from worker.runtime import settings
 from worker.runtime.counter_readings import CounterReadings, JobState
-from worker.web.dependencies import Service, SystemSnapshot
+from worker.web.dependencies import SystemSnapshot
 from worker.web.metrics import PREFIX, WorkerCollector
+from worker.web.service import Service
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROMETHEUS = PROJECT / "conf" / "prometheus"

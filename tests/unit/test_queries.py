@@ -55,6 +55,21 @@ def test_a_url_of_the_nodejs_client(given: str, for_libpq: str, schema: str | No
     assert (parsed.libpq, parsed.schema) == (for_libpq, schema)
 
 
+OF_THE_SESSION = re.compile(
+    r"pg_(try_)?advisory_lock|set_config\([^()]*, false\)|\bWITH HOLD\b|^(SET(?! LOCAL)|LISTEN|PREPARE|LOAD)\b|"
+    r"^CREATE TEMP\w* TABLE(?!.*ON COMMIT DROP)",
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_no_statement_leaves_anything_in_its_session(job: str) -> None:
+    """The session may be another client's afterwards: settings, locks and tables belong to transactions."""
+    found = {name for name, statement in queries(job).items() if OF_THE_SESSION.search(statement)}
+    assert found == set()
+    assert OF_THE_SESSION.search("SELECT set_config('statement_timeout', '3s', false)")
+
+
 SEVERAL = [
     "postgresql://u:p@db1:5432,db2:5433/crm?target_session_attrs=read-write",
     "postgres://u:p@db1,db2:5433,10.0.0.3/crm?connect_timeout=2",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.sending.quota import COUNTED, HourUse, QuotaState, free_at
+from worker.sending.quota import COUNTED, HourUse, Quota, QuotaState, free_at, why_used_up
 
 NOON = datetime.fromisoformat("2026-03-10 12:00")
 
@@ -53,6 +53,15 @@ def test_a_campaign_waits_for_the_last_of_its_limits() -> None:
 def test_what_is_free_and_not_granted_is_asked_for_again_soon() -> None:
     """It is left to notifications, or was given back in between."""
     assert NOON < free_at((state(100),), NOON) <= NOON + timedelta(minutes=1)
+
+
+def test_the_user_is_told_which_limit_was_reached() -> None:
+    """In words that name the account, and no address."""
+    quota = Quota("smtp", "relay", "t", 10_000, share=5_000)
+    full, share = state(10_000, h1=10_000), state(5_000, h1=5_000)
+    assert why_used_up(quota, (full,), NOON) == "the limit of the mail server, 10,000 in 24 hours, is used up"
+    assert "campaigns may use 5,000 of the limit of the mail server" in why_used_up(quota, (full, share), NOON)
+    assert "for reminders" in why_used_up(quota, (state(10_000),), NOON)
 
 
 @given(

@@ -38,6 +38,13 @@ def test_a_long_reply_has_the_pattern_that_its_journal_gives() -> None:
     assert reply_pattern(reply[:300], "550 5.7.1") == reply_pattern(reply, "550 5.7.1")
 
 
+@pytest.mark.parametrize("length", [1, 60, 120, 180, 240])
+def test_what_differs_may_be_long(length: int) -> None:
+    """The pattern has the words behind it all the same."""
+    reply = f"550 5.7.1 see https://help.example/{'a' * length} and mx.a.example: relay access denied for this sender"
+    assert reply_pattern(reply, "550 5.7.1") == "550 5.7.1 see … and … relay access denied for this sender"
+
+
 def test_addresses_of_others_are_left_out() -> None:
     """What a server says of other people is not kept with a recipient."""
     reply = "550 <Asha@a.example>: not for <ravi@b.example>, ask admin@c.example;"

@@ -95,6 +95,42 @@ def test_a_nameless_user(sending: SendingAccounts) -> None:
         sending.email(nobody)
 
 
+FREE = replace(USER, user_email="asha@gmail.com")
+
+
+@pytest.mark.parametrize(
+    ("user", "settings", "sender"),
+    [
+        (FREE, {}, Sender("Asha Rao", "crm@mail.example", "asha@gmail.com")),
+        (FREE, smtp_settings(replyTo="re@chai.example"), Sender("Asha Rao", "crm@mail.example", "re@chai.example")),
+        (FREE, smtp_settings(fromEmail="hi@chai.example"), Sender("Asha Rao", "hi@chai.example", None)),
+        (USER, {}, Sender("Asha Rao", "asha@tenant.example", None)),
+        (
+            USER,
+            smtp_settings(fromName="Chai", fromEmail="chai@Yahoo.co.in"),
+            Sender("Chai", "crm@mail.example", "chai@Yahoo.co.in"),
+        ),
+        (
+            replace(USER, user_id=None, user_name=None, user_email=None),
+            {},
+            Sender("Chaiwala Traders", "crm@mail.example", None),
+        ),
+    ],
+)
+def test_smtp_from(user: EmailUser, settings: Any, sender: Sender) -> None:
+    """With SMTP_FROM, e-mails of free mailboxes are from there, with replies to their user; others stay the same."""
+    with closing(made(SMTP_FROM="crm@mail.example")) as sending:
+        assert sending.email(replace(user, tenant_settings=settings)).sender == sender
+
+
+def test_without_smtp_from(sending: SendingAccounts) -> None:
+    """Without it, and through the provider's own server, an e-mail is from the user's address, whichever it is."""
+    assert sending.email(FREE).sender == Sender("Asha Rao", "asha@gmail.com", None)
+    own = made(SMTP_FROM="crm@mail.example", SMTP_URL="smtp://u:p@smtp.gmail.com")
+    with closing(own):
+        assert own.email(FREE).sender == Sender("Asha Rao", "asha@gmail.com", None)
+
+
 def test_gmail(sending: SendingAccounts) -> None:
     """Through the user's Gmail where it is connected; the account is kept until it is connected again."""
     account = sending.email(CONNECTED)

@@ -192,12 +192,17 @@ def test_bad_values(name: str, value: str, allowed: str) -> None:
     assert line.isprintable()
 
 
+REDIS_SCHEMES = (
+    "redis:// or rediss:// or unix:// or redis+sentinel:// or rediss+sentinel:// or valkey:// or valkeys://"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
         ("DATABASE_URL", "mysql://crm:hunter2@db/crm", "postgresql:// or postgres://"),
-        ("REDIS_URL", "http://:hunter2@redis", "redis:// or rediss:// or unix:// or redis+sentinel://"),
-        ("LOCK_REDIS_URLS", "redis://a hunter2", "redis:// or rediss:// or unix:// or redis+sentinel://"),
+        ("REDIS_URL", "http://:hunter2@redis", REDIS_SCHEMES),
+        ("LOCK_REDIS_URLS", "redis://a hunter2", REDIS_SCHEMES),
         ("SMTP_URL", "smpt://crm:hunter2@mail.example", "smtp:// or smtps://"),
         ("ENCRYPTION_KEY", "hunter2" * 9, "64 hex digits (32 bytes)"),
     ],
@@ -462,3 +467,37 @@ def test_trusted_proxies() -> None:
     assert [str(each) for each in named] == ["10.0.0.5/32", "fd00::/8"]
     with pytest.raises(SettingsError, match=r"^PUBLIC_PROXIES is '10.0.0.5/8', allowed is addresses or networks"):
         load(NEEDED | {"PUBLIC_PROXIES": "10.0.0.5/8"}, "web")
+
+
+def test_hours() -> None:
+    """CALL_WINDOW has a default, CALL_WINDOWS names countries by calling code, campaigns have no hours at first."""
+    calls = NEEDED | {"APP_URL": "https://crm.example.in"}
+    settings = load(calls, "calls")
+    assert (str(settings.call_window), settings.call_windows) == ("08:00-21:00", {})
+    assert load(NEEDED, "campaign").campaign_window is None
+    changed = {"CALL_WINDOW": " 9:00-20:00 ", "CALL_WINDOWS": "+44=08:00-20:00  +971=00:00-24:00\n"}
+    settings = load(calls | changed, "calls")
+    assert str(settings.call_window) == "09:00-20:00"
+    shown = {code: str(window) for code, window in settings.call_windows.items()}
+    assert shown == {44: "08:00-20:00", 971: "00:00-24:00"}
+    assert str(load(NEEDED | {"CAMPAIGN_WINDOW": "22:00-6:00"}, "campaign").campaign_window) == "22:00-06:00"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        *[
+            ("CALL_WINDOW", each, "hours such as 09:00-21:00")
+            for each in ("9-21", "09:00", "09:00-25:00", "off", "x" * 999)
+        ],
+        *[("CALL_WINDOWS", each, "hours by calling code") for each in ("44=08:00-20:00", "+999=08:00-20:00", "UK=1")],
+        *[
+            ("CALL_WINDOWS", each, "hours such as")
+            for each in ("+44", "+44=", "+44=8-20", "+91=09:00-21:00,+1=08:00-21:00")
+        ],
+    ],
+)
+def test_what_are_no_hours(name: str, value: str, allowed: str) -> None:
+    """A typing mistake does not let phones ring at night: the job does not start."""
+    with pytest.raises(SettingsError, match=rf"^{name} is .*, allowed is {allowed}"):
+        load(NEEDED | {"APP_URL": "https://crm.example.in", name: value}, "calls")

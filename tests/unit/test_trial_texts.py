@@ -71,6 +71,16 @@ def test_to_the_contact() -> None:
     assert 'name="viewport"' in body(message, "html")
 
 
+def test_replies_reach_the_operator() -> None:
+    """Where the mail is from SMTP_FROM, because the operator has a free mailbox, answers go to that mailbox."""
+    facts = read_tenant(FACTS)
+    mail = contact_email("Bharat CRM", "crm@mail.example", "owner@gmail.com")
+    made = mail.message(NOTIFICATION, facts.name, "owner@chaiwala.example", contact_values(facts), AT)
+    message = message_from_bytes(made.content, policy=policy.default)
+    assert (message["From"], message["Reply-To"]) == ("Bharat CRM <crm@mail.example>", "owner@gmail.com")
+    assert contact()["Reply-To"] is None
+
+
 def test_to_the_owner() -> None:
     """The summary names each tenant with its contact, says how many there are and when they were suspended."""
     message = owner(tenant(), tenant(name="Sweets & Co", slug="sweets", contact="s@s.example"))

@@ -3,7 +3,7 @@
 import pytest
 
 from worker.providers.whatsapp_number import people_of
-from worker.sending.whatsapp_limits import whatsapp_quota
+from worker.sending.account_quotas import whatsapp_quota
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,9 @@ from zoneinfo import ZoneInfo
 
 import redis
 
-from worker.content.call_hours import calling_code
 from worker.content.calls import WHAT_TO_DO
 from worker.content.hours import BusinessHours, tenant_zone
-from worker.content.phones import to_e164
+from worker.content.phones import country_of, to_e164
 from worker.errors import AccountRejected, CountryRejected, RetryLater, SendError, TransportMissing
 from worker.providers.http import HttpPool
 from worker.providers.twilio import TwilioProvider
@@ -127,7 +126,7 @@ class CallingAccounts:
         self._clock = clock
         self._reported: dict[str, str] = {}  # tenant -> the problem that was reported last
         self._advised: set[tuple[str, str]] = set()  # settings_key and the problem
-        self._countries: dict[tuple[str, int], CountryBackoff] = {}  # settings_key and calling code
+        self._countries: dict[tuple[str, str], CountryBackoff] = {}  # settings_key and country
 
     def account(self, settings: CallSettings) -> TwilioAccount:
         """The account that these settings describe. Raises TransportMissing."""
@@ -155,10 +154,11 @@ class CallingAccounts:
         ends = (self._backoff_until.get(key) for key in (account.account_sid, account.settings_key))
         return any(end is not None and self._monotonic() < end for end in ends)
 
-    def country_backoff(self, account: TwilioAccount, country: int) -> CountryBackoff | None:
-        """Whether Twilio did not permit the account to call the country of this calling code, a short time ago."""
-        found = self._countries.get((account.settings_key, country))
-        return found if found and found.until > self._clock() else None
+    def country_backoff(self, account: TwilioAccount, number: str) -> CountryBackoff | None:
+        """Whether Twilio did not permit the account to call the country of this E.164 number, a short time ago."""
+        now = self._clock()
+        self._countries = {key: each for key, each in self._countries.items() if each.until > now}
+        return self._countries.get((account.settings_key, country_of(number))) if self._countries else None
 
     def report_problem(self, tenant_id: str, reason: str) -> None:
         """Writes to the log what keeps a tenant from calling; the same reason only once."""
@@ -176,7 +176,7 @@ class CallingAccounts:
         if isinstance(error, CountryRejected):
             until = self._clock() + timedelta(seconds=REFUSED_BACKOFF_SECONDS)
             reason = f"not called yet: Twilio {error.code}{WHAT_TO_DO}{error.advice}"
-            self._countries[account.settings_key, calling_code(to_number)] = CountryBackoff(until, reason)
+            self._countries[account.settings_key, country_of(to_number)] = CountryBackoff(until, reason)
         elif isinstance(error, AccountRejected):
             self._backoff_until[account.settings_key] = self._monotonic() + REFUSED_BACKOFF_SECONDS
             self.report_problem(account.tenant_id, str(error))

@@ -81,7 +81,7 @@ class CallClaims:
 
     def stuck_calls(self, before: datetime) -> list[QueuedCall]:
         """Calls that have been 'processing' without a claim since ``before``."""
-        rows = self._db.all(self._sql["stuck_calls"], before=before, left_alone=self._settlement.left_alone)
+        rows = self._db.all(self._sql["stuck_calls"], before=before, left_alone=self._settlement.unclaimed.left_alone)
         return [QueuedCall(**row) for row in rows]
 
     def adopt(
@@ -126,7 +126,7 @@ class CallClaims:
 
     def _refuse(self, candidate: CallCandidate, error: psycopg2.Error) -> None:
         reason = f"the database refused to claim the call: {reason_of(error)}"
-        self._settlement.fail_unclaimed([CallFailure(candidate.call, reason, is_final=False)])
+        self._settlement.unclaimed.fail([CallFailure(candidate.call, reason, is_final=False)])
 
 
 def _wanted(place: int, candidate: CallCandidate) -> dict[str, Any]:

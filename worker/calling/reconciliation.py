@@ -87,7 +87,7 @@ class CallReconciliation:
             account = self._account_of(stuck.tenant_id)
             number = to_e164(stuck.phone_number, stuck.phone_country_code)
         except (TransportMissing, ValueError) as error:
-            self._settlement.fail_stuck(stuck, str(error), before)
+            self._settlement.unclaimed.fail_stuck(stuck, str(error), before)
         else:
             self._claims.adopt(
                 stuck, before, account_sid=account.account_sid, from_number=account.from_number, to_number=number

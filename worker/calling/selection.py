@@ -5,7 +5,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from zoneinfo import ZoneInfo
 
 from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
 from worker.calling.eligibility import CallEligibility
@@ -28,7 +27,7 @@ class OpenAccount:
 
     account: TwilioAccount
     slots: int
-    zone: Callable[[], ZoneInfo]  # the tenant's; raises ValueError
+    settings: CallSettings
 
     @property
     def wanted(self) -> int:
@@ -78,7 +77,7 @@ class CallSelection:
             settings = CallSettings.from_row(row)
             account = self._open_account(settings, now)
             if account is not None:
-                found.append(OpenAccount(account, row["slots"], settings.zone))
+                found.append(OpenAccount(account, row["slots"], settings))
         return sorted(found, key=lambda each: self._served_at.get(each.account.tenant_id, float("-inf")))
 
     def choose(self, accounts: Sequence[OpenAccount], now: datetime) -> CallChoice:
@@ -114,7 +113,7 @@ class CallSelection:
 
     def _fail_next_calls(self, tenant_id: str, reason: str, now: datetime) -> None:
         calls = self._candidates([tenant_id], [SPARE], now)
-        self._settlement.fail_unclaimed([CallFailure(call, reason, is_final=False) for call in calls])
+        self._settlement.unclaimed.fail([CallFailure(call, reason, is_final=False) for call in calls])
 
     def _dialable(self, accounts: Sequence[OpenAccount], now: datetime) -> dict[str, list[CallCandidate]]:
         """Each tenant's next calls, one more than wanted if there are so many.
@@ -171,19 +170,19 @@ class CallSelection:
                     found[each.call.tenant_id].append(each)
                 elif reason := blocked[key]:
                     failures.append(CallFailure(each.call, f"not called: {reason}", is_final=True))
-        self._settlement.fail_unclaimed(failures)
-        self._settlement.put_off(waiting)
+        self._settlement.unclaimed.fail(failures)
+        self._settlement.unclaimed.put_off(waiting)
         return Counter(each.call.tenant_id for each in waiting)
 
     def _judge(
         self, account: OpenAccount, call: QueuedCall, now: datetime
     ) -> CallCandidate | WaitingCall | CallFailure:
-        return self._eligibility.judge(call, account.account, account.zone, now)
+        return self._eligibility.judge(call, account.account, account.settings, now)
 
     def _candidates(self, tenant_ids: list[str], limits: list[int], now: datetime) -> list[QueuedCall]:
         """The next calls of each tenant, at most as many as its limit."""
         # a call that another worker put back while this one was frozen: its request here may still end, and settle it
-        left_alone = [*self._settlement.left_alone, *self._requests.keys]
+        left_alone = [*self._settlement.unclaimed.left_alone, *self._requests.keys]
         rows = self._db.all(
             self._sql["candidates"], tenant_ids=tenant_ids, limits=limits, left_alone=left_alone, now=now
         )

@@ -5,18 +5,18 @@ settles nothing. A claim ends also when the database refuses what it should writ
 references; when that is refused, too, the queue's row fails with the reason, and is not called again.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import psycopg2
 
-from worker.calling.queued_call import NO_CREATOR, Booking, CallFailure, ClaimedCall, QueuedCall, WaitingCall
-from worker.calling.refusals import concerns_row, is_passing, is_race, isolated, reason_of
+from worker.calling.queued_call import NO_CREATOR, Booking, ClaimedCall
+from worker.calling.refusals import concerns_row, is_passing, is_race, reason_of
 from worker.calling.reporting import CallReporter, placed_event
+from worker.calling.unclaimed_calls import LEAVE_PROCESSING_SECONDS, LONGEST_REASON, UnclaimedCalls, unconfirmed
 from worker.content.calls import WHAT_TO_DO, crm_status, retry_delay_seconds
 from worker.errors import RecipientOptedOut, RecipientRefused, RetryLater, SendError
 from worker.providers.twilio import PlacedCall
@@ -32,14 +32,11 @@ log = logging.getLogger(__name__)
 ASK_LIMIT_SECONDS = 600.0  # between two questions about one call
 GIVE_UP_SECONDS = 24 * 3600.0  # after it a call that could not be settled fails
 LEAST_QUESTIONS = 3  # before that: the worker itself may have been down for long
-LEAVE_PENDING_SECONDS = 600.0  # a row that the database refuses to change is left alone for so long
-LEAVE_PROCESSING_SECONDS = 24 * 3600.0  # the same, for one about which Twilio would be asked again
-LONGEST_REASON = 500  # characters
 LONGEST_WORDS = 250  # of Twilio's, where what to do follows
 
 
 class CallSettlement:
-    """The settlements of one process. ``left_alone``: the rows of the queue that the database refuses to change."""
+    """The settlements of one process. ``unclaimed``: calls that are not claimed, and rows that are left alone."""
 
     def __init__(
         self,
@@ -54,15 +51,8 @@ class CallSettlement:
         self._clock = context.clock
         self._reporter = reporter
         self._holder = holder
-        self._monotonic = monotonic
         self._sql = queries("calls")
-        self._leave_until: dict[str, float] = {}  # id in the queue -> monotonic()
-
-    @property
-    def left_alone(self) -> list[str]:
-        now = self._monotonic()
-        self._leave_until = {queue_id: until for queue_id, until in self._leave_until.items() if until > now}
-        return list(self._leave_until)
+        self.unclaimed = UnclaimedCalls(context, reporter, monotonic)
 
     def book_together(self, bookings: Sequence[Booking]) -> Sequence[Booking]:
         """Books calls in one statement; returns those that have to be booked alone.
@@ -112,7 +102,7 @@ class CallSettlement:
 
     def give_up(self, claim: ClaimedCall, reason: str) -> None:
         """It is not known whether the call was placed: it fails, and is never placed again."""
-        if self._fail(claim, _unconfirmed(reason), is_final=True) == "failed":
+        if self._fail(claim, unconfirmed(reason), is_final=True) == "failed":
             self._reporter.given_up()
 
     def release(self, claim: ClaimedCall) -> None:
@@ -137,31 +127,6 @@ class CallSettlement:
         """Whether the call has been unconfirmed for so long that it is not asked about any more."""
         age_seconds = (self._clock() - claim.claimed_at).total_seconds()
         return claim.asked + 1 >= LEAST_QUESTIONS and age_seconds > GIVE_UP_SECONDS
-
-    def fail_unclaimed(self, failures: Sequence[CallFailure]) -> None:
-        """Fails calls that cannot be placed; they are not claimed for it."""
-        if failures:
-            isolated(failures, self._fail_unclaimed, self._refuse_failure)
-
-    def put_off(self, calls: Sequence[WaitingCall]) -> None:
-        """Keeps calls in the queue until they may be placed; no attempt is counted."""
-        if calls:
-            isolated(calls, self._put_off, self._refuse_waiting)
-
-    def fail_stuck(self, call: QueuedCall, reason: str, before: datetime) -> None:
-        """Fails a call, 'processing' without a claim since ``before``, about which Twilio cannot be asked."""
-        reason = _unconfirmed(reason)[:LONGEST_REASON]
-        values = {"id": call.id, "tenant_id": call.tenant_id, "before": before}
-        try:
-            failed = self._db.execute_one(self._sql["fail_stuck"], reason=reason, now=self._clock(), **values)
-        except psycopg2.Error as error:
-            if not concerns_row(error):
-                raise
-            self._leave_alone(call.id, call.tenant_id, LEAVE_PROCESSING_SECONDS, error)
-            return
-        if failed:
-            self._reporter.given_up()
-            self._reporter.not_placed(call.id, call.tenant_id, "failed", reason)
 
     def _book(self, statement: str, bookings: Sequence[Booking]) -> dict[str, Row]:
         """The rows that were written, by id in the queue. Prepared, since it takes longer to plan than to run."""
@@ -264,43 +229,6 @@ class CallSettlement:
             self._reporter.not_placed(claim.id, claim.tenant_id, status, reason)
         return status
 
-    def _fail_unclaimed(self, failures: Sequence[CallFailure]) -> list[None]:
-        now = self._clock()
-        by_id = {each.call.id: each for each in failures}
-        records = [
-            {
-                "id": each.call.id,
-                "tenant_id": each.call.tenant_id,
-                "reason": each.reason[:LONGEST_REASON],
-                "is_final": each.is_final,
-                "retry_at": now + timedelta(seconds=retry_delay_seconds(each.call.attempts + 1)),
-            }
-            for each in failures
-        ]
-        for row in self._db.execute(
-            self._sql["fail_unclaimed"], failures=json.dumps(records, default=datetime.isoformat), now=now
-        ):
-            failure = by_id[row["id"]]
-            reason = failure.reason[:LONGEST_REASON]
-            self._reporter.not_placed(failure.call.id, failure.call.tenant_id, row["status"], reason)
-        return []
-
-    def _put_off(self, calls: Sequence[WaitingCall]) -> list[None]:
-        records = [
-            {"id": each.call.id, "tenant_id": each.call.tenant_id, "until": each.until, "reason": each.reason}
-            for each in calls
-        ]
-        statement, now = self._sql["put_off"], self._clock()
-        for row in self._db.execute(statement, calls=json.dumps(records, default=datetime.isoformat), now=now):
-            self._reporter.waiting(row["tenant_id"], row["reason"], row["calls"], row["until"])
-        return []
-
-    def _refuse_waiting(self, waiting: WaitingCall, error: psycopg2.Error) -> None:
-        self._leave_alone(waiting.call.id, waiting.call.tenant_id, LEAVE_PENDING_SECONDS, error)
-
-    def _refuse_failure(self, failure: CallFailure, error: psycopg2.Error) -> None:
-        self._leave_alone(failure.call.id, failure.call.tenant_id, LEAVE_PENDING_SECONDS, error)
-
     @contextmanager
     def _ending(self, claim: ClaimedCall) -> Iterator[None]:
         """Ends the claim also when the queue's row cannot be changed."""
@@ -310,15 +238,4 @@ class CallSettlement:
             if not concerns_row(error):
                 raise
             self._db.execute(self._sql["abandon"], id=claim.id, holder=self._holder)
-            self._leave_alone(claim.id, claim.tenant_id, LEAVE_PROCESSING_SECONDS, error)
-
-    def _leave_alone(self, queue_id: str, tenant_id: str, seconds: float, error: psycopg2.Error) -> None:
-        self._leave_until[queue_id] = self._monotonic() + seconds
-        log.error(
-            "the database refuses to change a queued call, it is left alone",
-            {"call": queue_id, "tenant": tenant_id, "reason": reason_of(error), "hours": seconds / 3600.0},
-        )
-
-
-def _unconfirmed(reason: str) -> str:
-    return f"Unconfirmed, it may have been placed: {reason}"
+            self.unclaimed.leave_alone(claim.id, claim.tenant_id, LEAVE_PROCESSING_SECONDS, error)

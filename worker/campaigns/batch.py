@@ -59,7 +59,7 @@ class Batch:
 
     ``streak``: the refusals in a row of its run, which its batches share; None for one that is not sent any more.
     ``lease_until``: by ``boot_seconds``; after it another machine may have taken the batch over.
-    ``hours``: when its recipients may be written to; None: at any time.
+    ``hours``: when its recipients may be written to; None: at any time. It is set before any message leaves.
     ``reservation``: of its messages, where its account has a quota; a batch of a dead process has none.
     ``same_account``: whether its messages leave, or left, through the account of ``transport``.
     ``asking``: nothing of it is sent, the provider is asked about earlier messages.
@@ -79,7 +79,6 @@ class Batch:
         asking: bool = False,
         streak: RefusalStreak | None = None,
         reservation: Reservation | None = None,
-        hours: BatchHours | None = None,
     ) -> None:
         self.id = batch_id
         self.holder = holder
@@ -90,7 +89,7 @@ class Batch:
         self.lease_until = lease_until
         self.asking = asking
         self.reservation = reservation
-        self.hours = hours
+        self.hours: BatchHours | None = None
         self.claimed_at = time.monotonic()
         self._changing = threading.Lock()  # guards all that follows
         self._streak = streak

@@ -84,6 +84,8 @@ class BatchClaims:
                 pause_seconds=self._settings.campaign_batch_delay_seconds,
                 full_size=self._settings.campaign_batch_size,
             )
+            if batch:
+                batch.hours = self.hours.of_batch(campaign, {each.id: each.phone for each in batch.recipients})
         except psycopg2.Error as error:
             if is_unavailable(error):
                 reservation = None  # the claim may have been committed all the same
@@ -97,8 +99,12 @@ class BatchClaims:
 
     def give_back(self, batch: Batch, untried: int) -> None:
         """The batch is settled, and so many of its messages were not offered to the provider."""
-        if batch.reservation:
-            self.quotas.give_back(batch.reservation, untried)
+        if batch.reservation is None:
+            return
+        self.quotas.give_back(batch.reservation, untried)
+        if batch.transport.number:
+            ids = [recipient.id for recipient in batch.recipients]
+            self.whatsapp_limits.count_once(batch.reservation.quota, batch.campaign.id, ids)
 
     def claim_unconfirmed(self, campaign: Campaign, transport: Transport, account_key: str) -> Batch | None:
         """Claims unconfirmed messages that left through this account, to ask the provider about them."""
@@ -164,7 +170,6 @@ class BatchClaims:
             asking=streak is None,
             streak=streak,
             reservation=reservation,
-            hours=self.hours.of_batch(campaign, {row["id"]: row["phone"] for row in rows}),
         )
 
     def _limit(self, campaign: Campaign, transport: Transport) -> int:

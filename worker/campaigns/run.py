@@ -8,16 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import psycopg2
 
-from worker.campaigns.batch import BackoffCause, Batch, BatchState
+from worker.campaigns.batch import Batch, BatchState
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.deferrals import why_ended
 from worker.campaigns.sending_hours import OUTSIDE
-from worker.campaigns.settlement import BACKOFFS_BEFORE_END, SettlementResult
-from worker.campaigns.survey import CampaignBacklog, Survey
+from worker.campaigns.settlement import SettlementResult
+from worker.campaigns.survey import CampaignBacklog, RemainingWork, Survey
 from worker.content.reply_pattern import without_other_addresses
 from worker.errors import AccountRejected
 from worker.runtime.db import Database, Row, is_unavailable, queries
@@ -37,22 +37,6 @@ WAIT_LIMIT_SECONDS = 60.0  # the longest time until a campaign is looked at agai
 STATEMENT_TOO_LARGE = ("08P01", "53200")
 SHUT_DOWN = "57P"  # SQLSTATEs of a server that is shut down
 BROKEN_IN_A_ROW = 3  # so often a campaign's statement breaks the connection until that counts as the campaign's fault
-
-
-@dataclass(frozen=True, slots=True)
-class RemainingWork:
-    """The row of the statement ``remaining``: why a run does not end, though nothing could be claimed."""
-
-    next_retry: datetime | None
-    next_retry_reason: str | None  # why that recipient was not sent to
-    claimed_elsewhere: bool
-    next_ask: datetime | None
-    ahead: bool  # recipients that could not be claimed: their rows are locked
-    behind: bool  # recipients that were added or set back meanwhile
-
-    def has_due(self, now: datetime) -> bool:
-        """Whether a recipient could be claimed now, if its row is not locked."""
-        return self.ahead or (self.next_retry is not None and self.next_retry <= now)
 
 
 class CampaignRuns:
@@ -132,8 +116,8 @@ class CampaignRuns:
             batch.transport.back_off(batch.delay_seconds)
             reason = without_other_addresses(batch.reason, None)
             log.warning(batch.backoff_cause, {"campaign": batch.campaign.id, "reason": reason})
-            if settled.backoffs >= BACKOFFS_BEFORE_END and batch.backoff_cause is not BackoffCause.PACE:
-                self.fail([batch.campaign.id], _deferred_too_long(settled.backoffs, reason))
+            if why := why_ended(batch, settled.backoffs, reason):
+                self.fail([batch.campaign.id], why)
 
     def fail(self, campaign_ids: list[str], reason: str) -> None:
         """Ends runs that cannot go on; their recipients stay pending."""
@@ -318,10 +302,3 @@ class CampaignRuns:
         if user_id is None:
             return
         self._events.emit(f"user:{user_id}", event, payload)
-
-
-def _deferred_too_long(backoffs: int, reason: str) -> str:
-    return (
-        f"Nothing was accepted in {backoffs} tries in a row: {reason}. Its recipients are pending: correct what it "
-        "says, then schedule the campaign again"
-    )

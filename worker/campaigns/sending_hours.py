@@ -81,10 +81,10 @@ class SendingHours:
 def _places(phone: str | None, campaign: Campaign) -> tuple[ZoneInfo, ...] | ValueError:
     """The zones of a number; the tenant's for one of no place; none for what is no number."""
     from worker.content.call_hours import zones_of  # some megabytes, and without a window nobody needs them
-    from worker.content.phones import to_e164
+    from worker.content.phones import phone_number
 
     try:
-        number = to_e164(phone or "")
+        number = phone_number(phone or "")
     except ValueError:
         return ()  # it has no message either
     try:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import orjson
 import psycopg2
 
-from worker.campaigns.batch import BackoffCause, Batch, BatchState, Recipient
+from worker.campaigns.batch import Batch, BatchState, Recipient
+from worker.campaigns.deferrals import accepted_at, are_own_deferrals, backoffs_in_a_row, pause_seconds
 from worker.campaigns.failure_record import FailureRecord, failure_record
 from worker.campaigns.states import RecipientState
 from worker.content.campaign import OutboxRow
-from worker.runtime.backoff import backoff_seconds
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database, Row, queries
 from worker.runtime.settings import Settings
@@ -30,10 +30,6 @@ from worker.sending.suppression import count_suppressions
 log = logging.getLogger(__name__)
 
 LONGEST_RETRY_DELAY_SECONDS = 3600.0
-BACKOFF_SECONDS = 15.0  # first pause of a campaign whose provider defers everything; doubles up to
-LONGEST_BACKOFF_SECONDS = 300.0
-BACKOFFS_BEFORE_OWN = 12  # in a row, three quarters of an hour: see _are_own_deferrals
-BACKOFFS_BEFORE_END = 300  # in a row, about a day: then a campaign of which nothing is accepted fails
 
 
 class SettledRecipient(NamedTuple):
@@ -132,8 +128,8 @@ class BatchSettlements:
         now, campaign, transport, outcomes = self._clock(), batch.campaign, batch.transport, batch.outcomes
         settled = self._settled(batch, outcomes, now)
         failures = self._failures(batch, settled, outcomes)
-        accepted_at = _accepted_at(batch, outcomes)
-        backoffs = _backoffs(batch, some_pass=accepted_at is not None)
+        last_accepted = accepted_at(batch, outcomes)
+        backoffs = backoffs_in_a_row(batch, some_pass=last_accepted is not None)
         shared = {
             "batch_id": batch.id, "holder": batch.holder, "tenant_id": campaign.tenant_id,
             "user_id": campaign.user_id, "sender_address": transport.sender_address,
@@ -142,10 +138,10 @@ class BatchSettlements:
             "now": now,
             "outcomes": _as_json(map(_outcome_record, settled)),
             "failures": _as_json(each.as_json() for each in failures),
-            "accepted_at": accepted_at,
+            "accepted_at": last_accepted,
             "channel": campaign.channel,
             "sender": transport.account_key,
-            "next_batch_at": _later(now, self._pause_seconds(batch, backoffs)),
+            "next_batch_at": _later(now, self._pause_seconds(batch, outcomes, backoffs)),
             "backoffs": backoffs,
         }
         try:
@@ -187,7 +183,7 @@ class BatchSettlements:
 
     def _settled(self, batch: Batch, outcomes: Mapping[str, Outcome], now: datetime) -> list[SettledRecipient]:
         """In a batch that has stopped, deferrals count as attempts only where they are recipients' own."""
-        has_stopped, may_be_own = batch.state is not BatchState.SENDING, _are_own_deferrals(batch, outcomes)
+        has_stopped, may_be_own = batch.state is not BatchState.SENDING, are_own_deferrals(batch, outcomes)
         settled = []
         for recipient in batch.recipients:
             outcome = outcomes.get(recipient.id) or Outcome(OutcomeKind.NOT_SENT, now)
@@ -208,12 +204,15 @@ class BatchSettlements:
             failure_record(each, outcomes[each.id], failed[each.id]) for each in batch.recipients if each.id in failed
         ]
 
-    def _pause_seconds(self, batch: Batch, backoffs: int) -> float:
-        """Until the campaign's next batch. After a batch that is not full the pause is in proportion shorter."""
+    def _pause_seconds(self, batch: Batch, outcomes: Mapping[str, Outcome], backoffs: int) -> float:
+        """Until the campaign's next batch. After a batch that is not full the pause is in proportion shorter.
+
+        So it is after one of whose recipients some were not tried: they wait for their hours, say.
+        """
         if batch.state is BatchState.BACKING_OFF:
-            pause = backoff_seconds(backoffs, BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
-            return max(batch.delay_seconds or 0.0, pause)
-        share = min(1.0, len(batch.recipients) / self._settings.campaign_batch_size)
+            return max(batch.delay_seconds or 0.0, pause_seconds(backoffs))
+        tried = sum(each.kind is not OutcomeKind.NOT_SENT for each in outcomes.values())
+        share = min(1.0, tried / self._settings.campaign_batch_size)
         return self._settings.campaign_batch_delay_seconds * share
 
     def _count(self, channel: str, states: Counter[RecipientState], outcomes: Mapping[str, Outcome]) -> None:
@@ -236,48 +235,6 @@ class BatchSettlements:
 def _due_again(outcome: Outcome, now: datetime) -> datetime:
     """When a recipient may be claimed again that was not tried: at once, or at the time that it waits for."""
     return now if outcome.delay_seconds is None else _later(outcome.at, outcome.delay_seconds)
-
-
-def _are_own_deferrals(batch: Batch, outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether recipients that were deferred before, and again in a batch that backs off, are so for their own sake.
-
-    They come last in a batch, so messages that it had accepted say so. Where only such recipients are left, nobody
-    else can tell their own deferrals from the account's: they are taken for the account's for so many backoffs, and
-    then for their own, if other messages of the run were accepted. Else the campaign would never end.
-    """
-    if batch.state is not BatchState.BACKING_OFF:
-        return False
-    if any(each.accepted for each in outcomes.values()):
-        return True
-    campaign = batch.campaign
-    return (
-        campaign.has_accepted
-        and campaign.backoffs >= BACKOFFS_BEFORE_OWN
-        and all(
-            each.deferred
-            for each in batch.recipients
-            if each.id in outcomes and outcomes[each.id].kind is OutcomeKind.DEFERRED
-        )
-    )
-
-
-def _backoffs(batch: Batch, *, some_pass: bool) -> int:
-    """How often in a row the campaign has backed off, with this batch. The pace of an account is no failure."""
-    if batch.asking:
-        return batch.campaign.backoffs
-    if batch.state is not BatchState.BACKING_OFF:
-        return 0
-    if some_pass:
-        return 1  # slower is enough
-    before = batch.campaign.backoffs
-    return max(before, 1) if batch.backoff_cause is BackoffCause.PACE else before + 1
-
-
-def _accepted_at(batch: Batch, outcomes: Mapping[str, Outcome]) -> datetime | None:
-    """When the provider last accepted a message. What it says about earlier ones says nothing about now."""
-    if batch.asking:
-        return None
-    return max((each.at for each in outcomes.values() if each.accepted), default=None)
 
 
 def _later(at: datetime, seconds: float) -> datetime:

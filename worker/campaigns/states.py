@@ -10,3 +10,13 @@ class RecipientState(StrEnum):
     SENDING = "sending"  # a batch holds it, or a provider will be asked about it
     SENT = "sent"
     FAILED = "failed"
+
+
+CAMPAIGN_STATUSES = (
+    "draft",
+    "scheduled",
+    "running",
+    "paused",
+    "completed",
+    "failed",
+)  # of "Campaign", by the CRM too

@@ -31,3 +31,19 @@ class CampaignBacklog:
     pending: float = 0.0  # recipients
     oldest_due_seconds: float = 0.0
     outside_hours: float = 0.0  # campaigns
+
+
+@dataclass(frozen=True, slots=True)
+class RemainingWork:
+    """The row of the statement ``remaining``: why a run does not end, though nothing could be claimed."""
+
+    next_retry: datetime | None
+    next_retry_reason: str | None  # why that recipient was not sent to
+    claimed_elsewhere: bool
+    next_ask: datetime | None
+    ahead: bool  # recipients that could not be claimed: their rows are locked
+    behind: bool  # recipients that were added or set back meanwhile
+
+    def has_due(self, now: datetime) -> bool:
+        """Whether a recipient could be claimed now, if its row is not locked."""
+        return self.ahead or (self.next_retry is not None and self.next_retry <= now)

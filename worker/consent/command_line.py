@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -35,6 +36,10 @@ nothing was imported, and it can be repeated as often as you like. There is no l
 has at most {LONGEST_LINE:,} characters. A million numbers take some seconds, and some 100 MB of temporary files at
 PostgreSQL."""
 
+REMOVE = """\
+Takes addresses off the list: these, or with --campaign and --source all that came from one campaign, in one
+transaction. That is for bounces which were the mail server's fault: bin/campaign retry then sends to them again."""
+
 CHANNELS = ("email", "whatsapp", "call")
 SOURCES = ("unsubscribe", "bounce", "complaint", "provider", "operator", "import")
 DEFAULT_LIMIT, LONGEST_REASON = 100, 500
@@ -46,8 +51,11 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "add", "suppress addresses", "Suppresses these addresses: all of them, or none.")
     add.add_argument("addresses", metavar="ADDRESS", nargs="+")
     _add_entry_options(add, "operator")
-    remove = _command(commands, "remove", "take addresses off the list", "Takes these addresses off the list.")
-    remove.add_argument("addresses", metavar="ADDRESS", nargs="+")
+    remove = _command(commands, "remove", "take addresses off the list", REMOVE)
+    remove.add_argument("addresses", metavar="ADDRESS", nargs="*")
+    remove.add_argument(
+        "--campaign", metavar="ID", help="instead of addresses: all that came from this campaign and --source"
+    )
     remove.add_argument("--source", choices=SOURCES, help="only what came from there; default: whatever it is")
     load = _command(commands, "import", "suppress the addresses of a file", IMPORT)
     load.add_argument("file", metavar="FILE.csv", help="- is standard input")
@@ -63,6 +71,17 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("file", metavar="FILE.csv", nargs="?", default="-", help="- is standard output, the default")
     export.add_argument("--source", choices=SOURCES, help="only what came from there")
     return result
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; ends the program with status 2 when they are wrong."""
+    made = parser()
+    options = made.parse_args(arguments)
+    if options.command == "remove" and bool(options.addresses) == bool(options.campaign):
+        made.error("remove: either addresses, or --campaign and --source")
+    if options.command == "remove" and options.campaign and not options.source:
+        made.error("remove: --campaign needs --source: who unsubscribed or complained should stay on the list")
+    return options
 
 
 def run(options: argparse.Namespace) -> int:
@@ -105,6 +124,8 @@ def _run(commands: SuppressionCommands, options: argparse.Namespace) -> int:
         case "add":
             return commands.add(options.addresses, options.source, options.reason, options.until)
         case "remove":
+            if options.campaign:
+                return commands.remove_campaign(options.campaign, options.source)
             return commands.remove(options.addresses, options.source)
         case "import":
             with opened(options.file) as stream:

@@ -82,6 +82,14 @@ class SuppressionCommands:
         to_stderr(f"{removed} taken off the list, {len(addresses) - removed} not on it.")
         return 0
 
+    def remove_campaign(self, campaign_id: str, source: str) -> int:
+        """Takes off the list what came from one campaign: all of it, or nothing when it is interrupted."""
+        with self._session() as cursor, progress(stream=sys.stderr):
+            cursor.execute(self._sql["remove_campaign"], {**self._key, "campaign_id": campaign_id, "source": source})
+            removed = cursor.rowcount
+        to_stderr(f"{removed:,} taken off the list.")
+        return 0
+
     def show(self, addresses: Sequence[str], source: str | None, limit: int) -> int:
         """Writes the list, or what is on it of these addresses."""
         rows = self._db.all(

@@ -1,8 +1,8 @@
 """When a phone number may be called: in its country's window, by the clocks of all places that have such numbers.
 
-Two windows are built in, as published: 09:00-21:00 for India, for commercial calls (TRAI, Telecom Commercial
-Communications Customer Preference Regulations, 2018, and what was issued under them); 08:00-21:00 for +1, where the
-USA allow telephone solicitation by the called person's time (47 CFR 64.1200(c)(1)). This is no legal advice.
+Two windows are built in: 09:00-21:00 for India, whose regulator allowed no commercial calls at other hours in its
+customer preference regulations of 2010 (those of 2018 add each subscriber's own preferences); 08:00-21:00 for +1,
+where the USA allow telephone solicitation by the called person's time (47 CFR 64.1200(c)(1)). No legal advice.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,12 +13,13 @@ from types import MappingProxyType
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import phonenumbers
-from phonenumbers import PhoneNumberType
+from phonenumbers import PhoneNumber
 from phonenumbers import timezone as number_zones
 
 from worker.content.calls import WAITING_FOR_HOURS
-from worker.content.windows import Window, closes_at, next_open
+from worker.content.windows import Window, closes_at, is_open, next_open
 
+UNKNOWN = ("Etc/Unknown",)  # phonenumbers' word for a number of no place
 BUILT_IN: Mapping[int, Window] = MappingProxyType({91: Window.parse("09:00-21:00"), 1: Window.parse("08:00-21:00")})
 
 
@@ -30,13 +31,16 @@ class CallHours:
     window: Window
     zones: tuple[ZoneInfo, ...]
 
+    def is_open(self, now: datetime) -> bool:
+        return is_open(self.window, self.zones, now)
+
     def opens_at(self, now: datetime) -> datetime | None:
         """When it may be called: ``now`` or later. None: never, since its zones have no such hour in common."""
-        return next_open(self.window, self.zones, now)
+        return _opens_at(self.window, self.zones, now)
 
     def closes_at(self, now: datetime) -> datetime | None:
         """Until when it may be called; None: always."""
-        return closes_at(self.window, self.zones, now)
+        return _closes_at(self.window, self.zones, now)
 
     @property
     def why_waiting(self) -> str:
@@ -60,21 +64,11 @@ class CallWindows:
     usual: Window
     by_country: Mapping[int, Window]
 
-    def hours_of(self, number: str, home: Callable[[], ZoneInfo]) -> CallHours:
-        """``number``: E.164. ``home``: the zone of one that belongs to no place, as +800; raises what it raises."""
-        country, zones = _places(number)
+    def hours_of(self, number: PhoneNumber, home: Callable[[], ZoneInfo]) -> CallHours:
+        """``home``: the zone of a number that belongs to no place, as +800; raises what it raises."""
+        country = number.country_code or 0
         window = self.by_country.get(country) or BUILT_IN.get(country) or self.usual
-        return CallHours(country, window, zones or (home(),))
-
-
-def calling_code(number: str) -> int:
-    """Of an E.164 number."""
-    return _places(number)[0]
-
-
-def zones_of(number: str) -> tuple[ZoneInfo, ...]:
-    """The zones of the places that have such numbers; none for one of no place. ``number``: E.164."""
-    return _places(number)[1]
+        return CallHours(country, window, zones_of(number) or (home(),))
 
 
 def is_calling_code(code: int) -> bool:
@@ -82,17 +76,21 @@ def is_calling_code(code: int) -> bool:
     return code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE
 
 
-@lru_cache(maxsize=2048)
-def _places(number: str) -> tuple[int, tuple[ZoneInfo, ...]]:
-    """The calling code of a number and the zones of the places that have such numbers; none for one of no place.
+def zones_of(number: PhoneNumber) -> tuple[ZoneInfo, ...]:
+    """The zones of the places that have such numbers; none for one of no place.
 
     A number in no range that is known to be in use may be new: the longest prefix that is known decides, at worst the
     country's.
     """
-    parsed = phonenumbers.parse(number)
-    is_known = phonenumbers.number_type(parsed) != PhoneNumberType.UNKNOWN
-    find = number_zones.time_zones_for_number if is_known else number_zones.time_zones_for_geographical_number
-    return int(parsed.country_code or 0), tuple(filter(None, map(_zone, find(parsed))))
+    names = number_zones.time_zones_for_number(number)
+    if names == UNKNOWN:
+        names = number_zones.time_zones_for_geographical_number(number)
+    return tuple(filter(None, map(_zone, names)))
+
+
+# The calls of one tick have the same ``now``, and numbers the same few windows and zones.
+_opens_at = lru_cache(maxsize=256)(next_open)
+_closes_at = lru_cache(maxsize=256)(closes_at)
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from worker.content.links import Link, prepare_links
 from worker.content.list_fields import list_fields
 from worker.content.mime import EmailSkeleton, message_id_for, parse_address
 from worker.content.phones import whatsapp_id
-from worker.content.placeholders import UNSUBSCRIBE_TOKEN, Template
+from worker.content.placeholders import PERSONAL_NAMES, UNSUBSCRIBE_TOKEN, Template
 from worker.content.unsubscribe_link import UnsubscribeLink
 from worker.content.whatsapp import whatsapp_payload
 from worker.messages import Accepted, Email, WhatsAppMessage
@@ -62,6 +62,10 @@ def values_of(recipient: MessageRecipient) -> dict[str, str]:
     }
 
 
+def _personal_names(*parts: Template) -> frozenset[str]:
+    return frozenset(name for part in parts for name in part.slot_names) & PERSONAL_NAMES
+
+
 class EmailContent:
     """An e-mail campaign. Raises ValueError when an address of its sender cannot be used."""
 
@@ -89,6 +93,11 @@ class EmailContent:
         self._copy_has_token = any(
             template and UNSUBSCRIBE_TOKEN in template.slot_names for template in (self._text, self._html)
         )
+
+    @property
+    def personal_names(self) -> frozenset[str]:
+        """The placeholders that its parts have."""
+        return _personal_names(self._subject, self._text, *filter(None, [self._html]))
 
     def prepare(self, recipients: Iterable[MessageRecipient]) -> None:
         """Makes ready what is made faster for many than for each: to be called before ``message``."""
@@ -155,6 +164,16 @@ class WhatsAppContent:
             "template_name": texts.whatsapp_template_name,
             "template_language": texts.whatsapp_template_language,
         }
+
+    @property
+    def personal_names(self) -> frozenset[str]:
+        """The placeholders that the parts have of which its message is made."""
+        match self._same_for_all["message_type"] or "text":
+            case "text":
+                return _personal_names(self._text)
+            case "media":
+                return _personal_names(self._caption)
+        return _personal_names(*self._params)
 
     def message(self, recipient: MessageRecipient, at: datetime) -> WhatsAppMessage:
         """The message for one recipient. Raises ValueError for a bad number, and CampaignRejected."""

@@ -41,7 +41,16 @@ _REPORTED_ID = re.compile(r"(?:521|549)[0-9]{10}")
 
 
 def to_e164(raw: str, country_code: str = "+91") -> str:
-    """``+919876543210`` for ``98765 43210``; a number with its own ``+`` or ``00`` keeps its country.
+    """``+919876543210`` for ``98765 43210``: see ``phone_number``. Raises ValueError with the reason."""
+    return e164(phone_number(raw, country_code))
+
+
+def e164(number: PhoneNumber) -> str:
+    return str(phonenumbers.format_number(number, PhoneNumberFormat.E164))
+
+
+def phone_number(raw: str, country_code: str = "+91") -> PhoneNumber:
+    """The number that somebody wrote; one with its own ``+`` or ``00`` keeps its country.
 
     A trunk prefix (``098...``) is dropped. A number without ``+`` that begins with ``country_code`` and that no
     telephone inside the country could dial counts as international. Raises ValueError with the reason.
@@ -54,7 +63,7 @@ def to_e164(raw: str, country_code: str = "+91") -> str:
         number = _inside(digits, code) or _dialled_abroad(digits, code)
     if number is None:
         raise ValueError(f"not a phone number with a length its country uses: {raw[:60]!r}")
-    return str(phonenumbers.format_number(number, PhoneNumberFormat.E164))
+    return number
 
 
 def whatsapp_id(raw: str, country_code: str = "+91") -> str:
@@ -65,6 +74,12 @@ def whatsapp_id(raw: str, country_code: str = "+91") -> str:
     number = to_e164(raw, country_code)[1:]
     _, digits = _read(raw)
     return digits if _MEXICAN_ID.fullmatch(digits) and digits[3:] == number[2:] else number
+
+
+def country_of(number: str) -> str:
+    """The country of a number in E.164, by its two letters ('IN'); '' where it belongs to none, as +800."""
+    region = phonenumbers.region_code_for_number(_parsed(number.removeprefix("+")) or PhoneNumber())
+    return region if region and region.isalpha() else ""
 
 
 def _read(raw: str) -> tuple[bool, str]:

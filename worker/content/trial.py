@@ -119,7 +119,9 @@ def _object(saved: object) -> dict[str, Any]:
 class OperatorEmail:
     """One kind of e-mail from the operator's address."""
 
-    def __init__(self, subject: str, text: str, markup: str, company: str, from_email: str) -> None:
+    def __init__(
+        self, subject: str, text: str, markup: str, company: str, from_email: str, reply_to: str | None
+    ) -> None:
         """Raises ValueError for an address that cannot be written from."""
         self._company = one_line(company, LONGEST_NAME)
         self._subject = Template(subject, unknown="blank")
@@ -127,7 +129,8 @@ class OperatorEmail:
         self._html = Template(markup, unknown="blank")
         self._skeleton = EmailSkeleton(
             self._subject, self._text, self._html,
-            from_name=self._company, from_email=from_email, fields=AUTO_GENERATED, boundary_seed=subject,
+            from_name=self._company, from_email=from_email, reply_to=reply_to, fields=AUTO_GENERATED,
+            boundary_seed=subject,
         )  # fmt: skip
 
     def message(self, notification_id: str, to_name: str, to: str, values: Mapping[str, str], at: datetime) -> Email:
@@ -151,12 +154,12 @@ class OperatorEmail:
         )
 
 
-def contact_email(company: str, from_email: str) -> OperatorEmail:
-    return OperatorEmail(CONTACT_SUBJECT, CONTACT_TEXT, CONTACT_HTML, company, from_email)
+def contact_email(company: str, from_email: str, reply_to: str | None = None) -> OperatorEmail:
+    return OperatorEmail(CONTACT_SUBJECT, CONTACT_TEXT, CONTACT_HTML, company, from_email, reply_to)
 
 
-def owner_email(company: str, from_email: str) -> OperatorEmail:
-    return OperatorEmail(OWNER_SUBJECT, OWNER_TEXT, OWNER_HTML, company, from_email)
+def owner_email(company: str, from_email: str, reply_to: str | None = None) -> OperatorEmail:
+    return OperatorEmail(OWNER_SUBJECT, OWNER_TEXT, OWNER_HTML, company, from_email, reply_to)
 
 
 def contact_values(tenant: SuspendedTenant) -> dict[str, str]:

@@ -65,6 +65,11 @@ class SmtpProvider:
         return f"SmtpProvider({self._url.host}:{self._url.port}, {self._url.security})"
 
     @property
+    def host(self) -> str:
+        """The server's name."""
+        return self._url.host
+
+    @property
     def announces(self) -> bool:
         """Whether ``send`` may be told which message follows: not if the server has refused that."""
         return self._announces

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
 
+from worker.content.address_faults import DISABLED_FOR, AddressFault, address_fault
 from worker.errors import (
     AccountRejected,
     CampaignRejected,
@@ -22,8 +23,6 @@ from worker.errors import (
 )
 
 SERVICE_NOT_AVAILABLE = 421  # RFC 5321, 3.8: the server closes the connection
-FOR_EVER = math.inf
-DISABLED_SECONDS = 30 * 86_400.0  # a mailbox that is out of use may come back
 
 
 class Step(StrEnum):
@@ -35,36 +34,27 @@ class Step(StrEnum):
 
 
 class Fault(StrEnum):
-    """Whose fault a refusal for good is."""
+    """Whose fault a refusal for good is, if it is not the address's."""
 
-    NO_ADDRESS = "no such address"
-    DISABLED = "mailbox out of use"
     RECIPIENT = "recipient"  # or a sender's fault that is said of a recipient: many in a row will tell
     SENDER = "sender"
     ACCOUNT = "account"
 
 
 # Subject and detail of the enhanced code of a reply 5xx to RCPT TO or to the content (RFC 3463, 3; RFC 7372, 3;
-# RFC 7505, 4; 5.1.10, 5.7.515 are Microsoft's) -> whose fault it is
+# RFC 7505, 4; 5.7.515 is Microsoft's) -> whose fault it is. content/address_faults.py has those of an address.
 PERMANENT: Mapping[str, Fault] = MappingProxyType(
     {
-        "1.1": Fault.NO_ADDRESS,
-        "1.2": Fault.NO_ADDRESS,
-        "1.3": Fault.NO_ADDRESS,
-        "1.6": Fault.NO_ADDRESS,
         "1.7": Fault.SENDER,
         "1.8": Fault.SENDER,
-        "1.10": Fault.NO_ADDRESS,
-        "2.1": Fault.DISABLED,
-        "2.2": Fault.RECIPIENT,
         "3.4": Fault.SENDER,
         "4.5": Fault.ACCOUNT,  # it may send no more today
         **{f"7.{detail}": Fault.SENDER for detail in range(25, 31)},
         "7.515": Fault.SENDER,
     }
 )
-SUPPRESS_SECONDS: Mapping[Fault, float] = MappingProxyType(
-    {Fault.NO_ADDRESS: FOR_EVER, Fault.DISABLED: DISABLED_SECONDS}
+SUPPRESS_SECONDS: Mapping[AddressFault, float] = MappingProxyType(
+    {AddressFault.NO_ADDRESS: math.inf, AddressFault.DISABLED: DISABLED_FOR.total_seconds()}
 )
 
 _FROM = "correct the sender's address: mail.smtp.fromEmail in the tenant's settings, else the user's own"
@@ -97,7 +87,6 @@ _LOGIN_NEEDED = frozenset({530, 534, 535, 538})
 _ENHANCED = re.compile(r"(?<![\d.])([245])\.(\d{1,3})\.(\d{1,3})(?!\.?\d)")
 # RFC 3463: 1 is about addresses, 2 about mailboxes; of the former 7 and 8 are about the sender's
 _SENDER_DETAILS = {"7", "8"}
-_REJECTED_ADDRESS = re.compile(r"recipient address rejected", re.IGNORECASE)  # Microsoft's, with 5.4.1
 _OF_ACCOUNT = re.compile(
     r"too many|too much|too fast|\brate|throttl|quota|limit|exceeded|connections?\b|blocked|black ?list|block ?list|"
     r"reputation",
@@ -140,10 +129,11 @@ def refusal(step: Step, code: int, text: str, reason: str) -> SendError:
     if fault is Fault.SENDER:
         advice = ADVICE.get(f"{subject}.{detail}", _AUTHENTICATION if subject == "7" else _ADVICE_BY_STEP[step])
         return CampaignRejected(f"{step} refused: {reason}", code=said, advice=advice)
-    suppress_seconds = SUPPRESS_SECONDS.get(fault, 0.0)
-    return RecipientRefused(
-        reason, code=said, address_fault=suppress_seconds > 0.0, suppress_seconds=suppress_seconds
-    )
+    if fault is AddressFault.FULL:
+        return RecipientRefused(reason, code=said, mailbox_full=True)
+    if isinstance(fault, AddressFault):
+        return RecipientRefused(reason, code=said, address_fault=True, suppress_seconds=SUPPRESS_SECONDS[fault])
+    return RecipientRefused(reason, code=said)
 
 
 def is_one_too_many(code: int, text: str) -> bool:
@@ -162,17 +152,16 @@ def _enhanced_code(code: int, text: str) -> tuple[str, str]:
     return next(((subject, detail) for kind, subject, detail in found if int(kind) == code // 100), ("", ""))
 
 
-def _fault(step: Step, subject: str, detail: str, text: str) -> Fault:
+def _fault(step: Step, subject: str, detail: str, text: str) -> Fault | AddressFault:
     """Whose fault a reply 5xx is."""
-    known = PERMANENT.get(f"{subject}.{detail}")
+    code = f"{subject}.{detail}"
+    known = PERMANENT.get(code)
     if known is Fault.ACCOUNT:
         return known
     if step is Step.SENDER:
         return Fault.SENDER
-    if known:
-        return known
-    if (subject, detail) == ("4", "1") and _REJECTED_ADDRESS.search(text):
-        return Fault.NO_ADDRESS
+    if found := known or address_fault(code, text):
+        return found
     if step is Step.RECIPIENT or subject in {"1", "2"}:
         return Fault.RECIPIENT
     return Fault.RECIPIENT if not subject and _OF_RECIPIENT.search(text) else Fault.SENDER

@@ -23,6 +23,7 @@ from worker.errors import CampaignRejected, RetryLater, SendError, Unconfirmed
 from worker.providers import smtp_refusals
 from worker.providers.deadlines import Deadline, exchange
 from worker.providers.handover import check_handover
+from worker.providers.smtp_extensions import Extensions
 from worker.providers.smtp_refusals import SERVICE_NOT_AVAILABLE, Step
 from worker.providers.smtp_replies import TIMED_OUT, MalformedReply, Reply, ReplyReader, set_kernel_timeout
 from worker.providers.smtp_transaction import Transaction
@@ -31,7 +32,6 @@ from worker.providers.untrusted import safe_text
 EXCHANGE_SECONDS = 180.0  # for a message and all of its replies, and beyond that what this rate takes
 SLOWEST_OCTETS_A_SECOND = 50_000
 _PART = 262_144  # octets of a content that are written at once
-LONGEST_ANNOUNCED = 1024 * 1024  # octets of a content; with longer ones a round trip does not count
 
 
 class ConnectionGone(Exception):
@@ -63,11 +63,7 @@ class SmtpConnection:
             set_kernel_timeout(self._sock, self._timeout_seconds)
         self._answer_timeout_seconds = answer_timeout_seconds
         self._secrets = secrets
-        self._pipelining = smtp.has_extn("pipelining")
-        self._eight_bit = smtp.has_extn("8bitmime")
-        self._size_announced = smtp.has_extn("size")
-        size = smtp.esmtp_features.get("size", "")
-        self._largest = int(size[:18]) if size.isdecimal() else 0
+        self._extensions = Extensions.of(smtp)
         self._reset_first = False
         self._announced: Transaction | None = None
         self.usable = True
@@ -88,7 +84,7 @@ class SmtpConnection:
         seconds = EXCHANGE_SECONDS + len(message.content) / SLOWEST_OCTETS_A_SECOND
         with exchange(seconds, self._sock) as deadline:
             self._ask(message, deadline, early=early)
-            announcement = self._announcement(following) if following else b""
+            announcement = self._extensions.announcement(following) if following else b""
             self._hand_over(message.content, announcement, deadline)
             self._announced = following if announcement else None
             self._read_answer(deadline)
@@ -138,37 +134,10 @@ class SmtpConnection:
         finally:
             self._smtp.close()
 
-    def _announcement(self, following: Transaction) -> bytes:
-        """The commands of a message that follows; none where the server does not allow that, or would refuse them."""
-        if not self._pipelining or len(following.content) > LONGEST_ANNOUNCED:
-            return b""
-        try:
-            return b"".join(self._commands(following))
-        except CampaignRejected:
-            return b""
-
-    def _commands(self, message: Transaction) -> list[bytes]:
-        mail = self._mail(message.envelope_from, message.content)
-        return [mail, b"RCPT TO:<%b>\r\n" % message.to.encode("ascii"), b"DATA\r\n"]
-
-    def _mail(self, envelope_from: str, content: bytes) -> bytes:
-        if 0 < self._largest < len(content):
-            raise CampaignRejected(
-                f"the message has {len(content)} octets, the server accepts at most {self._largest}"
-            )
-        parameters = b" SIZE=%d" % len(content) if self._size_announced else b""
-        if not content.isascii():
-            if not self._eight_bit:
-                raise CampaignRejected(
-                    "the message contains 8-bit octets, and the server accepts 7-bit messages only"
-                )
-            parameters += b" BODY=8BITMIME"
-        return b"MAIL FROM:<%b>%b\r\n" % (envelope_from.encode("ascii"), parameters)
-
     def _ask(self, message: Transaction, deadline: Deadline, *, early: bool) -> None:
         """Sends the commands up to DATA, unless they were sent ``early``; raises unless the answer is 354."""
         try:
-            commands = self._commands(message)
+            commands = self._extensions.commands(message)
         except CampaignRejected:
             self.usable = True  # nothing was sent
             raise
@@ -197,7 +166,7 @@ class SmtpConnection:
         commands are sent one by one.
         """
         replies: list[Reply] = []
-        groups = [commands] if self._pipelining else [[command] for command in commands]
+        groups = [commands] if self._extensions.pipelining else [[command] for command in commands]
         try:
             for group in groups:
                 if not is_sent:

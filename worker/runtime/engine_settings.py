@@ -17,7 +17,7 @@ class EngineSettings:
         one_of(EMBEDDED, PROCRASTINATE),
         EMBEDDED,
         "embedded: bin/campaign sends; procrastinate: it queues units for any number of bin/campaign-sender",
-        programs="campaign campaign-sender migrate web",
+        programs="campaign migrate web",
     )
     campaign_spread: int = variable(
         "CAMPAIGN_SPREAD",
@@ -31,7 +31,7 @@ class EngineSettings:
         duration("s", 1.0),
         "20s",
         "after how long without a sign of life a sender's units are given to others",
-        programs="campaign campaign-sender web",
+        programs="campaign web",
     )
 
     @property

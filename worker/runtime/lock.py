@@ -134,7 +134,7 @@ class Lock:
 
         def ask(client: redis.Redis) -> bool:
             tokens.append(self._read(client) or "")
-            return True
+            return False  # nothing is counted
 
         _, failures = self._servers.ask(ask)
         if error := self._servers.too_few(failures):

@@ -32,7 +32,9 @@ class _Server:
         self.request: Future[bool] | None = None  # a question that lasts too long, or a PING
         self.probed_at = 0.0
 
-    def answered(self) -> None:
+    def answered(self, yes: bool) -> None:
+        if not yes and isinstance(self.error, redis.ResponseError):
+            return  # there was nothing to write, so it is not known whether it would still refuse that
         if self.error is not None:
             log.info("a lock server is available again", {"server": self.place})
         self.error, self.left_out = None, False
@@ -93,14 +95,16 @@ class LockServers:
             threads.shutdown()
 
     def _ask(self, servers: Iterable[_Server], question: Question) -> int:
-        requests = {each: self._submit(question, each.client) for each in servers}
+        with self._guard:
+            requests = {each: self._submit(question, each.client) for each in servers}
         wait(requests.values(), ANSWER_SECONDS)
         yes = 0
         with self._guard:
             for server, request in requests.items():
                 try:
-                    yes += request.result(timeout=0)
-                    server.answered()
+                    answer = request.result(timeout=0)
+                    server.answered(answer)
+                    yes += answer
                 except redis.RedisError as error:
                     server.failed(error)
                 except TimeoutError:
@@ -121,6 +125,7 @@ class LockServers:
         return server.left_out
 
     def _submit(self, question: Question, client: redis.Redis) -> Future[bool]:
+        """Called under the guard."""
         if self._threads is None:
             # two of a server: its renewal does not wait for another question, or for a PING
             self._threads = ThreadPoolExecutor(2 * len(self._servers), thread_name_prefix="lock servers")

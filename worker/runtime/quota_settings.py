@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from worker.runtime.environment_variable import variable
 from worker.runtime.setting_parsers import rate, whole_number
 
-SENDERS = "campaign campaign-sender reminders trial"
+SENDERS = "campaign reminders trial web"  # web forecasts
 MOST = 100_000_000  # messages a day
 
 
@@ -32,12 +32,12 @@ class QuotaSettings:
         whole_number(1, 100),
         "50",
         "per cent of SMTP_DAILY_LIMIT that one tenant's campaigns may use while the CRM has other tenants; 100: all",
-        programs="campaign campaign-sender",
+        programs="campaign web",
     )
     gmail_daily_limit: int = variable(
         "GMAIL_DAILY_LIMIT",
         whole_number(1, MOST),
         "2000",
         "messages of one Gmail account in any 24 hours; at most 500 for addresses of gmail.com, as Google allows",
-        programs="campaign campaign-sender reminders",
+        programs="campaign reminders web",
     )

@@ -11,6 +11,7 @@ valkey:// and valkeys:// mean redis:// and rediss://. Timeouts are short and the
 """
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -21,6 +22,7 @@ from redis.connection import AbstractConnection, Connection, ConnectionPool, SSL
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 from redis.sentinel import (
+    MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
@@ -35,6 +37,8 @@ SENTINEL_TIMEOUT_SECONDS = 1.0  # of one Sentinel: if it does not answer, the ne
 HEALTH_CHECK_SECONDS = 30  # a connection that was idle for longer is tested with PING before it is used
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
+FAIL_OVER_SECONDS = 1.5  # how long a new master is waited for, twice: connecting has a retry, too
+FAIL_OVER_PAUSE_SECONDS = 0.2
 NO_CLUSTER = (
     "it leads to a Redis Cluster, which the worker cannot use, since its scripts need all keys on one server: use a "
     "server with cluster mode disabled (cluster-enabled no), or one behind Sentinel"
@@ -102,6 +106,32 @@ _CLASSES: dict[type, type] = {
     SSLConnection: _TlsConnection,
     UnixDomainSocketConnection: _UnixConnection,
 }
+
+
+class _Sentinels(Sentinel):
+    """The Sentinels. While they know of no master that works, a fail-over is under way: it is waited for a moment."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        until = time.monotonic() + FAIL_OVER_SECONDS
+        while True:
+            try:
+                host, port = super().discover_master(service_name)  # type: ignore[no-untyped-call]
+            except MasterNotFoundError:
+                if time.monotonic() > until or not any(map(_answers, self.sentinels)):
+                    raise
+                time.sleep(FAIL_OVER_PAUSE_SECONDS)
+            else:
+                return host, port
+
+
+def _answers(sentinel: redis.Redis) -> bool:
+    try:
+        sentinel.ping()
+    except redis.ResponseError:
+        return True
+    except redis.RedisError:
+        return False
+    return True
 
 
 class _SentinelPool(SentinelConnectionPool):
@@ -230,7 +260,7 @@ def _sentinel_pool(
         name: min(of_sentinels[name], SENTINEL_TIMEOUT_SECONDS)
         for name in ("socket_timeout", "socket_connect_timeout")
     }
-    sentinels = Sentinel(hosts, sentinel_kwargs=of_sentinels | limits | named)  # type: ignore[no-untyped-call]
+    sentinels = _Sentinels(hosts, sentinel_kwargs=of_sentinels | limits | named)  # type: ignore[no-untyped-call]
     kind = _MasterTlsConnection if of_master.pop("ssl", False) else _MasterConnection
     return _SentinelPool(  # type: ignore[no-untyped-call]
         service, sentinels, connection_class=kind, db=_number(db), **of_master

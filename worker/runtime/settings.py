@@ -72,7 +72,7 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         "LOCK_REDIS_URLS",
         url_list(*REDIS_SCHEMES),
         None,
-        "several independent Redis servers, separated by spaces; a lock then needs the majority of them",
+        "several independent Redis servers, separated by spaces; a lock then needs the majority of them (Redlock)",
         programs=REDIS_USERS,
         secret=True,
     )
@@ -98,7 +98,7 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         absolute_path,
         "/var/lib/crm-worker",
         "journals of messages that are being sent; must survive a restart of the programs",
-        programs="campaign campaign-sender",
+        programs="campaign",
     )
     log_level: str = variable(
         "LOG_LEVEL", one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
@@ -110,116 +110,115 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         duration("s", 0.1),
         "60",
         "how often the worker looks for due campaigns",
-        programs="campaign campaign-sender",
+        programs="campaign",
     )
     campaign_batch_size: int = variable(
         "CAMPAIGN_BATCH_SIZE",
         whole_number(1, 10_000),
         "100",
         "recipients in one batch; with CAMPAIGN_BATCH_DELAY=0 in the first, later ones take a tenth of a second",
-        programs="campaign campaign-sender",
+        programs="campaign web",
     )
     campaign_batch_delay_seconds: float = variable(
         "CAMPAIGN_BATCH_DELAY",
         duration("ms"),
         "5000ms",
         "pause between two full batches of one campaign",
-        programs="campaign campaign-sender",
+        programs="campaign web",
     )
     campaign_concurrency: int = variable(
         "CAMPAIGN_CONCURRENCY",
         whole_number(1, 256),
         "8",
         "how many messages are sent at the same time, each on a connection of its own",
-        programs="campaign campaign-sender",
+        programs="campaign web",
     )
     campaign_adopt_after_seconds: float = variable(
         "CAMPAIGN_ADOPT_AFTER",
         duration("s"),
         "600s",
         "how long a running campaign of the app servers has to be unchanged before the worker adopts it; 0: at once",
-        programs="campaign campaign-sender",
+        programs="campaign",
     )
     campaign_retry_delay_seconds: float = variable(
         "CAMPAIGN_RETRY_DELAY",
         duration("s", 0.1),
         "60s",
         "first delay of a deferred recipient when the provider names none; doubles up to 1 h",
-        programs="campaign campaign-sender",
+        programs="campaign",
     )
     campaign_max_attempts: int = variable(
-        "CAMPAIGN_MAX_ATTEMPTS",
-        whole_number(1, 100),
-        "12",
-        "attempts before a recipient fails",
-        programs="campaign campaign-sender",
+        "CAMPAIGN_MAX_ATTEMPTS", whole_number(1, 100), "12", "attempts before a recipient fails", programs="campaign"
     )
     refusal_breaker: int = variable(
         "REFUSAL_BREAKER",
         whole_number(1, 1_000_000),
         "20",
         "recipients in a row refused with the same reply, through no fault of theirs, after which a campaign fails",
-        programs="campaign campaign-sender",
+        programs="campaign",
     )
     unconfirmed_sends: str = variable(
         "UNCONFIRMED_SENDS",
         one_of("fail", "resend"),
         "fail",
         "what to do with a message whose answer never came: fail (never sent twice) or resend (never lost)",
-        programs="campaign campaign-sender reminders trial",
+        programs="campaign reminders trial",
     )
     message_max_bytes: int = variable(
         "MESSAGE_MAX_BYTES",
         whole_number(1_000, 100_000_000),
         str(DEFAULT_MESSAGE_MAX_BYTES),
         "the largest message that is sent, in bytes as it leaves; a campaign whose message is larger fails",
-        programs="campaign campaign-sender reminders trial",
+        programs="campaign reminders trial",
     )
     smtp_url: str | None = variable(
         "SMTP_URL",
         url("smtp", "smtps"),
         None,
         "the SMTP server: smtp://user:password@host:587 or smtps://host:465; without TLS on loopback only",
-        programs="campaign campaign-sender reminders trial",
+        programs="campaign reminders trial",
         secret=True,
+    )
+    smtp_from: str | None = variable(
+        "SMTP_FROM",
+        email_address,
+        None,
+        "From of e-mails through SMTP_URL whose own From is a free mailbox (gmail.com), which becomes Reply-To",
+        programs="campaign reminders trial",
     )
     gmail_api_url: str = variable(
         "GMAIL_API_URL",
         url("https", "http"),
         "https://gmail.googleapis.com",
         "Gmail's API",
-        programs="campaign campaign-sender reminders",
+        programs="campaign reminders",
     )
     google_token_url: str = variable(
         "GOOGLE_TOKEN_URL",
         url("https", "http"),
         "https://oauth2.googleapis.com/token",
         "Google's token endpoint",
-        programs="campaign campaign-sender reminders",
+        programs="campaign reminders",
     )
     gmail_rate: float = variable(
-        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", programs="campaign campaign-sender reminders"
+        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", programs="campaign reminders web"
     )
     whatsapp_api_url: str = variable(
         "WHATSAPP_API_URL",
         url("https", "http"),
         "https://graph.facebook.com/v26.0",
         "WhatsApp Cloud API",
-        programs="campaign campaign-sender reminders",
+        programs="campaign reminders",
     )
     whatsapp_rate: float = variable(
-        "WHATSAPP_RATE",
-        rate,
-        "20",
-        "messages a second for one phone id",
-        programs="campaign campaign-sender reminders",
+        "WHATSAPP_RATE", rate, "20", "messages a second for one phone id", programs="campaign reminders web"
     )
     app_url: str | None = variable(
         "APP_URL",
         url("https", "http"),
         None,
         "the CRM's address, for short links and Twilio's webhooks",
-        programs="campaign campaign-sender calls",
+        programs="campaign calls",
         required_by="calls",
     )
     unsubscribe_url: str | None = variable(
@@ -227,21 +226,21 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         unsubscribe_url,
         None,
         "the CRM's own unsubscribe address, instead of PUBLIC_URL; {{email}} and {{recipient_id}} are filled in",
-        programs="campaign campaign-sender",
+        programs="campaign",
     )
     public_url: str | None = variable(
         "PUBLIC_URL",
         public_url,
         None,
         "the https:// address at which everybody reaches PUBLIC_PORT; with it campaigns have unsubscribe links",
-        programs="campaign campaign-sender web",
+        programs="campaign web",
     )
     unsubscribe_keys: list[str] | None = variable(
         "UNSUBSCRIBE_KEY",
         hex_keys,
         None,
         "the key of unsubscribe links, 64 hex digits, then keys of older links; without it ENCRYPTION_KEY is used",
-        programs="campaign campaign-sender web",
+        programs="campaign web",
         secret=True,
     )
     encryption_key: str | None = variable(
@@ -249,7 +248,7 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         hex_key,
         None,
         "decrypts the tenants' OAuth client secrets; 64 hex digits",
-        programs="campaign campaign-sender reminders trial bounces web",
+        programs="campaign reminders trial bounces web",
         secret=True,
     )
     bounce_address: str | None = variable(
@@ -257,7 +256,7 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         bounce_address,
         None,
         "where mail servers send delivery reports of e-mails through SMTP_URL: bounces+<token>@mail.example",
-        programs="campaign campaign-sender reminders trial bounces",
+        programs="campaign reminders trial bounces",
     )
     bounce_mailbox_url: str | None = variable(
         "BOUNCE_MAILBOX_URL",

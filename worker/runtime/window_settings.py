@@ -30,5 +30,5 @@ class WindowSettings:
         Window.parse,
         None,
         "when campaigns are sent, as 09:00-21:00: e-mail by the tenant's clock, WhatsApp by the recipient's",
-        programs="campaign campaign-sender",
+        programs="campaign web",
     )

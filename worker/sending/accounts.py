@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import redis
 
 from worker.content.campaign import Sender
+from worker.content.freemail import aligned
 from worker.content.secrets import decrypt
 from worker.errors import SettingsError, TransportMissing
 from worker.messages import Email
@@ -25,11 +26,10 @@ from worker.providers.smtp_url import parse_smtp_url
 from worker.providers.whatsapp import WhatsAppProvider
 from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.settings import Settings
+from worker.sending.account_quotas import gmail_quota, smtp_quota
 from worker.sending.pacing import Pace
 from worker.sending.quota import Quota
 
-PRIVATE_GMAIL = ("gmail.com", "googlemail.com")  # domains of accounts without Google Workspace
-PRIVATE_GMAIL_LIMIT = 500  # messages in 24 hours: https://support.google.com/mail/answer/22839
 MOST_KEPT = 512  # accounts kept in use; the least recently used go first
 
 _Key = TypeVar("_Key")
@@ -174,15 +174,20 @@ class SendingAccounts:
             account = self._gmail_account(connection)
             pace = Pace(self._redis, f"pace:gmail:{account.user_id}", self._settings.gmail_rate)
             sender = Sender(name, connection.address, reply_to)
-            return EmailAccount(account.provider, sender, pace, account, self._gmail_quota(connection))
-        address = settings_text(smtp, "fromEmail") or user.user_email
+            quota = gmail_quota(self._settings, connection.tenant_id, connection.address)
+            return EmailAccount(account.provider, sender, pace, account, quota)
+        address = settings_text(smtp, "fromEmail") or user.user_email or self._settings.smtp_from
         if address is None:
             raise TransportMissing(
                 "E-mail is not configured: the tenant has no active user, and no mail.smtp.fromEmail in its settings"
             )
         smtp_account = self.smtp(user.tenant_id)
-        sender = Sender(name, address, reply_to)
+        sender = self.through_smtp(Sender(name, address, reply_to))
         return EmailAccount(smtp_account.provider, sender, smtp_account.pace, quota=smtp_account.quota)
+
+    def through_smtp(self, sender: Sender) -> Sender:
+        """Who an e-mail through SMTP_URL is from: SMTP_FROM, where the sender's own address cannot pass DMARC."""
+        return aligned(sender, self._settings.smtp_from, self._smtp_host)
 
     def smtp(self, tenant_id: str | None) -> SmtpAccount:
         """The operator's own mail server; None: for a message to the operator. Raises TransportMissing."""
@@ -191,10 +196,7 @@ class SendingAccounts:
                 "E-mail is not configured: connect the user's Gmail (with mail.oauth in the tenant's settings), or "
                 "let the operator set SMTP_URL"
             )
-        limit, quota = self._settings.smtp_daily_limit, None
-        if limit:
-            share = max(1, limit * self._settings.smtp_tenant_share // 100)
-            quota = Quota("smtp", self._smtp_host, tenant_id or "", limit, share)
+        quota = smtp_quota(self._settings, self._smtp_host, tenant_id or "")
         return SmtpAccount(self._smtp, self._smtp_pace, quota)
 
     def with_return_path(self, notification: Email, tenant_id: str) -> Email:
@@ -226,13 +228,6 @@ class SendingAccounts:
             self._gmail[key] = account
         evict_oldest(self._gmail, key, MOST_KEPT)
         return account
-
-    def _gmail_quota(self, connection: GmailConnection) -> Quota:
-        """Each tenant's for itself: what another tenant says about the same address must not use it up."""
-        address, limit = connection.address.lower(), self._settings.gmail_daily_limit
-        if address.rpartition("@")[2] in PRIVATE_GMAIL:
-            limit = min(limit, PRIVATE_GMAIL_LIMIT)
-        return Quota("gmail", f"{connection.tenant_id} {address}", connection.tenant_id, limit)
 
     def _client_secret(self, encrypted: str) -> str:
         if self._settings.encryption_key is None:

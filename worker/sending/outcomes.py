@@ -73,8 +73,8 @@ class Suppression(NamedTuple):
 class Outcome:
     """``at`` is UTC without a zone; ``delay_seconds`` is the provider's own wish, ``code`` its own code.
 
-    ``fault``: what a refusal is known to be for; None: REFUSED. ``suppress_seconds``: as in RecipientRefused.
-    ``max_attempts``, ``delay_base``: as in RecipientDeferred.
+    ``fault``: what a refusal is known to be for; None: REFUSED, and perhaps the sender's fault. ``suppress_seconds``:
+    as in RecipientRefused. ``max_attempts``, ``delay_base``: as in RecipientDeferred.
     """
 
     kind: OutcomeKind
@@ -130,7 +130,9 @@ def failed(error: SendError | TransportMissing, at: datetime) -> Outcome:
 def _fault_of(error: RecipientRefused) -> FailureKind | None:
     if isinstance(error, RecipientExcluded):
         return FailureKind.SUPPRESSED
-    return FailureKind.ADDRESS if error.address_fault else None
+    if error.address_fault:
+        return FailureKind.ADDRESS
+    return FailureKind.REFUSED if error.mailbox_full else None
 
 
 def suppressed(reason: str, at: datetime) -> Outcome:

@@ -6,13 +6,19 @@ has one row for each account, tenant and hour. An hour counts until it has been 
 rather a little less than it may.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from worker.runtime.db import Database, queries
 
-ACCOUNT_KINDS = ("smtp", "gmail", "whatsapp")
+ACCOUNTS = {
+    "smtp": "the mail server",
+    "gmail": "the Gmail account",
+    "whatsapp": "the WhatsApp numbers",
+}
+ACCOUNT_KINDS = tuple(ACCOUNTS)
 LOOK_AGAIN = timedelta(seconds=30)
 COUNTED = timedelta(hours=25)  # from the beginning of an hour until it does not count any more
 
@@ -69,10 +75,33 @@ class QuotaState:
         return next((end for end in ends if self.left(end) > now_left), None)
 
 
+def campaign_states(
+    quota: Quota, used: Iterable[HourUse], used_by_tenant: Iterable[HourUse], *, is_shared: bool
+) -> tuple[QuotaState, ...]:
+    """The limits that hold for a campaign: the account's, and where it ``is_shared`` the tenant's share of it."""
+    kind, account = quota.account_kind, quota.account
+    states = [QuotaState(kind, account, quota.limit - quota.kept_back, tuple(each for each in used if each.used))]
+    if quota.share is not None and is_shared:
+        by_tenant = tuple(each for each in used_by_tenant if each.used)
+        states.append(QuotaState(kind, account, quota.share, by_tenant))
+    return tuple(states)
+
+
 def free_at(states: tuple[QuotaState, ...], now: datetime) -> datetime:
     """When a campaign may send again that all these limits hold for, if nothing is given back until then."""
     waits = [each.more_at(now) or now + COUNTED for each in states if not each.left(now)]
     return max(waits, default=now + LOOK_AGAIN)  # what is left is for notifications, or was given back just now
+
+
+def why_used_up(quota: Quota, states: tuple[QuotaState, ...], now: datetime) -> str:
+    """Why a campaign waits, in words for its user: of the limits that it has reached, the lowest."""
+    lowest = min((each.limit for each in states if not each.left(now)), default=None)
+    account = ACCOUNTS[quota.account_kind]
+    if lowest is None:
+        return f"what is left of the limit of {account} is for reminders"
+    if lowest == quota.limit:
+        return f"the limit of {account}, {quota.limit:,} in 24 hours, is used up"
+    return f"campaigns may use {lowest:,} of the limit of {account}, {quota.limit:,} in 24 hours, and have done so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +116,8 @@ class Reservation:
 class QuotaUsedUp(Exception):
     """Nothing may be sent through the account ``until`` then, UTC without a zone."""
 
-    def __init__(self, quota: Quota, until: datetime) -> None:
-        super().__init__(f"the {quota.account_kind} account's limit of {quota.limit} messages in 24 hours is used up")
-        self.quota = quota
+    def __init__(self, reason: str, until: datetime) -> None:
+        super().__init__(reason)
         self.until = until
 
 
@@ -108,7 +136,8 @@ class QuotaLedger:
         """
         if granted := self._reserve(quota, want, now, is_campaign=True):
             return Reservation(quota, _hour(now), granted)
-        raise QuotaUsedUp(quota, free_at(self.states(quota, now), now))
+        states = self.states(quota, now)
+        raise QuotaUsedUp(why_used_up(quota, states, now), free_at(states, now))
 
     def reserve_notification(self, quota: Quota, now: datetime) -> Reservation | None:
         """Reserves one message of reminders or trial, down to the last one; None when none is left."""
@@ -138,11 +167,12 @@ class QuotaLedger:
             tenant_id=quota.tenant_id,
             now=now,
         )
-        kind, account = quota.account_kind, quota.account
-        states = [QuotaState(kind, account, quota.limit - quota.kept_back, _uses(rows, "used"))]
-        if quota.share is not None and (not rows or rows[0]["is_shared"]):
-            states.append(QuotaState(kind, account, quota.share, _uses(rows, "used_by_tenant")))
-        return tuple(states)
+        return campaign_states(
+            quota,
+            [HourUse(row["hour"], row["used"]) for row in rows],
+            [HourUse(row["hour"], row["used_by_tenant"]) for row in rows],
+            is_shared=rows[0]["is_shared"],
+        )
 
     def used_ratios(self, now: datetime) -> dict[str, float]:
         """How much the fullest account of each kind has used of its limit; {} where there is nothing to measure."""
@@ -176,7 +206,3 @@ class QuotaLedger:
 
 def _hour(at: datetime) -> datetime:
     return at.replace(minute=0, second=0, microsecond=0)
-
-
-def _uses(rows: list[dict[str, int | datetime]], column: str) -> tuple[HourUse, ...]:
-    return tuple(HourUse(row["hour"], row[column]) for row in rows if row[column])  # type: ignore[arg-type]

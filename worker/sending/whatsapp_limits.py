@@ -6,7 +6,8 @@ for Meta. Where it cannot be read, what was known before holds; where nothing wa
 
 import logging
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,6 +15,8 @@ from datetime import datetime, timedelta
 from worker.errors import SendError
 from worker.providers.whatsapp_number import NumberStatus, WhatsAppNumber
 from worker.runtime.db import Database, queries
+from worker.sending.account_quotas import whatsapp_quota
+from worker.sending.accounts import evict_oldest
 from worker.sending.quota import Quota
 from worker.sending.requests import RequestThreads
 
@@ -21,7 +24,8 @@ log = logging.getLogger(__name__)
 
 KEPT = timedelta(hours=1)
 REMEMBERED = timedelta(days=1)  # for reminders, which do not ask
-FOR_CAMPAIGNS = 0.9  # of the limit; the rest is left to reminders, and to what the CRM sends itself
+OTHERS_KEPT = timedelta(minutes=1)  # how long it is remembered whether a campaign is the tenant's only one
+CAMPAIGNS_KEPT = 512
 THREADS = 2
 QUICK_SECONDS = 0.5  # most answers come sooner: then the campaign need not wait for the next look
 PATIENCE_SECONDS = 10.0  # after that the campaign goes on without an answer
@@ -55,6 +59,9 @@ class WhatsAppLimits:
         self._known: dict[str, _Known] = {}  # by tenant
         self._asked: dict[str, _Question] = {}  # by tenant; those that are not answered
         self._threads: RequestThreads[_Question, NumberStatus] = RequestThreads(THREADS)
+        self._others: OrderedDict[str, tuple[datetime, bool]] = (
+            OrderedDict()
+        )  # by campaign: are there others, seen when
         self._said: set[str] = set()  # tenants whose limit could not be read: that is logged once
 
     def quota(self, tenant_id: str, number: WhatsAppNumber) -> Quota | None:
@@ -64,6 +71,25 @@ class WhatsAppLimits:
         if known is None or known.phone_id != number.phone_id or known.until <= now:
             known = self._known[tenant_id] = self._look_up(tenant_id, number, now)
         return whatsapp_quota(tenant_id, known.people) if known.people else None
+
+    def count_once(self, quota: Quota, campaign_id: str, recipient_ids: Sequence[str]) -> None:
+        """Of a settled batch: who got another campaign within a day counts once, because Meta counts people."""
+        now = self._clock()
+        which = {"tenant_id": quota.tenant_id, "campaign_id": campaign_id, "now": now}
+        looked_at, found = self._others.get(campaign_id, (now - OTHERS_KEPT, False))
+        if now - looked_at >= OTHERS_KEPT:
+            row = self._db.one(self._sql["other_campaigns"], **which)
+            found = bool(row and row["found"])
+            self._others[campaign_id] = now, found
+            evict_oldest(self._others, campaign_id, CAMPAIGNS_KEPT)
+        if found:
+            self._db.execute(
+                self._sql["count_once"],
+                account_kind=quota.account_kind,
+                account=quota.account,
+                ids=list(recipient_ids),
+                **which,
+            )
 
     def close(self) -> bool:
         """False: a thread still waits for Meta."""
@@ -130,12 +156,6 @@ class WhatsAppLimits:
             phone_id=question.number.phone_id,
             now=self._clock(),
         )
-
-
-def whatsapp_quota(tenant_id: str, people: int) -> Quota:
-    """The quota of a tenant whose numbers may write to so many people. One account: the business portfolio."""
-    kept_back = people - int(people * FOR_CAMPAIGNS)
-    return Quota("whatsapp", tenant_id, tenant_id, people, kept_back=kept_back)
 
 
 def known_quotas(db: Database, now: datetime) -> dict[str, Quota]:

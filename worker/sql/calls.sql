@@ -260,6 +260,7 @@ WITH wait AS (
     SET "nextRetryAt" = wait.until, "errorMessage" = wait.reason, "updatedAt" = %(now)s
     FROM wait
     WHERE q.id = wait.id AND (q."tenantId" = wait.tenant_id) IS TRUE AND q.status = 'pending'
+      AND coalesce(q."nextRetryAt" <= %(now)s, true)  -- unless it was put off meanwhile
     RETURNING q.id, wait.tenant_id, wait.until, wait.reason
 )
 SELECT tenant_id, reason, count(*) AS calls, min(until) AS until FROM moved GROUP BY tenant_id, reason;

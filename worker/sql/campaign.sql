@@ -122,63 +122,14 @@ WHERE r.campaign_id = %(campaign_id)s AND NOT r.prepared
 FOR UPDATE SKIP LOCKED;
 
 -- name: build_targets  The recipients of a campaign that has none, from its target; each address once.
-WITH wanted AS (
-    SELECT %(status)s::text[] AS status, %(priority)s::text[] AS priority, %(type)s::text[] AS type,
-           %(industry)s::text[] AS industry, %(tags)s::text[] AS tags, %(assigned_to)s::text AS assigned_to,
-           %(created_after)s::timestamp AS created_after, lower(%(search)s::text) AS search
-), person AS (
-    SELECT 'lead' AS kind, l.id, l.name, l.email,
-           coalesce(worker.international(worker.international(l."whatsappNormalized"), l."phoneCountryCode"),
-                    worker.international(worker.international(l."phoneNormalized"), l."phoneCountryCode"),
-                    worker.international(l.whatsapp, l."phoneCountryCode"),
-                    worker.international(l.phone, l."phoneCountryCode")) AS phone
-    FROM "Lead" l, wanted w
-    WHERE %(target)s IN ('all', 'leads', 'tags')
-      AND l."tenantId" = %(tenant_id)s AND l."userId" = %(user_id)s
-      AND (%(target)s <> 'tags' OR l.tags && w.tags)
-      AND (w.status = '{}' OR l.status = ANY (w.status))
-      AND (w.priority = '{}' OR l.priority = ANY (w.priority))
-      AND (w.tags = '{}' OR l.tags && w.tags)
-      AND (w.assigned_to IS NULL OR l."assignedTo" = w.assigned_to)
-      AND (w.created_after IS NULL OR l."createdAt" > w.created_after)
-      AND (w.search IS NULL OR strpos(lower(l.name), w.search) > 0 OR strpos(lower(l.email), w.search) > 0
-           OR strpos(lower(l.company), w.search) > 0)
-    UNION ALL
-    SELECT 'contact', k.id, k.name, k.email,
-           coalesce(worker.international(worker.international(k."whatsappNormalized"), k."phoneCountryCode"),
-                    worker.international(worker.international(k."phoneNormalized"), k."phoneCountryCode"),
-                    worker.international(k.whatsapp, k."phoneCountryCode"),
-                    worker.international(k.phone, k."phoneCountryCode"))
-    FROM "Contact" k, wanted w
-    WHERE %(target)s IN ('all', 'contacts', 'tags')
-      AND k."tenantId" = %(tenant_id)s AND k."userId" = %(user_id)s
-      AND (%(target)s <> 'tags' OR k.tags && w.tags)
-      AND (w.type = '{}' OR k.type = ANY (w.type))
-      AND (w.industry = '{}' OR k.industry = ANY (w.industry))
-      AND (w.tags = '{}' OR k.tags && w.tags)
-      AND (w.assigned_to IS NULL OR k."assignedTo" = w.assigned_to)
-      AND (w.created_after IS NULL OR k."createdAt" > w.created_after)
-      AND (w.search IS NULL OR strpos(lower(k.name), w.search) > 0 OR strpos(lower(k.email), w.search) > 0
-           OR strpos(lower(k.company), w.search) > 0)
-    UNION ALL
-    SELECT 'custom', left(item, 254), left(item, 254),  -- longer texts are no addresses, and fail with the reason
-           CASE WHEN %(channel)s = 'email' THEN left(item, 300) END,
-           CASE WHEN %(channel)s = 'whatsapp' THEN left(item, 300) END
-    FROM unnest(%(custom)s::text[]) AS item
-    WHERE %(target)s = 'custom' AND btrim(item) <> ''
-), addressed AS (
-    SELECT *, worker.address(%(channel)s, email, phone) AS address FROM person
-), reachable AS (
-    SELECT DISTINCT ON (address) kind, id, name, email, phone
-    FROM addressed
-    WHERE CASE WHEN %(channel)s = 'email' THEN strpos(email, '@') > 0 ELSE address IS NOT NULL END
-    ORDER BY address, kind DESC, id
-), built AS (
+WITH
+    -- include: campaign_target
+, built AS (
     INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
         "recipientName", "recipientEmail", "recipientPhone", status, "createdAt", "updatedAt")
     SELECT gen_random_uuid()::text, %(tenant_id)s, %(campaign_id)s, kind, id, name, email, phone, 'pending',
            %(now)s, %(now)s
-    FROM reachable
+    FROM reachable WHERE place = 1
     RETURNING 1
 )
 UPDATE "Campaign" SET "totalRecipients" = (SELECT count(*) FROM built), "updatedAt" = %(now)s
@@ -187,25 +138,14 @@ RETURNING "totalRecipients" AS built;
 
 -- name: fail_duplicates  Fails pending recipients whose address another recipient of the campaign has.
 -- One that failed for that reason says nothing when the campaign is prepared again: the one that it gave way to is left.
-WITH addressed AS (
-    SELECT id, status, worker.address(%(channel)s, "recipientEmail", "recipientPhone") AS address,
-           CASE WHEN %(channel)s = 'email' THEN lower("recipientEmail" COLLATE "C")
-                ELSE ltrim("recipientPhone", '+') END AS written
-    FROM "CampaignRecipient" WHERE "campaignId" = %(campaign_id)s AND "tenantId" = %(tenant_id)s
-      AND (status <> 'failed'
-           OR "errorMessage" IS DISTINCT FROM 'Another recipient of this campaign has the same address')
-), numbered AS (
-    SELECT id, status, row_number() OVER (
-        PARTITION BY address
-        ORDER BY status = 'pending', written IS DISTINCT FROM address, id  -- the plainest spelling can be sent to
-    ) AS number
-    FROM addressed WHERE address IS NOT NULL
-), failed AS (
+WITH
+    -- include: campaign_duplicates
+, failed AS (
     UPDATE "CampaignRecipient" r
     SET status = 'failed', "failedAt" = %(now)s, "updatedAt" = %(now)s,
         "errorMessage" = 'Another recipient of this campaign has the same address'
     FROM numbered n
-    WHERE r.id = n.id AND n.number > 1 AND n.status = 'pending' AND r.status = 'pending'
+    WHERE r.id = n.id AND n.place > 1 AND n.status = 'pending' AND r.status = 'pending'
     RETURNING r.id, r."errorMessage" AS reply
 ), recorded AS (
     INSERT INTO worker.failure (recipient_id, campaign_id, tenant_id, kind, reply, pattern, failed_at)
@@ -214,7 +154,9 @@ WITH addressed AS (
     SET campaign_id = excluded.campaign_id, tenant_id = excluded.tenant_id, kind = excluded.kind, code = excluded.code,
         reply = excluded.reply, pattern = excluded.pattern, failed_at = excluded.failed_at
 )
-SELECT count(*) AS duplicates FROM failed;
+UPDATE "Campaign" SET "failedCount" = "failedCount" + n.number, "updatedAt" = %(now)s
+FROM (SELECT count(*) AS number FROM failed) AS n
+WHERE id = %(campaign_id)s AND "tenantId" = %(tenant_id)s AND n.number > 0;
 
 -- name: mark_prepared  From here on the run's recipients may be claimed, from the first one.
 UPDATE worker.campaign_run SET prepared = true, position = '' WHERE campaign_id = %(campaign_id)s;

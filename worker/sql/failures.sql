@@ -9,31 +9,50 @@ FOR UPDATE;
 
 -- name: summary  The failures of a campaign by kind and pattern of their reply, the most frequent first.
 SELECT f.kind, f.pattern, count(*) AS number
-FROM worker.failure f JOIN "CampaignRecipient" p
-    ON p.id = f.recipient_id AND p."campaignId" || '' = f.campaign_id AND p."tenantId" || '' = f.tenant_id
+FROM worker.failure f CROSS JOIN LATERAL (
+    -- include: failed_recipient_of
+) AS p
 WHERE f.campaign_id = %(campaign_id)s AND f.tenant_id = %(tenant_id)s AND f.kind = ANY (%(kinds)s::text[])
-  AND p.status || '' = 'failed'
 GROUP BY f.kind, f.pattern ORDER BY number DESC, f.kind, f.pattern;
 
--- name: page  The next failures of a campaign after a recipient, by recipient.
+-- name: page  The next failures of a campaign after one of them, by time.
 SELECT f.recipient_id, f.kind, f.code, f.reply, f.failed_at,
        CASE WHEN %(channel)s = 'email' THEN p."recipientEmail" ELSE p."recipientPhone" END AS address
-FROM worker.failure f JOIN "CampaignRecipient" p
-    ON p.id = f.recipient_id AND p."campaignId" || '' = f.campaign_id AND p."tenantId" || '' = f.tenant_id
+FROM worker.failure f CROSS JOIN LATERAL (
+    -- include: failed_recipient_of
+) AS p
 WHERE f.campaign_id = %(campaign_id)s AND f.tenant_id = %(tenant_id)s AND f.kind = ANY (%(kinds)s::text[])
-  AND p.status || '' = 'failed' AND f.recipient_id > %(after)s
-ORDER BY f.recipient_id LIMIT %(size)s;
+  AND (f.failed_at, f.recipient_id) > (%(after_at)s::timestamp, %(after)s)
+ORDER BY f.failed_at, f.recipient_id LIMIT %(size)s;
 
 -- name: count_retries  How many recipients a retry would set back, and how many stay because they are on the list.
 WITH failed AS (
-    -- include: failed_recipients
+    SELECT f.recipient_id AS id, f.kind, EXISTS (
+        SELECT FROM worker.suppression s
+        WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s
+          AND s.address = worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AND
+            -- include: still_suppressed
+    ) AS suppressed
+    FROM worker.failure f CROSS JOIN LATERAL (
+        -- include: failed_recipient_of
+    ) AS p
+    WHERE f.campaign_id = %(campaign_id)s AND f.tenant_id = %(tenant_id)s AND f.kind = ANY (%(kinds)s::text[])
 )
 SELECT kind, count(*) FILTER (WHERE NOT suppressed) AS ready, count(*) FILTER (WHERE suppressed) AS suppressed
 FROM failed GROUP BY kind ORDER BY kind;
 
 -- name: set_back  Failed recipients become pending again, but those on the list; the campaign is due now.
 WITH failed AS (
-    -- include: failed_recipients
+    SELECT f.recipient_id AS id, f.kind, EXISTS (
+        SELECT FROM worker.suppression s
+        WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s
+          AND s.address = worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AND
+            -- include: still_suppressed
+    ) AS suppressed
+    FROM worker.failure f CROSS JOIN LATERAL (
+        -- include: failed_recipient_of
+    ) AS p
+    WHERE f.campaign_id = %(campaign_id)s AND f.tenant_id = %(tenant_id)s AND f.kind = ANY (%(kinds)s::text[])
 ), released AS (
     UPDATE "CampaignRecipient" p
     SET status = 'pending', "sentAt" = NULL, "failedAt" = NULL, "errorMessage" = NULL, "updatedAt" = %(now)s

@@ -17,13 +17,18 @@ UPDATE worker.quota SET used = greatest(used - %(number)s, 0)
 WHERE account_kind = %(account_kind)s AND account = %(account)s AND tenant_id = %(tenant_id)s AND hour = %(hour)s;
 
 -- name: used  What an account, and one tenant of it, used in each hour that counts, the oldest first.
-SELECT hour, sum(used)::integer AS used,
-       coalesce(sum(used) FILTER (WHERE tenant_id = %(tenant_id)s), 0)::integer AS used_by_tenant,
-       EXISTS (SELECT FROM "Tenant" t WHERE t.id <> %(tenant_id)s) AS is_shared
-FROM worker.quota
-WHERE account_kind = %(account_kind)s AND account = %(account)s
-  AND hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
-GROUP BY hour HAVING sum(used) > 0 ORDER BY hour;
+-- One row without an hour where nothing was used.
+SELECT used.*, shared.is_shared
+FROM (SELECT EXISTS (SELECT FROM "Tenant" t WHERE t.id <> %(tenant_id)s) AS is_shared) AS shared
+LEFT JOIN (
+    SELECT hour, sum(used)::integer AS used,
+           coalesce(sum(used) FILTER (WHERE tenant_id = %(tenant_id)s), 0)::integer AS used_by_tenant
+    FROM worker.quota
+    WHERE account_kind = %(account_kind)s AND account = %(account)s
+      AND hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+    GROUP BY hour
+) AS used ON true
+ORDER BY used.hour;
 
 -- name: used_ratios  How much the fullest account of each kind has used of its limit.
 SELECT account_kind, max(used / most)::float8 AS ratio
@@ -40,6 +45,34 @@ WITH numbers AS (
     DELETE FROM worker.whatsapp_number WHERE read_at < %(now)s::timestamp - interval '30 days'
 )
 DELETE FROM worker.quota WHERE hour < %(now)s::timestamp - interval '3 days';
+
+-- name: other_campaigns  Whether other WhatsApp campaigns of a tenant sent something within a day.
+SELECT EXISTS (
+    SELECT FROM "Campaign" c
+    WHERE c."tenantId" = %(tenant_id)s AND c.channel = 'whatsapp' AND c.id <> %(campaign_id)s
+      AND c."updatedAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours' AND c."sentCount" > 0
+) AS found;
+
+-- name: count_once  People of a batch whom other WhatsApp campaigns of the tenant wrote to within a day: they count in the
+-- hour of the batch, and no more in the earlier one.
+WITH other AS (
+    SELECT c.id FROM "Campaign" c
+    WHERE c."tenantId" = %(tenant_id)s AND c.channel = 'whatsapp' AND c.id <> %(campaign_id)s
+      AND c."updatedAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours' AND c."sentCount" > 0
+), again AS (
+    SELECT DISTINCT ON (p.id) p.id, date_trunc('hour', earlier."sentAt") AS hour
+    FROM "CampaignRecipient" p
+    JOIN "CampaignRecipient" earlier ON earlier."recipientPhone" = p."recipientPhone"
+        AND earlier."campaignId" IN (SELECT id FROM other) AND earlier."tenantId" || '' = %(tenant_id)s
+    WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" || '' = %(campaign_id)s
+      AND p."tenantId" || '' = %(tenant_id)s AND p."sentAt" IS NOT NULL
+      AND earlier."sentAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+    ORDER BY p.id, earlier."sentAt" DESC
+)
+UPDATE worker.quota q SET used = greatest(q.used - counted.number, 0)
+FROM (SELECT hour, count(*)::integer AS number FROM again GROUP BY hour) AS counted
+WHERE q.account_kind = %(account_kind)s AND q.account = %(account)s AND q.tenant_id = %(tenant_id)s
+  AND q.hour = counted.hour;
 
 -- name: number  How many people a tenant's WhatsApp number may write to, if that was read since then.
 SELECT people, read_at FROM worker.whatsapp_number

@@ -9,6 +9,10 @@ SELECT worker.suppress(%(tenant_id)s, %(channel)s, %(address)s, %(reason)s, %(so
 -- name: remove  Takes one address off the list.
 SELECT worker.unsuppress(%(tenant_id)s, %(channel)s, %(address)s, %(source)s) AS changed;
 
+-- name: remove_campaign  Takes off the list what came from one campaign.
+DELETE FROM worker.suppression
+WHERE tenant_id = %(tenant_id)s AND channel = %(channel)s AND campaign_id = %(campaign_id)s AND source = %(source)s;
+
 -- name: entries  The list as it is now.
 SELECT s.address, s.source, s.reason, s.campaign_id, s.code, s.until, s.created_at AS since
 FROM worker.suppression s

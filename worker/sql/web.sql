@@ -18,6 +18,42 @@ WITH clock AS (
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id, clock
     WHERE c.status = 'running'
     ORDER BY r.started_at, c.id LIMIT %(campaigns)s
+), due AS (
+    SELECT c.id, c.name, c.channel, c."totalRecipients" AS total, c."tenantId" AS tenant_id, c."userId" AS user_id,
+           extract(epoch FROM c."scheduledAt" - clock.now)::float8 AS due_seconds
+    FROM "Campaign" c, clock
+    WHERE c.status = 'scheduled' AND c."scheduledAt" > clock.now AND c."scheduledAt" < '9000-01-01'
+    ORDER BY c."scheduledAt", c.id LIMIT %(scheduled)s
+), account AS (  -- what each leaves through, as worker/sending/accounts.py chooses it
+    SELECT planned.id, t.id AS tenant_id, s.timezone, n.people,
+           CASE WHEN planned.channel = 'whatsapp' THEN 'whatsapp'
+                WHEN u."gmailAccessToken" <> '' AND u."gmailRefreshToken" <> '' AND t.settings -> 'mail' ? 'oauth'
+                    THEN 'gmail' ELSE 'smtp' END AS kind,
+           lower(coalesce(nullif(u."googleEmail", ''), u.email, '')) AS address
+    FROM (
+        SELECT c.id, c.channel, r.tenant_id, c."userId" AS user_id
+        FROM campaign JOIN "Campaign" c ON c.id = campaign.id JOIN worker.campaign_run r ON r.campaign_id = c.id
+        UNION ALL SELECT id, channel, tenant_id, user_id FROM due
+    ) AS planned
+    JOIN "Tenant" t ON t.id = planned.tenant_id
+    LEFT JOIN "User" u ON u.id = planned.user_id AND u."tenantId" = t.id
+    LEFT JOIN "CallSettings" s ON s."tenantId" = t.id
+    LEFT JOIN worker.whatsapp_number n
+        ON n.tenant_id = t.id AND n.read_at > (SELECT now FROM clock) - interval '1 day'
+), used AS (
+    SELECT account.*, EXISTS (SELECT FROM "Tenant" t WHERE t.id <> account.tenant_id) AS is_shared, coalesce((
+        SELECT json_agg(hours ORDER BY hour) FROM (
+            SELECT q.hour, sum(q.used)::integer AS used,
+                   coalesce(sum(q.used) FILTER (WHERE q.tenant_id = account.tenant_id), 0)::integer AS used_by_tenant
+            FROM worker.quota q
+            WHERE q.account_kind = account.kind AND q.hour >= date_trunc('hour', clock.now) - interval '24 hours'
+              AND CASE account.kind WHEN 'whatsapp' THEN q.account = account.tenant_id
+                                    WHEN 'gmail' THEN q.account = account.tenant_id || ' ' || account.address
+                                    ELSE true END
+            GROUP BY q.hour
+        ) AS hours
+    ), '[]') AS hours
+    FROM account, clock
 ), recent AS (
     SELECT latest."campaignId", latest."tenantId", latest.message, latest."createdAt"
     FROM clock, (
@@ -42,10 +78,16 @@ WITH clock AS (
             SELECT kind, pattern, count(*) AS number, sum(count(*)) OVER (PARTITION BY kind)::int AS of_kind,
                    row_number() OVER (PARTITION BY kind ORDER BY count(*) DESC, pattern) AS place
             FROM (
-                SELECT f.kind, f.pattern FROM worker.failure f
+                SELECT f.recipient_id, f.kind, f.pattern FROM worker.failure f
                 WHERE f.campaign_id = shown.id AND f.tenant_id = shown.tenant_id
                 ORDER BY f.failed_at DESC LIMIT %(failures)s
             ) AS latest
+            CROSS JOIN LATERAL ( -- the CRM may have set it back
+                SELECT FROM "CampaignRecipient" p
+                WHERE p.id = latest.recipient_id AND p.status || '' = 'failed'
+                  AND p."campaignId" || '' = shown.id AND p."tenantId" || '' = shown.tenant_id
+                OFFSET 0
+            ) AS still_failed
             GROUP BY kind, pattern
         ) AS frequent
         WHERE frequent.place <= %(replies)s
@@ -54,6 +96,12 @@ WITH clock AS (
 )
 SELECT
     coalesce((SELECT json_agg(campaign) FROM campaign), '[]') AS campaigns,
+    coalesce((
+        SELECT json_agg(json_build_object('id', id, 'name', name, 'channel', channel, 'total', total,
+                                          'due_seconds', due_seconds)) FROM due
+    ), '[]') AS scheduled,
+    coalesce((SELECT json_agg(used) FROM used), '[]') AS accounts,
+    (SELECT now FROM clock) AS now,
     coalesce((SELECT json_agg(failing) FROM failing WHERE replies IS NOT NULL OR status = 'failed'), '[]') AS failures,
     (SELECT count(*) FROM worker.campaign_run) AS campaigns_in_all,
     (SELECT count(*) FROM (
@@ -85,7 +133,7 @@ FROM clock, LATERAL (
     ) AS q
 ) AS waiting;
 
--- name: refused_calls  What the tenants have to change whose calls Twilio refuses, by the reasons of the latest calls.
+-- name: refused_calls  What tenants have to change before their calls can be placed, by the reasons of the latest calls.
 SELECT t.name AS tenant, what.text AS what, count(*) AS calls
 FROM (
     (SELECT q."tenantId", q."errorMessage" FROM "CallQueue" q

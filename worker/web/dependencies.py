@@ -7,12 +7,11 @@ what it answers is shown.
 """
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg2
@@ -29,8 +28,11 @@ from worker.runtime.diagnosis import POSTGRESQL
 from worker.runtime.poisoned_keys import PoisonedKey, poisoned, read_keys
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import Settings
+from worker.web.campaign_forecasts import CampaignForecasts
 from worker.web.counter_history import HISTORY, CounterSampler, MinuteSample, parse_samples
 from worker.web.poisoned_redis import poison_warnings, repair
+from worker.web.senders import read_senders
+from worker.web.service import Service
 from worker.web.warning_checks import WarningChecks, call_warnings, clock_warning, database_warnings, redis_warnings
 from worker.web.work_in_progress import CampaignRates, WorkInProgress, read_work_in_progress
 
@@ -42,32 +44,6 @@ QUESTION_SECONDS = 1.5  # time for a server to answer one question
 RENEW_SECONDS = 30.0  # after that the connection to PostgreSQL is made anew: a job may get none, or a read-only one
 SERVICES = ("redis", "database", "qdrant")
 WRITE_PROBE_KEY = "worker:writable"
-
-_NO_CONNECTION_LEFT = re.compile(
-    r"too many (clients|connections|open files)|connection slots are reserved|no more connections allowed|"
-    r"max number of clients",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Service:
-    """Whether a server can be used, and if not, why."""
-
-    up: bool
-    reason: str = ""
-    read_only: bool = False  # it answers, but takes no writes; then it is not ``up``
-
-    @property
-    def answers(self) -> bool:
-        return self.up or self.read_only
-
-    @property
-    def problem(self) -> str:
-        """Why not, without the names of hosts and users that ``reason`` may hold; '': it simply does not answer."""
-        if self.read_only:
-            return f"takes no writes: {self.reason}"
-        return "has no connection left" if _NO_CONNECTION_LEFT.search(self.reason) else ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +98,7 @@ class Dependencies:
         self._clock = clock
         self._connected_at = clock()
         self._rates = CampaignRates(clock)
+        self._forecasts = CampaignForecasts(settings)
         self._senders = settings.campaign_sender_timeout_seconds if settings.is_spread else None
         self._checks = WarningChecks(clock)
         self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=QUESTION_SECONDS))
@@ -272,7 +249,9 @@ class Dependencies:
         """The work in progress, or why it cannot be read."""
         try:
             self._checks.run("database", lambda: database_warnings(self._db))
-            work = read_work_in_progress(self._db, self._rates, self._senders)
+            work = read_work_in_progress(self._db, self._rates, self._forecasts)
+            if self._senders is not None:
+                work = replace(work, senders=read_senders(self._db, self._senders))
             self._checks.run("calls", lambda: call_warnings(self._db))
         except psycopg2.Error as error:
             if is_unavailable(error):

@@ -19,13 +19,14 @@ from worker.runtime.counter_readings import MetricValue
 from worker.runtime.settings import Settings
 from worker.web.backlog import Backlog, read_backlog
 from worker.web.campaign_failures import CampaignFailures
-from worker.web.campaign_views import CampaignView, campaign_view, failures_view
+from worker.web.campaign_views import CampaignView, ScheduledView, campaign_view, failures_view, scheduled_view
 from worker.web.counter_history import Minute, last_hour, take_sample
-from worker.web.dependencies import Service, SystemSnapshot
+from worker.web.dependencies import SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, reason
 from worker.web.job_views import ErrorView, JobView, job_errors, job_views
 from worker.web.program_states import of_live_hosts
 from worker.web.senders import SendersAtWork
+from worker.web.service import Service
 
 NEEDED = ("redis", "database")
 SERVERS = {"database": "PostgreSQL", "redis": "Redis", "qdrant": "Qdrant"}
@@ -90,6 +91,7 @@ class Overview:
     campaigns: tuple[CampaignView, ...] | None  # None: the database could not be queried
     campaigns_in_all: int
     campaigns_of_others: int  # sent by the CRM's app servers
+    scheduled: tuple[ScheduledView, ...]  # the campaigns that are due next
     failures: tuple[CampaignFailures, ...]  # of running and just ended campaigns
     senders: SendersAtWork | None  # None: bin/campaign sends by itself, or unknown
     waiting: Backlog
@@ -126,6 +128,7 @@ def overview(
         campaigns=tuple(campaign_view(each, now) for each in work.campaigns) if work else None,
         campaigns_in_all=work.campaigns_in_all if work else 0,
         campaigns_of_others=work.campaigns_of_others if work else 0,
+        scheduled=tuple(scheduled_view(each, now) for each in work.scheduled) if work else (),
         failures=tuple(map(failures_view, work.failures)) if work else (),
         senders=work.senders if work else None,
         waiting=read_backlog(snapshot, now),

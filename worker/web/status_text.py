@@ -23,6 +23,8 @@ COLOURS = {
     **dict.fromkeys(("degraded", "failed"), "warning"),
     **dict.fromkeys(("down", "late"), "bad"),
 }
+ENDS_TODAY = "ends today"  # how a forecast begins that says no more than its column
+NOT_SELECTED = "its recipients are not selected yet"
 LEVELS = " ▁▂▃▄▅▆▇█"
 
 
@@ -118,6 +120,13 @@ def _campaigns(shown: Overview, terminal: Terminal) -> Iterator[str]:
         next_at = shown.waiting.next_campaign_at
         due = f"; the next one is due {ago(next_at, shown.at)}" if next_at is not None else ""
         yield terminal.line(f"No campaign is running{due}")
+    for each in shown.campaigns:
+        if each.forecast and not each.forecast.startswith(ENDS_TODAY):
+            yield from terminal.wrapped(f"{each.name}: {each.forecast}", "quiet")
+    for later in shown.scheduled:
+        expected = later.forecast or NOT_SELECTED
+        text = f"Scheduled {ago(later.due_at, shown.at)}: {later.name} ({later.channel}), {expected}"
+        yield from terminal.wrapped(text, "quiet")
     if shown.campaigns_in_all > len(shown.campaigns):
         text = f"{count(shown.campaigns_in_all)} campaigns in all; the longest running are shown"
         yield terminal.line(text, "quiet")

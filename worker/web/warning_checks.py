@@ -1,5 +1,5 @@
 """Checks for problems that show although every server answers: Redis's memory policy, clocks, bad numbers, missing
-tables, and calls that Twilio refuses.
+tables, and calls that are not placed.
 
 Each warning is one sentence for the operator that says what is wrong and what to do. The checks change nothing.
 """
@@ -171,9 +171,9 @@ def _number_warnings(db: Database) -> list[str]:
 
 
 def call_warnings(db: Database) -> list[str]:
-    """Which tenants have to change something before Twilio places their calls. Raises psycopg2.Error."""
+    """Which tenants have to change something before their calls can be placed. Raises psycopg2.Error."""
     rows = db.all(queries("web")["refused_calls"], what_to_do=WHAT_TO_DO, latest=LATEST_CALLS)
-    return [f"Twilio refuses calls of the tenant {row['tenant'][:60]}: {row['what']}." for row in rows]
+    return [f"Calls of the tenant {row['tenant'][:60]} are not placed: {row['what']}." for row in rows]
 
 
 def _contract_warnings(db: Database) -> Iterator[str]:

@@ -5,13 +5,17 @@ It is read with one statement, at most once in two seconds, and nothing is count
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 
+from worker.campaigns.forecast import Forecast
 from worker.content.calls import WAITING_FOR_HOURS
 from worker.runtime.db import Database, queries
 from worker.web.campaign_failures import LATEST, REPLIES, CampaignFailures
-from worker.web.senders import SendersAtWork, read_senders
+from worker.web.campaign_forecasts import AccountUse, CampaignForecasts
+from worker.web.senders import SendersAtWork
 
 CAP = 10_000  # a longer backlog is shown as "more than 10,000"
+SCHEDULED_LIMIT = 5  # campaigns that are due later
 CAMPAIGN_LIMIT = 50  # so many running campaigns are read, the longest running first
 RATE_SECONDS = 60.0  # a campaign's rate is what it did in the last minute
 SHORTEST_RATE_SECONDS = 4.0  # batches come in bursts, so a shorter time says little about the rate
@@ -36,10 +40,23 @@ class RunningCampaign:
     per_second: float | None = None  # messages; None: not known yet
     waits_for: str | None = None  # 'quota' or 'window'
     waits_seconds: float | None = None  # until then
+    forecast: Forecast | None = None  # None: nothing is known of its rate
 
     @property
     def done(self) -> int:
         return self.sent + self.failed
+
+
+@dataclass(frozen=True)
+class ScheduledCampaign:
+    """A campaign that is due later. ``total`` 0: its recipients are not selected yet."""
+
+    id: str
+    name: str
+    channel: str
+    total: int
+    due_seconds: float
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ class WorkInProgress:
     calls_unconfirmed: int
     messages_unconfirmed: int
     notifications: int  # reminder digests and e-mails about trials that wait or are being sent
+    scheduled: tuple[ScheduledCampaign, ...] = ()  # the next ones, at most SCHEDULED_LIMIT
     failures: tuple[CampaignFailures, ...] = ()  # of running campaigns, and of those that ended in the last hour
     senders: SendersAtWork | None = None  # None: bin/campaign sends by itself
 
@@ -94,19 +112,44 @@ class CampaignRates:
         return campaign.done / campaign.running_seconds
 
 
-def read_work_in_progress(
-    database: Database, rates: CampaignRates, sender_timeout_seconds: float | None = None
-) -> WorkInProgress:
-    """Reads it from the database; ``sender_timeout_seconds``: where campaigns are sent by bin/campaign-sender.
-
-    Raises psycopg2.Error, also where bin/migrate has not run.
-    """
+def read_work_in_progress(database: Database, rates: CampaignRates, forecasts: CampaignForecasts) -> WorkInProgress:
+    """Reads it from the database. Raises psycopg2.Error, also where bin/migrate has not run."""
     statement = queries("web")["work_in_progress"]
-    limits = {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "failures": LATEST, "replies": REPLIES}
+    limits = {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "scheduled": SCHEDULED_LIMIT, "failures": LATEST}
+    limits["replies"] = REPLIES
     row = database.one(statement, **limits, waiting=WAITING_FOR_HOURS) or {}
     campaigns = [RunningCampaign(**each) for each in row["campaigns"]]
     measured = zip(campaigns, rates.per_second(campaigns), strict=True)
     failures = tuple(CampaignFailures.from_row(each) for each in row["failures"])
-    running = tuple(replace(each, per_second=rate) for each, rate in measured)
-    senders = None if sender_timeout_seconds is None else read_senders(database, sender_timeout_seconds)
-    return WorkInProgress(**row | {"campaigns": running, "failures": failures, "senders": senders})
+    accounts, now = {each["id"]: AccountUse.from_row(each) for each in row.pop("accounts")}, row.pop("now")
+    running = tuple(
+        _with_forecast(replace(each, per_second=rate), accounts.get(each.id), forecasts, now)
+        for each, rate in measured
+    )
+    scheduled = tuple(
+        _scheduled(ScheduledCampaign(**each), accounts.get(each["id"]), forecasts, now) for each in row["scheduled"]
+    )
+    return WorkInProgress(**row | {"campaigns": running, "scheduled": scheduled, "failures": failures})
+
+
+def _with_forecast(
+    campaign: RunningCampaign, account: AccountUse | None, forecasts: CampaignForecasts, now: datetime
+) -> RunningCampaign:
+    """A campaign that waits sends nothing, so that its latest rate says nothing about it."""
+    if account is None or not campaign.prepared:
+        return campaign
+    left = max(0, campaign.total - campaign.done)
+    if campaign.waits_for and (campaign.waits_seconds or 0.0) > 0:
+        return replace(campaign, forecast=forecasts.scheduled(left, account, now, campaign.waits_seconds or 0.0))
+    if not campaign.per_second:
+        return campaign
+    wait_seconds = campaign.next_batch_seconds if campaign.deferrals else 0.0
+    return replace(campaign, forecast=forecasts.running(left, campaign.per_second, account, now, wait_seconds))
+
+
+def _scheduled(
+    campaign: ScheduledCampaign, account: AccountUse | None, forecasts: CampaignForecasts, now: datetime
+) -> ScheduledCampaign:
+    if account is None or not campaign.total:
+        return campaign
+    return replace(campaign, forecast=forecasts.scheduled(campaign.total, account, now, campaign.due_seconds))

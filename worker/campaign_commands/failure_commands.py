@@ -1,5 +1,6 @@
 """bin/campaign failures and retry: who was not reached and why, and sending to them again."""
 
+import argparse
 import csv
 import json
 import re
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from worker.errors import CommandRefused
+from worker.runtime.console import write
 from worker.runtime.db import Database, queries
+from worker.runtime.settings import Settings
 from worker.sending.outcomes import FailureKind
 
 RETRIABLE = tuple(kind for kind in FailureKind if kind is not FailureKind.SUPPRESSED)
@@ -59,9 +62,58 @@ class RetryCount:
     suppressed: int
 
 
-def write(text: str) -> None:
-    """To the operator who runs the command."""
-    print(text, flush=True)  # noqa: T201 - a person reads it
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    failures = commands.add_parser(
+        "failures",
+        help="show who was not reached, and why",
+        description="Shows the recipients of a campaign that failed, with the provider's reply.",
+    )
+    _add_arguments(failures, tuple(FailureKind), default=tuple(FailureKind))
+    failures.add_argument("--csv", action="store_true", help="as CSV")
+    retry = commands.add_parser(
+        "retry",
+        help="send again to recipients that failed",
+        description="Sets failed recipients of an ended campaign back to pending, and schedules it for now. What was "
+        "sent stays sent; who is on the suppression list is left out.",
+    )
+    _add_arguments(retry, RETRIABLE)
+    retry.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
+
+
+def _add_arguments(
+    command: argparse.ArgumentParser, kinds: Sequence[FailureKind], default: Sequence[FailureKind] = ()
+) -> None:
+    command.add_argument("campaign", metavar="ID", help="the campaign's id")
+    command.add_argument(
+        "--kind",
+        dest="kinds",
+        metavar="KIND",
+        type=_kinds_of(kinds),
+        default=default,
+        required=not default,
+        help=f"only these kinds, separated by commas: {', '.join(kinds)}",
+    )
+    command.set_defaults(run=run, failed=1)
+
+
+def _kinds_of(allowed: Sequence[FailureKind]) -> Callable[[str], tuple[FailureKind, ...]]:
+    """Parses kinds of failures, separated by commas."""
+
+    def parse(raw: str) -> tuple[FailureKind, ...]:
+        names = [name.strip() for name in raw.split(",") if name.strip()]
+        if not names or not set(names) <= set(map(str, allowed)):
+            raise argparse.ArgumentTypeError(f"{raw!r}: one or more of {', '.join(allowed)}, separated by commas")
+        return tuple(FailureKind(name) for name in dict.fromkeys(names))
+
+    return parse
+
+
+def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
+    """Returns the exit status. Raises CommandRefused and psycopg2.Error."""
+    commands = FailureCommands(db, db.read_time)
+    if options.command == "failures":
+        return commands.show(options.campaign, options.kinds, as_csv=options.csv)
+    return commands.retry(options.campaign, options.kinds, dry_run=options.dry_run)
 
 
 class FailureCommands:
@@ -133,10 +185,11 @@ class FailureCommands:
         return EndedCampaign(**row)
 
     def _failures(self, campaign: EndedCampaign, kinds: Sequence[FailureKind]) -> Iterator[FailedRecipient]:
-        after = ""
-        while rows := self._db.all(self._sql["page"], after=after, size=PAGE_SIZE, **self._of(campaign, kinds)):
-            yield from (FailedRecipient(**row) for row in rows)
-            after = rows[-1]["recipient_id"]
+        after: dict[str, object] = {"after_at": "-infinity", "after": ""}
+        while rows := self._db.all(self._sql["page"], size=PAGE_SIZE, **after, **self._of(campaign, kinds)):
+            page = [FailedRecipient(**row) for row in rows]
+            yield from page
+            after = {"after_at": page[-1].failed_at, "after": page[-1].recipient_id}
 
     @staticmethod
     def _of(campaign: EndedCampaign, kinds: Sequence[FailureKind]) -> dict[str, object]:
