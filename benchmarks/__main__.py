@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from benchmarks import calls, campaign, idle, memory, reaction, reminders
+from benchmarks import calls, campaign, idle, memory, reaction, reminders, senders
 from benchmarks.report import Failure, Progress, Report
 from sandbox.servers import ServerFailed, ServerMissing
 
@@ -35,10 +35,12 @@ benchmarks:
              without Qdrant: their memory, and the imports that cost most of it. Takes no options but --json.
   idle       the same programs for --seconds: their CPU time, and what PostgreSQL and Redis count of them.
   reaction   the same programs: when all of them run, how late the first messages of 20 due campaigns come, and
-             /metrics, asked through 8 connections for --seconds."""
+             /metrics, asked through 8 connections for --seconds.
+  senders    CAMPAIGN_ENGINE=procrastinate: one campaign through 1, 2 and 4 bin/campaign-sender into a sink that takes
+             60 ms for a message; then a scheduler and a sender for --seconds without work. Takes no other options."""
 
 BENCHMARKS = {"campaign": campaign.run, "gmail": campaign.run_gmail, "reminders": reminders.run, "calls": calls.run}
-BENCHMARKS |= {"memory": memory.run, "idle": idle.run, "reaction": reaction.run}
+BENCHMARKS |= {"memory": memory.run, "idle": idle.run, "reaction": reaction.run, "senders": senders.run}
 
 EPILOG = """\
 columns of campaign:

@@ -28,7 +28,7 @@ from sandbox.world import World as OutsideWorld
 from worker.registry import JOBS
 from worker.runtime.counter_readings import read_all
 
-OFF = {"bounces"}  # ends by itself: no mailbox is set, as by default
+OFF = {"bounces", "campaign-sender"}  # ends by itself, since no mailbox is set; is not started, as by default
 SUPERVISORD = "supervisord"
 SERVER = "qdrant"  # a server, like PostgreSQL and Redis, and not measured
 TICK_SECONDS = 60.0  # at most until every job has ended its first tick

@@ -50,10 +50,17 @@ def http_sink(folder: Path) -> Iterator[Sink]:
 
 
 @contextmanager
-def _own(module: str, folder: Path, name: str) -> Iterator[Sink]:
+def slow_smtp_sink(folder: Path, seconds: float) -> Iterator[Sink]:
+    """Our own, which takes so long for each message."""
+    with _own("smtp_sink", folder, "asyncio", str(seconds)) as sink:
+        yield sink
+
+
+@contextmanager
+def _own(module: str, folder: Path, name: str, *arguments: str) -> Iterator[Sink]:
     port, path = free_port(), folder / f"{module}.count"
     tally = Tally(path)
-    argv = [sys.executable, "-m", f"benchmarks.{module}", str(port), str(path)]
+    argv = [sys.executable, "-m", f"benchmarks.{module}", str(port), str(path), *arguments]
     with _running(argv, folder / f"{module}.log", port):
         yield Sink(name, port, lambda: tally.value)
 

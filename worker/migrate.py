@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Creates and updates the worker's own tables (schema worker) and its indexes (worker_*) in the database at
-DATABASE_URL. It changes nothing else. It is safe to run it twice, and while all programs run."""
+DATABASE_URL; with CAMPAIGN_ENGINE=procrastinate also the schema engine. It changes nothing else.
+It is safe to run it twice, and while all programs run."""
 
 HOW_IT_ENDS = "Exit status: 0 done, or nothing to do; 1 the migration failed; 2 bad settings."
 
@@ -29,7 +30,8 @@ def migrate_database() -> int:
     """Returns 0 or 1; raises SettingsError."""
     settings = program.settings_from_environment("migrate")
     try:
-        done = migrations.migrate_database(Database(settings.database_url, "crm-worker migrate"))
+        database = Database(settings.database_url, "crm-worker migrate")
+        done = migrations.migrate_database(database, engine=settings.is_spread)
     except psycopg2.Error as error:
         log.error("migration failed", {"reason": str(error).strip()})
         return 1

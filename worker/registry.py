@@ -25,6 +25,8 @@ class ProgramSpec:
     redis: bool = True  # whether it needs REDIS_URL
     priority: int | None = None  # under supervisord: the lowest starts first and stops last; None: not under it
     worker_only: bool = True  # whether it has nothing to do where IS_WORKER=false
+    many: bool = False  # a job of which any number of processes run at a time: each has a lock of its own
+    settings_of: str | None = None  # it reads all variables that this other program reads
 
 
 PROGRAMS = (
@@ -36,6 +38,7 @@ PROGRAMS = (
         summary_name="campaign",
         priority=JOB_PRIORITY,
     ),
+    ProgramSpec(name="campaign-sender", priority=JOB_PRIORITY, many=True, settings_of="campaign"),
     ProgramSpec(
         name="reminders",
         lock="lead-reminder-scheduler",
@@ -89,9 +92,13 @@ PROGRAMS = (
 )
 
 JOBS: Mapping[str, ProgramSpec] = MappingProxyType({each.name: each for each in PROGRAMS if each.lock})
+MANY: Mapping[str, ProgramSpec] = MappingProxyType({each.name: each for each in PROGRAMS if each.many})
 LOCKS: Mapping[str, str] = MappingProxyType({name: each.lock for name, each in JOBS.items() if each.lock})
 SUPERVISED: Mapping[str, ProgramSpec] = MappingProxyType(
     {each.name: each for each in PROGRAMS if each.priority is not None}
+)
+SETTINGS_OF: Mapping[str, str] = MappingProxyType(
+    {each.name: each.settings_of for each in PROGRAMS if each.settings_of}
 )
 # names separated by spaces, as runtime/settings.py takes them
 DATABASE_USERS = " ".join(each.name for each in PROGRAMS if each.database)

@@ -20,7 +20,7 @@ import redis
 
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
-from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, Batch, BatchState, Recipient
+from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import BatchClaims
 from worker.campaigns.deferrals import BACKOFF_SECONDS, BACKOFFS_BEFORE_END, BACKOFFS_BEFORE_OWN
@@ -203,6 +203,7 @@ def office(crm: Crm, database_url: str, redis_url: str, tmp_path: Path) -> Itera
         "STATE_DIR": str(tmp_path),
         "SMTP_URL": "smtp://127.0.0.1:1",
         "CAMPAIGN_BATCH_SIZE": "10",
+        "CAMPAIGN_BATCH_DELAY": "0.001ms",  # one batch at a time, and the next one at once
         "ENCRYPTION_KEY": accounts.ENCRYPTION_KEY,
     }
     with ExitStack() as stack:
@@ -521,6 +522,7 @@ def test_rows_that_the_crm_holds(office: Office, database_url: str) -> None:
         assert worker.claim(campaign) is None
         assert worker.end(campaign) is False
         page.rollback()  # closing alone would leave the locks until the server notices
+    office.clock.ahead = timedelta(seconds=2)  # it has waited
     worker.prepare(campaign)
     late = worker.claim(campaign)
     assert late
@@ -1129,6 +1131,7 @@ def test_rows_added_late(office: Office) -> None:
     late = add_recipient_before_all(office, campaign)
     assert worker.claim(campaign) is None
     assert worker.end(campaign) is False
+    office.clock.ahead = timedelta(seconds=2)  # it has waited
     worker.prepare(campaign)
     batch = worker.claim(campaign)
     assert batch
@@ -1148,6 +1151,7 @@ def test_rows_set_back(office: Office) -> None:
     office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'pending' WHERE status = 'failed'""")
     assert worker.claim(campaign) is None
     assert worker.end(campaign) is False
+    office.clock.ahead = timedelta(seconds=2)  # it has waited
     worker.prepare(campaign)
     settled = worker.send(campaign)
     assert settled
@@ -1453,6 +1457,37 @@ def test_one_batch_delay(office: Office) -> None:
     assert ready() == {second}
     office.clock.ahead = timedelta(seconds=61)
     assert ready() == {first, second}
+
+
+def test_one_batch_delay_for_all_processes(office: Office) -> None:
+    """Of two workers that both saw a campaign ready, one claims; the other one's batch waits for the delay, too."""
+    campaign = office.crm.add_campaign(recipients=30)
+    first, second = (office.worker(name, CAMPAIGN_BATCH_DELAY="60s") for name in ("one", "two"))
+    first.start(campaign)
+    assert first.claim(campaign)
+    assert second.claim(campaign) is None
+    office.clock.ahead = timedelta(seconds=59)
+    assert second.claim(campaign) is None
+    office.clock.ahead = timedelta(seconds=61)
+    assert second.claim(campaign)
+
+
+def test_no_pause_is_made_shorter(office: Office) -> None:
+    """A worker that found nothing to claim does not end the backoff that another one's settlement began meanwhile."""
+    campaign = office.crm.add_campaign(recipients=30)
+    first, second = office.worker("one"), office.worker("two")
+    first.start(campaign)
+    seen = second.find(campaign)
+    batch = first.claim(campaign)
+    assert batch
+    batch.back_off(300, "try later", BackoffCause.DEFERRED)
+    first.settle(batch)
+    pause = office.rows("SELECT next_batch_at, holds FROM worker.campaign_run")
+    assert second.claim(campaign) is None
+    assert second.runs.end_or_wait(seen) is False
+    second.runs.wait_a_moment(seen)
+    second.runs.wait_for(seen, "window", office.clock() + timedelta(seconds=5), "outside of its hours")
+    assert office.rows("SELECT next_batch_at, holds FROM worker.campaign_run") == pause
 
 
 def test_the_delay_after_a_small_batch(office: Office) -> None:

@@ -177,7 +177,7 @@ class ReportedStates:
     def _value(self, metric: str, program: str) -> float | None:
         readings = self._read()
         found = (each for each in (*readings.counters, *readings.gauges) if each.metric == metric)
-        return next((each.value for each in found if each.labels == {"program": program}), None)
+        return next((each.value for each in found if each.labels.get("program") == program), None)
 
     def _read(self) -> CounterReadings:
         return read_all(self._client)

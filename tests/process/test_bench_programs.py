@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from workers import wait_for
 
+from benchmarks.program_set import OFF
 from worker.registry import SUPERVISED
 
 PROJECT = Path(__file__).resolve().parents[2]
-MEASURED = {"supervisord", *SUPERVISED} - {"qdrant", "bounces"}  # which ends without a mailbox
+
+MEASURED = {"supervisord", *SUPERVISED} - {"qdrant", *OFF}
 MOST_BYTES = 250_000_000  # of all; the target is lower, and for where the libraries are compiled
 RESTING = {"reminders", "trial", "call-cleanup", "knowledge"}
 

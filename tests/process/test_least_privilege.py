@@ -16,7 +16,7 @@ import pytest
 import redis
 from every_job import add_work_for_each_job, every_job_works
 from web_process import OpenWeb
-from workers import PROJECT, WAIT_SECONDS, Start
+from workers import PROJECT, WAIT_SECONDS, Start, wait_for
 
 from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.crm import Crm, utc_now
@@ -44,10 +44,10 @@ def role(crm: Crm) -> Iterator[tuple[str, str]]:
     crm.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-def grants_to(role: str, name: str) -> str:
-    """The statements of the page that grant ``role`` its rights, for the role ``name``."""
+def grants_to(role: str, name: str, *, engine: bool = False) -> str:
+    """The statements of the page that grant ``role`` its rights, for ``name``: the usual ones, or the engine's."""
     blocks = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
-    (grants,) = [each for each in blocks if f"TO {role};" in each]
+    (grants,) = [each for each in blocks if f"TO {role};" in each and ("SCHEMA engine" in each) == engine]
     return re.sub(rf"\b{role}\b", name, textwrap.dedent(grants))
 
 
@@ -72,6 +72,22 @@ def test_the_granted_rights_are_enough(
 ) -> None:
     """As a role with only the rights on the page, every job does all of its work."""
     for worker in every_job_works(crm, world, start, mailbox, tmp_path, url_of(role, database_url)):
+        assert "permission denied" not in worker.log
+
+
+def test_the_granted_rights_are_enough_to_share_campaigns(
+    crm: Crm, world: World, start: Start, role: tuple[str, str], database_url: str
+) -> None:
+    """With the engine's tables, made by bin/migrate's role, a scheduler and a sender do all of their work."""
+    engine = {"CAMPAIGN_ENGINE": "procrastinate"}
+    assert start(program="migrate", **engine).wait() == 0
+    crm.execute(grants_to("crm_worker", role[0], engine=True))
+    url = url_of(role, database_url)
+    workers = [start(program=each, DATABASE_URL=url, **engine) for each in ("campaign", "campaign-sender")]
+    campaign = crm.add_campaign("email", recipients=50)
+    wait_for(lambda: crm.counts(campaign) == {"sent": 50}, "the campaign is sent")
+    for worker in workers:
+        assert worker.stop() == 0
         assert "permission denied" not in worker.log
 
 

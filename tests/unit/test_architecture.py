@@ -37,7 +37,12 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # Libraries that only one module may import, because they cost every process that does so memory and time.
-ONLY_IN = {"qdrant_client": "worker.vectors.client", "imapclient": "worker.providers.imap"}
+ONLY_IN = {
+    "qdrant_client": "worker.vectors.client",
+    "imapclient": "worker.providers.imap",
+    "procrastinate": "worker.runtime.unit_queue",
+    "psycopg": "worker.runtime.unit_queue",
+}
 
 # Pairs of modules, folders or classes of worker/ that differ by an s only, and why they may.
 TWINS = {

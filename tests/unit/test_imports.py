@@ -16,10 +16,11 @@ SUPERVISOR = {"supervisor"}
 PHONES = {"phonenumbers"}
 MESSAGES = {"urllib3", "msgpack"} | PHONES
 DATABASE = {"psycopg2"}
+ENGINE = {"procrastinate", "psycopg", "psycopg_pool"}  # only for CAMPAIGN_ENGINE=procrastinate
 
 # The programs that wait in their own process; the other jobs rest (worker/runtime/rest.py).
 FORBIDDEN = {
-    "worker.campaign": QDRANT | WEB | CIPHERS | SUPERVISOR,
+    "worker.campaign": QDRANT | WEB | CIPHERS | SUPERVISOR | ENGINE,
     "worker.calls": QDRANT | WEB | CIPHERS | SUPERVISOR,
     "worker.watchdog": QDRANT | WEB | CIPHERS | MESSAGES,
     "worker.web.app": QDRANT | CIPHERS | SUPERVISOR | PHONES,

@@ -19,7 +19,8 @@ PAGE = PROJECT / "docs" / "install.md"
 UNIT = CONF / "systemd" / "crm-worker.service"
 COMPOSE = CONF / "compose.yaml"
 STANDBY = CONF / "compose.standby.yaml"
-OVERLAYS = [STANDBY, CONF / "compose.snapshots.yaml"]
+SENDERS = CONF / "compose.senders.yaml"
+OVERLAYS = [STANDBY, CONF / "compose.snapshots.yaml", SENDERS]
 ETC = "${CRM_WORKER_ETC:-/etc/crm-worker}"
 SERVICES = ("worker", "postgres", "redis", "prometheus")
 WORKERS_SECRETS = {each.name for each in variables() if each.secret}
@@ -29,10 +30,11 @@ FOREIGN = {"LANG", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD_FILE", "PO
 
 
 class ComposeLoader(yaml.SafeLoader):
-    """Knows Compose's own tag for a list that replaces the one of the file below."""
+    """Knows Compose's own tags for what replaces a value of the file below, or removes it."""
 
 
 ComposeLoader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
+ComposeLoader.add_constructor("!reset", lambda _loader, _node: None)
 
 
 def compose(path: Path) -> dict[str, Any]:
@@ -218,6 +220,17 @@ def test_the_standby_has_no_qdrant_and_a_different_name() -> None:
         assert worker[place] != first["services"]["worker"][place]
     assert second["name"] != first["name"]
     assert second["services"]["prometheus"] == {"profiles": ["prometheus"]}
+
+
+def test_the_senders_are_containers_of_their_own() -> None:
+    """The worker queues for them, and each has a name, a host name and no port that another one has, too."""
+    services = compose(SENDERS)["services"]
+    sender = services["sender"]
+    assert sender["extends"] == {"file": COMPOSE.name, "service": "worker"}
+    assert [sender[each] for each in ("container_name", "hostname", "ports")] == [None, None, None]
+    assert sender["entrypoint"] == ["/opt/crm-worker/bin/campaign-sender"]
+    assert sender["healthcheck"] == {"disable": True}, "there is no web in it"
+    assert {each["environment"]["CAMPAIGN_ENGINE"] for each in services.values()} == {"procrastinate"}
 
 
 def test_redis_evicts_nothing_and_hides_its_password(services: dict[str, dict[str, Any]]) -> None:

@@ -156,6 +156,27 @@ def test_programs_that_do_not_stay_up() -> None:
     assert seen(job(), gauges=gauges[2:3]).state == "ok"
 
 
+def test_programs_of_two_machines() -> None:
+    """They are kept apart; a machine whose watchdog is silent, and a watchdog of an older version, do not count."""
+    hosts = {"m1": 20, "m2": 200, "gone": 200}
+    gauges = [gauge("program_state", number, program="calls", host=host) for host, number in hosts.items()]
+    gauges += [gauge("watchdog_timestamp_seconds", NOW - 30, host=host) for host in ("m1", "m2")]
+    gauges += [gauge("watchdog_timestamp_seconds", NOW - 3600, host="gone")]
+    gauges += [gauge("program_state", 200, program="trial")]
+    shown = seen(job(), gauges=gauges)
+    assert {(each.name, each.host, each.running) for each in shown.programs} == {
+        ("calls", "m1", True),
+        ("calls", "m2", False),
+    }
+    assert shown.reasons == ("calls on m2 failed to start",)
+
+
+def test_senders_that_were_not_started() -> None:
+    """They are not missed: they run where an operator has started them."""
+    gauges = [gauge("program_state", n, program=f"campaign-sender:campaign-sender_{n}") for n in (0, 20)]
+    assert [each.state for each in seen(job(), gauges=gauges).programs] == ["running"]
+
+
 def test_a_database_that_cannot_be_queried_degrades_and_warnings_do_not() -> None:
     """Without the worker's tables the work in progress is unknown; a warning changes no state."""
     shown = seen(job(), work=None, work_error='relation "worker.campaign_run" does not exist')

@@ -73,6 +73,8 @@ def test_all_programs_have_the_same_options(conf: RawConfigParser, name: str) ->
     differ = {"command", "priority", "stdout_logfile", "stderr_logfile"}
     if name in LISTENERS:
         differ |= {"events", "buffer_size", "stdout_logfile_maxbytes", "stdout_logfile_backups"}
+    if SUPERVISED[name].many:  # started by hand, and as many as the operator writes
+        differ |= {"autostart", "process_name", "numprocs"}
     program, usual = dict(section(conf, name)), dict(section(conf, "campaign"))
     assert {key: value for key, value in program.items() if key not in differ} == {
         key: value for key, value in usual.items() if key not in differ
@@ -115,7 +117,7 @@ def test_help_works_without_settings_and_names_the_servers(spec: ProgramSpec) ->
     assert ("DATABASE_URL" in done.stdout) == spec.database
     if spec.name != "migrate":  # which lists no variables but the one that it uses
         assert ("REDIS_URL" in done.stdout) == spec.redis
-    assert ("[--once]" in done.stdout) == (spec.name in JOBS)
+    assert ("[--once]" in done.stdout) == (spec.name in JOBS or spec.many)
 
 
 @pytest.mark.parametrize("variable", variables(), ids=lambda variable: variable.name)

@@ -85,6 +85,8 @@ class BatchClaims:
                 reservation=reservation,
                 allowance=self._size.allowance(campaign.id, campaigns, commit_seconds),
                 user_id=campaign.user_id,
+                pause_seconds=self._settings.campaign_batch_delay_seconds,
+                full_size=self._settings.campaign_batch_size,
             )
             if batch:
                 batch.hours = self.hours.of_batch(campaign, {each.id: each.phone for each in batch.recipients})

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PROGRESS_SECONDS = 0.5  # the progress of one campaign is published no more often
 LOCKED_SECONDS = 0.2  # until rows are looked at again that another session had locked
 PREPARING_SECONDS = 1.0  # until a run is looked at again that another worker prepares
-LOOK_AGAIN_SECONDS = 10.0  # until a campaign is looked at again whose last recipients another process holds
+LOOK_AGAIN_SECONDS = 10.0  # the usual one
 REFUSED_SECONDS = 300.0  # how long a campaign waits whose rows the database refused
 WAIT_LIMIT_SECONDS = 60.0  # the longest time until a campaign is looked at again that has no recipient to claim now
 # SQLSTATEs of a statement that the server cannot take: "invalid message length", out of memory
@@ -48,9 +48,14 @@ class CampaignRuns:
         events: LiveEvents,
         clock: Callable[[], datetime],
         message_max_bytes: int = DEFAULT_MESSAGE_MAX_BYTES,
+        look_again_seconds: float | None = None,
     ) -> None:
-        """Texts that make a message larger than ``message_max_bytes`` are not read."""
+        """Texts that make a message larger than ``message_max_bytes`` are not read.
+
+        ``look_again_seconds``: until a campaign is looked at again whose last recipients another process holds.
+        """
         self._db = db
+        self._look_again_seconds = look_again_seconds or LOOK_AGAIN_SECONDS
         self._message_max_bytes = message_max_bytes
         self._events = events
         self._clock = clock
@@ -160,8 +165,7 @@ class CampaignRuns:
 
     def _postpone(self, campaign_id: str, reason: str) -> None:
         log.error("campaign waits: the database refuses its rows", {"campaign": campaign_id, "reason": reason})
-        until = self._clock() + timedelta(seconds=REFUSED_SECONDS)
-        self._db.execute(self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, backoffs=0)
+        self._wait_until(campaign_id, self._clock() + timedelta(seconds=REFUSED_SECONDS), backoffs=0)
         self._broke_connection.pop(campaign_id, None)
 
     def end_or_wait(self, campaign: Campaign, used_up: QuotaUsedUp | None = None) -> bool:
@@ -182,7 +186,7 @@ class CampaignRuns:
             again = now + timedelta(seconds=PREPARING_SECONDS)
             self._db.execute(self._sql["unprepare"], next_batch_at=again, campaign_id=campaign.id)
         elif left.claimed_elsewhere:
-            self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
+            self._wait(campaign, now + timedelta(seconds=self._look_again_seconds))
         elif left.next_retry or left.next_ask:
             due = min(each for each in (left.next_retry, left.next_ask) if each)
             if due == left.next_retry and due > now and (left.next_retry_reason or "").startswith(OUTSIDE):
@@ -261,8 +265,12 @@ class CampaignRuns:
             )  # fmt: skip
 
     def _wait(self, campaign: Campaign, until: datetime) -> None:
+        self._wait_until(campaign.id, until, campaign.backoffs)
+
+    def _wait_until(self, campaign_id: str, until: datetime, backoffs: int) -> None:
+        """A later time that another process has set stays."""
         self._db.execute(
-            self._sql["postpone"], campaign_id=campaign.id, next_batch_at=until, backoffs=campaign.backoffs
+            self._sql["postpone"], campaign_id=campaign_id, next_batch_at=until, backoffs=backoffs, now=self._clock()
         )
 
     def _end(self, campaign: Campaign, now: datetime) -> bool:
@@ -271,7 +279,7 @@ class CampaignRuns:
             self._db.execute(self._sql["fail_lost"], **which)
             ended = self._db.execute_one(self._sql["finish"], **which)
         if ended is None:
-            self._wait(campaign, now + timedelta(seconds=LOOK_AGAIN_SECONDS))
+            self._wait(campaign, now + timedelta(seconds=self._look_again_seconds))
             return False
         self._published_at.pop(campaign.id, None)
         counts = {key: ended[key] for key in ("sentCount", "failedCount", "totalRecipients")}

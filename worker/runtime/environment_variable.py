@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import SettingsError
+from worker.registry import SETTINGS_OF
 
 EVERY_PROGRAM = "every program"
 
@@ -91,4 +92,5 @@ def variable(
 
 
 def _names(programs: str, program: str) -> bool:
-    return programs == EVERY_PROGRAM or program in programs.split()
+    names = programs.split()
+    return programs == EVERY_PROGRAM or program in names or SETTINGS_OF.get(program) in names

@@ -18,6 +18,7 @@ import psycopg2.extensions
 
 from worker.errors import SchemaError, SettingsError, WorkerError
 from worker.runtime.db import Database
+from worker.runtime.engine import migrate_engine
 
 ADVISORY_LOCK = 0x63726D77  # one number for all migrations of this product
 WAIT_SECONDS = 600
@@ -61,29 +62,32 @@ def require_current(db: Database) -> None:
         raise SchemaError(f"the worker's own tables are {state}: run bin/migrate")
 
 
-def migrate_database(database: Database) -> list[str]:
+def migrate_database(database: Database, *, engine: bool = False) -> list[str]:
     """As ``migrate``, also through a connection pooler in transaction mode. Raises SettingsError if it cannot."""
     with closing(database.connect()) as connection:
         if not database.pooled:
-            return migrate(connection)
+            return migrate(connection, engine=engine)
         with closing(database.connect()) as turn, connection.cursor() as cursor, turn.cursor() as lock:
             _require_no_limits(cursor, database.schema)
             # Idle without a snapshot: building an index does not wait for this transaction.
             lock.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             lock.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             _take_turn(lock, "pg_try_advisory_xact_lock")
-            return _run(cursor, lock)
+            return _run(cursor, lock, engine=engine)
 
 
-def migrate(connection: psycopg2.extensions.connection) -> list[str]:
-    """Brings the database up to date and returns the names of the migrations that were run."""
+def migrate(connection: psycopg2.extensions.connection, *, engine: bool = False) -> list[str]:
+    """Brings the database up to date and returns the names of the migrations that were run.
+
+    ``engine``: also the tables of CAMPAIGN_ENGINE=procrastinate.
+    """
     connection.autocommit = True
     with connection.cursor() as cursor:
         # No limits: indexes are built concurrently, so nobody waits for them, and a large one takes long.
         cursor.execute(f"SELECT {_NO_LIMITS.format(is_local='false')}, set_config('lock_timeout', '0', false)")
         _take_turn(cursor, "pg_try_advisory_lock")
         try:
-            return _run(cursor, cursor)
+            return _run(cursor, cursor, engine=engine)
         finally:
             cursor.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
 
@@ -119,7 +123,7 @@ def _take_turn(cursor: psycopg2.extensions.cursor, function: str) -> None:
         time.sleep(0.2)
 
 
-def _run(cursor: psycopg2.extensions.cursor, lock: psycopg2.extensions.cursor) -> list[str]:
+def _run(cursor: psycopg2.extensions.cursor, lock: psycopg2.extensions.cursor, *, engine: bool) -> list[str]:
     """Runs what has not run yet, and returns the names. ``lock``: the connection that has the advisory lock."""
     cursor.execute("CREATE SCHEMA IF NOT EXISTS worker")
     cursor.execute(
@@ -132,7 +136,8 @@ def _run(cursor: psycopg2.extensions.cursor, lock: psycopg2.extensions.cursor) -
     for migration in todo:
         lock.execute("SELECT 1")  # fails when the lock is lost with its connection
         _apply(cursor, migration)
-    return [f"{migration.version:04d}_{migration.name}" for migration in todo]
+    done = [f"{migration.version:04d}_{migration.name}" for migration in todo]
+    return done + (migrate_engine(cursor) if engine else [])
 
 
 def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import redis
 
 from worker.errors import SchemaError, SettingsError
-from worker.registry import JOBS
+from worker.registry import JOBS, MANY
 from worker.runtime import logs, rest, settings
 from worker.runtime.counters import Counters
 from worker.runtime.db import Database
@@ -23,6 +23,7 @@ from worker.runtime.job import Job, JobContext
 from worker.runtime.lock import Lock
 from worker.runtime.lock_servers import LOCK_SERVER_TIMEOUT_SECONDS
 from worker.runtime.loop import Loop
+from worker.runtime.process_token import new_token
 from worker.runtime.redis_client import READ_TIMEOUT_SECONDS, connect
 from worker.runtime.settings import Settings
 from worker.runtime.signals import Signals
@@ -182,9 +183,12 @@ def _run_job(
     signals.install()
     client = redis_client(loaded)
     counters = Counters(client, name)
-    lock_name = str(JOBS[name].lock)
-    lock = create_lock(loaded, client, lock_name, on_lost=lambda: counters.add("lock_lost_total", lock=lock_name))
-    database = Database(loaded.database_url, f"crm-worker {name}") if JOBS[name].database else None
+    spec = MANY.get(name) or JOBS[name]
+    lock_name = spec.lock or f"{name}:{new_token()}"
+    lock = create_lock(
+        loaded, client, lock_name, on_lost=lambda: counters.add("lock_lost_total", lock=spec.lock or name)
+    )
+    database = Database(loaded.database_url, f"crm-worker {name}") if spec.database else None
     context = JobContext(name, loaded, client, lock, counters, signals, database=database, rest=after)
     job = build(context)
     if after is None:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_SECONDS = 30
 # For each host and address. A server whose machine vanished is given up after 10 s, not two hours.
-_CONNECTING: dict[str, Any] = {
+CONNECTING: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -45,7 +45,7 @@ class Sessions:
 
     def open(self) -> tuple[psycopg2.extensions.connection, int]:
         """A new connection in autocommit, and the pid of the server's process behind it."""
-        connection = psycopg2.connect(self._url.libpq, application_name=self._application_name, **_CONNECTING)
+        connection = psycopg2.connect(self._url.libpq, application_name=self._application_name, **CONNECTING)
         connection.autocommit = True
         psycopg2.extras.register_default_json(connection, loads=parse_json)
         psycopg2.extras.register_default_jsonb(connection, loads=parse_json)

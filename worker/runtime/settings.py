@@ -15,6 +15,7 @@ from worker.content.return_path import ReturnPaths
 from worker.content.whatsapp import TemplateName
 from worker.errors import SettingsError
 from worker.registry import DATABASE_USERS, REDIS_USERS
+from worker.runtime.engine_settings import EngineSettings
 from worker.runtime.environment_variable import EnvironmentVariable, variable
 from worker.runtime.quota_settings import QuotaSettings
 from worker.runtime.setting_parsers import (
@@ -47,7 +48,7 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuotaSettings, WindowSettings):
+class Settings(QuotaSettings, WindowSettings, EngineSettings):
     """The checked values. Times are in seconds unless a name says otherwise."""
 
     database_url: str = variable(

@@ -4,6 +4,7 @@ import select
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from types import FrameType
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -43,6 +44,12 @@ class Signals:
             signal.set_wakeup_fd(-1)
         self._woken.close()
         self._waker.close()
+
+    def request_tick(self) -> None:
+        """As if SIGUSR1 had come: the job runs a tick now. Any thread may call it."""
+        self.tick_now = True
+        with suppress(OSError):  # enough is written there already, or the program ends
+            self._waker.send(b"\0")
 
     def wait(self, seconds: float) -> None:
         """Sleeps until a signal arrives, but not longer than this."""

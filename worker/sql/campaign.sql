@@ -163,6 +163,7 @@ WHERE id = %(campaign_id)s AND "tenantId" = %(tenant_id)s AND n.number > 0;
 UPDATE worker.campaign_run SET prepared = true, position = '' WHERE campaign_id = %(campaign_id)s;
 
 -- name: claim  Takes the next recipients of a run: those whose retry is due, then those never claimed.
+-- The pause until the next batch begins here, for all processes. The settlement makes it longer.
 WITH run AS (
     SELECT r.campaign_id, r.position
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
@@ -171,6 +172,7 @@ WITH run AS (
       -- else another server has taken over behind the same connection, and may have forgotten what was sent
       AND CASE %(timeline)s::text WHEN '' THEN true
           ELSE starts_with(pg_walfile_name(pg_current_wal_insert_lsn()), %(timeline)s) END
+      AND r.next_batch_at <= %(now)s  -- another process may have claimed, or put the run off, since this one looked
       AND NOT
           -- include: changed_by_crm
       -- a session that changed the row while this statement waited for it may have paused and resumed: look again later
@@ -213,9 +215,16 @@ WITH run AS (
           AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     )
 ), moved AS (
-    UPDATE worker.campaign_run r SET position = last.id
-    FROM (SELECT max(id) AS id FROM fresh) AS last
-    WHERE r.campaign_id = %(campaign_id)s AND last.id > r.position
+    UPDATE worker.campaign_run r
+    SET position = greatest(r.position, taken.last_id),
+        next_batch_at = CASE WHEN taken.pause_seconds > 0
+            THEN %(now)s + make_interval(secs => taken.pause_seconds) ELSE r.next_batch_at END
+    FROM (
+        SELECT (SELECT max(id) FROM fresh) AS last_id, least(1.0, count(*)::float8 / %(full_size)s::int)
+            * %(pause_seconds)s::float8 AS pause_seconds
+        FROM claimed
+    ) AS taken
+    WHERE r.campaign_id = %(campaign_id)s AND (taken.last_id > r.position OR taken.pause_seconds > 0)
 ), batch AS (
     INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, may_leave, renewed_at)
     SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id ORDER BY number),
@@ -353,8 +362,11 @@ WITH email AS (
 -- include: email_log
 ;
 
--- name: postpone  Nothing of the run can be claimed before this time.
-UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s, holds = %(backoffs)s, waits_for = NULL
+-- name: postpone  Nothing of the run can be claimed before this time, or a later one that another process has set.
+UPDATE worker.campaign_run
+SET next_batch_at = greatest(next_batch_at, %(next_batch_at)s),
+    holds = CASE WHEN next_batch_at > %(now)s THEN holds ELSE %(backoffs)s END,
+    waits_for = CASE WHEN next_batch_at > %(now)s THEN waits_for END
 WHERE campaign_id = %(campaign_id)s;
 
 -- name: wait_for  Nothing of the run may be sent for a reason that its user cares about, which is told once in a wait.
@@ -365,7 +377,8 @@ WITH run AS (
     FOR KEY SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement
 ), waiting AS (
     UPDATE worker.campaign_run r
-    SET next_batch_at = %(next_batch_at)s, waits_for = %(waits_for)s, waits_until = %(waits_until)s
+    SET next_batch_at = greatest(r.next_batch_at, %(next_batch_at)s), waits_for = %(waits_for)s,
+        waits_until = %(waits_until)s
     FROM run WHERE r.campaign_id = run.campaign_id
     RETURNING r.campaign_id, r.tenant_id, run.waits_for IS DISTINCT FROM r.waits_for AS is_new
 ), logged AS (
@@ -395,7 +408,8 @@ SELECT
 FROM worker.campaign_run r WHERE r.campaign_id = %(campaign_id)s;
 
 -- name: unprepare  Makes the run start from the first recipient again: some were added or set back meanwhile.
-UPDATE worker.campaign_run SET prepared = false, next_batch_at = %(next_batch_at)s WHERE campaign_id = %(campaign_id)s;
+UPDATE worker.campaign_run SET prepared = false, next_batch_at = greatest(next_batch_at, %(next_batch_at)s)
+WHERE campaign_id = %(campaign_id)s;
 
 -- name: fail_lost  Fails recipients that no batch holds: the worker's own tables were emptied.
 WITH lost AS (

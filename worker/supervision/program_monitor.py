@@ -49,7 +49,7 @@ class ProgramMonitor:
         self._client = client
         self._database = database
         self._counters = Counters(client, "watchdog")
-        host = socket.gethostname()
+        self._host = host = socket.gethostname()
         self._hang_detector = HangDetector(host, limits)
         self._fatal_restarts = FatalRestarts(limits)
         self._pending_restarts = PendingRestarts(client, host)
@@ -82,7 +82,7 @@ class ProgramMonitor:
     def _count(self, event: SupervisordEvent) -> None:
         if event.state is None:
             return
-        self._counters.gauge("program_state", event.state, program=event.program)
+        self._counters.gauge("program_state", event.state, program=event.program, host=self._host)
         if event.state in EXITS:
             self._counters.add("program_exits_total", program=event.program)
         if event.state == ProcessStates.FATAL:
@@ -105,9 +105,10 @@ class ProgramMonitor:
         return programs
 
     def _report(self, programs: Iterable[ProgramStatus]) -> None:
+        self._counters.gauge("watchdog_timestamp_seconds", utc_now().replace(tzinfo=UTC).timestamp(), host=self._host)
         for each in programs:
-            self._counters.gauge("program_state", each.state, program=each.name)
-            self._counters.gauge("program_bad_settings", each.has_bad_settings, program=each.name)
+            self._counters.gauge("program_state", each.state, program=each.name, host=self._host)
+            self._counters.gauge("program_bad_settings", each.has_bad_settings, program=each.name, host=self._host)
             if each.name not in self._known:
                 self._known.add(each.name)
                 # Prometheus sees an increase only between two samples: without this zero it would miss the first exit

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg2
@@ -31,6 +31,7 @@ from worker.runtime.settings import Settings
 from worker.web.campaign_forecasts import CampaignForecasts
 from worker.web.counter_history import HISTORY, CounterSampler, MinuteSample, parse_samples
 from worker.web.poisoned_redis import poison_warnings, repair
+from worker.web.senders import read_senders
 from worker.web.service import Service
 from worker.web.warning_checks import WarningChecks, call_warnings, clock_warning, database_warnings, redis_warnings
 from worker.web.work_in_progress import CampaignRates, WorkInProgress, read_work_in_progress
@@ -98,6 +99,7 @@ class Dependencies:
         self._connected_at = clock()
         self._rates = CampaignRates(clock)
         self._forecasts = CampaignForecasts(settings)
+        self._senders = settings.campaign_sender_timeout_seconds if settings.is_spread else None
         self._checks = WarningChecks(clock)
         self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=QUESTION_SECONDS))
         self._qdrant_url = f"{settings.qdrant_url}/readyz"
@@ -225,8 +227,7 @@ class Dependencies:
     def _ask_database(self) -> _DatabaseAnswer:
         """Reads the work in progress.
 
-        A database that answers is up, also when its tables are locked or missing, or may not be read, unless it takes
-        no writes.
+        A database that answers is up, also when its tables are locked or missing, unless it takes no writes.
         """
         if self._clock() - self._connected_at > RENEW_SECONDS:
             self._db.close()
@@ -249,6 +250,8 @@ class Dependencies:
         try:
             self._checks.run("database", lambda: database_warnings(self._db))
             work = read_work_in_progress(self._db, self._rates, self._forecasts)
+            if self._senders is not None:
+                work = replace(work, senders=read_senders(self._db, self._senders))
             self._checks.run("calls", lambda: call_warnings(self._db))
         except psycopg2.Error as error:
             if is_unavailable(error):

@@ -4,6 +4,7 @@ Only the metrics that are named here are exported, each with exactly its labels,
 Redis can make their number grow.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
@@ -21,6 +22,8 @@ from worker import __version__
 from worker.registry import LOCKS
 from worker.runtime.counter_readings import JobState, MetricValue
 from worker.web.dependencies import SystemSnapshot
+from worker.web.program_states import of_live_hosts
+from worker.web.senders import SendersAtWork
 
 PREFIX = "crm_worker_"
 SERIES_LIMIT = 200  # of one metric; more would be a mistake
@@ -67,8 +70,11 @@ GAUGES = {
     "calls_due": ("Queued calls that are due.", ()),
     "calls_oldest_due_seconds": ("How long the oldest due call has been due.", ()),
     "window_waiting": ("Calls, and campaigns, that wait for the hours in which they may go on.", ("kind",)),
-    "program_state": ("State of a program, as supervisord's number.", ("program",)),
-    "program_bad_settings": ("Whether a program ended because of bad settings or a missing migration.", ("program",)),
+    "program_state": ("State of a program, as supervisord's number.", ("host", "program")),
+    "program_bad_settings": (
+        "Whether a program ended because of bad settings or a missing migration.",
+        ("host", "program"),
+    ),
     "knowledge_points": ("Points in Qdrant's collection.", ()),
     "knowledge_snapshot_timestamp_seconds": ("When the latest snapshot of Qdrant's collection was taken.", ()),
     "knowledge_snapshot_size_bytes": ("Size of that snapshot.", ()),
@@ -92,6 +98,8 @@ class WorkerCollector(Collector):
         )
         text = "Warnings on the status page: problems found by checks although every server answers."
         yield GaugeMetricFamily(f"{PREFIX}warnings", text, value=len(snapshot.warnings))
+        if snapshot.work and snapshot.work.senders:
+            yield from _senders(snapshot.work.senders)
         if snapshot.readings is None:
             return
         yield _gauges(
@@ -101,8 +109,18 @@ class WorkerCollector(Collector):
             {name: float(name in snapshot.holders) for name in LOCKS.values()},
         )
         yield from _families(COUNTERS, snapshot.readings.counters, CounterMetricFamily)
-        yield from _families(GAUGES, snapshot.readings.gauges, GaugeMetricFamily)
+        yield from _families(GAUGES, of_live_hosts(snapshot.readings.gauges, time.time()), GaugeMetricFamily)
         yield from _jobs(snapshot)
+
+
+def _senders(senders: SendersAtWork) -> Iterator[Metric]:
+    by_host = {each.host: float(each.senders) for each in senders.machines[:SERIES_LIMIT]}
+    yield _gauges("senders", "Processes of bin/campaign-sender that gave a sign of life.", "host", by_host)
+    running = float(sum(each.units for each in senders.machines))
+    units = {"waiting": float(senders.units_waiting), "running": running}
+    yield _gauges(
+        "campaign_units", "Units of running campaigns: those that wait for a sender, and run.", "state", units
+    )
 
 
 def _families(

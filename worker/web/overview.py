@@ -14,6 +14,8 @@ from datetime import tzinfo
 
 from worker import __version__
 from worker.content.one_line import one_line
+from worker.registry import MANY
+from worker.runtime.counter_readings import MetricValue
 from worker.runtime.settings import Settings
 from worker.web.backlog import Backlog, read_backlog
 from worker.web.campaign_failures import CampaignFailures
@@ -22,6 +24,8 @@ from worker.web.counter_history import Minute, last_hour, take_sample
 from worker.web.dependencies import SystemSnapshot
 from worker.web.formatting import TEXT_LIMIT, ago, reason
 from worker.web.job_views import ErrorView, JobView, job_errors, job_views
+from worker.web.program_states import of_live_hosts
+from worker.web.senders import SendersAtWork
 from worker.web.service import Service
 
 NEEDED = ("redis", "database")
@@ -42,6 +46,7 @@ PROGRAM_STATES = {
     200: "failed to start",
 }
 FAILING_PROGRAMS = (30, 200)
+NOT_STARTED = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class ProgramView:
     """A program under supervisord, as last reported by the watchdog."""
 
     name: str
+    host: str  # '' while only one machine reports
     state: str
     running: bool
     failing: bool
@@ -87,6 +93,7 @@ class Overview:
     campaigns_of_others: int  # sent by the CRM's app servers
     scheduled: tuple[ScheduledView, ...]  # the campaigns that are due next
     failures: tuple[CampaignFailures, ...]  # of running and just ended campaigns
+    senders: SendersAtWork | None  # None: bin/campaign sends by itself, or unknown
     waiting: Backlog
     errors: tuple[ErrorView, ...]
     last_hour: tuple[Minute, ...]
@@ -103,7 +110,7 @@ def overview(
     """The overview of a snapshot at ``now`` (Unix seconds); ``zones``: as from ``job_zones``."""
     services = {key: _service(name, snapshot.services[key]) for key, name in SERVERS.items()}
     jobs = tuple(job_views(snapshot, now, zones)) if snapshot.readings else None
-    programs = tuple(_programs(snapshot))
+    programs = tuple(_programs(snapshot, now))
     reasons = (*_outages(services), *_reasons(snapshot, jobs or (), programs, now))
     down = not all(services[key].up for key in NEEDED)
     latest = take_sample(snapshot.readings, now) if snapshot.readings else None
@@ -123,6 +130,7 @@ def overview(
         campaigns_of_others=work.campaigns_of_others if work else 0,
         scheduled=tuple(scheduled_view(each, now) for each in work.scheduled) if work else (),
         failures=tuple(map(failures_view, work.failures)) if work else (),
+        senders=work.senders if work else None,
         waiting=read_backlog(snapshot, now),
         errors=tuple(job_errors(snapshot)),
         last_hour=last_hour(snapshot.history, latest),
@@ -150,19 +158,30 @@ def _reasons(
         yield f"{job.name} {last}"
     for program in filter(lambda each: each.failing or each.bad_settings, programs):
         bad = "has bad settings: its error log names them"
-        yield f"{program.name} {bad if program.bad_settings else program.state}"
+        where = f" on {program.host}" if program.host else ""
+        yield f"{program.name}{where} {bad if program.bad_settings else program.state}"
 
 
-def _programs(snapshot: SystemSnapshot) -> Iterator[ProgramView]:
-    gauges = snapshot.readings.gauges if snapshot.readings else []
-    bad = {each.labels.get("program") for each in gauges if each.metric == "program_bad_settings" and each.value}
-    for each in gauges:
-        if each.metric == "program_state" and (name := each.labels.get("program")):
-            number = int(each.value)
-            yield ProgramView(
-                name=one_line(name, TEXT_LIMIT),
-                state=PROGRAM_STATES.get(number, "unknown"),
-                running=number == 20,
-                failing=number in FAILING_PROGRAMS,
-                bad_settings=name in bad,
-            )
+def _programs(snapshot: SystemSnapshot, now: float) -> Iterator[ProgramView]:
+    gauges = list(of_live_hosts(snapshot.readings.gauges, now)) if snapshot.readings else []
+    bad = {_program(each) for each in gauges if each.metric == "program_bad_settings" and each.value}
+    states = [each for each in gauges if each.metric == "program_state" and each.labels.get("program")]
+    several = len({each.labels["host"] for each in states}) > 1
+    for each in states:
+        name, host = _program(each)
+        number = int(each.value)
+        if number == NOT_STARTED and name.partition(":")[0] in MANY:
+            continue  # it runs where an operator has started it
+        yield ProgramView(
+            name=one_line(name, TEXT_LIMIT),
+            host=one_line(host, TEXT_LIMIT) if several else "",
+            state=PROGRAM_STATES.get(number, "unknown"),
+            running=number == 20,
+            failing=number in FAILING_PROGRAMS,
+            bad_settings=(name, host) in bad,
+        )
+
+
+def _program(gauge: MetricValue) -> tuple[str, str]:
+    """The program, and its machine."""
+    return gauge.labels.get("program", ""), gauge.labels["host"]

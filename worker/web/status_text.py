@@ -39,6 +39,8 @@ def status_lines(shown: Overview, terminal: Terminal) -> Iterator[str]:
     yield ""
     yield from _campaigns(shown, terminal)
     yield from _failures(shown, terminal)
+    if shown.senders:
+        yield from terminal.wrapped(shown.senders.text, "" if shown.senders.machines else "warning")
     yield ""
     rows = [
         [Cell(each.name), Cell(each.number, "strong"), Cell(each.note, "quiet")]
@@ -72,7 +74,9 @@ def _head(shown: Overview, terminal: Terminal) -> Iterator[str]:
             bad = program.failing or program.bad_settings
             mark = MARKS["down" if bad else "waiting"]
             settings = ", bad settings" if program.bad_settings else ""
-            yield terminal.line(f"  {mark} program {program.name}: {program.state}{settings}", "bad" if bad else "")
+            where = f" on {program.host}" if program.host else ""
+            text = f"  {mark} program {program.name}{where}: {program.state}{settings}"
+            yield terminal.line(text, "bad" if bad else "")
 
 
 def _job(job: JobView, now: float) -> list[Cell]:

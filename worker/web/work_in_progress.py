@@ -12,6 +12,7 @@ from worker.content.calls import WAITING_FOR_HOURS
 from worker.runtime.db import Database, queries
 from worker.web.campaign_failures import LATEST, REPLIES, CampaignFailures
 from worker.web.campaign_forecasts import AccountUse, CampaignForecasts
+from worker.web.senders import SendersAtWork
 
 CAP = 10_000  # a longer backlog is shown as "more than 10,000"
 SCHEDULED_LIMIT = 5  # campaigns that are due later
@@ -76,6 +77,7 @@ class WorkInProgress:
     notifications: int  # reminder digests and e-mails about trials that wait or are being sent
     scheduled: tuple[ScheduledCampaign, ...] = ()  # the next ones, at most SCHEDULED_LIMIT
     failures: tuple[CampaignFailures, ...] = ()  # of running campaigns, and of those that ended in the last hour
+    senders: SendersAtWork | None = None  # None: bin/campaign sends by itself
 
 
 class CampaignRates:
