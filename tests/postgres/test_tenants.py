@@ -176,7 +176,7 @@ class TwoTenants:
             "template_id": self.other_template, "oldest": now - timedelta(days=366), "owner": "o@x.example",
             "holders": ["h"], "ask_at": now, "deferrals": "[]", "token": "t", "expiry": now, "refresh_token": FOREIGN,
             "address": "a@x.example", "channels": ["email"], "addresses": ["a@x.example"], "seen": "0", "code": "",
-            "source": "bounce", "until": None,
+            "source": "bounce", "until": None, "may_leave": 2, "new_holder": "n",
             **{key: [] for key in ("status", "priority", "type", "industry", "tags", "custom")},
             **dict.fromkeys(("assigned_to", "created_after", "search")), "target": "all",
             **{key: ["ours"] for key in ("originals", "taggeds", "codes", "shorts", "labels", "sources", "mediums",
