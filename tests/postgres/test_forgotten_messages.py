@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from one_run import OneRun
@@ -13,7 +14,12 @@ from one_run import OneRun
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
 from worker.campaign import CampaignJob
+from worker.campaigns.forgotten_messages import ForgottenMessages
+from worker.campaigns.journal import JournalDirectory
+from worker.messages import Accepted
 from worker.runtime.db import Database, Row, queries
+from worker.runtime.timeline import Timeline
+from worker.sending.outcomes import Outcome, OutcomeKind
 
 TABLES = (
     '"Campaign"', '"CampaignRecipient"', '"CampaignLog"', '"EmailLog"', "worker.campaign_run",
@@ -214,3 +220,61 @@ def test_the_server_changes_behind_the_connection(crm: Crm, world: World, run_on
     crm.execute("UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'")
     run_once("campaign", CampaignJob)
     in_order(crm, world, campaign, sent=3)
+
+
+def test_a_batch_that_is_still_sent(
+    crm: Crm, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A claim is forgotten whose messages are on the wire: nothing is claimed until they have their answers.
+
+    Then those that were started are in a batch again, and those that were not are left pending.
+    """
+    campaign = crm.add_campaign("email", recipients=3)
+    rows = crm.execute('SELECT id FROM "CampaignRecipient" WHERE "campaignId" = %s ORDER BY id', (campaign,))
+    sent, unanswered, not_started = (recipient_id for (recipient_id,) in rows)
+    journals = JournalDirectory(tmp_path)
+    (tmp_path / "timeline.campaign").write_text(json.dumps(["1/00000009", None]))
+    with closing(Database(database_url, "test")) as db:
+        timeline = Timeline(db, tmp_path / "timeline.campaign", utc_now)
+        forgotten = ForgottenMessages(db, journals, timeline, utc_now)
+        in_hand = journals.create(str(uuid4()), 3)
+        in_hand.started(sent)
+        in_hand.started(unanswered)
+        assert not forgotten.claim_again()
+        assert not forgotten.claim_again()
+        assert timeline.has_changed()
+        in_hand.ended(sent, Outcome(OutcomeKind.ACCEPTED, utc_now(), accepted=Accepted("<m@x>")))
+        in_hand.close()
+        assert forgotten.claim_again()
+        assert not timeline.has_changed()
+    assert [record.message for record in caplog.records].count(
+        "nothing is claimed: messages of a batch that PostgreSQL forgot are still on the wire"
+    ) == 1
+    [(batch_id, recipient_ids)] = crm.execute("SELECT id::text, recipient_ids FROM worker.campaign_batch")
+    assert sorted(recipient_ids) == [sent, unanswered]
+    assert crm.value('SELECT status FROM "CampaignRecipient" WHERE id = %s', not_started) == "pending"
+    journal = journals.take_over(batch_id)
+    assert journal
+    with closing(journal):
+        outcomes = journal.read()
+    assert outcomes.keys() == {sent, unanswered}
+    assert outcomes[unanswered] is None
+    assert outcomes[sent]
+    assert outcomes[sent].accepted == Accepted("<m@x>")
+
+
+def test_another_tenants_recipient(crm: Crm, database_url: str, tmp_path: Path) -> None:
+    """A recipient that belongs to another tenant than its campaign is in no batch."""
+    campaign, other = crm.add_campaign("email", recipients=2), crm.add_tenant()
+    rows = crm.execute('SELECT id FROM "CampaignRecipient" WHERE "campaignId" = %s ORDER BY id', (campaign,))
+    own, moved = (recipient_id for (recipient_id,) in rows)
+    crm.execute('UPDATE "CampaignRecipient" SET "tenantId" = %s WHERE id = %s', (other, moved))
+    journals = JournalDirectory(tmp_path)
+    (tmp_path / "timeline.campaign").write_text(json.dumps(["1/00000009", None]))
+    with closing(journals.create(str(uuid4()), 2)) as journal:
+        journal.started(own)
+        journal.started(moved)
+    with closing(Database(database_url, "test")) as db:
+        timeline = Timeline(db, tmp_path / "timeline.campaign", utc_now)
+        assert ForgottenMessages(db, journals, timeline, utc_now).claim_again()
+    assert crm.execute("SELECT recipient_ids FROM worker.campaign_batch") == [([own],)]
