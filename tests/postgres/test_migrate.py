@@ -133,6 +133,7 @@ def test_once_and_again(fresh: Connection) -> None:
         (8, "user_index"),
         (9, "consent"),
         (10, "bounces"),
+        (11, "quota"),
         (12, "argentine_numbers"),
         (13, "batch_progress"),
     ]
