@@ -38,9 +38,13 @@ def account_of(queue: BatchQueue) -> ProviderAccount:
 
 @dataclass(frozen=True, slots=True)
 class _NextMessage:
-    """The message to one recipient; if none can be made, its ``outcome``."""
+    """The message to one recipient; if none can be made, its ``outcome``.
+
+    ``waited_seconds``: until PostgreSQL knew that it may leave.
+    """
 
     recipient: Recipient
+    waited_seconds: float
     made: Any = None
     outcome: Outcome | None = None
 
@@ -213,7 +217,7 @@ class Dispatcher:
 
     def _send_ready(self, queue: BatchQueue) -> float | None:
         """In a thread: sends what is ready; returns the seconds that a message took, None when there was none."""
-        began, count = time.monotonic(), 0
+        began, count, waited = time.monotonic(), 0, 0.0
         message, following = self._next(queue), None
         try:
             while message:
@@ -228,24 +232,26 @@ class Dispatcher:
                 if queue.batch.state is BatchState.REFUSED_IN_A_ROW:
                     self.stop(queue.batch.campaign.id)  # its other batch, too
                 self._threads.progressed()
-                count += 1
+                count, waited = count + 1, waited + message.waited_seconds
                 message, following = following or (None if shared else self._next(queue)), None
         finally:
             for each in (message, following):
                 if each:
                     queue.batch.transport.withdraw(each.made)
-        return (time.monotonic() - began) / count if count else None
+        return (time.monotonic() - began - waited) / count if count else None
 
     def _next(self, queue: BatchQueue, *, ahead: bool = False) -> "_NextMessage | None":
         """The message to the next recipient; None when there is none now, or the batch has stopped."""
+        asked = time.monotonic()
         recipient = queue.take(ahead=ahead)
+        waited = time.monotonic() - asked
         if recipient is None:
             return None
         if outcome := queue.obstacle(recipient):
-            return _NextMessage(recipient, outcome=outcome)
+            return _NextMessage(recipient, waited, outcome=outcome)
         batch = queue.batch
         try:
-            return _NextMessage(recipient, batch.transport.message(recipient, self._clock()))
+            return _NextMessage(recipient, waited, batch.transport.message(recipient, self._clock()))
         except SendError as error:
             outcome = self._failed(batch, error)
         except MemoryError:
@@ -253,7 +259,7 @@ class Dispatcher:
             outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
         except ValueError as error:
             outcome = self._unsent(str(error), FailureKind.CONTENT)
-        return _NextMessage(recipient, outcome=outcome)
+        return _NextMessage(recipient, waited, outcome=outcome)
 
     def _unsent(self, reason: str, fault: FailureKind) -> Outcome:
         return Outcome(OutcomeKind.REFUSED, self._clock(), reason, fault=fault)
