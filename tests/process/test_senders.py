@@ -218,3 +218,14 @@ def test_a_sender_without_the_engine(start: Start) -> None:
     worker = start(program="campaign-sender")
     assert worker.wait() == 0
     assert worker.said("nothing to do on this machine") == 1
+
+
+def test_a_scheduler_without_senders(crm: Crm, books: Books, senders: Senders, start: Start) -> None:
+    """It says so once, and the first sender goes to work at once."""
+    (scheduler,) = senders(0)
+    campaign = crm.add_campaign("email", recipients=20)
+    wait_for(lambda: scheduler.said("no bin/campaign-sender takes their units"), "it says so")
+    start(program="campaign-sender", **ENGINE)
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign) == 0
+    assert scheduler.said("no bin/campaign-sender takes their units") == 1

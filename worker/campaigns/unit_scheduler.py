@@ -27,6 +27,7 @@ class UnitScheduler:
         self._runs = sending.runs
         self._queue = open_queue(context.settings)
         self._sql = queries("engine")
+        self._said_no_sender = False
 
     def start(self) -> None:
         """Raises SchemaError and SettingsError when the engine cannot be used."""
@@ -42,6 +43,9 @@ class UnitScheduler:
         settings = self._context.settings
         units = [QueuedUnit(**row) for row in self._db.all(self._sql["units"])]
         senders = self._db.all(self._sql["senders"], timeout_seconds=settings.campaign_sender_timeout_seconds)
+        if not (senders or self._said_no_sender):
+            log.warning("campaigns wait: no bin/campaign-sender takes their units", {"campaigns": len(runs)})
+        self._said_no_sender = not senders
         for unit in next_units(runs, units, spread=settings.campaign_spread, senders=len(senders)):
             if not self._context.may_continue:
                 return
