@@ -87,7 +87,7 @@ class CampaignJob:
     def start(self) -> None:
         require_current(self._db)
         self._db.execute(queries("campaign")["drop_retries"])
-        self._claims.quotas.drop_old(self._context.clock())
+        self._claims.start()
         self._orphans.sweep_journals()
 
     def tick(self, now: datetime) -> TickResult:
