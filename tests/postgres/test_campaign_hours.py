@@ -177,7 +177,7 @@ def test_who_waited_for_the_morning_was_not_deferred(crm: Crm, world: World, run
     indian_campaign(crm, 30)
     run(run_once, CAMPAIGN_WINDOW=window(INDIA, hours=3))
     let_pass(crm)
-    crm.execute(f"UPDATE worker.campaign_run SET holds = 20, accepted_at = started_at + interval '1 second'")
+    crm.execute("UPDATE worker.campaign_run SET holds = 20, accepted_at = started_at + interval '1 second'")
     world.script("whatsapp", status=503, body={"error": {"code": 2, "message": "unavailable"}})
     run(run_once, CAMPAIGN_WINDOW=window(INDIA, hours=0))
     assert states(crm) == {"pending": 30}
