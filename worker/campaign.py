@@ -54,7 +54,7 @@ class CampaignJob:
             self._units.start()
         self._db.execute(queries("campaign")["drop_retries"])
         self._db.execute(queries("campaign")["drop_progress"])
-        self._sending.claims.quotas.drop_old(self._context.clock())
+        self._sending.claims.start()
         self._sending.orphans.sweep_journals()
 
     def tick(self, now: datetime) -> TickResult:

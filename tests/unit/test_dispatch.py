@@ -520,7 +520,7 @@ class Day:
         self.now = NOW
         window, zones = Window.parse("09:00-21:00"), (ZoneInfo("UTC"),)
         batch.hours = BatchHours(
-            window, dict.fromkeys((each.id for each in batch.recipients), zones), lambda: self.now
+            window, dict.fromkeys((each.id for each in batch.recipients), zones), lambda: self.now, {}
         )
 
     def end(self) -> None:

@@ -17,7 +17,7 @@ from worker.campaigns.campaign import Campaign
 from worker.campaigns.claim_size import ClaimSize
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.refusal_breaker import RefusalBreaker, RefusalStreak
-from worker.campaigns.sending_hours import SendingHours
+from worker.campaigns.sending_hours import OUTSIDE, SendingHours
 from worker.campaigns.transport import Transport
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.lease import Lease
@@ -58,6 +58,12 @@ class BatchClaims:
         """How many batches of one campaign are sent at the same time."""
         return self._size.side_by_side
 
+    def start(self) -> None:
+        """Once, before the first claim: what another CAMPAIGN_WINDOW put off, and old hours of quotas."""
+        now = self._clock()
+        self._db.execute(self._sql["end_other_waits"], outside=OUTSIDE, reason=self.hours.reason, now=now)
+        self.quotas.drop_old(now)
+
     def claim(
         self, campaign: Campaign, transport: Transport, *, campaigns: int = 1, commit_seconds: float = 0.0
     ) -> Batch | None:
@@ -87,6 +93,7 @@ class BatchClaims:
                 user_id=campaign.user_id,
                 pause_seconds=self._settings.campaign_batch_delay_seconds,
                 full_size=self._settings.campaign_batch_size,
+                outside=OUTSIDE,
             )
             if batch:
                 batch.hours = self.hours.of_batch(campaign, {each.id: each.phone for each in batch.recipients})

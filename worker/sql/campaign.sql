@@ -179,7 +179,8 @@ WITH run AS (
       AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
     FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could deadlock
 ), retried AS (
-    SELECT q.recipient_id AS id, q.attempts, q.reason <> '' AS deferred
+    -- who waited for CAMPAIGN_WINDOW was not deferred
+    SELECT q.recipient_id AS id, q.attempts, q.reason <> '' AND NOT starts_with(q.reason, %(outside)s) AS deferred
     FROM run JOIN worker.campaign_retry q ON q.campaign_id = run.campaign_id
     WHERE q.campaign_id = %(campaign_id)s AND q.due_at <= %(now)s
     ORDER BY q.due_at LIMIT (%(size)s + 1) / 2
@@ -368,6 +369,9 @@ SET next_batch_at = greatest(next_batch_at, %(next_batch_at)s),
     holds = CASE WHEN next_batch_at > %(now)s THEN holds ELSE %(backoffs)s END,
     waits_for = CASE WHEN next_batch_at > %(now)s THEN waits_for END
 WHERE campaign_id = %(campaign_id)s;
+
+-- name: look_again  The run is looked at again then; what it waits for stays.
+UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s WHERE campaign_id = %(campaign_id)s;
 
 -- name: wait_for  Nothing of the run may be sent for a reason that its user cares about, which is told once in a wait.
 WITH run AS (
@@ -617,6 +621,10 @@ DELETE FROM worker.campaign_retry q
 WHERE NOT EXISTS (
     SELECT FROM "Campaign" c WHERE c.id = q.campaign_id AND c.status NOT IN ('completed', 'failed')
 );
+
+-- name: end_other_waits  Who waits for another CAMPAIGN_WINDOW than the present one may be claimed now.
+UPDATE worker.campaign_retry SET due_at = %(now)s
+WHERE starts_with(reason, %(outside)s) AND reason <> %(reason)s AND due_at > %(now)s;
 
 -- name: due_to_ask  Campaigns with messages that a provider can be asked about now, and the accounts they left through.
 SELECT DISTINCT campaign_id, sender FROM worker.unconfirmed_send WHERE ask_at <= %(now)s;
