@@ -100,5 +100,6 @@ def test_the_server_changes_behind_the_connection(desk: Desk, placed: str) -> No
     """As behind a pooler: nothing is claimed from a server of another timeline until the job has looked."""
     queue_id = call(desk, OTHER_NUMBER)
     desk.database.timeline = "00000009"
-    desk.work()
+    for _ in range(3):
+        desk.tick(seconds=1)
     assert (desk.status(queue_id), desk.world.total("twilio")) == ("pending", 1)
