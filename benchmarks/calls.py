@@ -166,6 +166,7 @@ def environment(servers: World, url: str, sink: Sink) -> dict[str, str]:
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "DATABASE_URL": url,
+        "STATE_DIR": str(servers.folder / "state"),
         "REDIS_URL": servers.redis.url,
         "TWILIO_API_URL": f"http://127.0.0.1:{sink.port}",
         "TWILIO_RATE": UNPACED,

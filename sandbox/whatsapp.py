@@ -106,7 +106,7 @@ class WhatsApp:
         rule = self._state.script.take("number", [phone_id])
         if rule and rule.action == "hang":
             await rule.hang()
-        elif rule:
+        if rule and (rule.action != "hang" or rule.body is not None):
             return scripted_reply(rule, _scripted_error)
         known = {"quality_rating": "GREEN", "whatsapp_business_manager_messaging_limit": "TIER_UNLIMITED"}
         asked = request.query.get("fields", "").split(",")

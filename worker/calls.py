@@ -14,6 +14,7 @@ import psycopg2
 
 from worker.calling.accounts import CallingAccounts
 from worker.calling.claims import CallClaims
+from worker.calling.forgotten_calls import ForgottenCalls
 from worker.calling.placement import CallPlacement
 from worker.calling.reconciliation import CallReconciliation
 from worker.calling.reporting import CallCounts, CallReporter
@@ -26,6 +27,8 @@ from worker.runtime.db import Row, queries
 from worker.runtime.job import JobContext, TickResult
 from worker.runtime.lease import Lease
 from worker.runtime.migrations import require_current
+from worker.runtime.timeline import DOUBT_SECONDS, Timeline
+from worker.sending.outcomes import ASK_AFTER_SECONDS
 from worker.sending.suppression import SuppressionWatch
 
 log = logging.getLogger(__name__)
@@ -59,13 +62,20 @@ class CallsJob:
         self._reporter = CallReporter(context)
         lease = Lease()
         settlement = CallSettlement(context, self._reporter, lease.holder, monotonic)
+        self._timeline = Timeline(self._db, settings.state_dir / "timeline.calls", context.clock)
         self._claims = CallClaims(context, lease, settlement)
         self._accounts = CallingAccounts(settings, context.redis, REQUEST_THREADS, monotonic, context.clock)
         self._requests = CallRequests(REQUEST_THREADS, context.signals, settings.shutdown_grace_seconds, settlement)
         self._selection = CallSelection(context, self._accounts, settlement, self._requests, monotonic)
         watch = SuppressionWatch(self._db, monotonic)
         self._placement = CallPlacement(
-            settings.app_url or "", self._accounts, settlement, self._requests, watch, context.clock
+            settings.app_url or "",
+            self._accounts,
+            settlement,
+            self._requests,
+            watch,
+            context.clock,
+            ForgottenCalls(self._claims, self._timeline),
         )
         self._reconciliation = CallReconciliation(
             context, self._accounts, self._claims, settlement, self._requests, self._reporter, monotonic
@@ -78,6 +88,7 @@ class CallsJob:
     def tick(self, now: datetime) -> TickResult:
         self._reporter.counts = CallCounts()
         self._requests.settle_finished(0.0)
+        self._look_at_timeline()
         todo = self._survey(now)
         if not (todo["any_pending"] or todo["any_processing"] or todo["any_claim"] or todo["any_live"]):
             self._set_gauges(due=0.0, oldest_due_seconds=0.0, waiting=0.0)
@@ -103,6 +114,8 @@ class CallsJob:
 
     def _place_due(self, now: datetime) -> datetime | None:
         """Gives each tenant that may call now its turn; returns when the next call may be placed, if one is left."""
+        if self._timeline.changed_within(ASK_AFTER_SECONDS):  # Twilio does not list all of them yet
+            return self._context.clock() + timedelta(seconds=ROUND_SECONDS)
         until = self._monotonic() + TICK_SECONDS
         accounts = self._selection.open_accounts(now)
         waits: list[float] = []  # seconds
@@ -121,6 +134,14 @@ class CallsJob:
             if len(claimed) < len(choice.candidates):
                 waits.append(ROUND_SECONDS)
         return self._context.clock() + timedelta(seconds=min(waits)) if waits else None
+
+    def _look_at_timeline(self) -> None:
+        if self._timeline.has_changed():
+            log.warning(
+                "PostgreSQL is another server, or was restored: Twilio is asked about each call before it is placed",
+                {"minutes": DOUBT_SECONDS / 60, "timeline": self._timeline.name},
+            )
+            self._timeline.accept()
 
     def _may_place(self, until: float) -> bool:
         return self._context.may_continue and self._monotonic() < until

@@ -7,7 +7,7 @@ queues units for bin/campaign-sender instead of sending.
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from worker.campaign_commands import command_line
@@ -53,14 +53,17 @@ class CampaignJob:
         if self._units:
             self._units.start()
         self._db.execute(queries("campaign")["drop_retries"])
-        self._sending.claims.quotas.drop_old(self._context.clock())
+        self._db.execute(queries("campaign")["drop_progress"])
+        self._sending.claims.start()
         self._sending.orphans.sweep_journals()
 
     def tick(self, now: datetime) -> TickResult:
-        self._sending.begin_tick()
+        if not self._sending.begin_tick():
+            return TickResult(self._sending.counts, now + timedelta(seconds=LOCKED_SECONDS), unfinished=True)
         survey = self._runs.survey()
         if survey.is_idle(now):
             self._measure(CampaignBacklog())
+            self._sending.progress.close()
             return TickResult(self._sending.counts, survey.next_scheduled)
         self._look_for_work(now, survey)
         if self._units:
@@ -75,7 +78,7 @@ class CampaignJob:
             self._units.close()
         return self._sending.close()
 
-    def ready(self, busy: set[str], seconds: float) -> Iterable[str]:
+    def ready(self, busy: set[str], seconds: float) -> Sequence[str]:
         """For one round; while a message hangs, so that the tick cannot end, the other campaigns go on."""
         return self._runs.ready(busy) if not ROUND_SECONDS <= seconds <= STUCK_SECONDS else ()
 

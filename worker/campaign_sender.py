@@ -6,10 +6,11 @@ seconds") from the queue, claims batches, sends and settles them, and settles wh
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.run import LOCKED_SECONDS
 from worker.campaigns.sending import STUCK_SECONDS, CampaignSending
 from worker.runtime import program
 from worker.runtime.db import queries
@@ -51,12 +52,15 @@ class SenderJob:
         self._sending.orphans.sweep_journals()
 
     def tick(self, now: datetime) -> TickResult:
-        self._sending.begin_tick()
+        if not self._sending.begin_tick():
+            return TickResult(self._sending.counts, now + timedelta(seconds=LOCKED_SECONDS), unfinished=True)
         self._units.take_units()
         self._sending.recovery.settle_orphans()
         try:
             if self._units.in_hand:
                 self._sending.send(self)
+            else:
+                self._sending.progress.close()
         finally:
             self._units.end_all()
         return TickResult(self._sending.counts, unfinished=self._any_waiting())
@@ -69,7 +73,7 @@ class SenderJob:
         self._units.close()
         return self._sending.close()
 
-    def ready(self, busy: set[str], seconds: float) -> Iterable[str]:
+    def ready(self, busy: set[str], seconds: float) -> Sequence[str]:
         """The campaigns of the units in hand. A unit ends when its time is over, and does not wait for what hangs."""
         ready = []
         for unit in self._units.in_hand:

@@ -1,6 +1,7 @@
 """A calls job on real servers, with clocks that tests move, for the tests of its rules."""
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -215,16 +216,19 @@ def desks(crm: Crm, database_url: str, redis_url: str, world: World) -> Iterator
     world.set_rates(twilio_rate=0)
     opened: list[Desk] = []
 
-    def make(database: Database | None = None, **environ: str) -> Desk:
-        opened.append(Desk(crm, database_url, redis_url, world, database, **environ))
-        return opened[-1]
+    with tempfile.TemporaryDirectory() as folder:
 
-    yield make
-    world.clear_script()
-    for desk in opened:
-        desk.job.close()
-        desk.context.close()
-        desk.redis.close()
+        def make(database: Database | None = None, **environ: str) -> Desk:
+            environ = {"STATE_DIR": folder} | environ
+            opened.append(Desk(crm, database_url, redis_url, world, database, **environ))
+            return opened[-1]
+
+        yield make
+        world.clear_script()
+        for desk in opened:
+            desk.job.close()
+            desk.context.close()
+            desk.redis.close()
 
 
 class Listener:

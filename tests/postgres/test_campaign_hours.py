@@ -152,3 +152,33 @@ def test_thousands_who_wait_cost_their_claim_once(crm: Crm, world: World, run_on
         run(run_once, CAMPAIGN_WINDOW=india, WHATSAPP_RATE="1000")
     assert crm.value('SELECT max("updatedAt") FROM "CampaignRecipient"') == changed
     assert len(told(crm)) == 1
+
+
+def indian_campaign(crm: Crm, recipients: int) -> str:
+    people = [{"recipientPhone": f"+9198765432{n:02}", "recipientEmail": None} for n in range(recipients)]
+    return crm.add_campaign("whatsapp", recipients=people)
+
+
+@pytest.mark.parametrize("other", [0, None])
+def test_a_window_that_was_changed_is_obeyed_from_the_next_start_on(
+    other: int | None, crm: Crm, world: World, run_once: OneRun
+) -> None:
+    """Who waits for the one before need not wait for its beginning; without a window nobody waits."""
+    indian_campaign(crm, 5)
+    run(run_once, CAMPAIGN_WINDOW=window(INDIA, hours=3))
+    assert (world.total("whatsapp"), states(crm)) == (0, {"pending": 5})
+    crm.execute(f"UPDATE worker.campaign_run SET next_batch_at = {NOW}")
+    run(run_once, **({} if other is None else {"CAMPAIGN_WINDOW": window(INDIA, hours=other)}))
+    assert (world.total("whatsapp"), states(crm)) == (5, {"sent": 5})
+
+
+def test_who_waited_for_the_morning_was_not_deferred(crm: Crm, world: World, run_once: OneRun) -> None:
+    """An outage on the next day counts no attempts, as for everybody else."""
+    indian_campaign(crm, 30)
+    run(run_once, CAMPAIGN_WINDOW=window(INDIA, hours=3))
+    let_pass(crm)
+    crm.execute("UPDATE worker.campaign_run SET holds = 20, accepted_at = started_at + interval '1 second'")
+    world.script("whatsapp", status=503, body={"error": {"code": 2, "message": "unavailable"}})
+    run(run_once, CAMPAIGN_WINDOW=window(INDIA, hours=0))
+    assert states(crm) == {"pending": 30}
+    assert crm.value("SELECT max(attempts) FROM worker.campaign_retry") == 0

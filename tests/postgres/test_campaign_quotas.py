@@ -316,3 +316,28 @@ def test_who_was_written_to_before_counts_once(crm: Crm, world: World, run_once:
     third = crm.add_campaign("whatsapp", recipients=people(8))
     run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
     assert crm.counts(third) == {"sent": 5, "pending": 3}
+
+
+def test_messages_that_are_deferred_one_by_one_use_nothing_up(crm: Crm, world: World, run_once: OneRun) -> None:
+    """The recipient's attempt counts, and no message: exactly the limit is sent."""
+    world.script("smtp", stage="mail", status=451, text="4.3.2 later", times=3)
+    crm.add_campaign(recipients=20)
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="20", CAMPAIGN_RETRY_DELAY="1")
+    crm.execute("UPDATE worker.campaign_retry SET due_at = now() AT TIME ZONE 'UTC'")
+    crm.execute("UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'")
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="20")
+    assert states(crm) == {"sent": 20}
+    assert crm.value("SELECT sum(used) FROM worker.quota") == 20
+
+
+def test_a_slow_answer_of_meta_ends_no_wait(crm: Crm, world: World, run_once: OneRun) -> None:
+    """The limit is read again every hour; the campaign's user is told once."""
+    whatsapp_campaign(crm, world, 20, "TIER_10")
+    for _ in range(2):
+        run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
+        assert states(crm) == {"sent": 9, "pending": 11}
+        assert len(waits(crm)) == 1
+        crm.execute("UPDATE worker.whatsapp_number SET read_at = read_at - interval '2 hours'")
+        crm.execute("UPDATE worker.campaign_run SET next_batch_at = now() AT TIME ZONE 'UTC'")
+        body = {"whatsapp_business_manager_messaging_limit": "TIER_10"}
+        world.script("number", action="hang", seconds=1.5, status=200, body=body)

@@ -26,6 +26,7 @@ from worker.campaigns.claims import BatchClaims
 from worker.campaigns.deferrals import BACKOFF_SECONDS, BACKOFFS_BEFORE_END, BACKOFFS_BEFORE_OWN
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.orphans import OrphanedBatches
+from worker.campaigns.progress import ProgressRecord
 from worker.campaigns.run import CampaignRuns
 from worker.campaigns.settlement import LONGEST_RETRY_DELAY_SECONDS, BatchSettlements, SettlementResult
 from worker.campaigns.targets import prepare
@@ -33,7 +34,7 @@ from worker.campaigns.transport import TransportRouter
 from worker.errors import AccountRejected, CampaignRejected
 from worker.messages import Accepted
 from worker.runtime.counters import Counters
-from worker.runtime.db import Database
+from worker.runtime.db import Database, queries
 from worker.runtime.events import LiveEvents
 from worker.runtime.lease import LEASE_SECONDS, Lease
 from worker.runtime.redis_client import connect
@@ -115,7 +116,8 @@ class Worker:
         campaign = self.find(campaign_id)
         transport = self.transports.route(campaign)
         orphans = list(self.orphans.find())
-        return [self.settle(self.orphans.recover(orphan, campaign, transport)) for orphan in orphans]
+        batches = [self.orphans.recover(orphan, campaign, transport) for orphan in orphans]
+        return [self.settle(batch) for batch in batches if batch]
 
     def send(self, campaign_id: str, *kinds: OutcomeKind) -> SettlementResult | None:
         """Claims a batch and settles it with these outcomes, one for each recipient, the last one for the rest."""
@@ -624,6 +626,146 @@ def test_another_machines_batch(office: Office, tmp_path: Path) -> None:
     office.time_passes(60)
     assert len(here.recover(campaign)) == 1
     assert office.counts(campaign) == {"failed": 10}
+
+
+@pytest.fixture
+def two_machines(office: Office, tmp_path: Path) -> tuple[Worker, Worker]:
+    """A worker, and one on another machine, with claims of 100 recipients by 8 threads."""
+    environ = {"CAMPAIGN_BATCH_SIZE": "100", "CAMPAIGN_CONCURRENCY": "8"}
+    return office.worker("here", **environ), office.worker("there", STATE_DIR=str(tmp_path / "elsewhere"), **environ)
+
+
+def advance(office: Office, batch: Batch, may_leave: int, outcomes: dict[str, Outcome]) -> bool:
+    with closing(Database(office.environ["DATABASE_URL"], "progress")) as db:
+        return ProgressRecord(db).advance(batch, may_leave, outcomes)
+
+
+def accepted(*recipients: Recipient) -> dict[str, Outcome]:
+    return {
+        each.id: Outcome(OutcomeKind.ACCEPTED, utc_now(), accepted=Accepted(f"<{each.id}@x>")) for each in recipients
+    }
+
+
+def test_a_lost_machines_batch(office: Office, two_machines: tuple[Worker, Worker]) -> None:
+    """Known outcomes are settled, who may have been written to besides is unconfirmed, all others are pending."""
+    campaign = office.crm.add_campaign(recipients=100)
+    here, there = two_machines
+    there.start(campaign)
+    batch = there.claim(campaign)
+    assert batch
+    assert batch.allowance == 16
+    people = batch.recipients
+    refused = {people[9].id: Outcome(OutcomeKind.REFUSED, utc_now(), "550 no such user")}
+    assert advance(office, batch, 25, accepted(*people[:9]))
+    assert advance(office, batch, 40, accepted(*people[10:23]) | refused)
+    office.time_passes(LEASE_SECONDS + 1)
+    [settled] = here.recover(campaign)
+    assert (settled.sent, settled.failed) == (22, 18)
+    assert office.counts(campaign) == {"sent": 22, "failed": 18, "pending": 60}
+    statement = """SELECT array_agg(id) FROM "CampaignRecipient"
+                   WHERE status = 'failed' AND "errorMessage" LIKE 'Unconfirmed, it may have arrived:%%'"""
+    assert set(office.one(statement)) == {each.id for each in people[23:40]}
+    assert office.one('SELECT count(*) FROM "EmailLog"') == 22
+    assert office.one("SELECT max(attempts) FROM worker.campaign_retry") == 0
+    assert office.one("SELECT count(*) FROM worker.batch_progress") == 0
+
+
+def test_a_lost_machine_before_it_wrote_progress(office: Office, two_machines: tuple[Worker, Worker]) -> None:
+    """The claim itself says who may be written to at first; of a batch of an older version it is everybody."""
+    here, there = two_machines
+    for may_leave, counts in ((16, {"failed": 16, "pending": 84}), (None, {"failed": 100})):
+        campaign = office.crm.add_campaign(recipients=100)
+        there.start(campaign)
+        assert there.claim(campaign)
+        if may_leave is None:
+            office.crm.execute("UPDATE worker.campaign_batch SET may_leave = NULL")
+        office.time_passes(LEASE_SECONDS + 1)
+        here.recover(campaign)
+        assert office.counts(campaign) == counts
+
+
+def test_recipients_are_written_to_in_the_order_of_the_row(
+    office: Office, two_machines: tuple[Worker, Worker]
+) -> None:
+    """Those that were deferred come last, there as here."""
+    campaign = office.crm.add_campaign(recipients=30)
+    _, there = two_machines
+    there.start(campaign)
+    there.send(campaign, *[OutcomeKind.DEFERRED] * 10, OutcomeKind.NOT_SENT)
+    office.crm.execute("UPDATE worker.campaign_retry SET due_at = due_at - interval '1 day'")
+    batch = there.claim(campaign)
+    assert batch
+    assert [each.deferred for each in batch.recipients] == sorted(each.deferred for each in batch.recipients)
+    row = office.one("SELECT recipient_ids FROM worker.campaign_batch")
+    assert row == [each.id for each in batch.recipients]
+
+
+def test_who_lost_its_batch_lets_nothing_leave(office: Office, two_machines: tuple[Worker, Worker]) -> None:
+    """From the moment at which a batch is taken over its holder neither advances, nor renews, nor settles it."""
+    campaign = office.crm.add_campaign(recipients=100)
+    here, there = two_machines
+    there.start(campaign)
+    batch = there.claim(campaign)
+    assert batch
+    office.time_passes(LEASE_SECONDS + 1)
+    [orphan] = here.orphans.find()
+    taken = here.orphans.recover(orphan, here.find(campaign), here.transports.route(here.find(campaign)))
+    assert taken
+    assert not advance(office, batch, 30, accepted(*batch.recipients[:14]))
+    there.claims.renew([batch])
+    assert batch.state is BatchState.LEASE_LOST
+    assert there.settle(batch).counts is None
+    assert here.settle(taken).failed == 16
+    assert office.counts(campaign) == {"failed": 16, "pending": 84}
+
+
+def test_a_holder_that_comes_back_in_time(office: Office, two_machines: tuple[Worker, Worker]) -> None:
+    """It has renewed its lease between the look of another machine and the taking over: it keeps its batch."""
+    campaign = office.crm.add_campaign(recipients=100)
+    here, there = two_machines
+    there.start(campaign)
+    batch = there.claim(campaign)
+    assert batch
+    office.time_passes(LEASE_SECONDS + 1)
+    [orphan] = here.orphans.find()
+    there.claims.renew([batch])
+    assert here.orphans.recover(orphan, here.find(campaign), here.transports.route(here.find(campaign))) is None
+    assert advance(office, batch, 30, accepted(*batch.recipients[:14]))
+    outcome(there, batch)
+    assert there.settle(batch).sent == 100
+
+
+def test_an_advance_that_is_being_committed(office: Office, two_machines: tuple[Worker, Worker]) -> None:
+    """Whoever takes the batch over waits for it: otherwise its messages would leave, and be sent again."""
+    campaign = office.crm.add_campaign(recipients=100)
+    here, there = two_machines
+    there.start(campaign)
+    batch = there.claim(campaign)
+    assert batch
+    office.time_passes(LEASE_SECONDS + 1)
+    with closing(Database(office.environ["DATABASE_URL"], "progress")) as db:
+        with db.transaction():
+            assert ProgressRecord(db).advance(batch, 30, accepted(*batch.recipients[:14]))
+            recovery = InBackground(lambda: here.recover(campaign))
+            wait_until(lambda: waits_for_a_lock(office, "here"), "the take-over waits")
+        assert recovery.result()[0].sent == 14
+    assert office.counts(campaign) == {"sent": 14, "failed": 16, "pending": 70}
+
+
+def test_progress_of_no_batch_is_deleted(office: Office, two_machines: tuple[Worker, Worker]) -> None:
+    """An older version that settles a batch knows nothing of its progress."""
+    campaign = office.crm.add_campaign(recipients=100)
+    _, there = two_machines
+    there.start(campaign)
+    batch = there.claim(campaign)
+    assert batch
+    assert advance(office, batch, 30, accepted(*batch.recipients[:14]))
+    statement = queries("campaign")["drop_progress"]
+    there.db.execute(statement)
+    assert office.one("SELECT count(*) FROM worker.batch_progress") == 1
+    office.crm.execute("DELETE FROM worker.campaign_batch")
+    there.db.execute(statement)
+    assert office.one("SELECT count(*) FROM worker.batch_progress") == 0
 
 
 class Interrupted(Database):

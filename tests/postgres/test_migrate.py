@@ -34,6 +34,7 @@ NAMES = [
     "0010_bounces",
     "0011_quota",
     "0012_argentine_numbers",
+    "0013_batch_progress",
 ]
 INDEXES = {
     "worker_campaign_due",
@@ -134,6 +135,7 @@ def test_once_and_again(fresh: Connection) -> None:
         (10, "bounces"),
         (11, "quota"),
         (12, "argentine_numbers"),
+        (13, "batch_progress"),
     ]
 
 
@@ -311,7 +313,7 @@ def test_the_crm_goes_on_meanwhile(crm_only_url: str, fresh: Connection) -> None
     [
         ("DROP SCHEMA worker CASCADE", "missing"),
         ("TRUNCATE worker.migration", "missing"),
-        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 12"),
+        ("DELETE FROM worker.migration WHERE version > 1", "at version 1, this program needs 13"),
     ],
 )
 def test_missing_or_old(database_url: str, connection: Connection, damage: str, state: str) -> None:

@@ -106,3 +106,36 @@ def test_a_suppressed_address_uses_nothing(trials: TrialOffice, ledger: QuotaLed
     )
     assert trials.worker(SMTP_DAILY_LIMIT="10").tick().counts["told"] == 1
     assert trials.crm.value("SELECT sum(used) FROM worker.quota") == 1
+
+
+def test_a_mail_server_that_takes_nothing_uses_nothing_up(trials: TrialOffice, ledger: QuotaLedger) -> None:
+    """What it refused to take now did not leave: else an outage would cost the mails of the day after it."""
+    trials.world.script("smtp", stage="mail", status=451, text="4.3.2 later")
+    for _ in range(3):
+        trials.tenant()
+    worker = trials.worker(SMTP_DAILY_LIMIT="10")
+    for _ in range(3):
+        worker.tick()
+        trials.clock.pass_by(hours=2)
+    assert trials.crm.value("SELECT max(attempts) FROM worker.notice") > 0
+    assert trials.crm.value("SELECT sum(used) FROM worker.quota") == 0
+
+
+def test_messages_of_a_job_that_does_not_run_keep_nothing_back(trials: TrialOffice, ledger: QuotaLedger) -> None:
+    """Campaigns leave a message for each one that waits, and not for ever for those that nobody sends."""
+    ledger.reserve(smtp(2), 2, trials.clock())
+    trials.tenant()
+    trials.worker(SMTP_DAILY_LIMIT="2").tick()
+    assert trials.crm.value("SELECT count(*) FROM worker.notice WHERE waits_for IS NOT NULL") == 2
+    trials.clock.pass_by(days=3)
+    assert ledger.reserve(smtp(2), 2, trials.clock()).number == 2
+
+
+def test_messages_that_wait_for_their_quota_take_no_tokens(trials: TrialOffice, ledger: QuotaLedger) -> None:
+    """They wait for the quota, and not, with an attempt, for a pace that lets one through in 100 seconds."""
+    ledger.reserve(smtp(2), 2, trials.clock())
+    for _ in range(4):
+        trials.tenant()
+    trials.worker(SMTP_DAILY_LIMIT="2", SMTP_RATE="0.01").tick()
+    rows = trials.crm.execute("SELECT attempts, waits_for FROM worker.notice")
+    assert rows == [(0, "smtp 127.0.0.1")] * 5

@@ -105,3 +105,19 @@ def test_many_processes_together_reserve_no_more_than_the_limit(crm: Crm, databa
     with ThreadPoolExecutor(8) as threads:
         granted = list(threads.map(take, range(8)))
     assert sum(granted) == used(crm) == 100
+
+
+def test_hours_of_a_clock_that_was_far_ahead_do_not_count(crm: Crm, quotas: QuotaLedger) -> None:
+    """Else a clock that was wrong for a minute would keep an account from sending for a year."""
+    quotas.reserve(SMTP, 100, NOW + timedelta(days=365))
+    assert quotas.states(SMTP, NOW)[0].left(NOW) == 100
+    assert quotas.reserve(SMTP, 100, NOW).number == 100
+    assert quotas.used_ratios(NOW) == {"smtp": 1.0, "gmail": 0.0, "whatsapp": 0.0}
+    quotas.drop_old(NOW)
+    assert used(crm) == 100
+
+
+def test_hours_of_a_clock_that_was_set_back_count(quotas: QuotaLedger) -> None:
+    """Messages left in them."""
+    quotas.reserve(SMTP, 70, NOW)
+    assert quotas.reserve(SMTP, 100, NOW - timedelta(hours=3)).number == 30

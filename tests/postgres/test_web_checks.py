@@ -68,6 +68,20 @@ def test_a_wrong_clock(offset_seconds: float, said: str | None) -> None:
     assert (warning is None) if said is None else (said in str(warning))
 
 
+def test_commits_that_nobody_waits_for(database_url: str, connection: Connection) -> None:
+    """The worker's own sessions have it on; the warning is about what other sessions begin with."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT format('ALTER DATABASE %I SET synchronous_commit = off', current_database())")
+        [(statement,)] = cursor.fetchall()
+        cursor.execute(statement)
+    connection.commit()
+    with closing(Database(database_url, "later")) as later:
+        assert later.one("SHOW synchronous_commit") == {"synchronous_commit": "on"}
+        (warning,) = database_warnings(later)
+    assert "synchronous_commit is off" in warning
+    assert "set it to on" in warning
+
+
 def test_missing_columns_are_named(db: Database, connection: Connection) -> None:
     """All columns of a table in one sentence, each by its name; a column that is not needed is not mentioned."""
     with connection.cursor() as cursor:

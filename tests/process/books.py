@@ -98,5 +98,5 @@ class Books:
         assert self.last_log(campaign_id) == f"Completed: {sent} sent, {lost} failed"
 
     def _nothing_left(self) -> None:
-        for table in ("campaign_batch", "campaign_run", "campaign_retry", "unconfirmed_send"):
+        for table in ("campaign_batch", "batch_progress", "campaign_run", "campaign_retry", "unconfirmed_send"):
             assert self.crm.value(f"SELECT count(*) FROM worker.{table}") == 0, table

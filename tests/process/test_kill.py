@@ -83,10 +83,10 @@ def silent_smtp() -> Iterator[str]:
         yield f"smtp://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def lock_batches(connection: psycopg2.extensions.connection) -> None:
-    """Locks the claimed batches until the transaction ends: every settlement waits."""
+def lock_claimed(connection: psycopg2.extensions.connection) -> None:
+    """Locks the claimed recipients until the transaction ends: every settlement waits."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT id FROM worker.campaign_batch FOR UPDATE")
+        cursor.execute("""SELECT id FROM "CampaignRecipient" WHERE status = 'sending' FOR UPDATE""")
 
 
 def statements_waiting(crm: Crm) -> int:
@@ -129,7 +129,7 @@ def test_a_kill_between_the_last_answer_and_the_settlement_loses_no_result(
     campaign = crm.add_campaign("email" if channel == "smtp" else channel, recipients=30)
     worker = start()
     world.wait_for(channel, 1)
-    lock_batches(second_connection)
+    lock_claimed(second_connection)
     world.wait_for(channel, 30)
     wait_for(lambda: statements_waiting(crm) == 1, "the settlement waits for the lock")
     worker.kill()

@@ -127,7 +127,10 @@ def batch_lock(url: str, campaign_id: str) -> Iterator[tuple[int, psycopg2.exten
     """Blocks the settlement of a campaign's batch: the process id of the lock's session, and its connection."""
     with closing(psycopg2.connect(url)) as connection:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT FROM worker.campaign_batch WHERE campaign_id = %s FOR UPDATE", (campaign_id,))
+            cursor.execute(
+                """SELECT FROM "CampaignRecipient" WHERE "campaignId" = %s AND status = 'sending' FOR UPDATE""",
+                (campaign_id,),
+            )
         yield connection.info.backend_pid, connection
 
 

@@ -54,7 +54,8 @@ class Pair:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
-    options = PRIMARY | {"synchronous_standby_names": "*"}
+    # off: the CRM's tables are made before there is a standby; the worker's sessions have it on
+    options = PRIMARY | {"synchronous_standby_names": "*", "synchronous_commit": "off"}
     primary = Postgres(tmp_path / "primary", fsync=False, timezone="Asia/Kolkata", options=options)
     standby = Standby(tmp_path / "standby", primary, fsync=False, timezone="Asia/Kolkata")
     try:

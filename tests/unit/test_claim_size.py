@@ -60,3 +60,22 @@ def test_a_batch_of_nobody() -> None:
     size = sizes()
     size.measured("c", 0, 1.0)
     assert size.of("c") == 50
+
+
+def test_all_batches_share_twice_the_number_of_threads() -> None:
+    """What a lost machine leaves unconfirmed, whatever the size of its batches."""
+    paused = sizes(CAMPAIGN_BATCH_DELAY="1s", CAMPAIGN_BATCH_SIZE="700", CAMPAIGN_CONCURRENCY="8")
+    paused.measured("c", 700, 0.01)
+    assert [paused.allowance("c", campaigns, 0.01) for campaigns in (1, 2, 5, 100)] == [16, 8, 3, 1]
+    free = sizes(CAMPAIGN_CONCURRENCY="8")  # two batches of each campaign
+    assert [free.allowance("c", campaigns, 0.01) for campaigns in (1, 2, 5, 100)] == [8, 4, 1, 1]
+
+
+def test_a_quick_campaign_is_some_commits_ahead() -> None:
+    size = sizes(CAMPAIGN_CONCURRENCY="8")
+    for _ in range(5):
+        size.measured("c", size.of("c"), 0.001)
+    assert [size.allowance("c", 1, commit_seconds) for commit_seconds in (0.0, 0.002, 0.006)] == [8, 50, 150]
+    assert size.allowance("c", 1, 0.01) is None  # a few commits, and the whole batch is sent
+    size.measured("c", 500, 4.0)
+    assert size.allowance("c", 1, 0.01) == 8

@@ -143,7 +143,12 @@ class Workshop:
         self.dispatchers: list[Dispatcher] = []
 
     def batch(
-        self, account: Any, recipients: list[Recipient], lease_seconds: float = 300.0, campaign_id: str = "c-1"
+        self,
+        account: Any,
+        recipients: list[Recipient],
+        lease_seconds: float = 300.0,
+        campaign_id: str = "c-1",
+        allowance: int | None = None,
     ) -> Batch:
         batch_id = f"batch-{len(self.made)}"
         journal = self.journals.create(batch_id, len(recipients))
@@ -157,6 +162,7 @@ class Workshop:
                 recipients,
                 journal,
                 lease_until=lease_until,
+                allowance=allowance,
             )
         )
         return self.made[-1]
@@ -164,8 +170,8 @@ class Workshop:
     def dispatcher(self, concurrency: int = 4) -> Dispatcher:
         return self.dispatcher_with(RequestThreads(concurrency, account_of, first_threads=concurrency))
 
-    def dispatcher_with(self, threads: RequestThreads[BatchQueue, float | None]) -> Dispatcher:
-        self.dispatchers.append(Dispatcher(threads, lambda: NOW))
+    def dispatcher_with(self, threads: RequestThreads[BatchQueue, float | None], record: Any = None) -> Dispatcher:
+        self.dispatchers.append(Dispatcher(threads, lambda: NOW, record))
         return self.dispatchers[-1]
 
     def sent(self, batch: Batch, concurrency: int = 4) -> Batch:
@@ -253,6 +259,92 @@ def test_two_slow_campaigns(workshop: Workshop) -> None:
     gate.opened.set()
     done = finished(dispatcher)
     assert done[0] is quick
+
+
+class Record:
+    """What PostgreSQL would know of one batch, and whether it takes any more."""
+
+    def __init__(self, allowance: int) -> None:
+        self.may_leave = allowance
+        self.outcomes: dict[str, Outcome] = {}
+        self.takes = True
+        self.most_unknown = allowance
+        self.advances = 0
+
+    def advance(self, batch: Batch, may_leave: int, outcomes: dict[str, Outcome]) -> bool:
+        if not self.takes:
+            return False
+        assert may_leave > self.may_leave
+        self.advances += 1
+        self.outcomes |= outcomes
+        unknown = [each for each in batch.recipients[:may_leave] if each.id not in self.outcomes]
+        self.most_unknown = max(self.most_unknown, len(unknown))
+        self.may_leave = may_leave
+        return True
+
+
+@pytest.mark.parametrize(("announces", "allowance"), [(False, 1), (False, 5), (True, 4), (True, 16)])
+def test_nothing_leaves_before_its_progress_is_written(announces: bool, allowance: int, workshop: Workshop) -> None:
+    """Each message is within what the record allows by then; the recipients without an outcome there are few."""
+    record, early = Record(allowance), []
+
+    def answer(recipient_id: str) -> Accepted:
+        if int(recipient_id[2:]) >= record.may_leave:
+            early.append(recipient_id)
+        time.sleep(0.0005)
+        return Accepted(f"<{recipient_id}@x>")
+
+    account = Account(answer=answer, announces=announces)
+    batch = workshop.batch(account, people(200), allowance=allowance)
+    dispatcher = workshop.dispatcher_with(RequestThreads(4, account_of, first_threads=4), record)
+    dispatcher.add(batch)
+    assert finished(dispatcher) == [batch]
+    assert early == []
+    assert record.most_unknown == allowance
+    assert len(account.given) == len(batch.outcomes) == 200
+    assert record.advances <= 200 / max(1, allowance // 4)
+
+
+def test_opted_out_recipients_need_no_progress(workshop: Workshop) -> None:
+    """They come first, wherever they are in the batch, and count as known."""
+    record = Record(5)
+    some = people(50)
+    some[40:] = [replace(each, opted_out="asked to be removed") for each in some[40:]]
+    account = Account()
+    batch = workshop.batch(account, some, allowance=5)
+    dispatcher = workshop.dispatcher_with(RequestThreads(2, account_of), record)
+    dispatcher.add(batch)
+    assert finished(dispatcher) == [batch]
+    assert (len(account.given), len(batch.outcomes), record.most_unknown) == (40, 50, 5)
+
+
+def test_a_batch_that_was_taken_over_sends_no_further_message(workshop: Workshop) -> None:
+    """Its progress cannot be written: what may have left is all that leaves."""
+    record, account = Record(8), Account()
+    record.takes = False
+    batch = workshop.batch(account, people(50), allowance=8)
+    dispatcher = workshop.dispatcher_with(RequestThreads(4, account_of), record)
+    dispatcher.add(batch)
+    assert finished(dispatcher) == [batch]
+    assert batch.state is BatchState.LEASE_LOST
+    assert len(account.given) <= 8
+
+
+def test_progress_that_cannot_be_written_ends_the_tick(workshop: Workshop) -> None:
+    """PostgreSQL is unavailable: the error is that of the tick, and what was sent is in the journal."""
+
+    class Unavailable(Record):
+        def advance(self, *_: Any) -> bool:
+            raise OSError("no server")
+
+    account = Account()
+    batch = workshop.batch(account, people(50), allowance=8)
+    dispatcher = workshop.dispatcher_with(RequestThreads(1, account_of), Unavailable(8))
+    dispatcher.add(batch)
+    with pytest.raises(OSError, match="no server"):
+        finished(dispatcher)
+    assert 0 < len(workshop.written(batch)) == len(account.given) <= 8
+    dispatcher.abandon()
 
 
 def test_all_accepted(workshop: Workshop) -> None:
@@ -428,7 +520,7 @@ class Day:
         self.now = NOW
         window, zones = Window.parse("09:00-21:00"), (ZoneInfo("UTC"),)
         batch.hours = BatchHours(
-            window, dict.fromkeys((each.id for each in batch.recipients), zones), lambda: self.now
+            window, dict.fromkeys((each.id for each in batch.recipients), zones), lambda: self.now, {}
         )
 
     def end(self) -> None:

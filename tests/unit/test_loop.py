@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import psycopg2
@@ -238,6 +239,7 @@ class Bench:
         self.lock = Lock([client], "ledger", 60_000)
         self.counters = Counters(client, "ledger")
         self.job: Ledger | None = None
+        self.environ: dict[str, str] = {}
 
     def run(self, *script: TickResult | Exception | Callable[[], TickResult], once: bool = False) -> Ledger:
         """Runs the script to its end and returns the job; ``status`` has the exit status."""
@@ -247,7 +249,7 @@ class Bench:
 
     def again(self, *, once: bool, after: Rest | None = None) -> int:
         assert self.job
-        settings = load({"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, "campaign")
+        settings = load({"DATABASE_URL": "postgresql://127.0.0.1:1/none"} | self.environ, "campaign")
         context = JobContext("ledger", settings, self.client, self.lock, self.counters, self.signals, self.clock)
         self.loop = Loop(self.job, context)
         return self.loop.run(once=once, after=after)
@@ -363,6 +365,30 @@ def test_another_worker_has_the_lock(bench: Bench, caplog: pytest.LogCaptureFixt
     assert said(caplog, logging.INFO).count("another worker holds the lock") == 1
     outcomes = {each.labels["outcome"]: each.value for each in read_all(bench.client).counters}
     assert outcomes == {"skipped": 3.0, "success": 1.0}
+
+
+def test_a_machine_that_is_told_to_stand_by(bench: Bench, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """While STATE_DIR has a file 'standby' no tick runs and the lock is left to others; no restart is needed."""
+    caplog.set_level(logging.INFO)
+    flag = tmp_path / "standby"
+    bench.environ["STATE_DIR"] = str(tmp_path)
+    waits = 0
+
+    def meanwhile() -> None:
+        nonlocal waits
+        waits += 1
+        assert bench.client.get("lock:ledger") is None
+        if waits == 1:
+            flag.touch()
+        elif waits == 4:
+            flag.unlink()
+
+    bench.signals.meanwhile = meanwhile
+    # at the interval it stands by, and looks again after a third of the lock's life each time
+    assert bench.run(TickResult(), TickResult()).seconds() == [0.0, 23.0 + 3 * 20.0]
+    assert said(caplog, logging.INFO).count("this machine stands by") == 1
+    outcomes = {each.labels["outcome"]: each.value for each in read_all(bench.client).counters}
+    assert outcomes == {"skipped": 3.0, "success": 2.0}
 
 
 def connect_like(client: redis.Redis) -> redis.Redis:

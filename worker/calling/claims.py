@@ -117,7 +117,9 @@ class CallClaims:
         wanted = [_wanted(place, each) for place, each in enumerate(candidates)]
         claimed_at = self._clock()
         with self._db.transaction():
-            lock = self._db.execute_one(self._sql["lock_claiming"], claim_seconds=CLAIM_SECONDS)
+            lock = self._db.execute_one(
+                self._sql["lock_claiming"], claim_seconds=CLAIM_SECONDS, timeline=self._db.timeline
+            )
             if not (lock and lock["is_mine"]):
                 return []
             rows = self._db.execute(self._sql["claim"], wanted=json.dumps(wanted), holder=self._lease.holder, now=now)

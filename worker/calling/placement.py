@@ -1,12 +1,15 @@
 """Places claimed calls through Twilio, and settles them by its answers."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
+from typing import cast
 
 from worker.calling.accounts import CallingAccounts, TwilioAccount
+from worker.calling.forgotten_calls import ForgottenCalls
 from worker.calling.queued_call import Booking, ClaimedCall, ReadyCall
 from worker.calling.requests import CallRequests
 from worker.calling.settlement import CallSettlement
@@ -16,6 +19,8 @@ from worker.providers.handover import handed_over_while
 from worker.providers.twilio import PlacedCall
 from worker.runtime.clock import boot_seconds
 from worker.sending.suppression import SuppressionList, SuppressionWatch
+
+log = logging.getLogger(__name__)
 
 PLACE_SECONDS = 20.0  # from the claim to the request; later it may be after hours, or another worker's call
 
@@ -43,6 +48,7 @@ class CallPlacement:
         requests: CallRequests,
         suppressions: SuppressionWatch,
         clock: Callable[[], datetime],
+        forgotten: ForgottenCalls,
     ) -> None:
         self._app_url = app_url
         self._accounts = accounts
@@ -50,6 +56,7 @@ class CallPlacement:
         self._requests = requests
         self._suppressions = suppressions
         self._clock = clock
+        self._forgotten = forgotten
         self._in_hand: dict[str, _CallInHand] = {}  # by id in the queue
         requests.look_before_waiting(self._stop_suppressed)
 
@@ -68,9 +75,12 @@ class CallPlacement:
             script_recording=call.script_recording,
         )
         in_hand = self._in_hand[claim.id] = _CallInHand(claim, boot_seconds() + self._may_wait_seconds(call))
-        self._requests.submit(
-            claim.id, partial(_place, account, form, in_hand), partial(self._settle, account, in_hand)
-        )
+        place = partial(_place, account, form, in_hand)
+        if since := self._forgotten.since():
+            ask = partial(_ask_and_place, account, claim, since, place)
+            self._requests.submit(claim.id, ask, partial(self._settle_answer, account, in_hand, place))
+        else:
+            self._requests.submit(claim.id, place, partial(self._settle, account, in_hand))
 
     def _may_wait_seconds(self, call: ReadyCall) -> float:
         """How much later the call may still be placed."""
@@ -88,6 +98,24 @@ class CallPlacement:
             reasons = self._suppressions.suppressed(changed, list(numbers))
             for each in calls[changed]:
                 each.opted_out = reasons.get(each.claim.to_number.removeprefix("+"))
+
+    def _settle_answer(
+        self,
+        account: TwilioAccount,
+        in_hand: _CallInHand,
+        place: Callable[[], PlacedCall | None],
+        request: "Future[PlacedCall | list[PlacedCall] | None]",
+    ) -> Booking | None:
+        """Twilio has placed the call, or has listed earlier ones that may be it."""
+        if request.cancelled() or request.exception() or not isinstance(listed := request.result(), list):
+            return self._settle(account, in_hand, cast("Future[PlacedCall | None]", request))
+        claim = in_hand.claim
+        if forgotten := self._forgotten.find(claim, listed):
+            self._in_hand.pop(claim.id, None)
+            log.warning("call was placed before PostgreSQL forgot it", {"id": claim.id, "sid": forgotten.sid})
+            return Booking(claim, forgotten)
+        self._requests.submit(claim.id, place, partial(self._settle, account, in_hand))
+        return None
 
     def _settle(
         self, account: TwilioAccount, in_hand: _CallInHand, request: Future[PlacedCall | None]
@@ -111,6 +139,16 @@ class CallPlacement:
             return None
         self._accounts.record_answer(account, None)
         return Booking(claim, placed)
+
+
+def _ask_and_place(
+    account: TwilioAccount, claim: ClaimedCall, since: datetime, place: Callable[[], PlacedCall | None]
+) -> PlacedCall | list[PlacedCall] | None:
+    """The calls to the number since then, if Twilio has any; else the call is placed.
+
+    Raises SendError, also when Twilio cannot be asked.
+    """
+    return account.provider.placed_since(claim.to_number, claim.from_number, since) or place()
 
 
 def _place(account: TwilioAccount, form: list[tuple[str, str]], in_hand: _CallInHand) -> PlacedCall | None:

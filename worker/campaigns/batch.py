@@ -63,6 +63,7 @@ class Batch:
     ``reservation``: of its messages, where its account has a quota; a batch of a dead process has none.
     ``same_account``: whether its messages leave, or left, through the account of ``transport``.
     ``asking``: nothing of it is sent, the provider is asked about earlier messages.
+    ``allowance``: how many recipients may be written to without an outcome that PostgreSQL knows; None: all.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Batch:
         asking: bool = False,
         streak: RefusalStreak | None = None,
         reservation: Reservation | None = None,
+        allowance: int | None = None,
     ) -> None:
         self.id = batch_id
         self.holder = holder
@@ -90,6 +92,7 @@ class Batch:
         self.asking = asking
         self.reservation = reservation
         self.hours: BatchHours | None = None
+        self.allowance = allowance
         self.claimed_at = time.monotonic()
         self._changing = threading.Lock()  # guards all that follows
         self._streak = streak
@@ -152,6 +155,10 @@ class Batch:
         """The outcomes so far by recipient id: a copy."""
         with self._changing:
             return self._outcomes.copy()
+
+    @property
+    def number_of_outcomes(self) -> int:
+        return len(self._outcomes)
 
     def record(self, recipient: Recipient, outcome: Outcome) -> None:
         """What became of a message that was just sent. After a handful of deferrals in a row the batch backs off.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from worker.campaigns.batch import Batch, Recipient
+from worker.campaigns.progress import BatchProgress, ProgressRecord
 from worker.runtime.clock import boot_seconds
 from worker.sending.outcomes import Outcome, suppressed
 from worker.sending.suppression import LOOK_VALID_SECONDS
@@ -18,8 +19,9 @@ class BatchQueue:
     that owns the dispatcher.
     """
 
-    def __init__(self, batch: Batch, clock: Callable[[], datetime]) -> None:
+    def __init__(self, batch: Batch, clock: Callable[[], datetime], record: ProgressRecord | None = None) -> None:
         self.batch = batch
+        self.progress = BatchProgress(batch, record)
         self._clock = clock
         self.threads = 0  # how many work on this batch
         self.token_at = 0.0  # time.monotonic() before which the pace has no token
@@ -58,17 +60,35 @@ class BatchQueue:
             for _ in range(number):
                 self._ready.append(self._waiting.popleft())
 
-    def take(self) -> Recipient | None:
-        """The next recipient to write to; None when there is none now, or the batch has stopped."""
-        with self._changing:
-            return self._ready.popleft() if self._ready and self.batch.sending and self.is_looked_up else None
+    def take(self, *, ahead: bool = False) -> Recipient | None:
+        """The next recipient to write to; None when there is none now, or the batch has stopped.
+
+        ``ahead``: while the calling thread has another one; only where that leaves enough for all threads.
+        """
+        needed, progress = self.threads if ahead else 0, self.progress
+        while True:
+            with self._changing:
+                if not (self._ready and self.batch.sending and self.is_looked_up):
+                    return None
+                recipient = self._ready[0]
+                room = progress.room(recipient.id)
+                if room > needed or self.obstacle(recipient) is not None:
+                    self._ready.popleft()
+                    break
+            if ahead or not progress.advance(recipient.id):
+                return None
+        if 3 * room <= progress.allowance:
+            progress.advance_early()
+        return recipient
 
     def begin(self, recipient: Recipient) -> bool:
         """To be called before a message leaves: whether it may."""
         with self._changing:
-            if self.batch.sending:
+            # who could not be written to when it was taken may be written to by now, and too far ahead
+            may_begin = self.batch.sending and self.progress.room(recipient.id) > 0
+            if may_begin:
                 self._begun.add(recipient.id)
-            return self.batch.sending
+            return may_begin
 
     def opt_out(self, reasons: Mapping[str, str]) -> None:
         """These recipients (by id) may not be written to, if their messages have not left. Why: for each."""

@@ -12,6 +12,8 @@ from worker.sending.accounts import evict_oldest
 
 CLAIM_SECONDS = 0.1
 LARGEST_CLAIM = 500
+SHARE_OF_BATCH = 1 / 3  # from which on an allowance is not worth its commits: a whole batch is sent in so few of them
+COMMITS_AHEAD = 5  # so many commits may take place while the recipients are sent that may be written to by now
 CAMPAIGNS_KEPT = 512  # whose rate is remembered
 
 
@@ -23,12 +25,27 @@ class ClaimSize:
         # Without a pause between batches, one half is sent while the database settles and claims the other.
         self.side_by_side = 1 if self._fixed else 2
         self._first = max(1, settings.campaign_batch_size // self.side_by_side)
+        self._concurrency = settings.campaign_concurrency
         self._smallest = min(self._first, settings.campaign_concurrency)
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def of(self, campaign_id: str) -> int:
         """How many recipients of a campaign to claim."""
         return self._sizes.get(campaign_id, self._first)
+
+    def allowance(self, campaign_id: str, campaigns: int, commit_seconds: float) -> int | None:
+        """How many recipients of a batch may have been written to without an outcome in PostgreSQL; None: all.
+
+        The batches of all ``campaigns`` that are sent together share twice the number of threads: so many does a lost
+        machine leave unconfirmed. Where more leaves during a few commits (``commit_seconds``), a batch has so many
+        instead: otherwise its threads would only wait for commits.
+        """
+        shared = max(1, 2 * self._concurrency // (self.side_by_side * campaigns))
+        per_second = 0.0 if self._fixed else self._sizes.get(campaign_id, 0) / CLAIM_SECONDS
+        ahead = int(per_second * COMMITS_AHEAD * commit_seconds)
+        if ahead <= shared:
+            return shared
+        return ahead if ahead < SHARE_OF_BATCH * self.of(campaign_id) else None
 
     def measured(self, campaign_id: str, recipients: int, seconds: float) -> None:
         """A batch of so many recipients was sent in ``seconds``. The next claim is at most twice as large."""

@@ -17,7 +17,7 @@ from worker.campaigns.campaign import Campaign
 from worker.campaigns.claim_size import ClaimSize
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.refusal_breaker import RefusalBreaker, RefusalStreak
-from worker.campaigns.sending_hours import SendingHours
+from worker.campaigns.sending_hours import OUTSIDE, SendingHours
 from worker.campaigns.transport import Transport
 from worker.runtime.db import Database, is_unavailable, queries
 from worker.runtime.lease import Lease
@@ -58,9 +58,18 @@ class BatchClaims:
         """How many batches of one campaign are sent at the same time."""
         return self._size.side_by_side
 
-    def claim(self, campaign: Campaign, transport: Transport) -> Batch | None:
+    def start(self) -> None:
+        """Once, before the first claim: what another CAMPAIGN_WINDOW put off, and old hours of quotas."""
+        now = self._clock()
+        self._db.execute(self._sql["end_other_waits"], outside=OUTSIDE, reason=self.hours.reason, now=now)
+        self.quotas.drop_old(now)
+
+    def claim(
+        self, campaign: Campaign, transport: Transport, *, campaigns: int = 1, commit_seconds: float = 0.0
+    ) -> Batch | None:
         """Claims the next recipients of a run; None when none can be claimed now.
 
+        ``campaigns``: how many are sent together, with this one. ``commit_seconds``: how long a commit takes.
         Raises QuotaUsedUp when the account may not send more for now, and LimitUnread.
         """
         size, reservation, quota = self._limit(campaign, transport), None, transport.quota
@@ -80,9 +89,11 @@ class BatchClaims:
                 channel=campaign.channel,
                 streak=self.breaker.streak_of(campaign),
                 reservation=reservation,
+                allowance=self._size.allowance(campaign.id, campaigns, commit_seconds),
                 user_id=campaign.user_id,
                 pause_seconds=self._settings.campaign_batch_delay_seconds,
                 full_size=self._settings.campaign_batch_size,
+                outside=OUTSIDE,
             )
             if batch:
                 batch.hours = self.hours.of_batch(campaign, {each.id: each.phone for each in batch.recipients})
@@ -141,6 +152,7 @@ class BatchClaims:
         *,
         streak: RefusalStreak | None = None,
         reservation: Reservation | None = None,
+        allowance: int | None = None,
         **more: Any,
     ) -> Batch | None:
         batch_id, holder = str(uuid4()), self._lease.holder
@@ -150,7 +162,7 @@ class BatchClaims:
             rows = self._db.execute_prepared(
                 statement, self._sql[statement], campaign_id=campaign.id, batch_id=batch_id, holder=holder,
                 machine=self._journals.machine, sender=account_key, size=size, now=self._clock(),
-                tenant_id=campaign.tenant_id, **more,
+                tenant_id=campaign.tenant_id, may_leave=allowance, timeline=self._db.timeline, **more,
             )  # fmt: skip
         except BaseException:
             journal.close()  # the claim may have been committed all the same: it is recovered from its journal
@@ -170,6 +182,7 @@ class BatchClaims:
             asking=streak is None,
             streak=streak,
             reservation=reservation,
+            allowance=allowance,
         )
 
     def _limit(self, campaign: Campaign, transport: Transport) -> int:

@@ -2,7 +2,7 @@
 
 A batch is given tokens by the pace of its account; each token lets one recipient through to the threads, each of
 which has a connection of its own. A thread writes the journal, hands the message to the provider, and writes the
-journal again. Nothing here uses the database: the job's main thread claims before and settles after.
+journal again. Of the database only the progress is written here; the job's main thread claims before, settles after.
 """
 
 import time
@@ -15,6 +15,7 @@ from typing import Any
 
 from worker.campaigns.batch import BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.batch_queue import BatchQueue
+from worker.campaigns.progress import ProgressRecord
 from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
 from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
@@ -37,19 +38,32 @@ def account_of(queue: BatchQueue) -> ProviderAccount:
 
 @dataclass(frozen=True, slots=True)
 class _NextMessage:
-    """The message to one recipient; if none can be made, its ``outcome``."""
+    """The message to one recipient; if none can be made, its ``outcome``.
+
+    ``waited_seconds``: until PostgreSQL knew that it may leave.
+    """
 
     recipient: Recipient
+    waited_seconds: float
     made: Any = None
     outcome: Outcome | None = None
 
 
 class Dispatcher:
-    """The batches that one process sends. ``threads`` are shared by all of them."""
+    """The batches that one process sends. ``threads`` are shared by all of them.
 
-    def __init__(self, threads: RequestThreads[BatchQueue, float | None], clock: Callable[[], datetime]) -> None:
+    ``record``: where the progress of batches is written that have an allowance.
+    """
+
+    def __init__(
+        self,
+        threads: RequestThreads[BatchQueue, float | None],
+        clock: Callable[[], datetime],
+        record: ProgressRecord | None = None,
+    ) -> None:
         self._threads = threads
         self._clock = clock
+        self._record = record
         self._useful: dict[type, int] = {}  # how many threads a batch gets, for each kind of provider
         self._queues: list[BatchQueue] = []
         self._abandoned: list[BatchQueue] = []
@@ -65,7 +79,7 @@ class Dispatcher:
         return [queue.batch for queue in self._queues]
 
     def add(self, batch: Batch) -> None:
-        queue = BatchQueue(batch, self._clock)
+        queue = BatchQueue(batch, self._clock, self._record)
         self._queues.append(queue)
         self._let_through(queue)
 
@@ -164,7 +178,8 @@ class Dispatcher:
             queue.let_through(self._granted(queue))
         useful = self._useful.get(type(queue.batch.transport.provider), self._threads.size)
         # a thread that has just found nothing ready still counts: what became ready since gets one at the next look
-        for _ in range(min(min(useful, self._share()) - queue.threads, queue.ready)):
+        wanted = min(useful, self._share(), queue.progress.allowance)
+        for _ in range(min(wanted - queue.threads, queue.ready)):
             queue.threads += 1
             self._threads.submit(queue, partial(self._send_ready, queue))
 
@@ -202,14 +217,14 @@ class Dispatcher:
 
     def _send_ready(self, queue: BatchQueue) -> float | None:
         """In a thread: sends what is ready; returns the seconds that a message took, None when there was none."""
-        began, count = time.monotonic(), 0
+        began, count, waited = time.monotonic(), 0, 0.0
         message, following = self._next(queue), None
         try:
             while message:
                 shared = queue.threads > self._share()  # other batches came meanwhile
                 # while there is enough for all threads; the last ones are better sent side by side
                 announces = not shared and queue.ready >= self._threads.size and queue.batch.transport.announces
-                following = self._next(queue) if announces else None
+                following = self._next(queue, ahead=True) if announces else None
                 outcome = self._deliver(queue, message, following)
                 if outcome is None:
                     break  # the batch has stopped
@@ -217,24 +232,26 @@ class Dispatcher:
                 if queue.batch.state is BatchState.REFUSED_IN_A_ROW:
                     self.stop(queue.batch.campaign.id)  # its other batch, too
                 self._threads.progressed()
-                count += 1
+                count, waited = count + 1, waited + message.waited_seconds
                 message, following = following or (None if shared else self._next(queue)), None
         finally:
             for each in (message, following):
                 if each:
                     queue.batch.transport.withdraw(each.made)
-        return (time.monotonic() - began) / count if count else None
+        return (time.monotonic() - began - waited) / count if count else None
 
-    def _next(self, queue: BatchQueue) -> "_NextMessage | None":
+    def _next(self, queue: BatchQueue, *, ahead: bool = False) -> "_NextMessage | None":
         """The message to the next recipient; None when there is none now, or the batch has stopped."""
-        recipient = queue.take()
+        asked = time.monotonic()
+        recipient = queue.take(ahead=ahead)
+        waited = time.monotonic() - asked
         if recipient is None:
             return None
         if outcome := queue.obstacle(recipient):
-            return _NextMessage(recipient, outcome=outcome)
+            return _NextMessage(recipient, waited, outcome=outcome)
         batch = queue.batch
         try:
-            return _NextMessage(recipient, batch.transport.message(recipient, self._clock()))
+            return _NextMessage(recipient, waited, batch.transport.message(recipient, self._clock()))
         except SendError as error:
             outcome = self._failed(batch, error)
         except MemoryError:
@@ -242,7 +259,7 @@ class Dispatcher:
             outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
         except ValueError as error:
             outcome = self._unsent(str(error), FailureKind.CONTENT)
-        return _NextMessage(recipient, outcome=outcome)
+        return _NextMessage(recipient, waited, outcome=outcome)
 
     def _unsent(self, reason: str, fault: FailureKind) -> Outcome:
         return Outcome(OutcomeKind.REFUSED, self._clock(), reason, fault=fault)

@@ -12,7 +12,8 @@ an flock on it, which ends with the process and not before: a successor that get
 process will send from that batch any more, and one that does not leaves the batch alone, frozen holder or not.
 
 The file of a settled batch becomes that of a later one of the same process, by two renames: to create and remove a
-file for each batch took a fifth of the main thread's time.
+file for each batch took a fifth of the main thread's time. Its lines are appended to another file before that, where
+they are kept for a while (``KeptJournals``).
 """
 
 import fcntl
@@ -25,7 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from worker.campaigns.journal_entries import BYTES_FOR_A_RECIPIENT, ended_line, key_of, read_line, started_line
+from worker.campaigns.journal_entries import BYTES_FOR_A_RECIPIENT, ended_line, read_lines, started_line
+from worker.campaigns.kept_journals import KeptJournals
 from worker.errors import SettingsError, WorkerError
 from worker.sending.outcomes import Outcome
 
@@ -43,6 +45,7 @@ class JournalDirectory:
     def __init__(self, state_dir: Path) -> None:
         """Raises SettingsError when the directory cannot be created or written to."""
         self.path = state_dir / "journals"
+        self.kept = KeptJournals(self.path)
         self._spare: list[_JournalFile] = []
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -86,10 +89,31 @@ class JournalDirectory:
         """Locks the journal of a dead process; None while its writer lives. Raises FileNotFoundError."""
         path = self.path / f"{batch_id}.journal"
         descriptor = _locked(path)
-        return Journal(_JournalFile(path, descriptor), _JournalFile.remove) if descriptor is not None else None
+        return Journal(_JournalFile(path, descriptor), self._remove) if descriptor is not None else None
+
+    def batch_ids(self) -> list[str]:
+        """The batches that have a journal here: they were not settled, or are just being claimed or settled."""
+        return [path.stem for path in self.path.glob("*.journal")]
+
+    def age_seconds(self, batch_id: str) -> float:
+        """How long ago the journal of a batch was created or written to; 0: there is none."""
+        return _age_seconds(self.path / f"{batch_id}.journal")
+
+    def lines_of(self, batch_id: str) -> bytes:
+        """What the journal of a batch holds now, whoever has it. Raises FileNotFoundError."""
+        return (self.path / f"{batch_id}.journal").read_bytes().partition(b"\0")[0]
+
+    def restore(self, batch_id: str, lines: bytes) -> None:
+        """Makes the journal of a batch that is not settled after all, for the process that settles it."""
+        path = self.path / f"{batch_id}.journal"
+        if not path.exists():
+            file = self._create(path, max(1, len(lines)))
+            file.append(lines)
+            file.close()
 
     def close(self) -> None:
         """Removes the files that wait to be used again."""
+        self.kept.close()
         while self._spare:
             self._spare.pop().remove()
 
@@ -122,6 +146,7 @@ class JournalDirectory:
 
     def _keep(self, file: "_JournalFile") -> None:
         """The file of a settled batch is used again, unless there are enough of them."""
+        self.kept.keep(file.path.stem, file.lines())
         if len(self._spare) >= SPARE_FILES:
             file.remove()
             return
@@ -132,6 +157,10 @@ class JournalDirectory:
             return
         file.clear()
         self._spare.append(file)
+
+    def _remove(self, file: "_JournalFile") -> None:
+        self.kept.keep(file.path.stem, file.lines())
+        file.remove()
 
     def abandoned(self) -> list[str]:
         """The ids of batches whose journal is so old that their claim cannot be in progress any more."""
@@ -164,15 +193,14 @@ class Journal:
 
         ``recipient_ids``: of the batch; very long ones are not in the file as they are.
         """
-        long_ids = {key_of(each): each for each in recipient_ids}
-        entries: dict[str, Outcome | None] = {}
         with self._lock:
-            lines = self._file.content().split(b"\n") if self._file else []
-        for line in lines:
-            # what a writer was storing when it died is no line; the one that says 'started' stands before it
-            if entry := read_line(line):
-                entries[long_ids.get(entry[0], entry[0])] = entry[1]
-        return entries
+            lines = self._file.content() if self._file else b""
+        return read_lines(lines, recipient_ids)
+
+    def lines(self) -> bytes:
+        """All that was written."""
+        with self._lock:
+            return self._file.lines() if self._file else b""
 
     def close(self) -> None:
         """Releases the lock and leaves the file to the process that settles the batch."""
@@ -206,8 +234,9 @@ class _JournalFile:
         self.path = path
         self._descriptor = descriptor
         self._map = mmap.mmap(descriptor, 0)
-        self._end = self._map.find(b"\0") if self._map[:1] != b"\0" else 0
         self.size = len(self._map)
+        end = self._map.find(b"\0")
+        self._end = end if end >= 0 else self.size
 
     def append(self, line: bytes) -> None:
         """Raises IndexError when the file is full."""
@@ -217,6 +246,9 @@ class _JournalFile:
 
     def content(self) -> bytes:
         return self._map[:]
+
+    def lines(self) -> bytes:
+        return self._map[: self._end]
 
     def clear(self) -> None:
         self._map[: self._end] = bytes(self._end)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -74,6 +74,20 @@ def ended_line(recipient_id: str, outcome: Outcome) -> bytes:
     )
     lines = (_line(key, [kind, at, a_reason, delay_seconds, some_ids], *more) for a_reason, some_ids in shorter)
     return next(line for line in lines if len(line) <= LONGEST_ENTRY)
+
+
+def read_lines(lines: bytes, recipient_ids: Iterable[str] = ()) -> dict[str, Outcome | None]:
+    """The outcome of each recipient that the lines name, None where no answer is known.
+
+    ``recipient_ids``: of the batch; very long ones are not in the lines as they are.
+    """
+    long_ids = {key_of(each): each for each in recipient_ids}
+    entries: dict[str, Outcome | None] = {}
+    for line in lines.split(b"\n"):
+        # what a writer was storing when it died is no line; the one that says 'started' stands before it
+        if entry := read_line(line):
+            entries[long_ids.get(entry[0], entry[0])] = entry[1]
+    return entries
 
 
 def read_line(line: bytes) -> tuple[str, Outcome | None] | None:

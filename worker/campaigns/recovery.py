@@ -83,6 +83,8 @@ class BatchRecovery:
             self._orphans.drop(orphan)
             return
         batch = self._orphans.recover(orphan, campaign, self._transports.route_or_settle_only(campaign))
+        if batch is None:
+            return
         settled = self._settlements.settle(batch)
         kinds = [outcome.kind for outcome in batch.outcomes.values()]
         log.warning(

@@ -222,8 +222,9 @@ class CampaignRuns:
             )
 
     def wait_a_moment(self, campaign: Campaign) -> None:
-        """Another worker prepares the run, or has a batch of it."""
-        self._wait(campaign, self._clock() + timedelta(seconds=PREPARING_SECONDS))
+        """Another worker prepares the run or has a batch of it, or the limit of its number is being read."""
+        again = self._clock() + timedelta(seconds=PREPARING_SECONDS)
+        self._db.execute(self._sql["look_again"], campaign_id=campaign.id, next_batch_at=again)
 
     def _fail_rejected(self, batch: Batch) -> None:
         """A refused account ends all runs that send through it: through a user's Gmail, or a tenant's WhatsApp.

@@ -5,7 +5,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import timedelta
 from typing import Protocol
@@ -14,11 +14,13 @@ from worker.campaigns.batch import Batch
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS, BatchClaims
 from worker.campaigns.dispatcher import Dispatcher, account_of
+from worker.campaigns.forgotten_messages import ForgottenMessages
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.large_campaigns import LargeCampaigns
 from worker.campaigns.link_writer import LinkWriter
 from worker.campaigns.opt_outs import stop_suppressed
 from worker.campaigns.orphans import OrphanedBatches
+from worker.campaigns.progress import ProgressRecord
 from worker.campaigns.recovery import BatchRecovery
 from worker.campaigns.run import CampaignRuns
 from worker.campaigns.settlement import BatchSettlements, SettlementResult
@@ -26,9 +28,11 @@ from worker.campaigns.targets import prepare
 from worker.campaigns.transport import Transport, TransportRouter
 from worker.errors import AccountRejected, CampaignRejected, TransportMissing
 from worker.providers.google_token import InvalidGrant
+from worker.runtime.db import Database
 from worker.runtime.events import LiveEvents
 from worker.runtime.job import JobContext
 from worker.runtime.lease import Lease
+from worker.runtime.timeline import Timeline
 from worker.sending.gmail_grants import update_grant
 from worker.sending.quota import QuotaUsedUp
 from worker.sending.requests import RequestThreads
@@ -39,13 +43,14 @@ log = logging.getLogger(__name__)
 
 UNREADABLE_SECONDS = 60.0  # how long a campaign waits whose tenant has a time zone that cannot be read
 STUCK_SECONDS = 3.0  # a message that takes longer hangs
+OTHERS_SECONDS = 30.0  # after a fail-over, so that senders of other machines can settle what it forgot of theirs
 COUNTS = ("started", "adopted", "sent", "failed", "ended")
 
 
 class Source(Protocol):
     """Which campaigns may have a batch."""
 
-    def ready(self, busy: set[str], seconds: float) -> Iterable[str]:
+    def ready(self, busy: set[str], seconds: float) -> Sequence[str]:
         """The ids of campaigns that may have a batch now, without those that are ``busy``.
 
         ``seconds``: for how long the loop has been running.
@@ -77,8 +82,11 @@ class CampaignSending:
         self.runs = CampaignRuns(self._db, events, clock, settings.message_max_bytes, look_again_seconds)
         self._links = LinkWriter(self._db, clock)
         self._journals = journals = JournalDirectory(settings.state_dir)
+        self._timeline = Timeline(self._db, settings.state_dir / "timeline.campaign", clock)
+        self._forgotten = ForgottenMessages(self._db, journals, self._timeline, clock)
         self.claims = BatchClaims(self._db, settings, journals, Lease(), clock)
-        self.dispatcher = Dispatcher(RequestThreads(settings.campaign_concurrency, account_of), clock)
+        self.progress = ProgressRecord(Database(settings.database_url, "crm-worker campaign progress"))
+        self.dispatcher = Dispatcher(RequestThreads(settings.campaign_concurrency, account_of), clock, self.progress)
         self._suppressions = SuppressionWatch(self._db)
         self._settlements = BatchSettlements(self._db, settings, context.counters, clock)
         self.orphans = OrphanedBatches(self._db, journals, clock)
@@ -91,15 +99,20 @@ class CampaignSending:
         self._said_stuck = False
         self.counts: dict[str, int] = {}
 
-    def begin_tick(self) -> None:
+    def begin_tick(self) -> bool:
+        """False: nothing may be claimed yet, since PostgreSQL may have forgotten messages that have left."""
         self.counts = dict.fromkeys(COUNTS, 0)
         self._said_stuck = False  # once a tick is enough
         self.dispatcher.reap()
+        if not self._forgotten.claim_again():
+            return False
+        return not (self._context.settings.is_spread and self._timeline.changed_within(OTHERS_SECONDS))
 
     def close(self) -> bool:
         """False: threads still wait for a provider."""
         self._transports.close()
         self._journals.close()
+        self.progress.close()
         ended = self.claims.close()
         return self.dispatcher.close() and ended
 
@@ -138,7 +151,7 @@ class CampaignSending:
         """How the campaign is sent, when its recipients and links are ready; None: not now, or it has failed."""
         try:
             transport = self._transports.route(campaign)
-            if not (campaign.prepared or prepare(self._db, campaign, self._context.clock())):
+            if not (campaign.prepared or self._prepare(campaign)):
                 self.runs.wait_a_moment(campaign)
                 return None
             self._links.write(campaign, transport.content)
@@ -146,6 +159,13 @@ class CampaignSending:
             self.runs.fail([campaign.id], str(error))
             return None
         return transport
+
+    def _prepare(self, campaign: Campaign) -> bool:
+        """False: not now. Recipients that are built may be those of messages that the database has forgotten."""
+        if not (prepare(self._db, campaign, self._context.clock()) and self._forgotten.claim_again(built=True)):
+            return False
+        self.recovery.settle_orphans()
+        return True
 
     def settle(self, batch: Batch) -> None:
         self._exhausted.discard(batch.campaign.id)
@@ -182,7 +202,9 @@ class CampaignSending:
             if self.dispatcher.number_open(batch.campaign.id) >= self.claims.side_by_side
         }
         busy = stopped | full | self._exhausted | self._large.waiting()
-        for campaign_id in source.ready(busy, seconds):
+        ready = source.ready(busy, seconds)
+        together = len({batch.campaign.id for batch in batches}.union(ready))
+        for campaign_id in ready:
             if not self._context.may_continue:
                 return
             with self.runs.contained(campaign_id):
@@ -190,11 +212,12 @@ class CampaignSending:
                 if campaign is None:
                     self.runs.fail([campaign_id], "its tenant was deleted")  # nothing, if it was deleted itself
                 elif self._large.may_open(campaign):
-                    self._claim(campaign, source)
+                    self._claim(campaign, source, together)
             if not self.dispatcher.number_open(campaign_id):
                 source.left_out(campaign_id)
 
-    def _claim(self, campaign: Campaign, source: Source) -> None:
+    def _claim(self, campaign: Campaign, source: Source, together: int) -> None:
+        """``together``: how many campaigns are sent at the same time."""
         transport = self.transport(campaign)
         if transport is None:
             return
@@ -205,7 +228,9 @@ class CampaignSending:
             return
         batch, used_up = None, None
         try:
-            batch = self.claims.claim(campaign, transport)
+            batch = self.claims.claim(
+                campaign, transport, campaigns=together, commit_seconds=self.progress.commit_seconds
+            )
         except QuotaUsedUp as reason:
             used_up = reason
         except LimitUnread:

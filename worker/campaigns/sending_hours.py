@@ -17,14 +17,23 @@ OUTSIDE = "outside CAMPAIGN_WINDOW"  # how the reason begins of a recipient that
 
 
 class BatchHours:
-    """The hours of the recipients of one batch; any thread may ask. ``places``: the zones of each, by its id."""
+    """The hours of the recipients of one batch; any thread may ask.
+
+    ``places``: the zones of each, by its id. ``openings``: when the window opens next in all of these zones, None:
+    never, as far as it was looked up; for numbers of 40 zones, as +1 800, that takes a second, and less for +7.
+    """
 
     def __init__(
-        self, window: Window, places: Mapping[str, tuple[ZoneInfo, ...] | ValueError], clock: Callable[[], datetime]
+        self,
+        window: Window,
+        places: Mapping[str, tuple[ZoneInfo, ...] | ValueError],
+        clock: Callable[[], datetime],
+        openings: dict[tuple[ZoneInfo, ...], datetime | None],
     ) -> None:
         self._window = window
         self._places = places
         self._clock = clock
+        self._openings = openings
 
     def obstacle(self, recipient_id: str) -> Outcome | None:
         """Why this recipient may not be written to now: to be asked until its message leaves."""
@@ -33,12 +42,20 @@ class BatchHours:
             return Outcome(OutcomeKind.REFUSED, now, str(zones), fault=FailureKind.CONTENT)
         if is_open(self._window, zones, now):
             return None
-        opens_at = next_open(self._window, zones, now)
+        opens_at = self._opens_at(zones, now)
         if opens_at is None:
             reason = f"it is never {self._window} (CAMPAIGN_WINDOW) in all {len(zones)} time zones of the number"
             return Outcome(OutcomeKind.REFUSED, now, reason, fault=FailureKind.CONTENT)
         reason = f"{OUTSIDE} ({self._window})"
         return Outcome(OutcomeKind.NOT_SENT, now, reason, (opens_at - now).total_seconds())
+
+    def _opens_at(self, zones: tuple[ZoneInfo, ...], now: datetime) -> datetime | None:
+        """What was found earlier holds until then: the window is closed all the time before."""
+        known = self._openings.get(zones, now)
+        if known is None or known > now:
+            return known
+        found = self._openings[zones] = next_open(self._window, zones, now)
+        return found
 
 
 class SendingHours:
@@ -47,6 +64,7 @@ class SendingHours:
     def __init__(self, window: Window | None, clock: Callable[[], datetime]) -> None:
         self._window = window
         self._clock = clock
+        self._openings: dict[tuple[ZoneInfo, ...], datetime | None] = {}
 
     @property
     def reason(self) -> str:
@@ -73,9 +91,9 @@ class SendingHours:
             return None
         if campaign.channel == "email":
             zones = (tenant_zone(campaign.timezone),)
-            return BatchHours(self._window, dict.fromkeys(phones, zones), self._clock)
+            return BatchHours(self._window, dict.fromkeys(phones, zones), self._clock, self._openings)
         places = {recipient_id: _places(phone, campaign) for recipient_id, phone in phones.items()}
-        return BatchHours(self._window, places, self._clock)
+        return BatchHours(self._window, places, self._clock, self._openings)
 
 
 def _places(phone: str | None, campaign: Campaign) -> tuple[ZoneInfo, ...] | ValueError:

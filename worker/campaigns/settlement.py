@@ -68,7 +68,7 @@ class SettlementResult:
     failed: int = 0
     counts: CampaignCounts | None = None
     backoffs: int = 0
-    untried: int = 0  # messages that were not offered to the provider, where its account has a quota
+    untried: int = 0  # messages that the provider does not count, where its account has a quota
 
 
 class RecipientPolicy:
@@ -242,9 +242,9 @@ def _later(at: datetime, seconds: float) -> datetime:
 
 
 def _untried(batch: Batch, settled: Sequence[SettledRecipient], outcomes: Mapping[str, Outcome]) -> int:
-    """How many recipients had no attempt, or one that ended before there was a message."""
+    """How many recipients had no attempt, or one that their provider does not count."""
     pairs = zip(batch.recipients, settled, strict=True)
-    return sum(after.attempts == before.attempts or not outcomes[before.id].was_tried for before, after in pairs)
+    return sum(after.attempts == before.attempts or not outcomes[before.id].uses_quota for before, after in pairs)
 
 
 def _campaign_counts(row: Row) -> CampaignCounts | None:

@@ -63,6 +63,7 @@ class NotificationDispatcher:
         self._token_taken: set[str] = set()  # ids of notifications that have a token, which is not available yet
         self._used_up: dict[str, datetime] = {}  # quota -> until when nothing is left, as far as is known
         self._reserved: dict[str, Reservation] = {}  # by the id of the notification that it was made for
+        self._leaving: dict[str, Reservation] = {}  # the same, of those that are being sent
         self._unsettled: list[Delivery] = []
         self._grace_ends: float | None = None
 
@@ -125,7 +126,8 @@ class NotificationDispatcher:
                 self._requests.submit(
                     notification, partial(send, notification, outgoing, send_until, opted_out, self._clock)
                 )
-                reserved.pop(notification.id, None)
+                if reservation := reserved.pop(notification.id, None):
+                    self._leaving[notification.id] = reservation
         for reservation in reserved.values():  # of those that do not leave
             self._claims.quotas.give_back(reservation, 1)
         return done
@@ -186,16 +188,22 @@ class NotificationDispatcher:
         """The message, if its account may send it now; None: in a moment; else the outcome with which it waits."""
         if notification.handed_over:
             return outgoing
+        if outgoing.quota and self._is_used_up(outgoing.quota):  # before it takes a token in vain
+            return self._waiting(notification, outgoing, outgoing.quota)
         if not self._has_token(notification, outgoing):
             if TenantChannel.of(notification) in self._token_at:
                 return None
             reason = "its account may not send within the next minute"
             return Delivery(notification, Outcome(OutcomeKind.DEFERRED, self._clock(), reason), outgoing)
         if outgoing.quota and not self._reserve(notification, outgoing.quota):
-            reason = "its account may not send more within 24 hours"
-            waiting = Outcome(OutcomeKind.NOT_SENT, self._clock(), reason, LOOK_AGAIN_SECONDS)
-            return Delivery(notification, waiting, outgoing, waits_for=outgoing.quota.key)
+            return self._waiting(notification, outgoing, outgoing.quota)
         return outgoing
+
+    def _waiting(self, notification: Notification, outgoing: OutgoingMessage, quota: Quota) -> Delivery:
+        """Nothing is left of the quota of its account."""
+        reason = "its account may not send more within 24 hours"
+        outcome = Outcome(OutcomeKind.NOT_SENT, self._clock(), reason, LOOK_AGAIN_SECONDS)
+        return Delivery(notification, outcome, outgoing, waits_for=quota.key)
 
     def _has_token(self, notification: Notification, outgoing: OutgoingMessage) -> bool:
         """Whether the account's pace lets the message through now; remembers when it will, unless that takes long.
@@ -219,11 +227,14 @@ class NotificationDispatcher:
             self._token_at[key] = time.monotonic() + wait_seconds
         return False
 
+    def _is_used_up(self, quota: Quota) -> bool:
+        """Whether nothing was left of it a moment ago."""
+        until = self._used_up.get(quota.key)
+        return until is not None and self._clock() < until
+
     def _reserve(self, notification: Notification, quota: Quota) -> bool:
         """Whether the account's quota has a message left for this notification, which is then reserved."""
         now = self._clock()
-        if (until := self._used_up.get(quota.key)) and now < until:
-            return False
         reservation = self._claims.quotas.reserve_notification(quota, now)
         if reservation is None:
             if quota.key not in self._used_up:
@@ -243,8 +254,11 @@ class NotificationDispatcher:
             return [], None
         self._requests.wait(POLL_SECONDS, for_all=not self._requests.stuck)  # they are settled together
         collected = self._requests.collect()
-        for notification, _ in collected:
+        for notification, request in collected:
             self._opted_out.pop(notification.id, None)
+            reservation = self._leaving.pop(notification.id, None)
+            if reservation and not request.exception() and not request.result().outcome.uses_quota:
+                self._claims.quotas.give_back(reservation, 1)
         ended = [request for _, request in collected]
         bugs = [bug for request in ended if (bug := request.exception())]
         return [request.result() for request in ended if not request.exception()], next(iter(bugs), None)

@@ -88,6 +88,8 @@ class Database:
         """Does not connect yet; ``statement_seconds``: the limit of one statement. Raises SettingsError."""
         self._sessions = Sessions(parse_database_url(url), application_name, statement_seconds)
         self._connection: psycopg2.extensions.connection | None = None
+        self._connections = 0  # how many were made
+        self.timeline = ""  # that claims rely on, see timeline.py; empty: any
         self._backend_pid = 0  # of the server's process behind the connection when it was made
         self._prepared: dict[str, str] = {}  # EXECUTE statements of what this connection has prepared, by name
         self._in_transaction = False
@@ -192,6 +194,11 @@ class Database:
         """A new connection, which the caller has to close. Through a pooler it may have another session each time."""
         return self._sessions.open()[0]
 
+    def connection_number(self) -> int:
+        """Another one for each connection; connects if there is none."""
+        self._connected()
+        return self._connections
+
     @property
     def pooled(self) -> bool:
         """Whether each transaction may run in another session: known once connected."""
@@ -243,6 +250,7 @@ class Database:
             if self._in_transaction:  # the rest of it must not run on its own
                 raise self._first_error or psycopg2.InterfaceError("the transaction's connection is lost")
             self._connection, self._backend_pid = self._sessions.open()
+            self._connections += 1
             self._prepared = {}
         return self._connection
 

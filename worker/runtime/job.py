@@ -1,5 +1,6 @@
 """What a job is: an object with a ``tick``, and the context that it gets from its program."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
@@ -59,6 +60,11 @@ class JobContext:
     def may_continue(self) -> bool:
         """Whether the job may claim more work: it holds its lock, and no signal told it to stop."""
         return self.lock.held and not self.signals.stopping
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether an operator told this machine to stand by: there is a file ``standby`` in STATE_DIR."""
+        return os.path.exists(self.settings.state_dir / "standby")
 
     def read_time(self) -> None:
         """Sets ``clock`` by the database's, if the program has a database: one statement, unless it did so just now.

@@ -49,6 +49,7 @@ class Loop:
         self._unexpected_error = ""
         self._failed = False  # whether the last tick failed
         self._skipped = False  # whether the last tick was skipped because another worker has the lock
+        self._stands_by = False  # whether it was because this machine stands by
 
     def run(self, *, once: bool, after: Rest | None = None) -> int:
         """Runs ticks until a signal, or with ``once`` until everything due is done. Returns the exit status.
@@ -84,6 +85,8 @@ class Loop:
         try:
             if not self._started:
                 require_no_cluster(self._context.redis)
+            if self._context.stands_by:
+                return self._stand_by(now)
             if not self._lock.acquire():
                 return self._skip(now)
             try:
@@ -99,7 +102,7 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - what nobody expects must not end the program either
             return self._failed_tick(began, error)
         self._recovered()
-        self._skipped, self._unexpected = False, 0
+        self._skipped, self._stands_by, self._unexpected = False, False, 0
         self._counters.job_ended(self._clock(), "success", time.monotonic() - began, None)
         self._counters.flush()
         self._report(result, time.monotonic() - began)
@@ -130,7 +133,19 @@ class Loop:
                 "another worker holds the lock",
                 {"job": self._name, "lock": self._lock.key, "holder": self._lock.holder()},
             )
-        self._skipped = True
+        self._skipped, self._stands_by = True, False
+        return self._look_again_soon(now)
+
+    def _stand_by(self, now: datetime) -> TickResult:
+        """This machine was told to do nothing: the lock is left to others."""
+        self._recovered()
+        if not self._stands_by:
+            file = self._context.settings.state_dir / "standby"
+            log.info("this machine stands by", {"job": self._name, "file": file})
+        self._skipped, self._stands_by = False, True
+        return self._look_again_soon(now)
+
+    def _look_again_soon(self, now: datetime) -> TickResult:
         self._counters.job_ended(now, "skipped", 0.0, None)
         self._counters.flush()
         pause = min(self._job.interval_seconds, self._lock.ttl_ms / 3000)
@@ -198,7 +213,7 @@ class Loop:
 
     def _may_rest(self, result: TickResult, wake_at: datetime) -> bool:
         """Whether another process can go on after the wait as this one would: it does not know what was reported."""
-        reported = self._outage_reported or self._unexpected or self._skipped
+        reported = self._outage_reported or self._unexpected or self._skipped or self._stands_by
         if not result.may_rest or reported or self._signals.stopping or self._signals.tick_now:
             return False
         return (wake_at - self._clock()).total_seconds() >= LEAST_REST_SECONDS and self._counters.flush()

@@ -97,8 +97,8 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         "STATE_DIR",
         absolute_path,
         "/var/lib/crm-worker",
-        "journals of messages that are being sent; must survive a restart of the programs",
-        programs="campaign",
+        "journals of messages and PostgreSQL's timeline; must survive a restart of the programs",
+        programs=REDIS_USERS,
     )
     log_level: str = variable(
         "LOG_LEVEL", one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"

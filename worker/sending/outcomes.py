@@ -110,6 +110,11 @@ class Outcome:
         )
 
     @property
+    def uses_quota(self) -> bool:
+        """Whether its provider may count it among the messages of its account."""
+        return self.was_tried and not self.deferred and self.kind is not OutcomeKind.REJECTED
+
+    @property
     def deferred(self) -> bool:
         return self.kind in (OutcomeKind.DEFERRED, OutcomeKind.RECIPIENT_DEFERRED)
 

@@ -90,7 +90,10 @@ JOIN worker.call_claim c
   ON c.to_number = n.number AND (c.account_sid = n.account_sid OR c.tenant_id = n.tenant_id);
 
 -- name: lock_claiming  One worker at a time claims, so that no two fill the same slot; a frozen one loses this lock.
-SELECT pg_try_advisory_xact_lock(hashtext('worker.call_claim')) AS is_mine,
+SELECT pg_try_advisory_xact_lock(hashtext('worker.call_claim'))
+           -- else another server has taken over behind the same connection, and may have forgotten what was called
+           AND CASE %(timeline)s::text WHEN '' THEN true
+               ELSE starts_with(pg_walfile_name(pg_current_wal_insert_lsn()), %(timeline)s) END AS is_mine,
        set_config('idle_in_transaction_session_timeout', %(claim_seconds)s || 's', true);
 
 -- name: claim  Claims those of the wanted calls that are still pending and for which their tenant has a slot.

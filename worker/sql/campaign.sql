@@ -127,8 +127,9 @@ WITH
 , built AS (
     INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
         "recipientName", "recipientEmail", "recipientPhone", status, "createdAt", "updatedAt")
-    SELECT gen_random_uuid()::text, %(tenant_id)s, %(campaign_id)s, kind, id, name, email, phone, 'pending',
-           %(now)s, %(now)s
+    -- always by the same id, also when they are built again after a fail-over that forgot them: journals name that id
+    SELECT md5(concat_ws(' ', %(campaign_id)s, kind, id))::uuid::text, %(tenant_id)s, %(campaign_id)s, kind, id, name,
+           email, phone, 'pending', %(now)s, %(now)s
     FROM reachable WHERE place = 1
     RETURNING 1
 )
@@ -168,6 +169,9 @@ WITH run AS (
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
     WHERE r.campaign_id = %(campaign_id)s AND r.prepared AND c.status = 'running'
       AND r.tenant_id = %(tenant_id)s AND c."tenantId" = %(tenant_id)s AND c."userId" = %(user_id)s
+      -- else another server has taken over behind the same connection, and may have forgotten what was sent
+      AND CASE %(timeline)s::text WHEN '' THEN true
+          ELSE starts_with(pg_walfile_name(pg_current_wal_insert_lsn()), %(timeline)s) END
       AND r.next_batch_at <= %(now)s  -- another process may have claimed, or put the run off, since this one looked
       AND NOT
           -- include: changed_by_crm
@@ -175,7 +179,8 @@ WITH run AS (
       AND c."updatedAt" = (SELECT seen."updatedAt" FROM "Campaign" seen WHERE seen.id = %(campaign_id)s)
     FOR SHARE OF c FOR NO KEY UPDATE OF r  -- in the order of the settlement, or the two could deadlock
 ), retried AS (
-    SELECT q.recipient_id AS id, q.attempts, q.reason <> '' AS deferred
+    -- who waited for CAMPAIGN_WINDOW was not deferred
+    SELECT q.recipient_id AS id, q.attempts, q.reason <> '' AND NOT starts_with(q.reason, %(outside)s) AS deferred
     FROM run JOIN worker.campaign_retry q ON q.campaign_id = run.campaign_id
     WHERE q.campaign_id = %(campaign_id)s AND q.due_at <= %(now)s
     ORDER BY q.due_at LIMIT (%(size)s + 1) / 2
@@ -200,6 +205,9 @@ WITH run AS (
       AND p."campaignId" || '' = %(campaign_id)s AND p."tenantId" || '' = %(tenant_id)s
     RETURNING p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
               picked.attempts, picked.deferred, worker.address(%(channel)s, p."recipientEmail", p."recipientPhone") AS address
+), numbered AS (
+    -- the others tell first whether the account is accepted
+    SELECT claimed.*, row_number() OVER (ORDER BY deferred) AS number FROM claimed
 ), stale AS (
     DELETE FROM worker.campaign_retry q USING retried
     WHERE q.recipient_id = retried.id AND NOT EXISTS (
@@ -219,20 +227,28 @@ WITH run AS (
     ) AS taken
     WHERE r.campaign_id = %(campaign_id)s AND (taken.last_id > r.position OR taken.pause_seconds > 0)
 ), batch AS (
-    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, renewed_at)
-    SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id),
-           statement_timestamp() AT TIME ZONE 'UTC'
-    FROM claimed HAVING count(*) > 0
+    INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, may_leave, renewed_at)
+    SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, %(sender)s, array_agg(id ORDER BY number),
+           %(may_leave)s::integer, statement_timestamp() AT TIME ZONE 'UTC'
+    FROM numbered HAVING count(*) > 0
 )
-SELECT claimed.*, s.reason AS opted_out
-FROM claimed
+SELECT c.id, c.name, c.email, c.phone, c.attempts, c.deferred, c.address, s.reason AS opted_out
+FROM numbered c
 LEFT JOIN LATERAL (
     SELECT s.reason FROM worker.suppression s
-    WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = claimed.address AND
+    WHERE s.tenant_id = %(tenant_id)s AND s.channel = %(channel)s AND s.address = c.address AND
         -- include: still_suppressed
     LIMIT 1
 ) AS s ON true
-ORDER BY claimed.deferred;  -- the others tell first whether the account is accepted
+ORDER BY c.number;  -- in the order of recipient_ids, which is that in which they are written to
+
+-- name: advance  Lets more messages of a batch leave, and keeps the outcomes that are known by now: only while its holder
+-- has it. The lock makes it wait for take_over, and take_over for it.
+INSERT INTO worker.batch_progress (batch_id, may_leave, outcomes)
+SELECT b.id, %(may_leave)s::integer, %(outcomes)s
+FROM worker.campaign_batch b WHERE b.id = %(batch_id)s::uuid AND b.holder = %(holder)s
+FOR SHARE
+RETURNING may_leave;
 
 -- name: renew  Renews the lease of batches: their holder is alive.
 UPDATE worker.campaign_batch SET renewed_at = statement_timestamp() AT TIME ZONE 'UTC'
@@ -320,6 +336,8 @@ WITH own_batch AS (
     FROM own_batch WHERE r.campaign_id = own_batch.campaign_id
 ), released AS (
     DELETE FROM worker.campaign_batch b USING own_batch WHERE b.id = own_batch.id
+), no_progress AS (
+    DELETE FROM worker.batch_progress g USING own_batch WHERE g.batch_id = own_batch.id
 ), counted AS (
     UPDATE "Campaign" c
     SET "sentCount" = c."sentCount" + n.sent, "failedCount" = c."failedCount" + n.failed, "updatedAt" = %(now)s
@@ -351,6 +369,9 @@ SET next_batch_at = greatest(next_batch_at, %(next_batch_at)s),
     holds = CASE WHEN next_batch_at > %(now)s THEN holds ELSE %(backoffs)s END,
     waits_for = CASE WHEN next_batch_at > %(now)s THEN waits_for END
 WHERE campaign_id = %(campaign_id)s;
+
+-- name: look_again  The run is looked at again then; what it waits for stays.
+UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s WHERE campaign_id = %(campaign_id)s;
 
 -- name: wait_for  Nothing of the run may be sent for a reason that its user cares about, which is told once in a wait.
 WITH run AS (
@@ -536,9 +557,39 @@ WITH run AS (
 SELECT * FROM ended;
 
 -- name: batches  All claimed batches, to find the orphaned ones.
-SELECT id::text, campaign_id, holder, machine, sender, asking, recipient_ids,
+SELECT id::text, campaign_id, holder, machine, sender, asking, recipient_ids, may_leave,
        renewed_at < statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(lease_seconds)s) AS lapsed
 FROM worker.campaign_batch;
+
+-- name: take_over  Takes an orphaned batch from its holder, which from then on can neither renew, advance nor settle it.
+UPDATE worker.campaign_batch SET holder = %(new_holder)s
+WHERE id = %(batch_id)s AND holder = %(holder)s
+  AND renewed_at < statement_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => %(lease_seconds)s)
+RETURNING id;
+
+-- name: progress  How far a batch came after it was claimed.
+SELECT may_leave, outcomes FROM worker.batch_progress WHERE batch_id = %(batch_id)s ORDER BY may_leave;
+
+-- name: forgotten  Which of these recipients are to be sent to by the database, though a message to them has left. Who
+-- was set back after it left ("at") is meant to get another one; clocks of app servers may be ahead.
+SELECT p.id, p."campaignId" AS campaign_id
+FROM json_to_recordset(%(messages)s::json) AS m (id text, at timestamp(3)) JOIN "CampaignRecipient" p ON p.id = m.id
+WHERE p.status || '' = 'pending'
+  AND (m.at IS NULL OR p."updatedAt" <= m.at + interval '1 minute' OR p."createdAt" > m.at);  -- built again
+
+-- name: claim_again  Makes a batch, without a holder, of recipients of one campaign to whom messages have left.
+WITH claimed AS (
+    UPDATE "CampaignRecipient" p SET status = 'sending', "updatedAt" = %(now)s
+    FROM "Campaign" c
+    WHERE p.id = ANY (%(ids)s::text[]) AND p.status || '' = 'pending' AND p."campaignId" || '' = %(campaign_id)s
+      AND c.id = %(campaign_id)s AND c."tenantId" = p."tenantId"
+    RETURNING p.id
+)
+INSERT INTO worker.campaign_batch (id, campaign_id, holder, machine, sender, recipient_ids, renewed_at)
+SELECT %(batch_id)s::uuid, %(campaign_id)s, %(holder)s, %(machine)s, '', array_agg(id),
+       statement_timestamp() AT TIME ZONE 'UTC'
+FROM claimed HAVING count(*) > 0
+RETURNING cardinality(recipient_ids) AS recipients;
 
 -- name: batch_recipients  The recipients of an orphaned batch.
 SELECT p.id, p."recipientName" AS name, p."recipientEmail" AS email, p."recipientPhone" AS phone,
@@ -547,7 +598,13 @@ FROM "CampaignRecipient" p LEFT JOIN worker.campaign_retry q ON q.recipient_id =
 WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" = %(campaign_id)s AND p."tenantId" = %(tenant_id)s;
 
 -- name: drop_batch  Deletes a batch whose campaign was deleted.
+WITH progress AS (
+    DELETE FROM worker.batch_progress WHERE batch_id = %(batch_id)s
+)
 DELETE FROM worker.campaign_batch WHERE id = %(batch_id)s;
+
+-- name: drop_progress  Deletes the progress of batches that an older version has settled.
+DELETE FROM worker.batch_progress g WHERE NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.id = g.batch_id);
 
 -- name: drop_unconfirmed  Deletes unconfirmed messages whose campaign, its tenant or recipient was deleted.
 DELETE FROM worker.unconfirmed_send s
@@ -564,6 +621,10 @@ DELETE FROM worker.campaign_retry q
 WHERE NOT EXISTS (
     SELECT FROM "Campaign" c WHERE c.id = q.campaign_id AND c.status NOT IN ('completed', 'failed')
 );
+
+-- name: end_other_waits  Who waits for another CAMPAIGN_WINDOW than the present one may be claimed now.
+UPDATE worker.campaign_retry SET due_at = %(now)s
+WHERE starts_with(reason, %(outside)s) AND reason <> %(reason)s AND due_at > %(now)s;
 
 -- name: due_to_ask  Campaigns with messages that a provider can be asked about now, and the accounts they left through.
 SELECT DISTINCT campaign_id, sender FROM worker.unconfirmed_send WHERE ask_at <= %(now)s;

@@ -1,11 +1,13 @@
 -- Statements about quotas. %(now)s is UTC without zone.
 
 -- name: reserve  Reserves messages of an account, as many as are left. A tenant's share counts while there are other tenants;
--- a campaign leaves what waiting notifications need.
+-- a campaign leaves what waiting notifications need, but for those of a job that has not run for two days.
 SELECT worker.reserve(
     %(account_kind)s, %(account)s, %(tenant_id)s, %(want)s, %(limit)s,
     CASE WHEN %(is_campaign)s THEN %(kept_back)s + (
-        SELECT count(*) FROM worker.notice n WHERE n.waits_for = %(account_kind)s || ' ' || %(account)s
+        SELECT count(*) FROM worker.notice n
+        WHERE n.waits_for = %(account_kind)s || ' ' || %(account)s
+          AND n.due_at > %(now)s::timestamp - interval '2 days'
     )::integer ELSE 0 END,
     CASE WHEN %(is_campaign)s AND EXISTS (SELECT FROM "Tenant" t WHERE t.id <> %(tenant_id)s)
         THEN %(share)s::integer END,
@@ -25,7 +27,8 @@ LEFT JOIN (
            coalesce(sum(used) FILTER (WHERE tenant_id = %(tenant_id)s), 0)::integer AS used_by_tenant
     FROM worker.quota
     WHERE account_kind = %(account_kind)s AND account = %(account)s
-      AND hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+      AND hour BETWEEN date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+                   AND date_trunc('hour', %(now)s::timestamp) + interval '24 hours'
     GROUP BY hour
 ) AS used ON true
 ORDER BY used.hour;
@@ -35,16 +38,18 @@ SELECT account_kind, max(used / most)::float8 AS ratio
 FROM (
     SELECT account_kind, sum(used) AS used, (array_agg(most ORDER BY hour DESC))[1]::numeric AS most
     FROM worker.quota
-    WHERE hour >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+    WHERE hour BETWEEN date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+                   AND date_trunc('hour', %(now)s::timestamp) + interval '24 hours'
     GROUP BY account_kind, account
 ) AS accounts
 GROUP BY account_kind;
 
--- name: drop_old  Hours of accounts that nothing is sent through any more.
+-- name: drop_old  Hours of accounts that nothing is sent through any more, and those of a clock that was far ahead.
 WITH numbers AS (
     DELETE FROM worker.whatsapp_number WHERE read_at < %(now)s::timestamp - interval '30 days'
 )
-DELETE FROM worker.quota WHERE hour < %(now)s::timestamp - interval '3 days';
+DELETE FROM worker.quota
+WHERE hour < %(now)s::timestamp - interval '3 days' OR hour > %(now)s::timestamp + interval '3 days';
 
 -- name: other_campaigns  Whether other WhatsApp campaigns of a tenant sent something within a day.
 SELECT EXISTS (

@@ -1,5 +1,5 @@
-"""Checks for problems that show although every server answers: Redis's memory policy, clocks, bad numbers, missing
-tables, and calls that are not placed.
+"""Checks for problems that show although every server answers: Redis's memory policy, clocks, bad numbers, commits
+that nobody waits for, missing tables, and calls that are not placed.
 
 Each warning is one sentence for the operator that says what is wrong and what to do. The checks change nothing.
 """
@@ -117,6 +117,8 @@ SELECT tenant_id, phone_id FROM worker.whatsapp_number
 WHERE quality = 'RED' AND read_at > statement_timestamp() AT TIME ZONE 'UTC' - interval '1 day'
 ORDER BY tenant_id LIMIT 10
 """
+# What sessions begin with: those of the worker turn off into on.
+_COMMIT = "SELECT reset_val AS synchronous_commit FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'"
 _CREATED = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS "(worker_\w+)"\s+ON "(\w+)"')
 _DROPPED = re.compile(r'DROP INDEX CONCURRENTLY IF EXISTS "(worker_\w+)"')
 
@@ -150,12 +152,12 @@ def clock_warning(offset_seconds: float) -> str | None:
 
 
 def database_warnings(db: Database) -> list[str]:
-    """WhatsApp numbers of bad quality, and what the database lacks: tables and columns of the CRM, tables and indexes
-    of the worker.
+    """WhatsApp numbers of bad quality, commits that nobody waits for, and what the database lacks: tables and columns
+    of the CRM, tables and indexes of the worker.
 
     Raises psycopg2.Error.
     """
-    return [*_number_warnings(db), *_contract_warnings(db), *_own_warnings(db)]
+    return [*_number_warnings(db), *_commit_warnings(db), *_contract_warnings(db), *_own_warnings(db)]
 
 
 def _number_warnings(db: Database) -> list[str]:
@@ -168,6 +170,16 @@ def _number_warnings(db: Database) -> list[str]:
         "may limit or block it: pause its campaigns, and write only to people who asked for it until it is better."
         for row in rows
     ]
+
+
+def _commit_warnings(db: Database) -> Iterator[str]:
+    row = db.one(_COMMIT)
+    if row and row["synchronous_commit"] == "off":
+        yield (
+            "PostgreSQL confirms commits before they are on its disk (synchronous_commit is off), so a crash or a "
+            "fail-over forgets what the CRM wrote last: set it to on for the server, the database and its users; the "
+            "worker's own sessions have it on."
+        )
 
 
 def call_warnings(db: Database) -> list[str]:

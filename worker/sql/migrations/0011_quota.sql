@@ -28,7 +28,9 @@ BEGIN
                              share - coalesce(sum(q.used) FILTER (WHERE q.tenant_id = tenant), 0)))
     INTO granted
     FROM worker.quota q
-    WHERE q.account_kind = kind AND q.account = name AND q.hour >= this_hour - interval '24 hours';
+    WHERE q.account_kind = kind AND q.account = name
+      -- a clock that was set back may have left hours ahead; farther ones would count for as long as it was wrong by
+      AND q.hour BETWEEN this_hour - interval '24 hours' AND this_hour + interval '24 hours';
     IF granted > 0 THEN
         INSERT INTO worker.quota AS q (account_kind, account, hour, tenant_id, used, most)
         VALUES (kind, name, this_hour, tenant, granted, ceiling)
