@@ -84,7 +84,32 @@ def test_a_killed_sender(crm: Crm, world: World, books: Books, senders: Senders)
     wait_for(lambda: scheduler.said("unit taken back"), "its unit is taken back", 40)
     wait_for(lambda: units(crm) >= 3, "its slot has a unit again")
     wait_for(lambda: books.ended(campaign), "the campaign ends")
-    assert books.balance(campaign) <= THREADS
+    assert books.balance(campaign, kills=1) <= THREADS
+
+
+def test_the_machine_of_a_sender_is_lost(
+    crm: Crm, world: World, books: Books, senders: Senders, start: Start, tmp_path: Path
+) -> None:
+    """Killed together with its journals: once its claims have expired, the others settle them, nobody twice."""
+    world.script("smtp", action="hang", seconds=SLOW_SECONDS)
+    senders(2)
+    lost = start(program="campaign-sender", **ENGINE, STATE_DIR=str(tmp_path / "other"))
+    campaign = crm.add_campaign("email", recipients=1500)
+    wait_for(lambda: running(crm) == 3, "three send at the same time")
+    lost.kill()
+    (tmp_path / "other").rename(tmp_path / "gone")
+    held = crm.value(
+        """WITH old AS (
+               UPDATE worker.campaign_batch SET renewed_at = renewed_at - interval '6 min'
+               WHERE split_part(holder, ':', 2) = %s RETURNING cardinality(recipient_ids) AS size
+           ) SELECT coalesce(sum(size), 0) FROM old""",
+        str(lost.pid),
+    )
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    books.nobody_twice("smtp")
+    assert books.unconfirmed(campaign) <= held
+    assert sum(crm.counts(campaign).values()) == 1500
+    assert set(crm.counts(campaign)) <= {"sent", "failed"}
 
 
 def test_a_killed_scheduler(crm: Crm, world: World, books: Books, senders: Senders, start: Start) -> None:

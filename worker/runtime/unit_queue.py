@@ -40,6 +40,7 @@ Answer = TypeVar("Answer")
 SCHEMA = "engine"
 TASK = "send"
 ADD_SENDER = "INSERT INTO sender (worker_id, host, pid) VALUES (%(worker_id)s, %(host)s, %(pid)s)"
+NEVER_SECONDS = 31_536_000.0
 LOOK_SECONDS = 0.02  # how often is looked whether a sender has been registered, or has ended
 ANSWER_SECONDS = 30.0  # for one question to PostgreSQL
 UNIT_LIMIT_SECONDS = 60.0  # a process that cannot work (without Redis, say) keeps a unit no longer than this
@@ -147,6 +148,7 @@ class UnitQueue:
     def _opened(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
+            self._loop.set_exception_handler(_say)
             self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
             self._thread.start()
         return self._loop
@@ -178,10 +180,14 @@ class UnitQueue:
     async def _close(self) -> None:
         if self._taker is not None:
             self._taker.cancel()
-            while not self._taker.done():
-                self.end_all()  # also a unit that has just come
-                await asyncio.wait([self._taker], timeout=LOOK_SECONDS)
+            await self._end_of(self._taker)
         await self._app.close_async()
+
+    async def _end_of(self, task: asyncio.Task[Any]) -> None:
+        """Gives back what is in hand until the task has ended, also a unit that has just come."""
+        while not task.done():
+            self.end_all()
+            await asyncio.wait([task], timeout=LOOK_SECONDS)
 
     async def _take_units(self) -> None:
         self._taker = asyncio.current_task()
@@ -192,7 +198,7 @@ class UnitQueue:
             concurrency=1,
             install_signal_handlers=False,
             delete_jobs="always",
-            update_heartbeat_interval=self._timeout_seconds / HEARTBEATS,
+            update_heartbeat_interval=NEVER_SECONDS,
             stalled_worker_timeout=self._timeout_seconds,
             fetch_job_polling_interval=POLL_SECONDS,
         )
@@ -204,10 +210,14 @@ class UnitQueue:
                 await self._app.connector.execute_query_async(
                     ADD_SENDER, worker_id=worker.worker_id, host=socket.gethostname(), pid=os.getpid()
                 )
+            # Not the library's own heartbeat: when that fails once (an outage), it is over, and the worker goes on.
+            while not (await asyncio.wait([running], timeout=self._timeout_seconds / HEARTBEATS))[0]:
+                if worker.worker_id is not None:
+                    await self._app.job_manager.update_heartbeat(worker.worker_id)
             await running
         finally:
             running.cancel()
-            await asyncio.wait([running])
+            await self._end_of(running)
 
     async def _run_unit(self, campaign_id: str) -> None:
         unit = UnitInHand(campaign_id, time.monotonic(), Future())
@@ -221,6 +231,14 @@ class UnitQueue:
         finally:
             with self._changing:
                 del self._units[unit]
+
+
+def _say(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Of a task that nobody waits for: the end of a unit could not be written. It is taken back later."""
+    error = context.get("exception")
+    cause = error and (error.__cause__ or error)
+    reason = " ".join(str(cause or context.get("message")).split())
+    log.warning("unit was ended, but the queue could not be told", {"reason": reason})
 
 
 async def _set_up(connection: psycopg.AsyncConnection[Any]) -> None:
