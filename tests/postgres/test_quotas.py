@@ -1,5 +1,6 @@
 """Reservations of quotas in the worker's table: limits, shares, and several processes at once."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -9,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from sandbox import accounts
 from sandbox.crm import Crm
+from sandbox.world import World
+from worker.providers.http import HttpPool
+from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.db import Database, queries
 from worker.sending.account_quotas import whatsapp_quota
 from worker.sending.quota import Quota, QuotaLedger, QuotaUsedUp
-from worker.sending.whatsapp_limits import WhatsAppLimits
+from worker.sending.whatsapp_limits import LimitUnread, WhatsAppLimits
 
 NOW = datetime.fromisoformat("2026-03-10 12:30")
 SMTP = Quota("smtp", "relay.example", "t1", 100)
@@ -189,3 +194,23 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for each in plan.get("Plans", ()):
         yield from nodes(each)
+
+
+def test_many_tenants_whose_limit_is_read_hold_up_the_process_once(
+    crm: Crm, world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Meta does not answer; a second later their campaigns are looked at again."""
+    monkeypatch.setattr("worker.sending.whatsapp_limits.QUICK_SECONDS", 2.0)
+    world.script("number", action="hang", seconds=60)
+    with closing(Database(database_url, "test")) as db, closing(HttpPool(2)) as pool:
+        number = WhatsAppNumber(
+            world.environment["WHATSAPP_API_URL"], accounts.WHATSAPP_PHONE_ID, accounts.WHATSAPP_TOKEN, pool
+        )
+        limits = WhatsAppLimits(db, lambda: NOW)
+        began = time.monotonic()
+        for tenant in range(15):
+            with pytest.raises(LimitUnread):
+                limits.quota(f"t{tenant}", number)
+        assert time.monotonic() - began < 15  # each for itself they wait for 30 s
+        world.clear_script()
+        limits.close()
