@@ -1,16 +1,24 @@
 """Reservations of quotas in the worker's table: limits, shares, and several processes at once."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
+from sandbox import accounts
 from sandbox.crm import Crm
-from worker.runtime.db import Database
+from sandbox.world import World
+from worker.providers.http import HttpPool
+from worker.providers.whatsapp_number import WhatsAppNumber
+from worker.runtime.db import Database, queries
+from worker.sending.account_quotas import whatsapp_quota
 from worker.sending.quota import Quota, QuotaLedger, QuotaUsedUp
+from worker.sending.whatsapp_limits import LimitUnread, WhatsAppLimits
 
 NOW = datetime.fromisoformat("2026-03-10 12:30")
 SMTP = Quota("smtp", "relay.example", "t1", 100)
@@ -121,3 +129,88 @@ def test_hours_of_a_clock_that_was_set_back_count(quotas: QuotaLedger) -> None:
     """Messages left in them."""
     quotas.reserve(SMTP, 70, NOW)
     assert quotas.reserve(SMTP, 100, NOW - timedelta(hours=3)).number == 30
+
+
+class TwoCampaigns:
+    """On WhatsApp, to the same people, whose messages have left."""
+
+    def __init__(self, crm: Crm, people: int) -> None:
+        self.crm = crm
+        self.ids = [crm.add_campaign("whatsapp", recipients=0) for _ in range(2)]
+        self.quota = whatsapp_quota(crm.tenant_id, 10 * people)
+        for place, campaign in enumerate(self.ids):
+            crm.execute(
+                """INSERT INTO "CampaignRecipient" (id, "tenantId", "campaignId", "recipientType", "recipientId",
+                       "recipientName", "recipientPhone", status, "createdAt", "updatedAt", "sentAt")
+                   SELECT %s || '-' || n, %s, %s, 'lead', 'l' || n, 'Asha', '+9198' || 76500000 + n, 'sent', now(),
+                          now(), %s::timestamp + make_interval(secs => %s)
+                   FROM generate_series(1, %s) n""",
+                (campaign, crm.tenant_id, campaign, NOW, place, people),
+            )
+        crm.execute('UPDATE "Campaign" SET "sentCount" = %s, "updatedAt" = %s', (people, NOW))
+        crm.execute("ANALYZE")
+
+    def batch(self, place: int, size: int) -> list[str]:
+        return [f"{self.ids[place]}-{number}" for number in range(1, size + 1)]
+
+
+def test_two_campaigns_that_write_to_the_same_person_at_once_count_once(
+    crm: Crm, quotas: QuotaLedger, database_url: str
+) -> None:
+    """Not less: of two batches that are settled before either of them is counted, only the later one gives back."""
+    campaigns = TwoCampaigns(crm, 10)
+    quotas.reserve(campaigns.quota, 20, NOW)
+    with closing(Database(database_url, "test")) as db:
+        limits = WhatsAppLimits(db, lambda: NOW + timedelta(minutes=1))
+        for place, campaign in enumerate(campaigns.ids):
+            limits.count_once(campaigns.quota, campaign, campaigns.batch(place, 10))
+    assert used(crm) == 10
+
+
+def test_counting_people_reads_the_other_campaigns_once(crm: Crm, quotas: QuotaLedger, database_url: str) -> None:
+    """Not once for each recipient of the batch, which would take seconds beside a large campaign."""
+    campaigns = TwoCampaigns(crm, 5_000)
+    quotas.reserve(campaigns.quota, 5_000, NOW)
+    with closing(Database(database_url, "test")) as db:
+        [row] = db.all(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) {queries('quota')['count_once']}",
+            account_kind="whatsapp",
+            account=campaigns.quota.account,
+            tenant_id=crm.tenant_id,
+            campaign_id=campaigns.ids[1],
+            ids=campaigns.batch(1, 100),
+            now=NOW,
+        )
+    [[explained]] = row.values()
+    read = sum(
+        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+        for node in nodes(explained["Plan"])
+        if node.get("Relation Name") == "CampaignRecipient"
+    )
+    assert 5_000 < read <= 10_100
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from nodes(each)
+
+
+def test_many_tenants_whose_limit_is_read_hold_up_the_process_once(
+    crm: Crm, world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Meta does not answer; a second later their campaigns are looked at again."""
+    monkeypatch.setattr("worker.sending.whatsapp_limits.QUICK_SECONDS", 2.0)
+    world.script("number", action="hang", seconds=60)
+    with closing(Database(database_url, "test")) as db, closing(HttpPool(2)) as pool:
+        number = WhatsAppNumber(
+            world.environment["WHATSAPP_API_URL"], accounts.WHATSAPP_PHONE_ID, accounts.WHATSAPP_TOKEN, pool
+        )
+        limits = WhatsAppLimits(db, lambda: NOW)
+        began = time.monotonic()
+        for tenant in range(15):
+            with pytest.raises(LimitUnread):
+                limits.quota(f"t{tenant}", number)
+        assert time.monotonic() - began < 15  # each for itself they wait for 30 s
+        world.clear_script()
+        limits.close()

@@ -324,3 +324,22 @@ def test_a_campaign_that_changes_meanwhile(
         cursor.execute("""UPDATE "CampaignRecipient" SET status = 'sent'""")
         answer = command("check", campaign, "--json")
     assert (answer.status, answer.json["recipients"]["to_send"]) == (0, 3)
+
+
+def test_nothing_that_the_crm_has_reaches_the_terminal_as_it_is(crm: Crm, command: Command) -> None:
+    """Neither a name nor a word that only programs write: each could change the terminal's title or colours."""
+    evil = "a\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202ez"
+    person = {"recipientName": evil, "recipientEmail": "p@a.example", "status": evil}
+    words = {
+        "name": evil,
+        "subject": evil,
+        "textContent": evil,
+        "htmlContent": f"<a href='https://x/{evil}'>{evil}</a>",
+    }
+    campaign = crm.add_campaign(recipients=[person, {**person, "status": "pending"}], **words)
+    for column in ("name", "channel", "status"):
+        crm.execute(f'UPDATE "Campaign" SET {column} = %s', (evil,))
+        for arguments in (("check", campaign), ("check", campaign, "--json"), ("show", campaign), ("list",)):
+            answer = command(*arguments)
+            assert answer.out.replace("\n", "").isprintable(), (column, arguments)
+            assert answer.errors.replace("\n", "").isprintable(), (column, arguments)

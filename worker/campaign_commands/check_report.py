@@ -22,7 +22,8 @@ def text_lines(check: CampaignCheck) -> Iterator[str]:
     """The problems first, then what was found."""
     state = check.state
     tenant = one_line(state.tenant or state.tenant_id, 100)
-    yield f"Campaign {one_line(state.name, 100)!r} ({state.status}, {state.channel}) of {tenant}"
+    status, channel = one_line(state.status, 20), one_line(state.channel, 20)
+    yield f"Campaign {one_line(state.name, 100)!r} ({status}, {channel}) of {tenant}"
     if state.status in ENDED:
         yield "It has ended. What follows is about its recipients that are still pending."
     yield ""
@@ -121,7 +122,10 @@ def _recipients(review: RecipientReview) -> Iterator[tuple[str, str]]:
     if review.from_target:
         yield "", f"built from its target when it starts; {review.without_address:,} people there have no address"
     elif review.statuses:
-        yield "", "now: " + ", ".join(f"{number:,} {status}" for status, number in review.statuses.items())
+        yield (
+            "",
+            "now: " + ", ".join(f"{number:,} {one_line(status, 20)}" for status, number in review.statuses.items()),
+        )
     if review.countries:
         shown = [f"{country or 'none'} {number:,}" for country, number in review.countries.most_common(12)]
         more = len(review.countries) - len(shown)

@@ -28,6 +28,7 @@ OTHERS_KEPT = timedelta(minutes=1)  # how long it is remembered whether a campai
 CAMPAIGNS_KEPT = 512
 THREADS = 2
 QUICK_SECONDS = 0.5  # most answers come sooner: then the campaign need not wait for the next look
+QUICK_PAUSE_SECONDS = 5.0  # from one such wait to the next: many tenants must not stop all other campaigns together
 PATIENCE_SECONDS = 10.0  # after that the campaign goes on without an answer
 
 
@@ -62,6 +63,7 @@ class WhatsAppLimits:
         self._others: OrderedDict[str, tuple[datetime, bool]] = (
             OrderedDict()
         )  # by campaign: are there others, seen when
+        self._quick_from = 0.0  # time.monotonic() from which an answer may be waited for
         self._said: set[str] = set()  # tenants whose limit could not be read: that is logged once
 
     def quota(self, tenant_id: str, number: WhatsAppNumber) -> Quota | None:
@@ -116,7 +118,9 @@ class WhatsAppLimits:
             question = _Question(tenant_id, number, time.monotonic() + PATIENCE_SECONDS)
             self._asked[tenant_id] = question
             self._threads.submit(question, number.read)
-            self._threads.wait(QUICK_SECONDS, owners=[question])
+            if time.monotonic() >= self._quick_from:
+                self._threads.wait(QUICK_SECONDS, owners=[question])
+                self._quick_from = time.monotonic() + QUICK_PAUSE_SECONDS
 
     def _keep_answers(self) -> None:
         for question, answer in self._threads.collect():

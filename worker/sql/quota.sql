@@ -59,20 +59,28 @@ SELECT EXISTS (
 ) AS found;
 
 -- name: count_once  People of a batch whom other WhatsApp campaigns of the tenant wrote to within a day: they count in the
--- hour of the batch, and no more in the earlier one.
-WITH other AS (
-    SELECT c.id FROM "Campaign" c
-    WHERE c."tenantId" = %(tenant_id)s AND c.channel = 'whatsapp' AND c.id <> %(campaign_id)s
-      AND c."updatedAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours' AND c."sentCount" > 0
-), again AS (
-    SELECT DISTINCT ON (p.id) p.id, date_trunc('hour', earlier."sentAt") AS hour
-    FROM "CampaignRecipient" p
-    JOIN "CampaignRecipient" earlier ON earlier."recipientPhone" = p."recipientPhone"
-        AND earlier."campaignId" IN (SELECT id FROM other) AND earlier."tenantId" || '' = %(tenant_id)s
+-- hour of the batch, and no more in the earlier one. The recipients of the others are read once, not once for each person.
+WITH batch AS MATERIALIZED (
+    SELECT p.id, p."recipientPhone" AS phone, p."sentAt" AS sent_at FROM "CampaignRecipient" p
     WHERE p.id = ANY (%(ids)s::text[]) AND p."campaignId" || '' = %(campaign_id)s
       AND p."tenantId" || '' = %(tenant_id)s AND p."sentAt" IS NOT NULL
-      AND earlier."sentAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
-    ORDER BY p.id, earlier."sentAt" DESC
+      AND p.status || '' NOT IN ('pending', 'sending', 'failed')  -- it has the time of a message before this batch
+), earlier AS MATERIALIZED (
+    SELECT p."recipientPhone" AS phone, p."sentAt" AS sent_at FROM "CampaignRecipient" p
+    WHERE p."campaignId" = ANY (ARRAY(
+              SELECT c.id FROM "Campaign" c
+              WHERE c."tenantId" = %(tenant_id)s AND c.channel = 'whatsapp' AND c.id <> %(campaign_id)s
+                AND c."updatedAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+                AND c."sentCount" > 0
+          ))
+      AND p."tenantId" || '' = %(tenant_id)s
+      AND p."sentAt" >= date_trunc('hour', %(now)s::timestamp) - interval '24 hours'
+      AND coalesce(p."recipientPhone" IN (SELECT phone FROM batch), false)  -- as no join: by a hash table
+), again AS (
+    -- earlier: of two campaigns at the same time, which count each other, only the later one does
+    SELECT DISTINCT ON (batch.id) batch.id, date_trunc('hour', earlier.sent_at) AS hour
+    FROM batch JOIN earlier ON earlier.phone = batch.phone AND earlier.sent_at < batch.sent_at
+    ORDER BY batch.id, earlier.sent_at DESC
 )
 UPDATE worker.quota q SET used = greatest(q.used - counted.number, 0)
 FROM (SELECT hour, count(*)::integer AS number FROM again GROUP BY hour) AS counted
