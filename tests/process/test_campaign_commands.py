@@ -284,6 +284,7 @@ def test_a_campaign_that_waits_for_its_quota(
     shown = command("show", campaign, **limits).out
     assert "for the quota of its account" in shown
     assert "30 sent" in shown
+    assert "as measured" not in shown  # what it sent before says nothing about when it goes on
     forecast = shown.partition("Forecast    ")[2].partition("\n")[0]
     assert re.match(r"20 (tomorrow|on \d+ \w+) from \d\d:30 \(Asia/Kolkata\)", forecast), forecast
 

@@ -297,6 +297,8 @@ def test_a_time_zone_that_cannot_be_read(router: TransportRouter) -> None:
     assert found_in(router, state=state, loaded=settings(CAMPAIGN_WINDOW="09:00-21:00")) == [
         (Level.ERROR, "time-zone")
     ]
+    whatsapp = replace(state, channel="whatsapp")
+    assert found_in(router, TEMPLATE, state=whatsapp, loaded=settings(CAMPAIGN_WINDOW="09:00-21:00")) == []
 
 
 def test_what_a_rate_is_measured_from() -> None:

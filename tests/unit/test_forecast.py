@@ -51,6 +51,14 @@ def expected(
     return forecast(work, NOW)
 
 
+def test_what_waits_for_a_change() -> None:
+    """Nothing is expected of a campaign that goes on only when somebody changes something."""
+    work = RemainingSends(recipients=1200, rate=Rate(1.0), starts_at=NOW, obstacle="its zone cannot be read")
+    found = forecast(work, NOW)
+    assert (found.today, found.begins_at, found.ends_at) == (0, None, None)
+    assert found.words == "1,200 wait: its zone cannot be read"
+
+
 def test_at_its_rate() -> None:
     """Without limits a campaign ends after as long as its rate takes."""
     found = expected(3600)

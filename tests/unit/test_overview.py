@@ -308,6 +308,8 @@ ACCOUNT = {
         ({"CAMPAIGN_WINDOW": "09:00-17:30"}, {}, "500 tomorrow from 09:00 (Asia/Kolkata)"),
         ({"CAMPAIGN_WINDOW": "17:00-18:00"}, {"timezone": "UTC"}, "ends today about 17:0"),
         ({}, {"timezone": "Mars/Olympus"}, "ends today about 17:35 (Asia/Kolkata)"),
+        ({"CAMPAIGN_WINDOW": "09:00-21:00"}, {"timezone": "Mars/Olympus"}, "500 wait: the tenant's time zone cannot"),
+        ({"CAMPAIGN_WINDOW": "09:00-21:00"}, {"timezone": "Mars/Olympus", "kind": "whatsapp"}, "ends today about"),
     ],
 )
 def test_what_bounds_a_scheduled_campaign(environ: dict[str, str], account: dict[str, Any], words: str) -> None:
@@ -437,6 +439,7 @@ def test_times_rates_and_errors_as_text() -> None:
     assert span(200_000) == "2 d 7 h"
     assert (ago(NOW - 61, NOW), ago(NOW + 3, NOW), ago(NOW, NOW)) == ("1 min 1 s ago", "in 3 s", "now")
     assert (clock(NOW, NOW), clock(NOW + 86_400, NOW)) == ("12:00:07", "01 Feb 12:00")
+    assert clock(NOW + 0.9, NOW) == "12:00:08", "a time that was computed from a difference is not a second early"
     assert [rate(number) for number in (25.2, 2.5, 0.2, 0.001)] == [
         "25 a second",
         "2.5 a second",

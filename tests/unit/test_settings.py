@@ -490,11 +490,15 @@ def test_hours() -> None:
             ("CALL_WINDOW", each, "hours such as 09:00-21:00")
             for each in ("9-21", "09:00", "09:00-25:00", "off", "x" * 999)
         ],
-        *[("CALL_WINDOWS", each, "hours by calling code") for each in ("44=08:00-20:00", "+999=08:00-20:00", "UK=1")],
         *[
-            ("CALL_WINDOWS", each, "hours such as")
+            ("CALL_WINDOWS", each, "hours by calling code, separated by spaces, .*no such code: ")
+            for each in ("44=08:00-20:00", "+999=08:00-20:00", "UK=1")
+        ],
+        *[
+            ("CALL_WINDOWS", each, "hours by calling code, separated by spaces, .*no such hours: ")
             for each in ("+44", "+44=", "+44=8-20", "+91=09:00-21:00,+1=08:00-21:00")
         ],
+        ("CALL_WINDOWS", "+44=08:00-20:00 +44=09:00-18:00", "hours by calling code, .*there twice: \\+44"),
     ],
 )
 def test_what_are_no_hours(name: str, value: str, allowed: str) -> None:

@@ -52,6 +52,11 @@ class CampaignState:
         """The tenant's; the usual one where it cannot be read."""
         return self._zone() or ZoneInfo(USUAL_ZONE)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a quota or its hours keep it for now."""
+        return self.waits_until is not None and self.waits_until > self.now
+
     def _zone(self) -> ZoneInfo | None:
         try:
             return tenant_zone(self.timezone)

@@ -65,11 +65,12 @@ def worst(found: list[Problem]) -> Level:
 def _of_campaign(parts: CheckedParts, settings: Settings) -> Iterator[Problem]:
     if parts.rejection:
         yield Problem(Level.ERROR, "rejected", f"It will fail as a whole: {parts.rejection}.")
-    if settings.campaign_window and not parts.state.has_zone:
+    if settings.campaign_window and not parts.state.has_zone and parts.state.channel == "email":
         yield Problem(
             Level.ERROR,
             "time-zone",
-            "CAMPAIGN_WINDOW is set, and the tenant's time zone cannot be read: correct it in its call settings.",
+            "CAMPAIGN_WINDOW is set, and the tenant's time zone cannot be read, so it waits: correct it in the "
+            "tenant's call settings.",
         )
     if parts.state.quality == "RED":
         yield Problem(
@@ -106,7 +107,8 @@ def _of_recipients(parts: CheckedParts) -> Iterator[Problem]:
             Level.ERROR,
             "nobody",
             f"Nobody would get it: {review.duplicates:,} duplicates, {review.suppressed:,} suppressed, "
-            f"{review.unfit:,} that cannot be written to, {review.without_address:,} without an address.",
+            f"{review.unfit:,} that cannot be written to, {review.without_address:,} without an address. Change its "
+            f"{'target' if review.from_target else 'recipients'} in the CRM.",
         )
     if review.unfit:
         yield Problem(
@@ -166,8 +168,8 @@ def _of_email(parts: CheckedParts, message: Preview) -> Iterator[Problem]:
         yield Problem(
             Level.WARNING,
             "clipped",
-            f"Its HTML has {message.html_bytes:,} bytes: Gmail shows some {GMAIL_CLIPS_BYTES:,} of them and hides "
-            "the rest, mostly with the link to unsubscribe. Shorten it.",
+            f"Its HTML has {message.html_bytes:,} bytes: Gmail shows about {GMAIL_CLIPS_BYTES:,} of them and "
+            "hides the rest, mostly with the link to unsubscribe. Shorten it.",
         )
     if not message.unsubscribes:
         yield Problem(

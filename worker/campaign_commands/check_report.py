@@ -113,7 +113,8 @@ def _facts(check: CampaignCheck) -> Iterator[tuple[str, str]]:
         for number, limit in enumerate(check.end.limits):
             yield "" if number else "Limits", f"{limit.name} {limit.value}: {limit.effect}"
         yield "Forecast", check.end.forecast.words
-        yield "", f"at {check.end.rate.per_second:.3g} a second, {check.end.rate.source}"
+        if check.end.forecast.begins_at:
+            yield "", f"at {check.end.rate.per_second:.3g} a second, {check.end.rate.source}"
 
 
 def _recipients(review: RecipientReview) -> Iterator[tuple[str, str]]:

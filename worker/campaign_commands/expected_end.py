@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from worker.campaign_commands.campaign_state import CampaignState
-from worker.campaigns.forecast import Forecast, Rate, RemainingSends, forecast, planned_rate
+from worker.campaigns.forecast import NO_ZONE, Forecast, Rate, RemainingSends, forecast, planned_rate
 from worker.campaigns.transport import Transport
 from worker.providers.smtp import SmtpProvider
 from worker.runtime.db import Database
@@ -52,6 +52,7 @@ def expected_end(
         window=window,
         zones=(state.zone,),
         zone=state.zone,
+        obstacle=NO_ZONE if window and state.channel == "email" and not state.has_zone else "",
     )
     limits = (*_of_account(transport, quotas, state), *_of_campaign(settings))
     return ExpectedEnd(limits, rate, forecast(work, state.now))
@@ -65,8 +66,8 @@ def quota_of(db: Database, transport: Transport, tenant_id: str, now: datetime) 
 
 
 def _measured(state: CampaignState, recently_sent: int) -> Rate | None:
-    """None: nothing was sent lately, or it waits, so that its latest rate says nothing about it."""
-    if not (state.is_run and recently_sent) or state.waits_for:
+    """None: nothing left lately, or it waits, so that what left says nothing about the rate."""
+    if not (state.is_run and state.started_at and recently_sent) or state.is_waiting:
         return None
     return Rate(recently_sent / max((state.now - state.measured_from).total_seconds(), 1.0))
 
@@ -77,6 +78,7 @@ class _AccountWords(NamedTuple):
     what: str
     rate_setting: str
     quota_setting: str
+    counted: str = ""  # what its quota counts, and for whom, where that is not messages of all that leaves through it
 
 
 def _words_of(transport: Transport) -> _AccountWords:
@@ -84,7 +86,8 @@ def _words_of(transport: Transport) -> _AccountWords:
         return _AccountWords("one Gmail user", "GMAIL_RATE", "GMAIL_DAILY_LIMIT")
     if isinstance(transport.provider, SmtpProvider):
         return _AccountWords("all mail through SMTP_URL", "SMTP_RATE", "SMTP_DAILY_LIMIT")
-    return _AccountWords("one phone id", "WHATSAPP_RATE", "WhatsApp's messaging limit")
+    people = "people written to by campaigns from all numbers of the tenant"
+    return _AccountWords("one phone id", "WHATSAPP_RATE", "WhatsApp's messaging limit", people)
 
 
 def _of_account(transport: Transport, quotas: tuple[QuotaState, ...], state: CampaignState) -> Iterator[AppliedLimit]:
@@ -92,7 +95,7 @@ def _of_account(transport: Transport, quotas: tuple[QuotaState, ...], state: Cam
     if transport.rate:
         yield AppliedLimit(account.rate_setting, f"{transport.rate:g} a second", f"for {account.what}")
     for number, quota in enumerate(quotas):
-        whose = f"for {account.what}" if number == 0 else "for this tenant's campaigns, its share"
+        whose = account.counted or f"for {account.what}" if number == 0 else "for this tenant's campaigns, its share"
         left = f"{quota.left(state.now):,} left now"
         yield AppliedLimit(account.quota_setting, f"{quota.limit:,} in 24 hours", f"{whose}; {left}")
 

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
     if len(rows) > options.limit:
         to_stderr(f"There are more than {options.limit}: --limit shows more of them.")
     elif not rows:
-        to_stderr("There is no such campaign.")
+        to_stderr("There is no such campaign. Without --status and --tenant all campaigns are shown.")
     return 0
 
 

@@ -161,7 +161,10 @@ def _rows(db: Database, statement: str, which: dict[str, Any]) -> Iterator[Revie
     db.execute(
         "SELECT set_config('cursor_tuple_fraction', '1', true)"
     )  # all rows are wanted, not the first ones soon
+    # of a campaign that is new the planner expects one row: a nested loop over its recipients would take hours
+    db.execute("SELECT set_config('enable_nestloop', 'off', true)")
     db.execute(f"DECLARE reviewed NO SCROLL CURSOR FOR {statement}", **which)
+    db.execute("SELECT set_config('enable_nestloop', 'on', true)")
     while rows := db.all(f"FETCH {FETCHED} FROM reviewed"):
         yield from (ReviewedRecipient(**row) for row in rows)
 

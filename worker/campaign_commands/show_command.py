@@ -53,7 +53,8 @@ def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
         write(f"{'Failures':<{LABEL_WIDTH}}{shown}: bin/campaign failures {state.id}")
     if isinstance(end, ExpectedEnd):
         write(f"{'Forecast':<{LABEL_WIDTH}}{end.forecast.words}")
-        write(f"{'':<{LABEL_WIDTH}}at {end.rate.per_second:.3g} a second, {end.rate.source}")
+        if end.forecast.begins_at:
+            write(f"{'':<{LABEL_WIDTH}}at {end.rate.per_second:.3g} a second, {end.rate.source}")
     elif end:
         write(f"{'Forecast':<{LABEL_WIDTH}}none, it will fail: {one_line(end, 500)}")
     return 0

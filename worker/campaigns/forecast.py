@@ -15,6 +15,8 @@ from worker.content.windows import Window, closes_at, next_open
 HORIZON = timedelta(days=31)  # what takes longer has no end here
 ASSUMED_SECONDS = 0.2  # for a message, where nothing was measured and the account has no rate
 
+NO_ZONE = "the tenant's time zone cannot be read, correct it in its call settings"
+
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 _UTC = ZoneInfo("UTC")
 
@@ -45,6 +47,7 @@ class RemainingSends:
     zones: tuple[ZoneInfo, ...] = ()  # of the window
     quotas: Sequence[Allowance] = ()
     zone: ZoneInfo = _UTC
+    obstacle: str = ""  # why nothing leaves until somebody changes something
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ def planned_rate(account_per_second: float | None, pause_seconds: float, connect
 
 def forecast(work: RemainingSends, now: datetime) -> Forecast:
     """What is expected at ``now``: step by step from one limit to the next."""
+    if work.obstacle and work.recipients:
+        return Forecast(work.recipients, 0, None, None, None, f"{work.recipients:,} wait: {work.obstacle}")
     midnight = _midnight(now, work.zone)
     run = _Simulation(work, now)
     run.until(midnight)

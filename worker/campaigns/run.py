@@ -218,7 +218,7 @@ class CampaignRuns:
         if row and row["is_new"]:
             log.info(
                 "campaign waits for its account or its hours",
-                {"campaign": campaign.id, "until": until, "reason": reason},
+                {"campaign": campaign.id, "until": f"{until:%Y-%m-%dT%H:%MZ}", "reason": reason},
             )
 
     def wait_a_moment(self, campaign: Campaign) -> None:

@@ -197,14 +197,18 @@ def call_windows(raw: str) -> dict[int, Window]:
     """The windows of some countries by their calling codes, written as '+44=08:00-20:00 +971=09:00-18:00'."""
     from worker.content.call_hours import is_calling_code  # not before it is needed: it costs 7 MB
 
-    found = {}
+    allowed = "hours by calling code, separated by spaces, as in +44=08:00-20:00 +971=09:00-18:00"
+    found: dict[int, Window] = {}
     for each in raw.split():
         code, _, window = each.partition("=")
         if not (re.fullmatch(r"\+[1-9][0-9]{0,2}", code) and is_calling_code(int(code))):
-            raise ValueError(
-                "hours by calling code, as in +44=08:00-20:00 +971=09:00-18:00; no such code: " + code[:20]
-            )
-        found[int(code)] = Window.parse(window)
+            raise ValueError(f"{allowed}; no such code: {code[:20]}")
+        if int(code) in found:
+            raise ValueError(f"{allowed}; there twice: {code}")
+        try:
+            found[int(code)] = Window.parse(window)
+        except ValueError:
+            raise ValueError(f"{allowed}; no such hours: {window[:40]}") from None
     return found
 
 

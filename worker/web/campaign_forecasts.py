@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from worker.campaigns.forecast import Forecast, Rate, RemainingSends, forecast, planned_rate
+from worker.campaigns.forecast import NO_ZONE, Forecast, Rate, RemainingSends, forecast, planned_rate
 from worker.content.hours import USUAL_ZONE, tenant_zone
 from worker.runtime.settings import Settings
 from worker.sending.account_quotas import gmail_quota, smtp_quota, whatsapp_quota
@@ -45,11 +45,20 @@ class AccountUse:
         )
 
     @property
+    def has_zone(self) -> bool:
+        """Whether the tenant's zone can be read."""
+        return self._zone() is not None
+
+    @property
     def zone(self) -> ZoneInfo:
+        """The tenant's; the usual one where it cannot be read."""
+        return self._zone() or ZoneInfo(USUAL_ZONE)
+
+    def _zone(self) -> ZoneInfo | None:
         try:
             return tenant_zone(self.timezone)
         except ValueError:
-            return ZoneInfo(USUAL_ZONE)
+            return None
 
 
 class CampaignForecasts:
@@ -75,14 +84,16 @@ class CampaignForecasts:
     def _forecast(
         self, recipients: int, rate: Rate, account: AccountUse, now: datetime, wait_seconds: float
     ) -> Forecast:
+        window = self._settings.campaign_window
         work = RemainingSends(
             recipients=recipients,
             rate=rate,
             starts_at=now + timedelta(seconds=max(0.0, wait_seconds)),
-            window=self._settings.campaign_window,
+            window=window,
             zones=(account.zone,),
             quotas=self._quotas(account),
             zone=account.zone,
+            obstacle=NO_ZONE if window and account.kind != "whatsapp" and not account.has_zone else "",
         )
         return forecast(work, now)
 

@@ -61,8 +61,8 @@ def moment(at: float) -> str:
 
 
 def clock(at: float, now: float) -> str:
-    """``09:30:00``, or ``01 Feb 09:30`` when it is not on the same day as ``now``."""
-    when, today = datetime.fromtimestamp(at, UTC), datetime.fromtimestamp(now, UTC).date()
+    """``09:30:00``, or ``01 Feb 09:30`` when it is not on the same day as ``now``; to the nearest second."""
+    when, today = datetime.fromtimestamp(round(at), UTC), datetime.fromtimestamp(now, UTC).date()
     return when.strftime("%H:%M:%S" if when.date() == today else "%d %b %H:%M")
 
 

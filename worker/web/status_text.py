@@ -121,7 +121,7 @@ def _campaigns(shown: Overview, terminal: Terminal) -> Iterator[str]:
         due = f"; the next one is due {ago(next_at, shown.at)}" if next_at is not None else ""
         yield terminal.line(f"No campaign is running{due}")
     for each in shown.campaigns:
-        if each.forecast and not each.forecast.startswith(ENDS_TODAY):
+        if each.forecast and (each.waits_until or not each.forecast.startswith(ENDS_TODAY)):
             yield from terminal.wrapped(f"{each.name}: {each.forecast}", "quiet")
     for later in shown.scheduled:
         expected = later.forecast or NOT_SELECTED
@@ -152,7 +152,7 @@ def _campaign(campaign: CampaignView, now: float) -> list[Cell]:
     if campaign.resumes_at is not None:
         pace, end = "deferred", f"next attempt {ago(campaign.resumes_at, now)}"
     elif campaign.waits_until is not None:
-        pace, end = "waits", f"for {campaign.waits_for} until {clock(campaign.waits_until, now)}"
+        pace, end = "waits", f"for {campaign.waits_for} until {clock(campaign.waits_until, now)} UTC"
     elif campaign.per_second is None or not campaign.prepared:
         pace, end = "not known yet", ""
     else:
