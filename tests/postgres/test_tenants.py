@@ -181,6 +181,7 @@ class TwoTenants:
             "holders": ["h"], "ask_at": now, "deferrals": "[]", "token": "t", "expiry": now, "refresh_token": FOREIGN,
             "address": "a@x.example", "channels": ["email"], "addresses": ["a@x.example"], "seen": "0", "code": "",
             "source": "bounce", "until": None, "may_leave": 2, "new_holder": "n", "timeline": "",
+            "messages": json.dumps([{"id": each, "at": None} for each in self.recipients]), "outside": "outside",
             "waits_for": "quota", "waits_until": now, "message": "m",
             "account_kind": "whatsapp", "account": self.tenant, "want": 1, "kept_back": 0, "is_campaign": True,
             "share": 1, "hour": now, "number": 1, "since": now, "phone_id": "1", "people": 1, "quality": "RED",

@@ -371,7 +371,8 @@ SET next_batch_at = greatest(next_batch_at, %(next_batch_at)s),
 WHERE campaign_id = %(campaign_id)s;
 
 -- name: look_again  The run is looked at again then; what it waits for stays.
-UPDATE worker.campaign_run SET next_batch_at = %(next_batch_at)s WHERE campaign_id = %(campaign_id)s;
+UPDATE worker.campaign_run SET next_batch_at = greatest(next_batch_at, %(next_batch_at)s)
+WHERE campaign_id = %(campaign_id)s;
 
 -- name: wait_for  Nothing of the run may be sent for a reason that its user cares about, which is told once in a wait.
 WITH run AS (
