@@ -220,7 +220,7 @@ def test_a_test_message_that_may_not_be_sent(crm: Crm, world: World, command: Co
     world.clear_script()
     assert command("test", campaign, "--to", TESTER, SMTP_DAILY_LIMIT="1").status == 0
     answer = command("test", campaign, "--to", TESTER, SMTP_DAILY_LIMIT="1")
-    assert (answer.status, "the limit of 1 messages in 24 hours is used up" in answer.errors) == (1, True)
+    assert (answer.status, "the limit of the mail server, 1 in 24 hours, is used up." in answer.errors) == (1, True)
 
 
 def test_a_test_message_by_whatsapp(crm: Crm, world: World, command: Command) -> None:

@@ -30,7 +30,7 @@ from worker.runtime.console import write
 from worker.runtime.db import Database, queries
 from worker.runtime.settings import Settings
 from worker.sending.gmail_grants import update_grant
-from worker.sending.quota import QuotaLedger, Reservation
+from worker.sending.quota import ACCOUNTS, QuotaLedger, Reservation
 
 MARK = "[Test] "
 DEFAULT_NAME = "Test Recipient"
@@ -175,7 +175,10 @@ class _SendingOfTest:
             return None
         reservation = self._ledger.reserve_notification(quota, self._clock())
         if reservation is None:
-            raise CommandRefused(f"Nothing was sent: the limit of {quota.limit:,} messages in 24 hours is used up.")
+            raise CommandRefused(
+                f"Nothing was sent: the limit of {ACCOUNTS[quota.account_kind]}, {quota.limit:,} in 24 hours, is "
+                "used up. bin/campaign check says what is left of it, docs/limits.md where it is set."
+            )
         return reservation
 
     def _give_back(self, reservation: Reservation | None) -> None:
