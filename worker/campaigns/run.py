@@ -20,9 +20,9 @@ from worker.campaigns.settlement import SettlementResult
 from worker.campaigns.survey import CampaignBacklog, RemainingWork, Survey
 from worker.content.reply_pattern import without_other_addresses
 from worker.errors import AccountRejected
+from worker.runtime.campaign_settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.db import Database, Row, is_unavailable, queries
 from worker.runtime.events import LiveEvents
-from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.sending.quota import QuotaUsedUp
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from worker.notifications.claims import NotificationClaims
 from worker.notifications.delivery import Delivery, ask, send
 from worker.notifications.fair_queue import FairQueue, TenantChannel
 from worker.notifications.notification import Notification, OutgoingMessage
+from worker.runtime.campaign_settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.clock import boot_seconds
-from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.signals import Signals
 from worker.sending.limits import too_large, wire_bytes
 from worker.sending.outcomes import Outcome, OutcomeKind, failed, suppressed

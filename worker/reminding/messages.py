@@ -14,8 +14,8 @@ from worker.messages import Email, WhatsAppMessage
 from worker.notifications.notification import Notification, OutgoingMessage
 from worker.reminding.digest import DigestContent
 from worker.reminding.tenants import ReminderTenant
+from worker.runtime.campaign_settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.runtime.db import Database, queries
-from worker.runtime.settings import DEFAULT_MESSAGE_MAX_BYTES
 from worker.sending.accounts import EmailAccount, SendingAccounts, settings_object, settings_text
 from worker.sending.limits import too_large
 from worker.sending.outbox import OutboxEmail

@@ -8,267 +8,39 @@ secret) and what is allowed. Any variable may come from a file: ``NAME_FILE=/pat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from worker.content.return_path import ReturnPaths
 from worker.content.whatsapp import TemplateName
 from worker.errors import SettingsError
-from worker.registry import DATABASE_USERS, REDIS_USERS
+from worker.runtime.campaign_settings import CampaignSettings
 from worker.runtime.engine_settings import EngineSettings
 from worker.runtime.environment_variable import EnvironmentVariable, variable
+from worker.runtime.message_settings import MessageSettings
 from worker.runtime.quota_settings import QuotaSettings
+from worker.runtime.server_settings import ServerSettings
 from worker.runtime.setting_parsers import (
-    absolute_path,
     boolean,
-    bounce_address,
-    collection_name,
     days,
     duration,
     email_address,
-    hex_key,
-    hex_keys,
     networks,
-    one_of,
-    public_url,
-    qdrant_url,
     rate,
     template_name,
     time_zone,
     token,
-    unsubscribe_url,
     url,
-    url_list,
     whole_number,
 )
+from worker.runtime.vector_settings import VectorSettings
 from worker.runtime.window_settings import WindowSettings
-
-DEFAULT_MESSAGE_MAX_BYTES = 26_214_400  # 25 MiB, what Gmail and most mail servers accept
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "valkey", "valkeys")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuotaSettings, WindowSettings, EngineSettings):
+class Settings(
+    VectorSettings, EngineSettings, WindowSettings, QuotaSettings, MessageSettings, CampaignSettings, ServerSettings
+):
     """The checked values. Times are in seconds unless a name says otherwise."""
-
-    database_url: str = variable(
-        "DATABASE_URL",
-        url("postgresql", "postgres"),
-        None,
-        "the CRM's PostgreSQL",
-        programs=DATABASE_USERS,
-        secret=True,
-        required_by=DATABASE_USERS,
-    )
-    redis_url: str = variable(
-        "REDIS_URL",
-        url(*REDIS_SCHEMES),
-        "redis://redis:6379",
-        "Redis: locks, counters, rate limits, live events",
-        programs=REDIS_USERS,
-        secret=True,
-    )
-    lock_redis_urls: list[str] | None = variable(
-        "LOCK_REDIS_URLS",
-        url_list(*REDIS_SCHEMES),
-        None,
-        "several independent Redis servers, separated by spaces; a lock then needs the majority of them (Redlock)",
-        programs=REDIS_USERS,
-        secret=True,
-    )
-    is_worker: bool = variable(
-        "IS_WORKER", boolean, "true", "false: job programs do nothing and end with status 0", programs=REDIS_USERS
-    )
-    lock_ttl_ms: int = variable(
-        "LOCK_TTL_MS",
-        whole_number(1000, 3_600_000),
-        "60000",
-        "how long a lock stays without being renewed, in milliseconds",
-        programs=REDIS_USERS,
-    )
-    shutdown_grace_seconds: float = variable(
-        "SHUTDOWN_GRACE_SECONDS",
-        duration("s"),
-        "5s",
-        "how long a program waits for messages in flight after SIGTERM",
-        programs=REDIS_USERS,
-    )
-    state_dir: Path = variable(
-        "STATE_DIR",
-        absolute_path,
-        "/var/lib/crm-worker",
-        "journals of messages and PostgreSQL's timeline; must survive a restart of the programs",
-        programs=REDIS_USERS,
-    )
-    log_level: str = variable(
-        "LOG_LEVEL", one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
-    )
-    log_format: str = variable("LOG_FORMAT", one_of("text", "json"), "text", "text or json")
-
-    campaign_interval_seconds: float = variable(
-        "CAMPAIGN_INTERVAL",
-        duration("s", 0.1),
-        "60",
-        "how often the worker looks for due campaigns",
-        programs="campaign",
-    )
-    campaign_batch_size: int = variable(
-        "CAMPAIGN_BATCH_SIZE",
-        whole_number(1, 10_000),
-        "100",
-        "recipients in one batch; with CAMPAIGN_BATCH_DELAY=0 in the first, later ones take a tenth of a second",
-        programs="campaign web",
-    )
-    campaign_batch_delay_seconds: float = variable(
-        "CAMPAIGN_BATCH_DELAY",
-        duration("ms"),
-        "5000ms",
-        "pause between two full batches of one campaign",
-        programs="campaign web",
-    )
-    campaign_concurrency: int = variable(
-        "CAMPAIGN_CONCURRENCY",
-        whole_number(1, 256),
-        "8",
-        "how many messages are sent at the same time, each on a connection of its own",
-        programs="campaign web",
-    )
-    campaign_adopt_after_seconds: float = variable(
-        "CAMPAIGN_ADOPT_AFTER",
-        duration("s"),
-        "600s",
-        "how long a running campaign of the app servers has to be unchanged before the worker adopts it; 0: at once",
-        programs="campaign",
-    )
-    campaign_retry_delay_seconds: float = variable(
-        "CAMPAIGN_RETRY_DELAY",
-        duration("s", 0.1),
-        "60s",
-        "first delay of a deferred recipient when the provider names none; doubles up to 1 h",
-        programs="campaign",
-    )
-    campaign_max_attempts: int = variable(
-        "CAMPAIGN_MAX_ATTEMPTS", whole_number(1, 100), "12", "attempts before a recipient fails", programs="campaign"
-    )
-    refusal_breaker: int = variable(
-        "REFUSAL_BREAKER",
-        whole_number(1, 1_000_000),
-        "20",
-        "recipients in a row refused with the same reply, through no fault of theirs, after which a campaign fails",
-        programs="campaign",
-    )
-    unconfirmed_sends: str = variable(
-        "UNCONFIRMED_SENDS",
-        one_of("fail", "resend"),
-        "fail",
-        "what to do with a message whose answer never came: fail (never sent twice) or resend (never lost)",
-        programs="campaign reminders trial",
-    )
-    message_max_bytes: int = variable(
-        "MESSAGE_MAX_BYTES",
-        whole_number(1_000, 100_000_000),
-        str(DEFAULT_MESSAGE_MAX_BYTES),
-        "the largest message that is sent, in bytes as it leaves; a campaign whose message is larger fails",
-        programs="campaign reminders trial",
-    )
-    smtp_url: str | None = variable(
-        "SMTP_URL",
-        url("smtp", "smtps"),
-        None,
-        "the SMTP server: smtp://user:password@host:587 or smtps://host:465; without TLS on loopback only",
-        programs="campaign reminders trial",
-        secret=True,
-    )
-    smtp_from: str | None = variable(
-        "SMTP_FROM",
-        email_address,
-        None,
-        "From of e-mails through SMTP_URL whose own From is a free mailbox (gmail.com), which becomes Reply-To",
-        programs="campaign reminders trial",
-    )
-    gmail_api_url: str = variable(
-        "GMAIL_API_URL",
-        url("https", "http"),
-        "https://gmail.googleapis.com",
-        "Gmail's API",
-        programs="campaign reminders",
-    )
-    google_token_url: str = variable(
-        "GOOGLE_TOKEN_URL",
-        url("https", "http"),
-        "https://oauth2.googleapis.com/token",
-        "Google's token endpoint",
-        programs="campaign reminders",
-    )
-    gmail_rate: float = variable(
-        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", programs="campaign reminders web"
-    )
-    whatsapp_api_url: str = variable(
-        "WHATSAPP_API_URL",
-        url("https", "http"),
-        "https://graph.facebook.com/v26.0",
-        "WhatsApp Cloud API",
-        programs="campaign reminders",
-    )
-    whatsapp_rate: float = variable(
-        "WHATSAPP_RATE", rate, "20", "messages a second for one phone id", programs="campaign reminders web"
-    )
-    app_url: str | None = variable(
-        "APP_URL",
-        url("https", "http"),
-        None,
-        "the CRM's address, for short links and Twilio's webhooks",
-        programs="campaign calls",
-        required_by="calls",
-    )
-    unsubscribe_url: str | None = variable(
-        "UNSUBSCRIBE_URL",
-        unsubscribe_url,
-        None,
-        "the CRM's own unsubscribe address, instead of PUBLIC_URL; {{email}} and {{recipient_id}} are filled in",
-        programs="campaign",
-    )
-    public_url: str | None = variable(
-        "PUBLIC_URL",
-        public_url,
-        None,
-        "the https:// address at which everybody reaches PUBLIC_PORT; with it campaigns have unsubscribe links",
-        programs="campaign web",
-    )
-    unsubscribe_keys: list[str] | None = variable(
-        "UNSUBSCRIBE_KEY",
-        hex_keys,
-        None,
-        "the key of unsubscribe links, 64 hex digits, then keys of older links; without it ENCRYPTION_KEY is used",
-        programs="campaign web",
-        secret=True,
-    )
-    encryption_key: str | None = variable(
-        "ENCRYPTION_KEY",
-        hex_key,
-        None,
-        "decrypts the tenants' OAuth client secrets; 64 hex digits",
-        programs="campaign reminders trial bounces web",
-        secret=True,
-    )
-    bounce_address: str | None = variable(
-        "BOUNCE_ADDRESS",
-        bounce_address,
-        None,
-        "where mail servers send delivery reports of e-mails through SMTP_URL: bounces+<token>@mail.example",
-        programs="campaign reminders trial bounces",
-    )
-    bounce_mailbox_url: str | None = variable(
-        "BOUNCE_MAILBOX_URL",
-        url("imaps", "imap"),
-        None,
-        "the mailbox of BOUNCE_ADDRESS: imaps://user:password@host/INBOX; without TLS on loopback only",
-        programs="bounces",
-        secret=True,
-    )
-    bounce_interval_seconds: float = variable(
-        "BOUNCE_INTERVAL", duration("min", 1.0), "5min", "how often that mailbox is read", programs="bounces"
-    )
 
     lead_reminder_interval_seconds: float = variable(
         "LEAD_REMINDER_INTERVAL",
@@ -362,58 +134,6 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         programs="web",
         secret=True,
     )
-    qdrant_url: str = variable(
-        "QDRANT_URL",
-        qdrant_url,
-        "http://localhost:6333",
-        "the vector database; the port is 6333 unless the URL names one, as with Qdrant's own clients",
-        programs="web knowledge",
-    )
-    qdrant_api_key: str | None = variable(
-        "QDRANT_API_KEY",
-        token,
-        None,
-        "Qdrant's API key; the server that bin/qdrant starts requires it",
-        programs="web knowledge qdrant",
-        secret=True,
-    )
-
-    vector_collection_name: str = variable(
-        "VECTOR_COLLECTION_NAME",
-        collection_name,
-        "bharat_crm_knowledge",
-        "the collection of the CRM's AI",
-        programs="knowledge",
-    )
-    knowledge_vector_size: int = variable(
-        "KNOWLEDGE_VECTOR_SIZE",
-        whole_number(1, 65_535),
-        "1536",
-        "the length of its vectors; only used when the collection is created",
-        programs="knowledge",
-    )
-    knowledge_snapshot_interval_seconds: float = variable(
-        "KNOWLEDGE_SNAPSHOT_INTERVAL",
-        duration("h", 1.0),
-        "24h",
-        "how often a snapshot is taken, counted from midnight UTC",
-        programs="knowledge",
-    )
-    knowledge_snapshot_keep: int = variable(
-        "KNOWLEDGE_SNAPSHOT_KEEP",
-        whole_number(1, 1000),
-        "7",
-        "how many of the newest snapshots are kept, in Qdrant and in KNOWLEDGE_SNAPSHOT_DIR",
-        programs="knowledge",
-    )
-    knowledge_snapshot_dir: Path | None = variable(
-        "KNOWLEDGE_SNAPSHOT_DIR",
-        absolute_path,
-        None,
-        "a folder that each new snapshot is copied to, best on another disk",
-        programs="knowledge",
-    )
-
     migrate: bool = variable(
         "MIGRATE", boolean, "false", "true: bin/migrate runs before the programs start", programs="entrypoint"
     )
@@ -423,38 +143,6 @@ class Settings(QuotaSettings, WindowSettings, EngineSettings):
         "60s",
         "how long bin/entrypoint waits for PostgreSQL and Redis before it ends with status 1",
         programs="entrypoint",
-    )
-
-    qdrant_embedded: bool = variable(
-        "QDRANT_EMBEDDED",
-        boolean,
-        "true",
-        "false: Qdrant runs elsewhere, and bin/qdrant ends with status 0",
-        programs="qdrant",
-    )
-    qdrant_bin: Path | None = variable(
-        "QDRANT_BIN",
-        absolute_path,
-        None,
-        "the path of Qdrant's program; without it, qdrant is searched in PATH",
-        programs="qdrant",
-    )
-    qdrant_development: bool = variable(
-        "QDRANT_DEVELOPMENT",
-        boolean,
-        "false",
-        "true: without Qdrant's program a server for development starts in its place",
-        programs="qdrant",
-    )
-    qdrant_storage_path: Path = variable(
-        "QDRANT__STORAGE__STORAGE_PATH", absolute_path, "/qdrant/storage", "Qdrant's data folder", programs="qdrant"
-    )
-    qdrant_snapshots_path: Path = variable(
-        "QDRANT__STORAGE__SNAPSHOTS_PATH",
-        absolute_path,
-        "/qdrant/snapshots",
-        "Qdrant's snapshot folder",
-        programs="qdrant",
     )
 
     @property
