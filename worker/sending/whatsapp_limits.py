@@ -28,7 +28,7 @@ OTHERS_KEPT = timedelta(minutes=1)  # how long it is remembered whether a campai
 CAMPAIGNS_KEPT = 512
 THREADS = 2
 QUICK_SECONDS = 0.5  # most answers come sooner: then the campaign need not wait for the next look
-QUICK_PAUSE_SECONDS = 5.0  # from one such wait to the next: many tenants must not stop all other campaigns together
+QUICK_PAUSE_SECONDS = 5.0  # after one that did not: many tenants must not stop all other campaigns together
 PATIENCE_SECONDS = 10.0  # after that the campaign goes on without an answer
 
 
@@ -118,8 +118,8 @@ class WhatsAppLimits:
             question = _Question(tenant_id, number, time.monotonic() + PATIENCE_SECONDS)
             self._asked[tenant_id] = question
             self._threads.submit(question, number.read)
-            if time.monotonic() >= self._quick_from:
-                self._threads.wait(QUICK_SECONDS, owners=[question])
+            is_slow = time.monotonic() < self._quick_from
+            if not is_slow and not self._threads.wait(QUICK_SECONDS, owners=[question]):
                 self._quick_from = time.monotonic() + QUICK_PAUSE_SECONDS
 
     def _keep_answers(self) -> None:
