@@ -17,7 +17,7 @@ from worker.runtime.db import Database
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
 from worker.web.campaign_forecasts import CampaignForecasts
-from worker.web.warning_checks import database_warnings
+from worker.web.warning_checks import NUMBERS, WarningChecks, database_warnings, number_warnings
 from worker.web.work_in_progress import CampaignRates, read_work_in_progress
 
 
@@ -253,13 +253,17 @@ def test_a_number_of_bad_quality_is_the_first_warning(crm: Crm, world: World, ru
     whatsapp_campaign(crm, world, 5, "TIER_250", quality="RED")
     run_once("campaign", CampaignJob, WHATSAPP_RATE="1000")
     crm.execute('DROP INDEX "worker_campaign_due"')
-    first, *others = database_warnings(db)
+    checks = WarningChecks()
+    checks.run("a clock", lambda: ["a clock is wrong"])
+    checks.run("database", lambda: database_warnings(db))
+    checks.run(NUMBERS, lambda: number_warnings(db))
+    first, *others = checks.warnings
     assert accounts.WHATSAPP_PHONE_ID in first
     assert "RED" in first
     assert accounts.WHATSAPP_TOKEN not in first
-    assert len(others) == 1
+    assert len(others) == 2
     crm.execute("UPDATE worker.whatsapp_number SET read_at = read_at - interval '2 days'")
-    assert database_warnings(db) == others
+    assert number_warnings(db) == []
 
 
 def test_how_full_the_fullest_account_is(crm: Crm, world: World, run_once: OneRun, redis_url: str) -> None:

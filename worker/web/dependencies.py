@@ -33,7 +33,15 @@ from worker.web.counter_history import HISTORY, CounterSampler, MinuteSample, pa
 from worker.web.poisoned_redis import poison_warnings, repair
 from worker.web.senders import read_senders
 from worker.web.service import Service
-from worker.web.warning_checks import WarningChecks, call_warnings, clock_warning, database_warnings, redis_warnings
+from worker.web.warning_checks import (
+    NUMBERS,
+    WarningChecks,
+    call_warnings,
+    clock_warning,
+    database_warnings,
+    number_warnings,
+    redis_warnings,
+)
 from worker.web.work_in_progress import CampaignRates, WorkInProgress, read_work_in_progress
 
 log = logging.getLogger(__name__)
@@ -248,6 +256,7 @@ class Dependencies:
     def _read_work(self) -> tuple[WorkInProgress | None, str]:
         """The work in progress, or why it cannot be read."""
         try:
+            self._checks.run(NUMBERS, lambda: number_warnings(self._db))
             self._checks.run("database", lambda: database_warnings(self._db))
             work = read_work_in_progress(self._db, self._rates, self._forecasts)
             if self._senders is not None:

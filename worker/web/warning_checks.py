@@ -95,7 +95,9 @@ class WarningChecks:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return tuple(warning for _, (_, found) in sorted(self._results.items()) for warning in found)
+        """Those about numbers first: a number that Meta blocks cannot be had back."""
+        results = sorted(self._results.items(), key=lambda each: (each[0] != NUMBERS, each[0]))
+        return tuple(warning for _, (_, found) in results for warning in found)
 
 
 # From the catalogue: information_schema hides what this user has no rights to.
@@ -120,6 +122,7 @@ ORDER BY tenant_id LIMIT 10
 # What sessions begin with: those of the worker turn off into on.
 _COMMIT = "SELECT reset_val AS synchronous_commit FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'"
 _CREATED = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS "(worker_\w+)"\s+ON "(\w+)"')
+NUMBERS = "numbers"  # the check
 _DROPPED = re.compile(r'DROP INDEX CONCURRENTLY IF EXISTS "(worker_\w+)"')
 
 
@@ -152,15 +155,14 @@ def clock_warning(offset_seconds: float) -> str | None:
 
 
 def database_warnings(db: Database) -> list[str]:
-    """WhatsApp numbers of bad quality, commits that nobody waits for, and what the database lacks: tables and columns
-    of the CRM, tables and indexes of the worker.
-
-    Raises psycopg2.Error.
+    """Commits that nobody waits for, and what the database lacks: tables and columns of the CRM, tables and indexes
+    of the worker. Raises psycopg2.Error.
     """
-    return [*_number_warnings(db), *_commit_warnings(db), *_contract_warnings(db), *_own_warnings(db)]
+    return [*_commit_warnings(db), *_contract_warnings(db), *_own_warnings(db)]
 
 
-def _number_warnings(db: Database) -> list[str]:
+def number_warnings(db: Database) -> list[str]:
+    """Which WhatsApp numbers Meta may block soon. Raises psycopg2.Error."""
     try:
         rows = db.all(_BAD_NUMBERS)
     except psycopg2.errors.UndefinedTable:
