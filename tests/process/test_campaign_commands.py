@@ -171,6 +171,9 @@ def test_exit_statuses_and_words(crm: Crm, command: Command) -> None:
     answer = command("check", "no-such-campaign")
     assert (answer.status, answer.out) == (2, "")
     assert "There is no campaign with the id no-such-campaign" in answer.errors
+    answer = command("check", "\udcff")  # a byte that is no UTF-8
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.errors.startswith("An argument is not text in UTF-8")
 
 
 def test_quotas_are_in_the_forecast(crm: Crm, command: Command) -> None:

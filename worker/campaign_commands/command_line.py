@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
         to_stderr(f"PostgreSQL: {str(error).strip()}")
     except WorkerError as error:
         to_stderr(str(error))
+    except UnicodeEncodeError:
+        to_stderr("An argument is not text in UTF-8: give it as `bin/campaign list` shows it")
     except BrokenPipeError:  # the reader has seen enough; what is left of the text has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
