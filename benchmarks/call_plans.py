@@ -8,6 +8,7 @@ from typing import Any
 
 from worker.calling.selection import CALLS_A_TURN, SPARE
 from worker.calls import ACCOUNTS_AT_ONCE
+from worker.content.calls import WAITING_FOR_HOURS
 from worker.runtime.clock import utc_now
 from worker.runtime.db import Database, Row, queries
 
@@ -45,7 +46,7 @@ def plans(url: str) -> list[Plan]:
         database.execute("""UPDATE "CallLog" SET "twilioStatus" = 'completed' WHERE "twilioStatus" = 'queued'""")
         found = [
             explained(database, "survey", now=now),
-            explained(database, "backlog", now=now),
+            explained(database, "backlog", now=now, reason=WAITING_FOR_HOURS),
             explained(database, "due_tenants", now=now),
             explained(database, "candidates", **chosen),
             explained(database, "claim", **claim),

@@ -28,7 +28,7 @@ from sandbox.postgres_paths import SystemUser, cluster_home, programs, run_as, s
 from sandbox.servers import START_SECONDS, Child, ManagedServer, ServerFailed, ServerMissing, kept_password
 
 USER = "crm"
-_RELAXED = {"fsync": "off", "full_page_writes": "off"}
+_RELAXED = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 _STILL_ENDING = "is still in use"  # the children of a killed server hold its shared memory for a moment
 
 

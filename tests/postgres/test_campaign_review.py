@@ -2,10 +2,9 @@
 
 from contextlib import closing
 
-from worker.campaigns.campaign_state import read_campaign
-from worker.campaigns.recipient_review import RecipientReview, review_recipients
-
-from sandbox.crm import Crm, utc_now
+from sandbox.crm import Crm
+from worker.campaign_commands.campaign_state import read_campaign, read_state
+from worker.campaign_commands.recipient_review import RecipientReview, review_recipients
 from worker.runtime.db import Database
 
 RECIPIENTS = 30_000  # one look at each takes a second, one at each pair of them many minutes
@@ -20,7 +19,8 @@ def test_a_campaign_that_is_newer_than_the_statistics(crm: Crm, database_url: st
     review = RecipientReview()
     with closing(Database(database_url, "test")) as db, db.transaction():
         db.execute("SET LOCAL statement_timeout = '60s'")
-        review_recipients(db, read_campaign(db, campaign, 1_000_000), None, utc_now(), review)
+        found, state = read_campaign(db, campaign, 1_000_000), read_state(db, campaign)
+        review_recipients(db, found, None, state, review)
         [row] = db.all("SHOW enable_nestloop")
     assert (review.to_send, review.duplicates) == (RECIPIENTS, 0)
     assert row["enable_nestloop"] == "on", "other statements of the transaction are planned as ever"

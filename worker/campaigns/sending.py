@@ -96,6 +96,7 @@ class CampaignSending:
         self._exhausted: set[str] = set()  # campaigns with a batch in progress and nothing left to claim
         self._large = LargeCampaigns(self.dispatcher)
         self._rejected: dict[str, Batch] = {}  # of campaigns that end when their other batch is settled
+        self._connection = 0  # the number of the one that the latest tick had
         self._said_stuck = False
         self.counts: dict[str, int] = {}
 
@@ -106,6 +107,9 @@ class CampaignSending:
         self.dispatcher.reap()
         if not self._forgotten.claim_again():
             return False
+        if self._connection != self._db.connection_number():
+            self._connection = self._db.connection_number()
+            self.progress.close()  # its connection leads to the same server, which was lost
         return not (self._context.settings.is_spread and self._timeline.changed_within(OTHERS_SECONDS))
 
     def close(self) -> bool:
