@@ -124,7 +124,7 @@ def test_a_worker_that_freezes_while_it_claims_does_not_keep_the_lock(open_desk:
 
 def freeze_while_claiming(db: Database, other: Desk) -> None:
     with db.transaction():
-        assert db.execute(queries("calls")["lock_claiming"], claim_seconds=1)
+        assert db.execute(queries("calls")["lock_claiming"], claim_seconds=1, timeline="")
         assert other.tick().counts["placed"] == 0, "the frozen one has the lock"
         assert other.work() == {"placed": 1}
         db.all("SELECT 1")

@@ -175,7 +175,9 @@ def statements() -> list[str]:
             code = re.sub(r"%\((now|\w+_at)\)s(?!::)", "NULL::timestamp", code)  # PostgreSQL would take some for text
             code = re.sub(r"%\(\w+\)s", "NULL", code).replace("%%", "%")
             found += [
-                each for each in re.split(r";\s*(?:\n|$)", code) if each.strip() and not is_of_bin_suppress(each)
+                each
+                for each in re.split(r";\s*(?:\n|$)", code)
+                if each.strip() and not is_of_bin_suppress(each) and not is_of_the_engine(each)
             ]
     return found
 
@@ -183,6 +185,11 @@ def statements() -> list[str]:
 def is_of_bin_suppress(statement: str) -> bool:
     """It copies, or reads a table of its own session: neither can be prepared here, nor reads a table of the CRM."""
     return "pg_temp." in statement or statement.lstrip().startswith(("COPY", "CREATE TEMP"))
+
+
+def is_of_the_engine(statement: str) -> bool:
+    """It makes or reads the tables of CAMPAIGN_ENGINE=procrastinate, which are not in this database."""
+    return re.search(r"\bengine\b", statement) is not None
 
 
 @contextmanager

@@ -143,8 +143,8 @@ def test_missing_tables_are_reported_before_programs_start(enter: Enter, crm_onl
 
 
 def test_it_does_not_wait_with_is_worker_false(enter: Enter, database_url: str) -> None:
-    """IS_WORKER=false: web runs and shows itself which server is unavailable; no setting of a job is checked."""
-    entrypoint = enter(DATABASE_URL=unreachable(database_url), IS_WORKER="false", CAMPAIGN_BATCH_SIZE="many")
+    """IS_WORKER=false: web runs and shows itself which server is unavailable; what only jobs read is not checked."""
+    entrypoint = enter(DATABASE_URL=unreachable(database_url), IS_WORKER="false", CAMPAIGN_MAX_ATTEMPTS="many")
     becomes_supervisord(entrypoint)
 
 
