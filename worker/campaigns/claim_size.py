@@ -13,7 +13,6 @@ from worker.sending.accounts import evict_oldest
 CLAIM_SECONDS = 0.1
 LARGEST_CLAIM = 500
 SHARE_OF_BATCH = 1 / 3  # from which on an allowance is not worth its commits: a whole batch is sent in so few of them
-COMMITS_AHEAD = 5  # so many commits may take place while the recipients are sent that may be written to by now
 CAMPAIGNS_KEPT = 512  # whose rate is remembered
 
 
@@ -34,18 +33,14 @@ class ClaimSize:
         return self._sizes.get(campaign_id, self._first)
 
     def allowance(self, campaign_id: str, campaigns: int, commit_seconds: float) -> int | None:
-        """How many recipients of a batch may have been written to without an outcome in PostgreSQL; None: all.
+        """How many recipients of a batch may have been written to without an outcome that PostgreSQL knows.
 
-        The batches of all ``campaigns`` that are sent together share twice the number of threads: so many does a lost
-        machine leave unconfirmed. Where more leaves during a few commits (``commit_seconds``), a batch has so many
-        instead: otherwise its threads would only wait for commits.
+        None: all, where a batch is what is sent in a tenth of a second. Else the batches of all ``campaigns`` that
+        are sent together share twice the number of threads: so many does a lost machine leave unconfirmed.
         """
-        shared = max(1, 2 * self._concurrency // (self.side_by_side * campaigns))
-        per_second = 0.0 if self._fixed else self._sizes.get(campaign_id, 0) / CLAIM_SECONDS
-        ahead = int(per_second * COMMITS_AHEAD * commit_seconds)
-        if ahead <= shared:
-            return shared
-        return ahead if ahead < SHARE_OF_BATCH * self.of(campaign_id) else None
+        if campaign_id in self._sizes:
+            return None
+        return max(1, 2 * self._concurrency // (self.side_by_side * campaigns))
 
     def measured(self, campaign_id: str, recipients: int, seconds: float) -> None:
         """A batch of so many recipients was sent in ``seconds``. The next claim is at most twice as large."""
