@@ -135,7 +135,7 @@ class SmtpProvider:
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             try:
-                return self._send(self._connection(deadline), message, following)
+                return self._send(self._connection(deadline), message, following, is_new=True)
             except ConnectionGone as gone:
                 # a new connection that is refused at its first command, while others work, was one too many
                 if not gone.refused or time.monotonic() > deadline or not self._keep_to_the_open_ones():
@@ -143,14 +143,20 @@ class SmtpProvider:
                         f"the server closed the connection before the message was handed over: {gone}"
                     ) from gone
 
-    def _send(self, connection: SmtpConnection, message: Transaction, following: Email | None) -> None:
+    def _send(
+        self, connection: SmtpConnection, message: Transaction, following: Email | None, *, is_new: bool = False
+    ) -> None:
         announced: _Announced | None = None
+        one_too_many = False
         try:
             if following and self._announces and _is_valid(following):
                 announced = _Announced(following, _transaction(following), connection)
             connection.send(message, announced.transaction if announced else None)
+        except ConnectionGone as gone:
+            one_too_many = is_new and gone.refused
+            raise
         finally:
-            self._return(connection, announced)
+            self._return(connection, announced, one_too_many=one_too_many)
 
     def _take_announced(self, message: Email) -> "_Announced | None":
         """What has been done for this message, if it was announced."""
@@ -222,13 +228,18 @@ class SmtpProvider:
         self._busy.add(connection)
         return connection
 
-    def _return(self, connection: SmtpConnection, announced: "_Announced | None") -> None:
+    def _return(
+        self, connection: SmtpConnection, announced: "_Announced | None", *, one_too_many: bool = False
+    ) -> None:
         with self._changed:
             waits_for = connection.announced
             if announced and waits_for is announced.transaction and connection.usable and not self._closed:
                 self._announced[id(announced.message)] = announced
                 return  # it stays busy
             self._busy.discard(connection)
+            if one_too_many and (others := len(self._busy) + len(self._idle) + self._opening):
+                # before a thread that waits sees room for one more, which would be refused, too
+                self._limit, self._limited_until = others, time.monotonic() + LIMIT_SECONDS
             self._changed.notify()
             # it may still wait for the content that could not be sent just now
             if connection.usable and waits_for is None and not self._closed:
