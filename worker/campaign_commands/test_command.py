@@ -129,7 +129,7 @@ def _made(
     if isinstance(message, Email) and transport.return_path and settings.return_paths:
         # a bounce is about the address alone: there is no such recipient
         envelope_from = settings.return_paths.of_notification(campaign.tenant_id, message.to)
-        message = replace(message, envelope_from=envelope_from)
+        message = message._replace(envelope_from=envelope_from)
     return message, transport
 
 
