@@ -251,11 +251,8 @@ class Dispatcher:
             batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
             outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
         except ValueError as error:
-            outcome = self._unsent(str(error), FailureKind.CONTENT)
+            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), str(error), fault=FailureKind.CONTENT)
         return _NextMessage(recipient, outcome=outcome)
-
-    def _unsent(self, reason: str, fault: FailureKind) -> Outcome:
-        return Outcome(OutcomeKind.REFUSED, self._clock(), reason, fault=fault)
 
     def _deliver(
         self, queue: BatchQueue, message: "_NextMessage", following: "_NextMessage | None"
