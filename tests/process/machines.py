@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from supervised import moved, process_info, production_conf
-from workers import wait_for
+from workers import PROJECT, wait_for
 
 from sandbox.servers import Child
 
@@ -85,6 +85,11 @@ class Machine:
     def pid(self, program: str) -> int:
         """As its own supervisord numbers it; 0: it has no process."""
         return int(process_info(self._folder, self._process(program)).get("pid", 0))
+
+    def stop(self, program: str) -> None:
+        """As an operator does; waits until its supervisord has stopped the program."""
+        argv = [PROJECT / "bin" / "supervisorctl", "-s", f"unix://{self._folder}/supervisor.sock"]
+        subprocess.run([*argv, "stop", self._process(program)], capture_output=True, timeout=60, check=True)
 
     def holder(self, program: str) -> str:
         """What the names of its program's claims and locks begin with."""
