@@ -17,9 +17,6 @@ from worker.runtime.unreadable_json import parse_json
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_SECONDS = 30
-# Between two statements of a transaction, where nothing takes long. Else a process that is frozen there, or whose
-# machine vanished, would keep its locks. Less than LOCK_TIMEOUT_SECONDS, so that whoever waits for them gets them.
-IDLE_SECONDS = 20
 # For each host and address. A server whose machine vanished is given up after 10 s, not two hours.
 CONNECTING: dict[str, Any] = {
     "connect_timeout": 5,
@@ -29,6 +26,9 @@ CONNECTING: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+# Between two statements of a transaction, where nothing takes long. Else a process that is frozen there, or whose
+# machine vanished, would keep its locks. Less than LOCK_TIMEOUT_SECONDS, so that whoever waits for them gets them.
+IDLE_SECONDS = 20
 
 
 class Sessions:
