@@ -230,6 +230,7 @@ def test_the_senders_are_containers_of_their_own() -> None:
     assert [sender[each] for each in ("container_name", "hostname", "ports")] == [None, None, None]
     assert sender["entrypoint"] == ["/opt/crm-worker/bin/campaign-sender"]
     assert sender["healthcheck"] == {"disable": True}, "there is no web in it"
+    assert sender["scale"] == "${SENDERS:-2}"
     assert {each["environment"]["CAMPAIGN_ENGINE"] for each in services.values()} == {"procrastinate"}
 
 
