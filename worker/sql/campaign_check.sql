@@ -75,6 +75,9 @@ ORDER BY array_position(ARRAY['running', 'scheduled'], c.status),
          CASE WHEN c.status = 'scheduled' THEN c."scheduledAt" END, c."updatedAt" DESC, c.id
 LIMIT %(limit)s;
 
+-- name: tenant  Whether there is a tenant with this id.
+SELECT id FROM "Tenant" WHERE id = %(tenant_id)s;
+
 -- name: failures  The failures of a campaign by kind, the most frequent first.
 SELECT f.kind, count(*) AS number
 FROM worker.failure f JOIN "CampaignRecipient" p
