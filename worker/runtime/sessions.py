@@ -31,12 +31,14 @@ CONNECTING: dict[str, Any] = {
 class Sessions:
     """The sessions of one program. ``pooled``: each transaction may run in another one."""
 
-    def __init__(self, url: DatabaseUrl, application_name: str, statement_seconds: float) -> None:
-        """``statement_seconds``: the limit of one statement; 0: none."""
+    def __init__(
+        self, url: DatabaseUrl, application_name: str, statement_seconds: float, *, pooled: bool = False
+    ) -> None:
+        """``statement_seconds``: the limit of one statement; 0: none. ``pooled``: where the URL does not say so."""
         self._url = url
         self._application_name = application_name
         self._statement_seconds = statement_seconds
-        self.pooled = bool(url.pooled)
+        self.pooled = pooled if url.pooled is None else url.pooled
 
     @property
     def schema(self) -> str | None:
