@@ -280,7 +280,8 @@ LIMIT 1000;
 -- name: end_waits  Calls that wait for one of these reasons are due again.
 WITH ended AS (
     UPDATE "CallQueue" SET "nextRetryAt" = %(now)s, "updatedAt" = %(now)s
-    WHERE status = 'pending' AND "nextRetryAt" > %(now)s AND "errorMessage" = ANY (%(reasons)s)
+    WHERE status = 'pending' AND GREATEST("scheduledFor", "nextRetryAt") > %(now)s  -- by index
+      AND "nextRetryAt" > %(now)s AND "errorMessage" = ANY (%(reasons)s)
     RETURNING id
 )
 SELECT count(*) AS calls FROM ended;
