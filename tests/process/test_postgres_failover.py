@@ -19,7 +19,9 @@ from sandbox.world import World
 UNAVAILABLE = "a server is unavailable, the job waits for it"
 READ_ONLY = "a server takes no writes, the job waits for it"
 BACK = "the server is available again, the job continues"
+GIVEN_UP = "PostgreSQL answers nothing any more, its connection is given up"
 GAP_SECONDS = 20.0  # without a message, from the kill of the primary on
+FROZEN_GAP_SECONDS = 60.0  # ... from its freezing on: it takes about 20, and the watchdog would need six minutes
 
 
 @pytest.fixture
@@ -91,6 +93,30 @@ def test_the_primary_is_killed_and_the_standby_promoted(
         assert each.stop() == 0
     for each in (worker, calls, web.worker):
         assert pair.password not in each.log
+
+
+def test_the_primary_is_frozen_and_the_standby_promoted(
+    pair: PostgresPair, campaign: str, world: World, start: Start, open_web: OpenWeb, state_dir: Path
+) -> None:
+    """Its kernel keeps the connections. They are given up, long before the watchdog would restart the job."""
+    web = open_web(DATABASE_URL=pair.url())
+    worker = start(DATABASE_URL=pair.url(), CAMPAIGN_BATCH_SIZE="20", CAMPAIGN_BATCH_DELAY="50ms")
+    world.wait_for("smtp", 100)
+    wait_for(lambda: web.get("/readyz").status == 200, "/readyz is ok")
+
+    began = time.monotonic()
+    pair.primary.freeze()
+    pair.standby.promote()
+    wait_for(lambda: worker.said(UNAVAILABLE), "the job says that it waits")
+    seen = world.total("smtp")
+    wait_for(lambda: world.total("smtp") > seen, "messages leave again")
+    assert time.monotonic() - began < FROZEN_GAP_SECONDS
+    with books_of(pair, world, state_dir) as books:
+        wait_for(lambda: books.ended(campaign), "the campaign ends")
+        assert books.balance(campaign, kills=1) == 0, "unconfirmed"
+    wait_for(lambda: web.get("/readyz").status == 200, "/readyz is ok again")
+    assert (worker.said(GIVEN_UP), worker.said(UNAVAILABLE), worker.said("a bug, please report it")) == (1, 1, 0)
+    assert worker.stop() == 0
 
 
 def test_hosts_without_target_session_attrs(

@@ -11,13 +11,15 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 
+from worker.runtime.answer_watch import WatchedConnection, WatchedCursor, watch
 from worker.runtime.database_url import DatabaseUrl
 from worker.runtime.unreadable_json import parse_json
 
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_SECONDS = 30
-# For each host and address. A server whose machine vanished is given up after 10 s, not two hours.
+# For each host and address. A server whose machine vanished is given up after 10 s, not two hours; for one that is
+# there and frozen see answer_watch.py.
 CONNECTING: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives": 1,
@@ -47,7 +49,14 @@ class Sessions:
 
     def open(self) -> tuple[psycopg2.extensions.connection, int]:
         """A new connection in autocommit, and the pid of the server's process behind it."""
-        connection = psycopg2.connect(self._url.libpq, application_name=self._application_name, **CONNECTING)
+        connection = psycopg2.connect(
+            self._url.libpq,
+            connection_factory=WatchedConnection,
+            cursor_factory=WatchedCursor,
+            application_name=self._application_name,
+            **CONNECTING,
+        )
+        watch(connection)
         connection.autocommit = True
         psycopg2.extras.register_default_json(connection, loads=parse_json)
         psycopg2.extras.register_default_jsonb(connection, loads=parse_json)
