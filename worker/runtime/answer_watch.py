@@ -51,12 +51,20 @@ class WatchedCursor(psycopg2.extensions.cursor):
 
 
 def watch(connection: WatchedConnection) -> None:
-    """Watches it until it is closed, in a thread that nobody has to wait for."""
+    """Watches it until it is closed, in a thread that nobody has to wait for.
+
+    Raises RuntimeError when the machine has no thread, and OSError when it has no file.
+    """
     # of its own, so that it is still this connection's when libpq has closed the other one
     server = socket.socket(fileno=os.dup(connection.fileno()))
-    threading.Thread(
+    watching = threading.Thread(
         target=_watch, args=(weakref.ref(connection), server), name="postgresql answers", daemon=True
-    ).start()
+    )
+    try:
+        watching.start()
+    except RuntimeError:
+        server.close()
+        raise
 
 
 def _watch(connection: "weakref.ref[WatchedConnection]", server: socket.socket) -> None:
