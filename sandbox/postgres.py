@@ -128,6 +128,20 @@ class Postgres(ManagedServer):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Stops all processes of the server: its connections stay, and nothing is answered."""
+        super().freeze()
+        self._send_to_children(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._send_to_children(signal.SIGCONT)
+        super().thaw()
+
+    def _send_to_children(self, number: signal.Signals) -> None:
+        for pid in _children(self._child.pid) if self._child else []:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def foreground(self) -> int:
         """Runs the server until SIGTERM or SIGINT; returns its exit status, 0 after a signal."""
         return self._spawn(None).foreground(self.stop_signal)

@@ -84,6 +84,7 @@ class CallsJob:
 
     def start(self) -> None:
         require_current(self._db)
+        self._selection.end_other_waits()
 
     def tick(self, now: datetime) -> TickResult:
         self._reporter.counts = CallCounts()

@@ -68,6 +68,27 @@ def test_a_call_at_night_waits_for_the_morning(desk: Desk, caplog: pytest.LogCap
     assert desk.gauge("window_waiting") == 0
 
 
+def test_calls_that_another_window_put_off(desk: Desk, open_desk: OpenDesk, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start with other settings they are looked at again, without an attempt; all others keep their time."""
+    desk.crm.add_call_settings(maxConcurrentCalls=9)
+    india, britain = add(desk, number(1)), add(desk, "+442079460000", scheduledFor=NIGHT)
+    desk.advance(4 * 3600)  # half past ten in the evening in Britain
+    assert desk.work() == {"put_off": 2}
+    retried = add(desk, number(2), nextRetryAt=desk.now + timedelta(days=1), errorMessage="Twilio 20429: too many")
+    times = {queued: next_retry(desk, queued) for queued in (india, britain, retried)}
+
+    caplog.set_level(logging.INFO)
+    for settings, placed in ((LAWFUL, []), (LAWFUL | {"CALL_WINDOWS": "+91=00:00-23:59"}, [india])):
+        later = open_desk(**settings)
+        later.now = desk.now + timedelta(seconds=1)
+        later.job.start()
+        later.work()
+        assert [queued for queued in times if later.status(queued) == "completed"] == placed
+        for queued in times.keys() - placed:
+            assert (next_retry(later, queued), later.row(queued)["attempts"]) == (times[queued], 0)
+    assert said(caplog, "calls that waited for other hours are looked at again") == [{"calls": 1}]
+
+
 def test_each_number_has_its_own_clock(desk: Desk) -> None:
     """New York is called while India sleeps, and the other way round."""
     desk.crm.add_call_settings()

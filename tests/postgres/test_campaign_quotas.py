@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 
 import pytest
 from one_run import OneRun
@@ -12,6 +13,7 @@ from sandbox import accounts
 from sandbox.crm import Crm
 from sandbox.world import World
 from worker.campaign import CampaignJob
+from worker.campaign_commands.campaign_state import read_state
 from worker.runtime.counters import read_all
 from worker.runtime.db import Database
 from worker.runtime.redis_client import connect
@@ -293,6 +295,30 @@ def test_who_waits_is_shown(crm: Crm, world: World, run_once: OneRun, db: Databa
     assert campaign.waits_for == "quota"
     assert campaign.waits_seconds
     assert 23 * 3600 < campaign.waits_seconds <= 25 * 3600
+
+
+def test_retries_that_are_due_later_are_in_the_forecast(
+    crm: Crm, world: World, run_once: OneRun, db: Database
+) -> None:
+    """What is left of the campaign ends with the last retry, not at its rate."""
+    campaign_id = crm.add_campaign(recipients=5)
+    run_once("campaign", CampaignJob, SMTP_DAILY_LIMIT="2")
+    crm.execute("UPDATE worker.campaign_run SET waits_for = NULL, waits_until = NULL")
+    crm.execute(
+        """INSERT INTO worker.campaign_retry (recipient_id, campaign_id, attempts, due_at, reason)
+           SELECT id, "campaignId", 1, (now() + interval '2 days' * row_number() OVER ()) AT TIME ZONE 'UTC', 'later'
+           FROM "CampaignRecipient" WHERE status = 'pending'"""
+    )
+    retries = read_state(db, campaign_id).retries
+    latest = crm.value("SELECT max(due_at) FROM worker.campaign_retry")
+    assert [(each.number, each.at == latest) for each in retries] == [(1, False), (1, False), (1, True)]
+    forecasts = CampaignForecasts(load({"DATABASE_URL": "postgresql://h/crm", "REDIS_URL": "redis://h"}, "web"))
+    (campaign,) = read_work_in_progress(db, CampaignRates(lambda: 0.0), forecasts).campaigns
+    assert campaign.retries == retries
+    assert campaign.forecast
+    assert campaign.forecast.today == 0
+    assert campaign.forecast.ends_at
+    assert timedelta(0) <= campaign.forecast.ends_at - latest < timedelta(minutes=1)
 
 
 def test_all_processes_keep_to_one_pace(crm: Crm, world: World, run_once: OneRun) -> None:

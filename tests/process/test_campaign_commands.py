@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import psycopg2
 import pytest
+import redis
 from books import Books
 from web_process import OpenWeb
 from workers import PROJECT, Start, wait_for
@@ -226,6 +227,28 @@ def test_a_test_message_that_may_not_be_sent(crm: Crm, world: World, command: Co
     assert (answer.status, "the limit of the mail server, 1 in 24 hours, is used up." in answer.errors) == (1, True)
 
 
+def test_who_unsubscribes_while_a_test_message_waits(
+    crm: Crm, world: World, command: Command, environment: dict[str, str], redis_client: redis.Redis
+) -> None:
+    """It may wait a minute for the pace of its account: the list is looked at again before it leaves."""
+    campaign = crm.add_campaign("email", recipients=1)
+    limits = {"SMTP_RATE": "0.05", "SMTP_DAILY_LIMIT": "5"}
+    assert command("test", campaign, "--to", "other@office.example", **limits).status == 0
+    (key,) = redis_client.keys("pace:smtp:*")
+    before = redis_client.get(key)
+    waiting = subprocess.Popen(
+        [PROJECT / "bin" / "campaign", "test", campaign, "--to", TESTER],
+        env={**environment, **PUBLIC, **limits}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(lambda: redis_client.get(key) not in (before, None), "it has a token for later")
+    crm.execute("SELECT worker.suppress(%s, 'email', %s, 'STOP', 'unsubscribe')", (crm.tenant_id, TESTER))
+    _, errors = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert f"Nothing was sent: {TESTER} is on the tenant's suppression list" in errors
+    assert world.counts("smtp") == {"other@office.example": 1}
+    assert crm.value("SELECT sum(used) FROM worker.quota") == 1, "what did not leave is given back"
+
+
 def test_a_test_message_by_whatsapp(crm: Crm, world: World, command: Command) -> None:
     """A text is marked; a template cannot be, which is said."""
     text = crm.add_campaign("whatsapp", textContent="Namaste {{name}}")
@@ -261,6 +284,9 @@ def test_list_and_show(crm: Crm, world: World, books: Books, start: Start, comma
     lines = command("list", "--status", "draft,scheduled", "--tenant", crm.tenant_id).out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [sooner, later, draft]
     assert "more than 1" in command("list", "--limit", "1").errors
+    assert "There is no such campaign." in command("list", "--tenant", crm.add_tenant("New Traders")).errors
+    answer = command("list", "--tenant", "none")
+    assert (answer.status, answer.out, answer.errors) == (1, "", "There is no tenant with the id none.\n")
     assert command("list", "--status", "gone").status == 2
 
     shown = command("show", running).out

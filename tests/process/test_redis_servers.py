@@ -174,3 +174,7 @@ def test_a_cluster_ends_the_program(start: Start, new_redis: Callable[..., Redis
         assert worker.wait() == 2
         assert worker.said("cannot start") == 1
         assert worker.said("use a server with cluster mode disabled") == 1
+    alone = [new_redis().url for _ in range(2)]
+    worker = start(LOCK_REDIS_URLS=" ".join([alone[0], cluster.url, alone[1]]))
+    assert worker.wait() == 2
+    assert worker.said("LOCK_REDIS_URLS, server 2 of 3: it leads to a Redis Cluster") == 1

@@ -3,13 +3,16 @@
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from workers import Start, Worker, wait_for
 
 from sandbox import accounts
 from sandbox.crm import Crm
+from sandbox.pgbouncer import PgBouncer
 
 RESTING = b"resting_process.py"
 MOST_BYTES = 8_000_000  # of its own; a Python that does nothing has 3.5 to 5 million
@@ -48,6 +51,18 @@ def test_between_two_ticks(job: str, start: Start) -> None:
     for line in ("INFO started", "INFO signal received, stopping", f"INFO ended job={job} status=0"):
         assert worker.said(line) == 1, line
     assert worker.said("WARNING") == worker.said("ERROR") == 0
+
+
+def test_through_a_connection_pooler(start: Start, new_bouncer: Callable[..., PgBouncer], database_url: str) -> None:
+    """The process says once that there is one, not each time that it connects after a rest."""
+    url = new_bouncer().url_of(urlsplit(database_url).path[1:])
+    worker = start(program="trial", LOG_LEVEL="debug", DATABASE_URL=url, **RARELY)
+    for ticks in (1, 2, 3):
+        wait_for(lambda ticks=ticks: worker.said("DEBUG tick") == ticks and rests(worker), "it rests after a tick")
+        worker.send(signal.SIGUSR1)
+        wait_for(lambda: not rests(worker), "it goes on")
+    assert worker.said("DATABASE_URL leads through a connection pooler") == 1
+    assert worker.stop() == 0
 
 
 def test_a_stop_at_any_moment(start: Start) -> None:

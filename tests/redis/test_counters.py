@@ -71,6 +71,19 @@ def test_gauges(client: redis.Redis) -> None:
     ]
 
 
+def test_a_gauge_that_is_dropped(client: redis.Redis) -> None:
+    """It is gone with the next flush, unless it was set again meanwhile."""
+    counters = Counters(client, "watchdog")
+    for host in ("a", "b"):
+        counters.gauge("program_state", 20, host=host)
+    counters.flush()
+    for host in ("a", "b"):
+        counters.drop_gauge("program_state", host=host)
+    counters.gauge("program_state", 100, host="b")
+    counters.flush()
+    assert read_all(client).gauges == [MetricValue("program_state", {"host": "b"}, 100)]
+
+
 def test_life_of_a_job(client: redis.Redis) -> None:
     """A tick shows as running from its start to its end, then as a success with its duration."""
     counters = Counters(client, "campaign")

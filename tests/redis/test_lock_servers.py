@@ -9,6 +9,7 @@ import pytest
 import redis
 from redis_servers import Server, wait_until
 
+from worker.errors import SettingsError
 from worker.runtime.lock import Lock
 from worker.runtime.lock_servers import LOCK_SERVER_TIMEOUT_SECONDS
 
@@ -44,6 +45,21 @@ def make_lock(clients: list[redis.Redis]) -> Iterator[Callable[..., Lock]]:
 def said(caplog: pytest.LogCaptureFixture, message: str) -> list[object]:
     """The servers that lines with this message are about."""
     return [each.args["server"] for each in caplog.records if each.getMessage() == message]
+
+
+def test_a_cluster_among_them_is_refused(
+    servers: list[Server], new_server: Callable[..., Server], connected: Callable[..., redis.Redis]
+) -> None:
+    """The text says which one, also while another one does not answer; servers that are none are not refused."""
+    cluster = new_server("--cluster-enabled", "yes")
+    others = [connected(each.url) for each in servers]
+    good, bad = Lock(others, "a"), Lock([*others[:2], connected(cluster.url)], "a")
+    good.require_no_cluster()
+    servers[0].stop(kill=True)
+    with pytest.raises(SettingsError, match=r"^LOCK_REDIS_URLS, server 3 of 3: it leads to a Redis Cluster"):
+        bad.require_no_cluster()
+    for lock in (good, bad):
+        lock.close()
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])

@@ -180,8 +180,8 @@ def test_whatsapp_messages_as_they_would_leave(router: TransportRouter) -> None:
 STATE = CampaignState(
     id="c-1", tenant_id="t-1", tenant="Chaiwala Traders", name="Diwali", channel="email", status="draft", total=1,
     sent=0, failed=0, scheduled_at=None, started_at=None, next_batch_at=None, prepared=False, backoffs=0,
-    is_run=False, next_retry=None, unconfirmed=0, waits_for=None, waits_until=None, timezone=None, quality="",
-    now=NOW,
+    is_run=False, next_retry=None, retries=(), unconfirmed=0, waits_for=None, waits_until=None, timezone=None,
+    quality="", now=NOW,
 )  # fmt: skip
 
 

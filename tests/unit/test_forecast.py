@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.campaigns.forecast import HORIZON, Forecast, Rate, RemainingSends, forecast, planned_rate
+from worker.campaigns.forecast import (
+    HORIZON,
+    Forecast,
+    LaterRetries,
+    Rate,
+    RemainingSends,
+    forecast,
+    planned_rate,
+)
 from worker.content.windows import Window, is_open
 
 INDIA, UTC = ZoneInfo("Asia/Kolkata"), ZoneInfo("UTC")
@@ -38,6 +46,7 @@ def expected(
     window: Window | None = None,
     quotas: Sequence[Used] = (),
     zone: ZoneInfo = UTC,
+    retries: Sequence[tuple[timedelta, int]] = (),
 ) -> Forecast:
     work = RemainingSends(
         recipients=recipients,
@@ -47,6 +56,7 @@ def expected(
         zones=(INDIA,) if window else (),
         quotas=quotas,
         zone=zone,
+        retries=[LaterRetries(NOW + after, number) for after, number in retries],
     )
     return forecast(work, NOW)
 
@@ -89,6 +99,16 @@ def test_at_its_rate() -> None:
         (expected(200, quotas=[Used(120, used=120)]), "200 from tomorrow 10:00 until 6 March 10:01 UTC"),
         (expected(200, quotas=[Used(1000), Used(150)]), "150 of 200 today, the rest tomorrow from 10:00 UTC"),
         (expected(10, quotas=[Used(0)]), "10 not within 31 days UTC"),
+        (expected(10, retries=[(timedelta(days=1), 10)]), "10 tomorrow from 10:00 UTC"),
+        (expected(10, retries=[(timedelta(days=1), 4)]), "6 of 10 today, the rest tomorrow from 10:00 UTC"),
+        (
+            expected(700, retries=[(timedelta(hours=1), 300), (timedelta(days=1), 400)]),
+            "300 of 700 today, the rest tomorrow from 10:00 UTC",
+        ),
+        (
+            expected(10, window=DAY, zone=INDIA, retries=[(timedelta(hours=8), 10)]),
+            "10 tomorrow from 09:00 (Asia/Kolkata)",
+        ),
         (
             expected(30, 0.005, window=Window.parse("09:00-09:10"), zone=INDIA),
             "30 from tomorrow 09:00 until 14 March 09:10 (Asia/Kolkata)",
@@ -98,6 +118,17 @@ def test_at_its_rate() -> None:
 def test_words(found: Forecast, words: str) -> None:
     """What goes out today, and when the rest does, by the clock of the zone."""
     assert found.words == words
+
+
+def test_retries_are_not_sooner_than_their_time() -> None:
+    """A campaign of which only later retries are left ends with them, however fast it was; those due now go first."""
+    day, week = timedelta(days=1), timedelta(days=7)
+    assert expected(3, 100.0, retries=[(day, 3)]).ends_at == NOW + day + timedelta(seconds=0.03)
+    found = expected(7200, retries=[(timedelta(hours=1), 10), (week, 5)])
+    assert (found.today, found.ends_at) == (7195, NOW + week + timedelta(seconds=5))
+    assert found.resumes_at == NOW + week
+    # some of them ended meanwhile
+    assert expected(3, retries=[(day, 5), (2 * day, 2)]).ends_at == NOW + 2 * day + timedelta(seconds=2)
 
 
 def test_a_window_and_a_quota() -> None:

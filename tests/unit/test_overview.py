@@ -297,7 +297,7 @@ ACCOUNT = {
             {"is_shared": False},
             "400 of 500 today, the rest tomorrow from 16:30 (Asia/Kolkata)",
         ),
-        ({"GMAIL_DAILY_LIMIT": "2000"}, {"kind": "gmail", "hours": []}, "ends today about 17:39 (Asia/Kolkata)"),
+        ({"GMAIL_DAILY_LIMIT": "2000"}, {"kind": "gmail", "hours": []}, "ends today about 17:43 (Asia/Kolkata)"),
         (
             {},
             {"kind": "gmail"},

@@ -72,7 +72,7 @@ def test_all_handled_signals_are_waited_for() -> None:
     assert set(SIGNALS) == set(HANDLED)
 
 
-@pytest.mark.parametrize("known", [Rest(NOON), Rest(NOON, ClockReading(NOON, 12.5))])
+@pytest.mark.parametrize("known", [Rest(NOON), Rest(NOON, ClockReading(NOON, 12.5)), Rest(NOON, pooled=True)])
 def test_what_the_program_is_told(known: Rest) -> None:
     assert Rest.from_text(known.as_text()) == known
 

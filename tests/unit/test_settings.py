@@ -50,7 +50,7 @@ def test_defaults() -> None:
     assert (settings.campaign_batch_size, settings.campaign_concurrency) == (100, 8)
     assert (settings.lock_ttl_ms, settings.shutdown_grace_seconds) == (60_000, 5.0)
     assert settings.campaign_adopt_after_seconds == 600.0
-    assert (settings.whatsapp_rate, settings.gmail_rate) == (20.0, 2.0)
+    assert (settings.whatsapp_rate, settings.gmail_rate) == (20.0, 1.0)
     assert settings.unconfirmed_sends == "fail"
     assert (settings.smtp_url, settings.app_url, settings.encryption_key) == (None, None, None)
 

@@ -1,5 +1,6 @@
 """Chooses the calls that may be placed now: whose turn it is, and which of a tenant's calls come next."""
 
+import logging
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,12 @@ from worker.calling.queued_call import CallCandidate, CallFailure, QueuedCall, W
 from worker.calling.requests import ROUND_SECONDS, CallRequests
 from worker.calling.settlement import CallSettlement
 from worker.content.call_hours import CallWindows
+from worker.content.calls import WAITING_FOR_HOURS
 from worker.errors import TransportMissing
 from worker.runtime.db import queries
 from worker.runtime.job import JobContext
+
+log = logging.getLogger(__name__)
 
 CALLS_A_TURN = 5  # of one tenant, then it is the others' turn
 SPARE = 20  # calls looked at beyond those wanted, since some cannot be dialled
@@ -61,9 +65,19 @@ class CallSelection:
         self._requests = requests
         self._monotonic = monotonic
         windows = CallWindows(context.settings.call_window, context.settings.call_windows)
+        self._windows = windows
         self._eligibility = CallEligibility(windows, accounts)
         self._sql = queries("calls")
         self._served_at: dict[str, float] = {}  # tenant -> monotonic() of its last turn
+
+    def end_other_waits(self) -> None:
+        """Once, before the first choice: calls that another CALL_WINDOW put off, or CALL_WINDOWS, are due again."""
+        now = self._context.clock()
+        rows = self._db.all(self._sql["reasons_to_wait"], waiting=WAITING_FOR_HOURS, now=now)
+        reasons = [row["reason"] for row in rows if not self._windows.is_why_waiting(row["reason"])]
+        if reasons:
+            (ended,) = self._db.execute(self._sql["end_waits"], reasons=reasons, now=now)
+            log.info("calls that waited for other hours are looked at again", {"calls": ended["calls"]})
 
     def open_accounts(self, now: datetime) -> list[OpenAccount]:
         """The accounts whose tenants may call now, the longest waiting first.

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.forecast import LaterRetries, later_retries
 from worker.content.hours import USUAL_ZONE, tenant_zone
 from worker.content.one_line import printable
 from worker.errors import CommandRefused
@@ -35,6 +36,7 @@ class CampaignState:
     backoffs: int
     is_run: bool  # False: it is not the worker's now
     next_retry: datetime | None
+    retries: tuple[LaterRetries, ...]
     unconfirmed: int
     waits_for: str | None  # 'quota' or 'window', ``waits_until`` then
     waits_until: datetime | None
@@ -92,7 +94,7 @@ def read_state(db: Database, campaign_id: str) -> CampaignState:
         raise CommandRefused(
             f"There is no campaign with the id {printable(campaign_id)}. bin/campaign list shows the ids."
         )
-    return CampaignState(**row)
+    return CampaignState(**row | {"retries": later_retries(row["retries"])})
 
 
 def read_campaign(db: Database, campaign_id: str, message_max_bytes: int) -> Campaign:

@@ -48,6 +48,7 @@ def expected_end(
         recipients=recipients,
         rate=rate,
         starts_at=max(filter(None, [state.now, state.due_at])),
+        retries=state.retries,
         quotas=quotas,
         window=window,
         zones=(state.zone,),

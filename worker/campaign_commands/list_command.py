@@ -4,7 +4,8 @@ import argparse
 from dataclasses import dataclass
 from datetime import datetime
 
-from worker.content.one_line import one_line
+from worker.content.one_line import one_line, printable
+from worker.errors import CommandRefused
 from worker.runtime.console import to_stderr, write
 from worker.runtime.db import Database, queries
 from worker.runtime.settings import Settings
@@ -36,7 +37,7 @@ class ListedCampaign:
 
 
 def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
-    """Returns the exit status. Raises psycopg2.Error."""
+    """Returns the exit status. Raises CommandRefused and psycopg2.Error."""
     rows = db.all(
         queries("campaign_check")["campaigns"],
         statuses=options.status,
@@ -45,6 +46,8 @@ def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
     )
     if rows:
         write(HEAD)
+    elif options.tenant is not None and not db.all(queries("campaign_check")["tenant"], tenant_id=options.tenant):
+        raise CommandRefused(f"There is no tenant with the id {printable(options.tenant)}.")
     for row in rows[: options.limit]:
         write(str(ListedCampaign(**row)))
     if len(rows) > options.limit:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import uuid4
 
+import psycopg2
 import redis
 
 from worker.campaign_commands.arguments import MARK
@@ -69,7 +70,9 @@ def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
         closing(TransportRouter(settings, client, utc_now)) as transports,
     ):
         message, transport = _made(transports, campaign, recipient, settings)
-        _SendingOfTest(db, transport, campaign.tenant_id, utc_now).send(message)
+        sending = _SendingOfTest(db, transport, campaign.tenant_id, utc_now)
+        # again, since its turn may have come a minute later
+        sending.send(message, lambda: _require_not_suppressed(db, campaign, options.to))
     write(f"Sent to {options.to}: {_what(campaign)}")
     return 0
 
@@ -130,18 +133,22 @@ class _SendingOfTest:
         self._clock = clock
         self._ledger = QuotaLedger(db)
 
-    def send(self, message: Email | WhatsAppMessage) -> None:
-        """Raises CommandRefused when it was not sent, or may not have been."""
+    def send(self, message: Email | WhatsAppMessage, last_look: Callable[[], None]) -> None:
+        """``last_look``: called when nothing but the message is left to be done; raises CommandRefused to stop it.
+
+        Raises CommandRefused when it was not sent, or may not have been, and psycopg2.Error.
+        """
         reservation = self._reserve()
         try:
             self._wait_for_pace()
+            last_look()
             self._transport.send(message)
         except Unconfirmed as error:
             raise CommandRefused(f"No answer came, it may have arrived: {error}") from None
         except (SendError, TransportMissing) as error:
             self._give_back(reservation)
             raise CommandRefused(f"It was not sent: {error}") from None
-        except CommandRefused:
+        except (CommandRefused, psycopg2.Error):
             self._give_back(reservation)
             raise
         if self._transport.gmail:

@@ -4,10 +4,10 @@ Pure: what is known goes in, a forecast and its words come out. Times are UTC wi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from worker.content.windows import Window, closes_at, next_open
@@ -36,6 +36,19 @@ class Rate:
     source: str = "as measured"
 
 
+@dataclass(frozen=True, slots=True)
+class LaterRetries:
+    """So many recipients were deferred, and are not tried again before ``at``."""
+
+    at: datetime
+    number: int
+
+
+def later_retries(rows: Iterable[Mapping[str, Any]]) -> tuple[LaterRetries, ...]:
+    """From the column that ``worker/sql/later_retries.sql`` makes."""
+    return tuple(LaterRetries(datetime.fromisoformat(row["at"]), row["number"]) for row in rows)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemainingSends:
     """What is left of a campaign, and what it is bound to. ``zone``: whose days and clock the words are in."""
@@ -43,6 +56,7 @@ class RemainingSends:
     recipients: int
     rate: Rate
     starts_at: datetime  # the next message leaves no sooner
+    retries: Sequence[LaterRetries] = ()  # among the recipients, in the order of their time
     window: Window | None = None
     zones: tuple[ZoneInfo, ...] = ()  # of the window
     quotas: Sequence[Allowance] = ()
@@ -112,6 +126,9 @@ class _Simulation:
         """Sends on until everything is sent, or until ``end``."""
         work = self._work
         while self.left > 0 and self._next < end:
+            if self._due() <= 0:
+                self._next = min(end, self._next_retry())
+                continue
             opens = next_open(work.window, work.zones, self._next) if work.window else self._next
             if opens is None or opens >= end:
                 self._next = opens or end + HORIZON
@@ -124,12 +141,13 @@ class _Simulation:
         work, ends = self._work, begin + HORIZON
         if work.window:
             ends = closes_at(work.window, work.zones, begin) or ends
+        ends = min(ends, self._next_retry())
         return min(ends, _next_hour(begin)) if work.quotas else ends
 
     def _send(self, end: datetime) -> None:
         """What may leave from now on until ``end``."""
         begin, rate = self._next, self._work.rate.per_second
-        allowed = min([self.left, *(quota.free_by(begin) - self._own(begin) for quota in self._work.quotas)])
+        allowed = min([self._due(), *(quota.free_by(begin) - self._own(begin) for quota in self._work.quotas)])
         number = min(allowed, rate * (end - begin).total_seconds())
         self._next = end
         if number <= 0:
@@ -142,6 +160,14 @@ class _Simulation:
             self._sent = [*(each for each in self._sent if each[0] > begin - _DAY), (begin, number)]
         if self.left < 1e-6:
             self.left = 0.0
+
+    def _due(self) -> float:
+        """How many of those that are left need not wait for their next attempt."""
+        due = self.left - sum(each.number for each in self._work.retries if each.at > self._next)
+        return due if due >= 1e-6 else 0.0
+
+    def _next_retry(self) -> datetime:
+        return min((each.at for each in self._work.retries if each.at > self._next), default=self._next + HORIZON)
 
     def _own(self, at: datetime) -> float:
         return sum(number for hour, number in self._sent if hour > at - _DAY)

@@ -4,7 +4,6 @@ Every change is written to the database first; then it is logged and published t
 """
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import psycopg2
 
 from worker.campaigns.batch import Batch, BatchState
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.campaign_events import CampaignEvents
 from worker.campaigns.deferrals import why_ended
 from worker.campaigns.sending_hours import OUTSIDE
 from worker.campaigns.settlement import SettlementResult
@@ -27,7 +27,6 @@ from worker.sending.quota import QuotaUsedUp
 
 log = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 0.5  # the progress of one campaign is published no more often
 LOCKED_SECONDS = 0.2  # until rows are looked at again that another session had locked
 PREPARING_SECONDS = 1.0  # until a run is looked at again that another worker prepares
 LOOK_AGAIN_SECONDS = 10.0  # the usual one
@@ -57,11 +56,10 @@ class CampaignRuns:
         self._db = db
         self._look_again_seconds = look_again_seconds or LOOK_AGAIN_SECONDS
         self._message_max_bytes = message_max_bytes
-        self._events = events
+        self._events = CampaignEvents(events)
         self._clock = clock
         self._sql = queries("campaign")
         self._broke_connection: Counter[str] = Counter()  # campaigns whose statements lost the server, times in a row
-        self._published_at: dict[str, float] = {}  # time.monotonic() of the last progress event
 
     def survey(self) -> Survey:
         [row] = self._db.all(self._sql["survey"])
@@ -97,7 +95,7 @@ class CampaignRuns:
     def disown(self) -> None:
         """Gives up the runs that are not the worker's any more."""
         for row in self._db.execute(self._sql["disown"]):
-            self._published_at.pop(row["id"], None)
+            self._events.forget(row["id"])
             log.info("campaign given up: paused, stopped, resumed or started in the CRM", {"campaign": row["id"]})
 
     def adopt(self, now: datetime, after_seconds: float) -> int:
@@ -109,7 +107,10 @@ class CampaignRuns:
 
     def follow_up(self, batch: Batch, settled: SettlementResult) -> None:
         """What a settled batch means for its campaign: progress, a backoff, or the end."""
-        self._publish_progress(batch.campaign, settled)
+        if settled.counts:
+            counted = {"campaign": batch.campaign.id, "sent": settled.sent, "failed": settled.failed}
+            log.debug("batch settled", counted)
+            self._events.progress(batch.campaign, settled.counts)
         if batch.state is BatchState.REJECTED:
             self._fail_rejected(batch)
         elif batch.state is BatchState.BACKING_OFF:
@@ -245,25 +246,8 @@ class CampaignRuns:
         self.fail([row["id"] for row in rows], batch.reason)
 
     def _report_failure(self, row: Row, reason: str) -> None:
-        self._published_at.pop(row["id"], None)
         log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})
-        self._publish(row["user_id"], "campaign:failed", {"campaignId": row["id"], "error": reason})
-
-    def _publish_progress(self, campaign: Campaign, settled: SettlementResult) -> None:
-        """One DEBUG line, and now and then an event for the user's page."""
-        counts = settled.counts
-        if counts is None:
-            return
-        log.debug("batch settled", {"campaign": campaign.id, "sent": settled.sent, "failed": settled.failed})
-        now = time.monotonic()
-        if now - self._published_at.get(campaign.id, -PROGRESS_SECONDS) >= PROGRESS_SECONDS:
-            self._published_at[campaign.id] = now
-            self._publish(
-                campaign.user.user_id,
-                "campaign:progress",
-                {"campaignId": campaign.id, "sentCount": counts.sent, "failedCount": counts.failed,
-                 "totalRecipients": counts.total, "status": counts.status},
-            )  # fmt: skip
+        self._events.failed(row["id"], row["user_id"], reason)
 
     def _wait(self, campaign: Campaign, until: datetime) -> None:
         self._wait_until(campaign.id, until, campaign.backoffs)
@@ -282,7 +266,6 @@ class CampaignRuns:
         if ended is None:
             self._wait(campaign, now + timedelta(seconds=self._look_again_seconds))
             return False
-        self._published_at.pop(campaign.id, None)
         counts = {key: ended[key] for key in ("sentCount", "failedCount", "totalRecipients")}
         seconds = max((now - (campaign.started_at or now)).total_seconds(), 0.001)
         log.info(
@@ -292,14 +275,7 @@ class CampaignRuns:
              "per_second": round(ended["sentCount"] / seconds)},
         )  # fmt: skip
         if ended["status"] == "failed":
-            message = "Every send failed"
-            self._publish(campaign.user.user_id, "campaign:failed", {"campaignId": campaign.id, "error": message})
+            self._events.failed(campaign.id, campaign.user.user_id, "Every send failed")
         else:
-            self._publish(campaign.user.user_id, "campaign:completed", {"campaignId": campaign.id, "stats": counts})
+            self._events.completed(campaign.id, campaign.user.user_id, counts)
         return True
-
-    def _publish(self, user_id: str | None, event: str, payload: dict[str, object]) -> None:
-        """To the campaign's user, unless the tenant has no such user."""
-        if user_id is None:
-            return
-        self._events.emit(f"user:{user_id}", event, payload)

@@ -20,6 +20,7 @@ from worker.content.calls import WAITING_FOR_HOURS
 from worker.content.windows import Window, closes_at, is_open, next_open
 
 UNKNOWN = ("Etc/Unknown",)  # phonenumbers' word for a number of no place
+LONGEST_CODE = 3  # digits of a country's calling code
 BUILT_IN: Mapping[int, Window] = MappingProxyType({91: Window.parse("09:00-21:00"), 1: Window.parse("08:00-21:00")})
 
 
@@ -67,8 +68,17 @@ class CallWindows:
     def hours_of(self, number: PhoneNumber, home: Callable[[], ZoneInfo]) -> CallHours:
         """``home``: the zone of a number that belongs to no place, as +800; raises what it raises."""
         country = number.country_code or 0
-        window = self.by_country.get(country) or BUILT_IN.get(country) or self.usual
-        return CallHours(country, window, zones_of(number) or (home(),))
+        return CallHours(country, self._window_of(country), zones_of(number) or (home(),))
+
+    def is_why_waiting(self, reason: str) -> bool:
+        """Whether a call can wait for this reason with these windows, rather than with those of another time."""
+        country, _, _ = reason.removeprefix(f"{WAITING_FOR_HOURS}+").partition(" ")
+        if not (country.isascii() and country.isdecimal() and len(country) <= LONGEST_CODE):
+            return False
+        return reason.startswith(CallHours(int(country), self._window_of(int(country)), ()).why_waiting)
+
+    def _window_of(self, country: int) -> Window:
+        return self.by_country.get(country) or BUILT_IN.get(country) or self.usual
 
 
 def is_calling_code(code: int) -> bool:

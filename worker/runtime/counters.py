@@ -82,9 +82,10 @@ class Counters:
         self._apply = client.register_script(_APPLY)
         self._host, self._pid = socket.gethostname(), os.getpid()
         self._process = f"{self._host}:{self._pid}:{secrets.token_hex(8)}"
-        self._pending = threading.Lock()  # guards _sums, _values and _ended
+        self._pending = threading.Lock()  # guards _sums, _values, _dropped and _ended
         self._sums: dict[tuple[str, str], float] = {}
         self._values: dict[tuple[str, str], str] = {}
+        self._dropped: list[str] = []  # gauges
         self._ended = False
         self._writing = threading.Lock()  # guards _batch, _number and _failing
         self._batch: list[list[str]] = []  # commands that Redis has not confirmed yet
@@ -101,6 +102,11 @@ class Counters:
         """Sets a gauge, in memory; ``flush`` writes the latest value."""
         with self._pending:
             self._values[GAUGES, series_name(metric, labels)] = repr(float(value))
+
+    def drop_gauge(self, metric: str, **labels: str) -> None:
+        """Forgets a gauge that nobody sets any more, in memory; ``flush`` deletes it."""
+        with self._pending:
+            self._dropped.append(series_name(metric, labels))
 
     def job_started(self, at: datetime, interval_seconds: float) -> None:
         """Reports that a tick begins in this process, and writes it at once. ``at`` without a zone is UTC."""
@@ -184,8 +190,10 @@ class Counters:
         with self._pending:
             sums, self._sums = self._sums, {}
             values, self._values = self._values, {}
+            dropped, self._dropped = self._dropped, []
             ended, self._ended = self._ended, False
-        self._batch = [["HINCRBYFLOAT", key, field, repr(amount)] for (key, field), amount in sums.items()]
+        self._batch = [["HDEL", GAUGES, name] for name in dropped]
+        self._batch += [["HINCRBYFLOAT", key, field, repr(amount)] for (key, field), amount in sums.items()]
         self._batch += [["HSET", key, field, text] for (key, field), text in values.items()]
         if any(key == job_key(self.job) for key, _ in values):
             self._batch.append(["SADD", JOBS, self.job])

@@ -83,10 +83,18 @@ class Database:
     """One program's connection to the CRM's database."""
 
     def __init__(
-        self, url: str, application_name: str, *, statement_seconds: float = STATEMENT_TIMEOUT_SECONDS
+        self,
+        url: str,
+        application_name: str,
+        *,
+        statement_seconds: float = STATEMENT_TIMEOUT_SECONDS,
+        pooled: bool = False,
     ) -> None:
-        """Does not connect yet; ``statement_seconds``: the limit of one statement. Raises SettingsError."""
-        self._sessions = Sessions(parse_database_url(url), application_name, statement_seconds)
+        """Does not connect yet. Raises SettingsError.
+
+        ``statement_seconds``: the limit of one statement. ``pooled``: it is known that a pooler is in between.
+        """
+        self._sessions = Sessions(parse_database_url(url), application_name, statement_seconds, pooled=pooled)
         self._connection: psycopg2.extensions.connection | None = None
         self._connections = 0  # how many were made
         self.timeline = ""  # that claims rely on, see timeline.py; empty: any

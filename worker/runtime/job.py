@@ -77,9 +77,10 @@ class JobContext:
     def rest_until(self, wake_at: datetime) -> Rest | None:
         """None: the job cannot rest, since it would forget that a wrong clock was reported."""
         clock = self._database_clock
+        pooled = "database" in vars(self) and self.database.pooled
         if clock is None:
-            return Rest(wake_at)
-        return Rest(wake_at, clock.reading) if clock.agrees else None
+            return Rest(wake_at, pooled=pooled)
+        return Rest(wake_at, clock.reading, pooled) if clock.agrees else None
 
     def disconnect(self) -> None:
         """Closes the connections to the servers; the next use of each connects again."""

@@ -74,6 +74,10 @@ class Lock:
         self._renewer_idle = False
         self._closed = False
 
+    def require_no_cluster(self) -> None:
+        """Raises SettingsError when one of several servers is a Redis Cluster."""
+        self._servers.require_no_cluster()
+
     @property
     def held(self) -> bool:
         """Whether the lock is certainly ours now. Reads the clock, not Redis: cheap enough for every message."""

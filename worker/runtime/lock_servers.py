@@ -12,6 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import redis
 
+from worker.errors import SettingsError
+from worker.runtime.redis_client import NO_CLUSTER, is_cluster
+
 log = logging.getLogger(__name__)
 
 LOCK_SERVER_TIMEOUT_SECONDS = 0.5  # of one command to one of several servers
@@ -71,6 +74,21 @@ class LockServers:
         if sum(each.error is None for each in asked) < self.quorum:
             yes += self._ask(others, question)
         return yes, [each.error for each in self._servers if each.error is not None]
+
+    def require_no_cluster(self) -> None:
+        """Raises SettingsError when one of several servers is a Redis Cluster; one that does not answer is none."""
+        found: list[redis.Redis] = []
+
+        def look(client: redis.Redis) -> bool:
+            if is_cluster(client):
+                found.append(client)
+            return True
+
+        if len(self._servers) > 1:
+            self.ask(look)
+        for each in self._servers:
+            if each.client in found:
+                raise SettingsError(f"LOCK_REDIS_URLS, server {each.place}: {NO_CLUSTER}")
 
     def too_few(self, failures: Sequence[redis.RedisError]) -> redis.RedisError | None:
         """The error to raise when the servers that answered are no majority."""

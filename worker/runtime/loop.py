@@ -85,6 +85,7 @@ class Loop:
         try:
             if not self._started:
                 require_no_cluster(self._context.redis)
+                self._lock.require_no_cluster()
             if self._context.stands_by:
                 return self._stand_by(now)
             if not self._lock.acquire():

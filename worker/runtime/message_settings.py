@@ -50,7 +50,7 @@ class MessageSettings:
         programs="campaign reminders",
     )
     gmail_rate: float = variable(
-        "GMAIL_RATE", rate, "2", "messages a second for one Gmail user", programs="campaign reminders web"
+        "GMAIL_RATE", rate, "1", "messages a second for one Gmail user", programs="campaign reminders web"
     )
     whatsapp_api_url: str = variable(
         "WHATSAPP_API_URL",

@@ -188,7 +188,8 @@ def _run_job(
     lock = create_lock(
         loaded, client, lock_name, on_lost=lambda: counters.add("lock_lost_total", lock=spec.lock or name)
     )
-    database = Database(loaded.database_url, f"crm-worker {name}") if spec.database else None
+    pooled = after is not None and after.pooled
+    database = Database(loaded.database_url, f"crm-worker {name}", pooled=pooled) if spec.database else None
     context = JobContext(name, loaded, client, lock, counters, signals, database=database, rest=after)
     job = build(context)
     if after is None:

@@ -189,12 +189,16 @@ def connect(url: str, *, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> redis
 
 def require_no_cluster(client: redis.Redis) -> None:
     """Raises SettingsError when REDIS_URL leads to a Redis Cluster, and redis.RedisError when there is no answer."""
-    try:
-        found = client.info("cluster")
-    except redis.ResponseError:  # this user must not ask; without it the worker learns it from a MOVED reply
-        return
-    if found.get("cluster_enabled"):
+    if is_cluster(client):
         raise SettingsError(f"REDIS_URL: {NO_CLUSTER}")
+
+
+def is_cluster(client: redis.Redis) -> bool:
+    """Whether the server is one of a Redis Cluster. Raises redis.RedisError when there is no answer."""
+    try:
+        return bool(client.info("cluster").get("cluster_enabled"))
+    except redis.ResponseError:  # this user must not ask; without it the worker learns it from a MOVED reply
+        return False
 
 
 def _split(url: str) -> tuple[SplitResult, dict[str, str]]:

@@ -37,22 +37,24 @@ class Rest:
 
     wake_at: datetime  # when the next tick is due, UTC without a zone
     reading: ClockReading | None = None  # the latest one of the database's clock
+    pooled: bool = False  # DATABASE_URL leads through a connection pooler, which was said
 
     def as_text(self) -> str:
-        kept = {"wake_at": self.wake_at.isoformat()}
-        if self.reading is None:
-            return json.dumps(kept)
-        return json.dumps(kept | {"read": self.reading.at.isoformat(), "boot_seconds": self.reading.seconds})
+        kept: dict[str, str | float | bool] = {"wake_at": self.wake_at.isoformat(), "pooled": self.pooled}
+        if self.reading is not None:
+            kept |= {"read": self.reading.at.isoformat(), "boot_seconds": self.reading.seconds}
+        return json.dumps(kept)
 
     @classmethod
     def from_text(cls, text: str) -> "Rest":
         """Raises ValueError."""
         try:
             kept = json.loads(text)
-            wake_at = datetime.fromisoformat(kept["wake_at"])
+            wake_at, pooled = datetime.fromisoformat(kept["wake_at"]), bool(kept.get("pooled"))
             if "read" not in kept:
-                return cls(wake_at)
-            return cls(wake_at, ClockReading(datetime.fromisoformat(kept["read"]), float(kept["boot_seconds"])))
+                return cls(wake_at, pooled=pooled)
+            reading = ClockReading(datetime.fromisoformat(kept["read"]), float(kept["boot_seconds"]))
+            return cls(wake_at, reading, pooled)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no rest: {text}") from error
 

@@ -11,13 +11,15 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 
+from worker.runtime.answer_watch import WatchedConnection, WatchedCursor, watch
 from worker.runtime.database_url import DatabaseUrl
 from worker.runtime.unreadable_json import parse_json
 
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_SECONDS = 30
-# For each host and address. A server whose machine vanished is given up after 10 s, not two hours.
+# For each host and address. A server whose machine vanished is given up after 10 s, not two hours; for one that is
+# there and frozen see answer_watch.py.
 CONNECTING: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives": 1,
@@ -34,12 +36,14 @@ IDLE_SECONDS = 20
 class Sessions:
     """The sessions of one program. ``pooled``: each transaction may run in another one."""
 
-    def __init__(self, url: DatabaseUrl, application_name: str, statement_seconds: float) -> None:
-        """``statement_seconds``: the limit of one statement; 0: none."""
+    def __init__(
+        self, url: DatabaseUrl, application_name: str, statement_seconds: float, *, pooled: bool = False
+    ) -> None:
+        """``statement_seconds``: the limit of one statement; 0: none. ``pooled``: where the URL does not say so."""
         self._url = url
         self._application_name = application_name
         self._statement_seconds = statement_seconds
-        self.pooled = bool(url.pooled)
+        self.pooled = pooled if url.pooled is None else url.pooled
 
     @property
     def schema(self) -> str | None:
@@ -48,7 +52,14 @@ class Sessions:
 
     def open(self) -> tuple[psycopg2.extensions.connection, int]:
         """A new connection in autocommit, and the pid of the server's process behind it."""
-        connection = psycopg2.connect(self._url.libpq, application_name=self._application_name, **CONNECTING)
+        connection = psycopg2.connect(
+            self._url.libpq,
+            connection_factory=WatchedConnection,
+            cursor_factory=WatchedCursor,
+            application_name=self._application_name,
+            **CONNECTING,
+        )
+        watch(connection)
         connection.autocommit = True
         psycopg2.extras.register_default_json(connection, loads=parse_json)
         psycopg2.extras.register_default_jsonb(connection, loads=parse_json)

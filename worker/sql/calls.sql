@@ -268,6 +268,24 @@ WITH wait AS (
 )
 SELECT tenant_id, reason, count(*) AS calls, min(until) AS until FROM moved GROUP BY tenant_id, reason;
 
+-- name: reasons_to_wait  Why calls wait for the hours of their numbers; the worker's reasons are short.
+SELECT DISTINCT later.reason FROM (
+    SELECT "errorMessage" AS reason FROM "CallQueue"
+    WHERE status = 'pending' AND GREATEST("scheduledFor", "nextRetryAt") > %(now)s
+    ORDER BY GREATEST("scheduledFor", "nextRetryAt")
+) AS later
+WHERE starts_with(later.reason, %(waiting)s) AND length(later.reason) < 1000
+LIMIT 1000;
+
+-- name: end_waits  Calls that wait for one of these reasons are due again.
+WITH ended AS (
+    UPDATE "CallQueue" SET "nextRetryAt" = %(now)s, "updatedAt" = %(now)s
+    WHERE status = 'pending' AND GREATEST("scheduledFor", "nextRetryAt") > %(now)s  -- by index
+      AND "nextRetryAt" > %(now)s AND "errorMessage" = ANY (%(reasons)s)
+    RETURNING id
+)
+SELECT count(*) AS calls FROM ended;
+
 -- name: release  A call that Twilio does not know, or that was not tried: it is due again at once.
 WITH claim AS (
     DELETE FROM worker.call_claim WHERE queue_id = %(id)s AND holder = %(holder)s RETURNING queue_id, tenant_id

@@ -7,6 +7,8 @@ SELECT c.id, c."tenantId" AS tenant_id, t.name AS tenant, c.name, c.channel, c.s
        r.started_at, r.next_batch_at, coalesce(r.prepared, false) AS prepared, coalesce(r.holds, 0) AS backoffs,
        r.campaign_id IS NOT NULL AS is_run, r.waits_for, r.waits_until,
        (SELECT min(due_at) FROM worker.campaign_retry q WHERE q.campaign_id = c.id) AS next_retry,
+           -- include: later_retries
+       AS retries,
        (SELECT count(*) FROM worker.unconfirmed_send s WHERE s.campaign_id = c.id) AS unconfirmed,
        (SELECT s.timezone FROM "CallSettings" s WHERE s."tenantId" = c."tenantId") AS timezone,
        coalesce((
@@ -72,6 +74,9 @@ WHERE (%(statuses)s::text[] = '{}' OR c.status = ANY (%(statuses)s::text[]))
 ORDER BY array_position(ARRAY['running', 'scheduled'], c.status),
          CASE WHEN c.status = 'scheduled' THEN c."scheduledAt" END, c."updatedAt" DESC, c.id
 LIMIT %(limit)s;
+
+-- name: tenant  Whether there is a tenant with this id.
+SELECT id FROM "Tenant" WHERE id = %(tenant_id)s;
 
 -- name: failures  The failures of a campaign by kind, the most frequent first.
 SELECT f.kind, count(*) AS number

@@ -14,7 +14,9 @@ WITH clock AS (
                SELECT FROM "CampaignLog" l
                WHERE l."campaignId" = c.id AND l."tenantId" = r.tenant_id
                  AND l.action = 'resumed' AND l."createdAt" = r.started_at
-           ) AS adopted
+           ) AS adopted,
+               -- include: later_retries
+           AS retries
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id, clock
     WHERE c.status = 'running'
     ORDER BY r.started_at, c.id LIMIT %(campaigns)s

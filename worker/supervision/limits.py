@@ -24,6 +24,8 @@ class WatchdogLimits:
     fatal_pause_limit_seconds: float = 900.0
     # A program that has run for this long counts as stable: the pauses begin at the shortest again
     stable_seconds: float = 600.0
+    # What a machine's watchdog reported stays for so long after it has fallen silent
+    machine_kept_seconds: float = 3600.0
 
 
 DEFAULT_LIMITS = WatchdogLimits()

@@ -22,6 +22,7 @@ from worker.supervision.fatal_restarts import FatalRestarts
 from worker.supervision.hang_detector import Hang, HangDetector
 from worker.supervision.limits import WatchdogLimits
 from worker.supervision.pending_restarts import PendingRestarts
+from worker.supervision.silent_machines import REPORTED_AT, SilentMachines
 from worker.supervision.supervisord_client import (
     ProgramStatus,
     RequestRefused,
@@ -53,6 +54,7 @@ class ProgramMonitor:
         self._hang_detector = HangDetector(host, limits)
         self._fatal_restarts = FatalRestarts(limits)
         self._pending_restarts = PendingRestarts(client, host)
+        self._silent_machines = SilentMachines(limits.machine_kept_seconds)
         self._known: set[str] = set()
         self._with_bad_settings: set[str] = set()
         self._reported_unavailable: set[str] = set()  # servers
@@ -105,7 +107,7 @@ class ProgramMonitor:
         return programs
 
     def _report(self, programs: Iterable[ProgramStatus]) -> None:
-        self._counters.gauge("watchdog_timestamp_seconds", utc_now().replace(tzinfo=UTC).timestamp(), host=self._host)
+        self._counters.gauge(REPORTED_AT, utc_now().replace(tzinfo=UTC).timestamp(), host=self._host)
         for each in programs:
             self._counters.gauge("program_state", each.state, program=each.name, host=self._host)
             self._counters.gauge("program_bad_settings", each.has_bad_settings, program=each.name, host=self._host)
@@ -131,6 +133,8 @@ class ProgramMonitor:
 
     def _restart_programs(self, programs: Sequence[ProgramStatus], due: Sequence[str]) -> None:
         readings = self._readings()
+        if readings:
+            self._drop_silent_machines(readings)
         jobs = readings.jobs if readings else None
         hung = self._hang_detector.check(programs, jobs, time.time(), time.monotonic())
         if not (hung or due) or readings is None:
@@ -146,6 +150,13 @@ class ProgramMonitor:
         for name in due:
             starts = self._fatal_restarts.record_start(name)
             self._start(name, f"supervisord gave up on it, attempt {starts}")
+
+    def _drop_silent_machines(self, readings: CounterReadings) -> None:
+        dropped = self._silent_machines.dropped(readings.gauges, time.monotonic())
+        for each in dropped:
+            self._counters.drop_gauge(each.metric, **each.labels)
+        for host in sorted({each.labels["host"] for each in dropped}):
+            log.info("a machine reports nothing any more, what it reported is dropped", {"host": host})
 
     def _restart(self, hang: Hang) -> None:
         try:

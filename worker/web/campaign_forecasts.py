@@ -4,13 +4,21 @@ A running campaign goes on at the rate that was measured, a scheduled one as its
 quota of their account, as far as it is known here, and inside CAMPAIGN_WINDOW by the tenant's clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from worker.campaigns.forecast import NO_ZONE, Forecast, Rate, RemainingSends, forecast, planned_rate
+from worker.campaigns.forecast import (
+    NO_ZONE,
+    Forecast,
+    LaterRetries,
+    Rate,
+    RemainingSends,
+    forecast,
+    planned_rate,
+)
 from worker.content.hours import USUAL_ZONE, tenant_zone
 from worker.runtime.settings import Settings
 from worker.sending.account_quotas import gmail_quota, smtp_quota, whatsapp_quota
@@ -68,27 +76,47 @@ class CampaignForecasts:
         self._settings = settings
 
     def running(
-        self, recipients: int, per_second: float, account: AccountUse, now: datetime, wait_seconds: float
+        self,
+        recipients: int,
+        per_second: float,
+        account: AccountUse,
+        now: datetime,
+        wait_seconds: float,
+        retries: Sequence[LaterRetries],
     ) -> Forecast:
         """Of a campaign that sends so many ``per_second``, and waits until then."""
-        return self._forecast(recipients, Rate(per_second), account, now, wait_seconds)
+        return self._forecast(recipients, Rate(per_second), account, now, wait_seconds, retries)
 
-    def scheduled(self, recipients: int, account: AccountUse, now: datetime, due_seconds: float) -> Forecast:
+    def scheduled(
+        self,
+        recipients: int,
+        account: AccountUse,
+        now: datetime,
+        due_seconds: float,
+        retries: Sequence[LaterRetries] = (),
+    ) -> Forecast:
         """Of a campaign that begins then, or goes on then and was not measured."""
         settings = self._settings
         limits = {"smtp": settings.smtp_rate, "gmail": settings.gmail_rate, "whatsapp": settings.whatsapp_rate}
         pause = settings.campaign_batch_delay_seconds / settings.campaign_batch_size
         rate = planned_rate(limits[account.kind], pause, settings.campaign_concurrency)
-        return self._forecast(recipients, rate, account, now, due_seconds)
+        return self._forecast(recipients, rate, account, now, due_seconds, retries)
 
     def _forecast(
-        self, recipients: int, rate: Rate, account: AccountUse, now: datetime, wait_seconds: float
+        self,
+        recipients: int,
+        rate: Rate,
+        account: AccountUse,
+        now: datetime,
+        wait_seconds: float,
+        retries: Sequence[LaterRetries],
     ) -> Forecast:
         window = self._settings.campaign_window
         work = RemainingSends(
             recipients=recipients,
             rate=rate,
             starts_at=now + timedelta(seconds=max(0.0, wait_seconds)),
+            retries=retries,
             window=window,
             zones=(account.zone,),
             quotas=self._quotas(account),

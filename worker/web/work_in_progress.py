@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from worker.campaigns.forecast import Forecast
+from worker.campaigns.forecast import Forecast, LaterRetries, later_retries
 from worker.content.calls import WAITING_FOR_HOURS
 from worker.runtime.db import Database, queries
 from worker.web.campaign_failures import LATEST, REPLIES, CampaignFailures
@@ -37,6 +37,7 @@ class RunningCampaign:
     prepared: bool  # its recipients are selected
     deferrals: int  # how often in a row its provider deferred it
     adopted: bool  # an app server of the CRM began it, and the worker took over
+    retries: tuple[LaterRetries, ...] = ()
     per_second: float | None = None  # messages; None: not known yet
     waits_for: str | None = None  # 'quota' or 'window'
     waits_seconds: float | None = None  # until then
@@ -118,7 +119,7 @@ def read_work_in_progress(database: Database, rates: CampaignRates, forecasts: C
     limits = {"cap": CAP, "campaigns": CAMPAIGN_LIMIT, "scheduled": SCHEDULED_LIMIT, "failures": LATEST}
     limits["replies"] = REPLIES
     row = database.one(statement, **limits, waiting=WAITING_FOR_HOURS) or {}
-    campaigns = [RunningCampaign(**each) for each in row["campaigns"]]
+    campaigns = [RunningCampaign(**each | {"retries": later_retries(each["retries"])}) for each in row["campaigns"]]
     measured = zip(campaigns, rates.per_second(campaigns), strict=True)
     failures = tuple(CampaignFailures.from_row(each) for each in row["failures"])
     accounts, now = {each["id"]: AccountUse.from_row(each) for each in row.pop("accounts")}, row.pop("now")
@@ -135,16 +136,19 @@ def read_work_in_progress(database: Database, rates: CampaignRates, forecasts: C
 def _with_forecast(
     campaign: RunningCampaign, account: AccountUse | None, forecasts: CampaignForecasts, now: datetime
 ) -> RunningCampaign:
-    """A campaign that waits sends nothing, so that its latest rate says nothing about it."""
+    """The latest rate of a campaign says nothing about it while it waits, or has only later retries left."""
     if account is None or not campaign.prepared:
         return campaign
     left = max(0, campaign.total - campaign.done)
-    if campaign.waits_for and (campaign.waits_seconds or 0.0) > 0:
-        return replace(campaign, forecast=forecasts.scheduled(left, account, now, campaign.waits_seconds or 0.0))
+    wait_seconds = (campaign.waits_seconds or 0.0) if campaign.waits_for else 0.0
+    if wait_seconds > 0 or left <= sum(each.number for each in campaign.retries):
+        expected = forecasts.scheduled(left, account, now, wait_seconds, campaign.retries)
+        return replace(campaign, forecast=expected)
     if not campaign.per_second:
         return campaign
     wait_seconds = campaign.next_batch_seconds if campaign.deferrals else 0.0
-    return replace(campaign, forecast=forecasts.running(left, campaign.per_second, account, now, wait_seconds))
+    expected = forecasts.running(left, campaign.per_second, account, now, wait_seconds, campaign.retries)
+    return replace(campaign, forecast=expected)
 
 
 def _scheduled(
