@@ -350,6 +350,27 @@ WITH own_batch AS (
 )
 SELECT counted.* FROM own_batch LEFT JOIN counted ON true;
 
+-- name: release_refused  After the settlement of a batch, in its transaction: if its run has ended meanwhile, by a rejection
+-- say, no streak has those that were refused since a message was accepted, and they are pending again.
+WITH refused AS (
+    SELECT f.recipient_id, f.campaign_id, f.tenant_id FROM worker.failure f
+    WHERE f.recipient_id = ANY (%(refused)s::text[]) AND f.tenant_id = %(tenant_id)s
+      AND f.kind = 'refused' AND f.code NOT LIKE '%% 5.2.2'
+      AND f.failed_at > coalesce(%(accepted_at)s::timestamp(3), '-infinity')
+      AND NOT EXISTS (
+          SELECT FROM worker.campaign_run r
+          WHERE r.campaign_id = f.campaign_id AND r.tenant_id = f.tenant_id AND r.started_at < f.failed_at
+      )
+), released AS (
+    -- include: released_refusals
+), forgotten AS (
+    DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
+)
+UPDATE "Campaign" c SET "failedCount" = greatest(c."failedCount" - n.number, 0), "updatedAt" = %(now)s
+FROM (SELECT campaign_id, count(*) AS number FROM released GROUP BY campaign_id) AS n
+WHERE c.id = n.campaign_id AND c."tenantId" || '' = %(tenant_id)s
+RETURNING c."sentCount", c."failedCount", c."totalRecipients", c.status;
+
 -- name: file_emails  Files some of the e-mails of a batch that is settled in the same transaction.
 WITH email AS (
     SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, b.campaign_id AS entity_id,
@@ -471,6 +492,12 @@ WITH total AS (
     FROM ended, others
 )
 SELECT * FROM ended;
+
+-- name: lock_runs  Before a statement that ends runs: it sees all settlements that have begun, and later ones see the end.
+SELECT r.campaign_id FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
+WHERE r.campaign_id = ANY (%(campaign_ids)s::text[])
+ORDER BY r.campaign_id
+FOR UPDATE OF c, r;  -- in the order of the settlement
 
 -- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending, and those that were refused
 -- since a message was accepted are pending again.
