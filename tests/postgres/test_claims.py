@@ -1689,23 +1689,6 @@ def test_refused_by_another_process_when_the_run_fails(office: Office, database_
     assert office.log(campaign) == ["started", "failed"]
 
 
-def test_two_processes_end_the_runs_of_an_account(office: Office, database_url: str) -> None:
-    """Both learn at the same time that it is rejected: neither waits for the other for ever, each run ends once."""
-    campaigns = [office.crm.add_campaign(recipients=1) for _ in range(2)]
-    one, two = office.worker("one"), office.worker("two")
-    assert one.runs.start_due(utc_now()) == 2
-    with closing(psycopg2.connect(database_url)) as page:
-        page.cursor().execute("SELECT FROM worker.campaign_run FOR UPDATE")
-        both = [
-            InBackground(lambda: one.runs.fail(campaigns, "no") or True),
-            InBackground(lambda: two.runs.fail(campaigns[::-1], "no") or True),
-        ]
-        wait_until(lambda: all(waits_for_a_lock(office, name) for name in ("one", "two")), "both wait")
-        page.rollback()
-        assert all(each.result() for each in both)
-    assert [office.log(campaign) for campaign in campaigns] == [["started", "failed"]] * 2
-
-
 def test_what_stays_failed_when_the_run_ended_meanwhile(office: Office) -> None:
     """Who was refused before a message was accepted; dead addresses, full mailboxes, and what is unconfirmed."""
     campaign = office.crm.add_campaign(recipients=6)

@@ -12,7 +12,7 @@ import pytest
 import redis
 from books import Books
 from web_process import OpenWeb, Web
-from workers import Start, Worker, wait_for
+from workers import ENGINE, Senders, Start, Worker, wait_for
 
 from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.browser import Browser, chromium, opened
@@ -72,6 +72,18 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
         worker.thaw()
         worker.kill()
         print(f"--- {worker.log_path.name}\n{worker.log}")  # noqa: T201 - pytest shows it when the test fails
+
+
+@pytest.fixture
+def senders(start: Start) -> Senders:
+    """bin/migrate, then a scheduler and so many senders: ``senders(3, CAMPAIGN_SPREAD="2")`` returns all of them."""
+
+    def make(number: int, **settings: str) -> list[Worker]:
+        environ = ENGINE | settings
+        assert start(program="migrate", **environ).wait() == 0
+        return [start(**environ), *(start(program="campaign-sender", **environ) for _ in range(number))]
+
+    return make
 
 
 @pytest.fixture

@@ -11,39 +11,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg2
-import pytest
 from books import Books
-from workers import THREADS, Start, Worker, wait_for
+from workers import ENGINE, THREADS, Senders, Start, wait_for
 
 from sandbox.crm import Crm, apply_schema
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
 from sandbox.world import World
 
-ENGINE = {
-    "CAMPAIGN_ENGINE": "procrastinate",
-    "CAMPAIGN_SENDER_TIMEOUT": "2s",
-    "LOCK_TTL_MS": "2000",
-    "CAMPAIGN_BATCH_SIZE": "20",
-    "CAMPAIGN_ADOPT_AFTER": "1s",
-}
 UNAVAILABLE = "a server is unavailable, the job waits for it"
 SLOW_SECONDS = 0.06  # that the provider takes for a message
 MORE_THAN_QUEUED = 3000  # recipients: a campaign has four units, each of three seconds, at 8 messages in 0.06 s
-
-Senders = Callable[..., list[Worker]]
-
-
-@pytest.fixture
-def senders(start: Start) -> Senders:
-    """bin/migrate, then a scheduler and so many senders: ``senders(3, CAMPAIGN_SPREAD="2")`` returns all of them."""
-
-    def make(number: int, **settings: str) -> list[Worker]:
-        environ = ENGINE | settings
-        assert start(program="migrate", **environ).wait() == 0
-        return [start(**environ), *(start(program="campaign-sender", **environ) for _ in range(number))]
-
-    return make
 
 
 def running(crm: Crm) -> int:
