@@ -12,6 +12,7 @@ BREAKER = 20  # REFUSAL_BREAKER's default
 SENDERS = 3
 DENIED = {"stage": "rcpt", "status": 553, "text": "5.7.1 Sender address rejected: not owned by user"}
 NO_LOGIN = {"stage": "rcpt", "status": 530, "text": "5.7.0 Authentication required"}
+AT_ONCE = {"CAMPAIGN_BATCH_SIZE": "100"}
 ONE_BY_ONE = {"CAMPAIGN_CONCURRENCY": "1", "CAMPAIGN_BATCH_SIZE": "2", "CAMPAIGN_BATCH_DELAY": "20ms"}
 # a statement that ends a run waits while the test has this lock
 WAIT_BEFORE_THE_END = """
@@ -30,8 +31,8 @@ def all_ready(crm: Crm) -> None:
     wait_for(lambda: crm.value("SELECT count(*) FROM engine.sender") == SENDERS, "the senders are ready")
 
 
-def ended(crm: Crm, books: Books, campaign: str, words: str, *, unconfirmed: int = 0) -> None:
-    """The campaign has failed with these words, and nobody has but for so many that are unconfirmed."""
+def ended(crm: Crm, books: Books, campaign: str, words: str, *, sent: int = 0, unconfirmed: int = 0) -> None:
+    """The campaign has failed with these words, and nobody has, but for so many that are unconfirmed."""
     assert books.status(campaign) == "failed"
     assert words in books.last_log(campaign)
     assert "correct what it says" in books.last_log(campaign) or "530" in words
@@ -39,30 +40,50 @@ def ended(crm: Crm, books: Books, campaign: str, words: str, *, unconfirmed: int
     wait_for(lambda: not books.held(), "all batches are settled")
     failed = crm.counts(campaign).get("failed", 0)
     assert failed == books.unconfirmed(campaign) <= unconfirmed
-    assert set(crm.counts(campaign)) <= {"pending", "failed"}
-    assert crm.value('SELECT "failedCount" FROM "Campaign" WHERE id = %s', campaign) == failed
+    assert set(crm.counts(campaign)) <= {"pending", "failed", "sent"}
+    assert books.sent(campaign) == books.world.total("smtp") == sent
+    statement = 'SELECT "sentCount", "failedCount" FROM "Campaign" WHERE id = %s'
+    assert crm.execute(statement, (campaign,)) == [(sent, failed)]
     assert crm.value("SELECT count(*) FROM worker.failure WHERE campaign_id = %s", campaign) == failed
     assert crm.value("SELECT count(*) FROM worker.campaign_run") == 0
 
 
-@pytest.mark.parametrize("pace", [{}, ONE_BY_ONE], ids=["as fast as it goes", "a few in each batch"])
+@pytest.mark.parametrize("pace", [AT_ONCE, ONE_BY_ONE], ids=["as fast as it goes", "a few in each batch"])
 def test_a_fault_of_the_sender(pace: dict[str, str], crm: Crm, world: World, books: Books, senders: Senders) -> None:
     """10,000 recipients are refused alike: each sender tries some 20 and those on the wire, and the campaign fails
     once; when the fault is corrected, each of them gets the message."""
     world.script("smtp", **DENIED)
     everyone = senders(SENDERS, **pace)
     all_ready(crm)
-    campaign = crm.add_campaign("email", recipients=10_000 if not pace else 500)
+    campaign = crm.add_campaign("email", recipients=10_000 if pace is AT_ONCE else 500)
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     ended(crm, books, campaign, "553 5.7.1 Sender address rejected")
     assert BREAKER <= len(world.refusals("smtp")) <= SENDERS * (BREAKER + 2 * THREADS)
     wait_for(lambda: sum(each.said("campaign failed") for each in everyone) == 1, "one says so, once")
     world.clear_script()
-    if not pace:
+    if pace is AT_ONCE:
         crm.execute("""UPDATE "Campaign" SET status = 'scheduled' WHERE id = %s""", (campaign,))
-        wait_for(lambda: books.ended(campaign), "it is sent once the fault is corrected")
+        wait_for(lambda: books.ended(campaign), "it is sent once the fault is corrected", 180)
         assert crm.counts(campaign) == {"sent": 10_000}
         books.nobody_twice("smtp")
+
+
+@pytest.mark.parametrize("number", [0, SENDERS], ids=["embedded", "senders"])
+def test_a_server_that_begins_to_refuse(
+    number: int, crm: Crm, world: World, books: Books, senders: Senders, start: Start
+) -> None:
+    """In the middle of a campaign, while messages that it has let pass are on the wire: who was refused meanwhile is
+    pending again, too, and who was sent to stays so."""
+    world.script("smtp", **DENIED, after=600)
+    world.script("smtp", action="hang", seconds=0.06)
+    if number:
+        senders(number)
+        all_ready(crm)
+    else:
+        start()
+    campaign = crm.add_campaign("email", recipients=2000)
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    ended(crm, books, campaign, "553 5.7.1", sent=600)
 
 
 @pytest.mark.parametrize("rejected", [3, 30])
