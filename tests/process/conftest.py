@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
@@ -75,13 +76,18 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def senders(start: Start) -> Senders:
-    """bin/migrate, then a scheduler and so many senders: ``senders(3, CAMPAIGN_SPREAD="2")`` returns all of them."""
+def senders(start: Start, database_url: str) -> Senders:
+    """bin/migrate, then a scheduler and so many senders: ``senders(3, CAMPAIGN_SPREAD="2")`` returns all of them when
+    each of the senders is ready for a unit."""
 
     def make(number: int, **settings: str) -> list[Worker]:
-        environ = ENGINE | settings
+        environ = {"DATABASE_URL": database_url} | ENGINE | settings
         assert start(program="migrate", **environ).wait() == 0
-        return [start(**environ), *(start(program="campaign-sender", **environ) for _ in range(number))]
+        started = [start(**environ), *(start(program="campaign-sender", **environ) for _ in range(number))]
+        with closing(psycopg2.connect(environ["DATABASE_URL"])) as connection:
+            ready = "SELECT count(*) FROM engine.sender"
+            wait_for(lambda: Crm(connection).value(ready) == number, "the senders are ready")
+        return started
 
     return make
 

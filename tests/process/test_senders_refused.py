@@ -27,10 +27,6 @@ WHERE application_name = 'crm-worker campaign-sender' AND datname = current_data
 """
 
 
-def all_ready(crm: Crm) -> None:
-    wait_for(lambda: crm.value("SELECT count(*) FROM engine.sender") == SENDERS, "the senders are ready")
-
-
 def ended(crm: Crm, books: Books, campaign: str, words: str, *, sent: int = 0, unconfirmed: int = 0) -> None:
     """The campaign has failed with these words, and nobody has, but for so many that are unconfirmed."""
     assert books.status(campaign) == "failed"
@@ -54,7 +50,6 @@ def test_a_fault_of_the_sender(pace: dict[str, str], crm: Crm, world: World, boo
     once; when the fault is corrected, each of them gets the message."""
     world.script("smtp", **DENIED)
     everyone = senders(SENDERS, **pace)
-    all_ready(crm)
     campaign = crm.add_campaign("email", recipients=10_000 if pace is AT_ONCE else 500)
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     ended(crm, books, campaign, "553 5.7.1 Sender address rejected")
@@ -78,7 +73,6 @@ def test_a_server_that_begins_to_refuse(
     world.script("smtp", action="hang", seconds=0.06)
     if number:
         senders(number)
-        all_ready(crm)
     else:
         start()
     campaign = crm.add_campaign("email", recipients=2000)
@@ -96,7 +90,6 @@ def test_rejected_while_others_are_refused(
     for address in people[:: len(people) // rejected]:
         world.script("smtp", address, **NO_LOGIN)
     senders(SENDERS, REFUSAL_BREAKER="1000", CAMPAIGN_BATCH_SIZE="10")
-    all_ready(crm)
     campaign = crm.add_campaign("email", recipients=[{"recipientEmail": each} for each in people])
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     ended(crm, books, campaign, "530 5.7.0 Authentication required")
@@ -108,7 +101,6 @@ def test_kills_in_the_middle_of_refusals(
     """Senders that are killed, and those that come after them, go on counting: the list is not used up."""
     world.script("smtp", **DENIED)
     _, *alive = senders(SENDERS, **ONE_BY_ONE)
-    all_ready(crm)
     campaign = crm.add_campaign("email", recipients=500)
     kills = 3
     for killed in range(kills):
@@ -133,7 +125,6 @@ def test_all_are_killed_before_the_campaign_has_ended(
     """The refusals are settled, and the statement that ends the campaign is lost: the next sender ends it."""
     world.script("smtp", **rule)
     _, *killed = senders(SENDERS)
-    all_ready(crm)
     crm.execute(WAIT_BEFORE_THE_END)
     second_connection.cursor().execute("SELECT pg_advisory_lock(1)")
     campaign = crm.add_campaign("email", recipients=500)
