@@ -12,9 +12,10 @@ import re
 import ssl
 import threading
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
-from worker.errors import CampaignRejected, RecipientRefused, RetryLater
+from worker.errors import CampaignRejected, RecipientRefused, RetryLater, SendError
 from worker.messages import Accepted, Email
 from worker.providers.smtp_session import open_session, passwords_of
 from worker.providers.smtp_transaction import Transaction, wire_content
@@ -149,8 +150,9 @@ class SmtpProvider:
         announced: _Announced | None = None
         one_too_many = False
         try:
-            if following and self._announces and _is_valid(following):
-                announced = _Announced(following, _transaction(following), connection)
+            if following and self._announces:
+                with suppress(SendError):  # it is said when it is sent itself
+                    announced = _Announced(following, _transaction(following), connection)
             connection.send(message, announced.transaction if announced else None)
         except ConnectionGone as gone:
             one_too_many = is_new and gone.refused
@@ -250,10 +252,6 @@ class SmtpProvider:
     def _require_open(self) -> None:
         if self._closed:
             raise RetryLater("the program is stopping")
-
-
-def _is_valid(message: Email) -> bool:
-    return bool(_ADDRESS.fullmatch(message.to) and _ADDRESS.fullmatch(message.envelope_from))
 
 
 def _transaction(message: Email) -> Transaction:

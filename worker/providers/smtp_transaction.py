@@ -1,15 +1,14 @@
 """A message in the form in which SMTP carries it."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 # Looks for the dots, of which there are fewer than line ends: three times as fast as to look for the pairs.
 _LEADING_DOT = re.compile(rb"\.(?<=[\r\n]\.)")
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(NamedTuple):
     """A message on the wire: its envelope, and its content as ``wire_content`` makes it."""
 
     envelope_from: str
