@@ -158,14 +158,14 @@ class Crm:
     ) -> str:
         """A campaign that is due now, or at ``scheduled_at`` (UTC).
 
-        ``recipients``: their number, or the columns of each.
+        ``recipients``: their number, or the columns of each. A worker that runs sees the campaign with all of them.
         """
         tenant_id, user_id = self._owner(tenant_id, user_id)
         count = recipients if isinstance(recipients, int) else len(recipients)
         row: dict[str, Any] = {
             "name": f"Diwali offers {self._inserted}",
             "channel": channel,
-            "status": status,
+            "status": "draft",
             "textContent": TEXT,
             "scheduledAt": scheduled_at or utc_now(),
             "targetType": "leads",
@@ -181,6 +181,7 @@ class Crm:
         else:
             for recipient in recipients:
                 self.add_recipient(campaign_id, **recipient)
+        self.execute('UPDATE "Campaign" SET status = %s WHERE id = %s', (status, campaign_id))
         return campaign_id
 
     def add_recipients(self, campaign_id: str, count: int) -> None:

@@ -18,6 +18,7 @@ from worker.campaigns.transport import TransportRouter
 from worker.content.campaign_texts import CampaignTexts
 from worker.errors import CampaignRejected, TransportMissing
 from worker.messages import Email
+from worker.runtime.counters import Counters
 from worker.runtime.db import Database
 from worker.runtime.events import LiveEvents
 from worker.runtime.redis_client import connect
@@ -40,7 +41,7 @@ class Desk:
         self.db = Database(database_url, "test")
         self.client = connect(redis_url)
         self.transports = TransportRouter(settings, self.client, utc_now)
-        self.runs = CampaignRuns(self.db, LiveEvents(self.client), utc_now)
+        self.runs = CampaignRuns(self.db, LiveEvents(self.client), Counters(self.client, "campaign"), utc_now)
 
     def close(self) -> None:
         self.db.close()

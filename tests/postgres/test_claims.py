@@ -39,7 +39,7 @@ from worker.runtime.events import LiveEvents
 from worker.runtime.lease import LEASE_SECONDS, Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
-from worker.sending.outcomes import Outcome, OutcomeKind
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
 
 DEADLINE_SECONDS = 60.0
 
@@ -81,7 +81,7 @@ class Worker:
         self.claims = BatchClaims(self.db, self.settings, journals, Impatient(), clock)
         self.settlements = BatchSettlements(self.db, self.settings, Counters(client, "campaign"), clock)
         self.orphans = OrphanedBatches(self.db, journals, clock)
-        self.runs = CampaignRuns(self.db, LiveEvents(client), clock)
+        self.runs = CampaignRuns(self.db, LiveEvents(client), Counters(client, "campaign"), clock)
         self.open: list[Batch] = []
 
     def close(self) -> None:
@@ -591,6 +591,7 @@ def test_a_dead_workers_batch(office: Office) -> None:
     assert batch
     ids = [recipient.id for recipient in batch.recipients]
     then = utc_now() - timedelta(seconds=30)
+    office.crm.execute("UPDATE worker.campaign_run SET started_at = started_at - interval '1 min'")
     for recipient_id in ids[:4]:
         batch.journal.started(recipient_id)
     accepted = Outcome(OutcomeKind.ACCEPTED, then, accepted=Accepted("<m@x>"))
@@ -799,6 +800,7 @@ from worker.campaigns.claims import BatchClaims
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.run import CampaignRuns
 from worker.campaigns.transport import TransportRouter
+from worker.runtime.counters import Counters
 from worker.runtime.db import Database
 from worker.runtime.events import LiveEvents
 from worker.runtime.lease import Lease
@@ -807,7 +809,7 @@ from worker.runtime.settings import load
 settings = load(os.environ, "campaign")
 client = connect(settings.redis_url)
 db = Database(settings.database_url, "doomed")
-campaign = CampaignRuns(db, LiveEvents(client), utc_now).find(sys.argv[1])
+campaign = CampaignRuns(db, LiveEvents(client), Counters(client, "campaign"), utc_now).find(sys.argv[1])
 transport = TransportRouter(settings, client, utc_now).route(campaign)
 BatchClaims(db, settings, JournalDirectory(settings.state_dir), Lease(), utc_now).claim(campaign, transport)
 """
@@ -1633,3 +1635,189 @@ def test_started_again(office: Office) -> None:
         office.crm.execute("""UPDATE "Campaign" SET status = 'scheduled'""")
         office.crm.execute("""UPDATE "CampaignRecipient" SET status = 'pending'""")
     assert office.log(campaign).count("started") == 2
+
+
+def refuse(batch: Batch, *, accept_first: bool = False) -> None:
+    """Everybody is refused with the same reply, after the first message was accepted or without that."""
+    now = utc_now()
+    for recipient in batch.recipients:
+        outcome = Outcome(OutcomeKind.REFUSED, now + timedelta(seconds=1), "553 5.7.1 no", code="553 5.7.1")
+        if accept_first and recipient is batch.recipients[0]:
+            outcome = Outcome(OutcomeKind.ACCEPTED, now, accepted=Accepted(f"<{recipient.id}@x>"))
+        batch.set_outcome(recipient.id, outcome)
+
+
+def refusals(office: Office) -> int:
+    return int(office.one("SELECT count(*) FROM worker.failure WHERE kind = 'refused'"))
+
+
+@pytest.mark.parametrize("order", ["settled before", "settled after", "settled meanwhile", "ended meanwhile"])
+def test_refused_by_another_process_when_the_run_fails(office: Office, database_url: str, order: str) -> None:
+    """One process learns that the account is rejected; who was refused in another's batch is pending again."""
+    campaign = office.crm.add_campaign(recipients=25)
+    one, two = office.worker("one"), office.worker("two")
+    one.start(campaign)
+    for worker in (one, two):
+        batch = worker.claim(campaign)
+        assert batch
+        refuse(batch, accept_first=True)
+    one.settle(one.open[0])
+
+    def settle() -> SettlementResult:
+        return two.settle(two.open[0])
+
+    def fail() -> bool:
+        one.runs.fail([campaign], "535 5.7.8 no such user")
+        return True
+
+    steps = [settle, fail] if order in ("settled before", "ended meanwhile") else [fail, settle]
+    if order.endswith("meanwhile"):
+        with closing(psycopg2.connect(database_url)) as page:
+            page.cursor().execute("SELECT FROM worker.campaign_run FOR UPDATE")
+            first = InBackground(steps[0])
+            wait_until(lambda: waits_for_a_lock(office, "two" if steps[0] is settle else "one"), "the first waits")
+            second = InBackground(steps[1])
+            wait_until(lambda: waits_for_a_lock(office, "one" if steps[0] is settle else "two"), "so does the other")
+            page.rollback()
+            assert first.result()
+            assert second.result()
+    else:
+        assert all(step() for step in steps)
+    assert office.counts(campaign) == {"pending": 23, "sent": 2}
+    assert (office.status(campaign), office.counted(campaign)) == ("failed", (2, 0))
+    assert refusals(office) == 0
+    assert office.log(campaign) == ["started", "failed"]
+
+
+def test_what_stays_failed_when_the_run_ended_meanwhile(office: Office) -> None:
+    """Dead addresses, full mailboxes, and what is unconfirmed."""
+    campaign = office.crm.add_campaign(recipients=5)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    accepted, dead, full, unconfirmed, refused = (each.id for each in batch.recipients)
+    later = utc_now() + timedelta(seconds=1)
+    outcomes = {
+        accepted: Outcome(OutcomeKind.ACCEPTED, utc_now(), accepted=Accepted("<m@x>")),
+        dead: Outcome(OutcomeKind.REFUSED, later, "550 5.1.1", code="550 5.1.1", fault=FailureKind.ADDRESS),
+        full: Outcome(OutcomeKind.REFUSED, later, "552 5.2.2", code="552 5.2.2", fault=FailureKind.REFUSED),
+        unconfirmed: Outcome(OutcomeKind.UNCONFIRMED, later, "no answer"),
+        refused: Outcome(OutcomeKind.REFUSED, later, "553 5.7.1 no", code="553 5.7.1"),
+    }
+    for recipient_id, each in outcomes.items():
+        batch.set_outcome(recipient_id, each)
+    worker.runs.fail([campaign], "535 no")
+    settled = worker.settle(batch)
+    states = dict(office.rows('SELECT id, status FROM "CampaignRecipient"'))
+    failed = dict.fromkeys((dead, full, unconfirmed), "failed")
+    assert states == failed | {accepted: "sent", refused: "pending"}
+    assert office.counted(campaign) == (1, 3)
+    assert settled.counts
+    assert (settled.counts.sent, settled.counts.failed, settled.counts.status) == (1, 3, "failed")
+    assert office.one("SELECT count(*) FROM worker.failure") == 3
+
+
+def test_streaks_of_several_processes(office: Office) -> None:
+    """None has 20 in a row, all together have: the run is broken off, and does not end as "Every send failed"."""
+    campaign = office.crm.add_campaign(recipients=24)
+    workers = [office.worker(name, CAMPAIGN_BATCH_SIZE="8") for name in ("one", "two", "three")]
+    workers[0].start(campaign)
+    for worker in workers:
+        batch = worker.claim(campaign)
+        assert batch
+        assert len(batch.recipients) == 8
+        refuse(batch)
+    for worker in workers:
+        assert not workers[0].end(campaign)
+        assert office.status(campaign) == "running"
+        worker.settle(worker.open[0])
+    assert not workers[0].end(campaign)
+    assert (office.status(campaign), office.counted(campaign)) == ("failed", (0, 0))
+    assert office.counts(campaign) == {"pending": 24}
+    message = 'SELECT message FROM "CampaignLog" ORDER BY "createdAt" DESC'
+    assert office.one(message).startswith("24 recipients in a row were refused with the same reply: 553 5.7.1 no")
+    assert refusals(office) == 0
+
+
+def test_refused_in_an_earlier_run(office: Office) -> None:
+    """A batch outlives its run, and the next run has begun: that one sends to those who were refused before."""
+    campaign = office.crm.add_campaign(recipients=15)
+    one, two = office.worker("one"), office.worker("two")
+    one.start(campaign)
+    batch = one.claim(campaign)
+    assert batch
+    refuse(batch)
+    two.runs.fail([campaign], "535 no")
+    office.crm.execute("""UPDATE "Campaign" SET status = 'scheduled'""")
+    office.clock.ahead = timedelta(seconds=2)
+    two.start(campaign)
+    office.crm.execute("UPDATE worker.campaign_run SET started_at = started_at + interval '2 s'")
+    assert two.send(campaign)
+    assert one.settle(batch).counts
+    assert (office.counts(campaign), office.counted(campaign)) == ({"pending": 10, "sent": 5}, (5, 0))
+    assert not two.end(campaign), "some are pending before its position"
+    office.clock.ahead = timedelta(seconds=4)
+    two.prepare(campaign)
+    assert two.send(campaign)
+    assert two.end(campaign)
+    assert office.counts(campaign) == {"sent": 15}
+
+
+def test_a_dead_process_had_refusals_when_the_run_failed(office: Office) -> None:
+    """Its batch is settled from its journal after the end: who was refused is pending, who was sent to is not."""
+    campaign = office.crm.add_campaign(recipients=10)
+    doomed, worker = office.worker("doomed"), office.worker("next")
+    worker.start(campaign)
+    batch = doomed.claim(campaign)
+    assert batch
+    ids = [each.id for each in batch.recipients]
+    for recipient_id in ids[:4]:
+        batch.journal.started(recipient_id)
+    batch.journal.ended(ids[0], Outcome(OutcomeKind.ACCEPTED, utc_now(), accepted=Accepted("<m@x>")))
+    for recipient_id in ids[1:3]:
+        later = utc_now() + timedelta(seconds=1)
+        batch.journal.ended(recipient_id, Outcome(OutcomeKind.REFUSED, later, "553 5.7.1 no", code="553 5.7.1"))
+    batch.journal.close()
+    worker.runs.fail([campaign], "535 no")
+    assert len(worker.recover(campaign)) == 1
+    assert office.counts(campaign) == {"sent": 1, "failed": 1, "pending": 8}  # one was on the wire
+    assert (office.counted(campaign), refusals(office)) == ((1, 1), 0)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_killed_while_its_settlement_waits(office: Office, database_url: str, ended: bool) -> None:
+    """A settlement is undone as a whole: no refusal of it stays, and a successor settles it from the journal."""
+    campaign = office.crm.add_campaign(recipients=10)
+    doomed, worker = office.worker("doomed"), office.worker("next")
+    worker.start(campaign)
+    batch = doomed.claim(campaign)
+    assert batch
+    for recipient in batch.recipients:
+        batch.journal.started(recipient.id)
+        batch.journal.ended(recipient.id, Outcome(OutcomeKind.REFUSED, utc_now(), "553 5.7.1", code="553 5.7.1"))
+    refuse(batch)
+    if ended:
+        worker.runs.fail([campaign], "535 no")
+    with closing(psycopg2.connect(database_url)) as page:
+        page.cursor().execute('SELECT FROM "Campaign" FOR UPDATE')
+        settlement = InBackground(lambda: lost(doomed, batch))
+        wait_until(lambda: waits_for_a_lock(office, "doomed"), "the settlement waits")
+        office.crm.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'doomed'")
+        assert settlement.result()
+        page.rollback()
+    batch.journal.close()
+    assert office.counts(campaign) == {"sending": 10}
+    assert len(worker.recover(campaign)) == 1
+    if not ended:
+        assert office.counts(campaign) == {"failed": 10}
+        worker.runs.fail([campaign], "535 no")
+    assert (office.counts(campaign), office.counted(campaign)) == ({"pending": 10}, (0, 0))
+    assert refusals(office) == 0
+
+
+def lost(worker: Worker, batch: Batch) -> bool:
+    """Whether the connection is lost while the batch is settled."""
+    with pytest.raises(psycopg2.OperationalError):
+        worker.settle(batch)
+    return True

@@ -172,7 +172,7 @@ class Broken(psycopg2.OperationalError):
 @pytest.fixture
 def runs(crm: Crm, database_url: str, redis_url: str) -> Iterator[CampaignRuns]:
     with closing(Database(database_url, "test")) as db, connect(redis_url) as client:
-        made = CampaignRuns(db, LiveEvents(client), utc_now)
+        made = CampaignRuns(db, LiveEvents(client), Counters(client, "campaign"), utc_now)
         crm.add_campaign(recipients=1)
         made.start_due(utc_now())
         yield made

@@ -208,12 +208,13 @@ def test_a_rejection_takes_back_the_refusals_before_it(crm: Crm, db: Database) -
     assert crm.execute('SELECT DISTINCT message FROM "CampaignLog"') == [("535 no login",)]
 
 
-@pytest.mark.parametrize("what", ["accepted since", "an address", "reported", "another tenant", "set back"])
+@pytest.mark.parametrize("what", ["accepted long since", "an address", "reported", "another tenant", "set back"])
 def test_what_a_rejection_leaves_as_it_is(crm: Crm, db: Database, what: str) -> None:
     """Refusals before an accepted message, dead addresses, messages that came back, foreign rows, the CRM's own."""
     campaign = refused_campaign(crm, LIMIT)
     change = {
-        "accepted since": "UPDATE worker.campaign_run SET accepted_at = now() AT TIME ZONE 'UTC' + interval '1 s'",
+        "accepted long since": """UPDATE worker.campaign_run
+                                  SET accepted_at = now() AT TIME ZONE 'UTC' + interval '11 s'""",
         "an address": "UPDATE worker.failure SET kind = 'address'",
         "reported": """UPDATE "CampaignRecipient" SET "sentAt" = now()""",
         "another tenant": "UPDATE worker.failure SET tenant_id = 'foreign'",
@@ -391,3 +392,22 @@ def test_a_campaign_that_has_not_ended_is_not_retried(crm: Crm, db: Database, st
     with pytest.raises(CommandRefused, match=f"Nothing was done with campaign {campaign}: it is"):
         FailureCommands(db, utc_now).retry(campaign, [FailureKind.REFUSED], dry_run=False)
     assert crm.counts(campaign) == {"failed": LIMIT}
+
+
+@pytest.mark.parametrize("end", ["rejected", "too many in a row"])
+def test_refused_while_the_last_accepted_message_was_on_the_wire(crm: Crm, db: Database, end: str) -> None:
+    """A server takes its time for a message and refuses others already: they are taken back, but do not count."""
+    campaign = refused_campaign(crm, LIMIT + 2)
+    crm.execute(
+        """UPDATE worker.failure SET failed_at = failed_at - interval '2 s'
+           WHERE recipient_id IN (SELECT recipient_id FROM worker.failure LIMIT 2)"""
+    )
+    crm.execute("UPDATE worker.campaign_run SET accepted_at = now() AT TIME ZONE 'UTC' - interval '1 s'")
+    if end == "rejected":
+        fail(db, campaign)
+    else:
+        assert break_off(db, campaign)
+        assert crm.value('SELECT message FROM "CampaignLog"').startswith(f"{LIMIT} recipients in a row were refused")
+    assert crm.counts(campaign) == {"pending": LIMIT + 2}
+    assert crm.execute('SELECT status, "failedCount" FROM "Campaign"') == [("failed", 0)]
+    assert crm.execute("SELECT count(*) FROM worker.failure") == [(0,)]

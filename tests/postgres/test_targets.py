@@ -48,7 +48,7 @@ class Targets:
         self.db = Database(database_url, "test")
         self.client = connect(redis_url)
         self.transports = TransportRouter(self.settings, self.client, utc_now)
-        self.runs = CampaignRuns(self.db, LiveEvents(self.client), utc_now)
+        self.runs = CampaignRuns(self.db, LiveEvents(self.client), Counters(self.client, "campaign"), utc_now)
         self.links = LinkWriter(self.db, utc_now)
 
     def close(self) -> None:

@@ -175,7 +175,7 @@ class TwoTenants:
                 for each in self.other_recipients
             ]), "accepted_at": now, "kinds": ["refused"], "after_at": now - timedelta(days=366),
             "next_batch_at": now, "backoffs": 0, "pause_seconds": 0, "full_size": 10,
-            "campaign_ids": [self.campaign], "reason": "r", "lease_seconds": 300,
+            "campaign_ids": [self.campaign], "refused": self.other_recipients, "reason": "r", "lease_seconds": 300,
             "job": "reminders", "recipients": json.dumps([recipient]), "listed": 200, "used": 1,
             "template_id": self.other_template, "oldest": now - timedelta(days=366), "owner": "o@x.example",
             "holders": ["h"], "ask_at": now, "deferrals": "[]", "token": "t", "expiry": now, "refresh_token": FOREIGN,

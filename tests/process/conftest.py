@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
@@ -14,7 +15,7 @@ from books import Books
 from call_queue import Queue
 from machines import Machine, Machines
 from web_process import OpenWeb, Web
-from workers import Start, Worker, wait_for
+from workers import ENGINE, Senders, Start, Worker, wait_for
 
 from sandbox.accounts import ENCRYPTION_KEY
 from sandbox.browser import Browser, chromium, opened
@@ -74,6 +75,23 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
         worker.thaw()
         worker.kill()
         print(f"--- {worker.log_path.name}\n{worker.log}")  # noqa: T201 - pytest shows it when the test fails
+
+
+@pytest.fixture
+def senders(start: Start, database_url: str) -> Senders:
+    """bin/migrate, then a scheduler and so many senders: ``senders(3, CAMPAIGN_SPREAD="2")`` returns all of them when
+    each of the senders is ready for a unit."""
+
+    def make(number: int, **settings: str) -> list[Worker]:
+        environ = {"DATABASE_URL": database_url} | ENGINE | settings
+        assert start(program="migrate", **environ).wait() == 0
+        started = [start(**environ), *(start(program="campaign-sender", **environ) for _ in range(number))]
+        with closing(psycopg2.connect(environ["DATABASE_URL"])) as connection:
+            ready = "SELECT count(*) FROM engine.sender"
+            wait_for(lambda: Crm(connection).value(ready) == number, "the senders are ready")
+        return started
+
+    return make
 
 
 @pytest.fixture

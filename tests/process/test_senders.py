@@ -12,41 +12,19 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg2
-import pytest
 from books import Books
 from machines import Machine, Machines
 from web_process import OpenWeb, Web
-from workers import THREADS, Start, Worker, wait_for
+from workers import ENGINE, THREADS, Senders, Start, wait_for
 
 from sandbox.crm import Crm, apply_schema
 from sandbox.postgres import Postgres
 from sandbox.redis import Redis
 from sandbox.world import World
 
-ENGINE = {
-    "CAMPAIGN_ENGINE": "procrastinate",
-    "CAMPAIGN_SENDER_TIMEOUT": "2s",
-    "LOCK_TTL_MS": "2000",
-    "CAMPAIGN_BATCH_SIZE": "20",
-    "CAMPAIGN_ADOPT_AFTER": "1s",
-}
 UNAVAILABLE = "a server is unavailable, the job waits for it"
 SLOW_SECONDS = 0.06  # that the provider takes for a message
 MORE_THAN_QUEUED = 3000  # recipients: a campaign has four units, each of three seconds, at 8 messages in 0.06 s
-
-Senders = Callable[..., list[Worker]]
-
-
-@pytest.fixture
-def senders(start: Start) -> Senders:
-    """bin/migrate, then a scheduler and so many senders: ``senders(3, CAMPAIGN_SPREAD="2")`` returns all of them."""
-
-    def make(number: int, **settings: str) -> list[Worker]:
-        environ = ENGINE | settings
-        assert start(program="migrate", **environ).wait() == 0
-        return [start(**environ), *(start(program="campaign-sender", **environ) for _ in range(number))]
-
-    return make
 
 
 def running(crm: Crm) -> int:
@@ -61,12 +39,10 @@ def test_three_senders_share_one_campaign(
     """All three send at the same time, and bin/status shows them; SIGTERM ends all with status 0."""
     world.script("smtp", action="hang", seconds=SLOW_SECONDS)
     everyone = senders(3)
-    campaign = crm.add_campaign("email", recipients=2000)
+    campaign = crm.add_campaign("email", recipients=MORE_THAN_QUEUED)
     wait_for(lambda: running(crm) == 3, "three send at the same time")
-    status = start("--json", program="status", **ENGINE)
-    assert status.wait() in (0, 1)
-    [machine] = json.loads(status.log)["senders"]["machines"]
-    assert machine == {"host": socket.gethostname(), "senders": 3, "units": 3}
+    machine = {"host": socket.gethostname(), "senders": 3, "units": 3}
+    wait_for(lambda: senders_of_status(start) == [machine], "bin/status shows them, when none is between two units")
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert books.balance(campaign) == 0
     assert books.log(campaign) == ["started", "completed"]
@@ -77,12 +53,20 @@ def test_three_senders_share_one_campaign(
     assert books.journals() == []
 
 
+def senders_of_status(start: Start) -> list[dict[str, object]]:
+    """The machines with senders, as bin/status --json shows them."""
+    status = start("--json", program="status", **ENGINE)
+    assert status.wait() in (0, 1)
+    machines: list[dict[str, object]] = json.loads(status.log)["senders"]["machines"]
+    return machines
+
+
 def test_a_killed_sender(crm: Crm, world: World, books: Books, senders: Senders) -> None:
     """Its unit is taken back and runs again, its batches are settled by the others: at most its messages on the wire
     are unconfirmed."""
     world.script("smtp", action="hang", seconds=SLOW_SECONDS)
     scheduler, killed, *_ = senders(3, CAMPAIGN_SPREAD="3")
-    campaign = crm.add_campaign("email", recipients=1500)
+    campaign = crm.add_campaign("email", recipients=MORE_THAN_QUEUED)
     wait_for(lambda: running(crm) == 3, "three send at the same time")
     killed.kill()
     wait_for(lambda: scheduler.said("unit taken back"), "its unit is taken back", 40)
@@ -153,17 +137,17 @@ def test_senders_that_are_stopped_and_a_pause(crm: Crm, world: World, books: Boo
     """SIGTERM finishes the messages on the wire; a pause ends the sending of all, and a resume goes on."""
     world.script("smtp", action="hang", seconds=SLOW_SECONDS)
     scheduler, stopped, *_ = senders(3)
-    campaign = crm.add_campaign("email", recipients=1500)
+    campaign = crm.add_campaign("email", recipients=MORE_THAN_QUEUED)
     wait_for(lambda: running(crm) == 3, "three send at the same time")
     assert stopped.stop(signal.SIGTERM) == 0
     assert "Traceback" not in stopped.log
     change(crm, campaign, "paused", "paused")
     wait_for(lambda: not books.held() and not units(crm), "nothing is sent any more")
-    assert books.sent(campaign) == world.total("smtp") < 1500
+    assert books.sent(campaign) == world.total("smtp") < MORE_THAN_QUEUED
     change(crm, campaign, "running", "resumed")
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     books.nobody_twice("smtp")
-    assert crm.counts(campaign) == {"sent": 1500}
+    assert crm.counts(campaign) == {"sent": MORE_THAN_QUEUED}
     assert scheduler.said("campaign given up") == scheduler.said("campaign adopted") == 1
 
 
@@ -178,7 +162,7 @@ def test_postgresql_is_killed(
         apply_schema(connection)
     everyone = senders(3, DATABASE_URL=url)
     with opened(url, world, state_dir) as books:
-        campaign = books.crm.add_campaign("email", recipients=1200)
+        campaign = books.crm.add_campaign("email", recipients=1500)
         wait_for(lambda: running(books.crm) == 3, "three send at the same time")
     server.kill()
     wait_for(lambda: all(each.said(UNAVAILABLE) for each in everyone), "all say that a server is unavailable")
@@ -196,7 +180,7 @@ def test_redis_is_killed(
     world.script("smtp", action="hang", seconds=SLOW_SECONDS)
     server = new_redis()
     everyone = senders(3, REDIS_URL=server.url)
-    campaign = crm.add_campaign("email", recipients=1200)
+    campaign = crm.add_campaign("email", recipients=1500)
     wait_for(lambda: running(crm) == 3, "three send at the same time")
     server.kill()
     wait_for(lambda: all(each.said(UNAVAILABLE) for each in everyone), "all say that a server is unavailable")
@@ -220,13 +204,17 @@ def test_a_small_campaign_beside_a_large_one(crm: Crm, world: World, books: Book
 
 
 def test_one_pace_for_all(crm: Crm, world: World, books: Books, senders: Senders) -> None:
-    """Three senders together send no more batches than one may: CAMPAIGN_BATCH_SIZE in each CAMPAIGN_BATCH_DELAY."""
+    """Three senders together send no more batches than one may: CAMPAIGN_BATCH_SIZE in each CAMPAIGN_BATCH_DELAY.
+
+    A batch is claimed no sooner; how long its messages then take says nothing.
+    """
     senders(3, CAMPAIGN_BATCH_SIZE="10", CAMPAIGN_BATCH_DELAY="500ms")
     campaign = crm.add_campaign("email", recipients=60)
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert books.balance(campaign) == 0
+    began = crm.value("""SELECT "createdAt" FROM "CampaignLog" WHERE action = 'started'""")
     sent = [at for (at,) in crm.execute('SELECT "sentAt" FROM "CampaignRecipient" ORDER BY 1')]
-    assert all((later - earlier).total_seconds() > 0.4 for earlier, later in zip(sent, sent[10:], strict=False))
+    assert all((at - began).total_seconds() > number // 10 * 0.5 - 0.1 for number, at in enumerate(sent))
 
 
 def has_batches(crm: Crm, machine: Machine) -> bool:

@@ -15,6 +15,13 @@ LOCK = "lock:campaign-scheduler"
 WAIT_SECONDS = 60.0
 ANSWERED = 10  # messages after which an account has all threads of a job
 THREADS = 8  # of a job: CAMPAIGN_CONCURRENCY's default, and those of reminders
+ENGINE = {
+    "CAMPAIGN_ENGINE": "procrastinate",
+    "CAMPAIGN_SENDER_TIMEOUT": "2s",
+    "LOCK_TTL_MS": "2000",
+    "CAMPAIGN_BATCH_SIZE": "20",
+    "CAMPAIGN_ADOPT_AFTER": "1s",
+}
 ATTEMPTS = 3  # at being quick: a busy machine is late now and then, a slow program each time
 
 
@@ -70,3 +77,4 @@ class Worker(Child):
 
 
 Start = Callable[..., Worker]
+Senders = Callable[..., list[Worker]]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg2
 
@@ -20,7 +21,8 @@ from worker.campaigns.settlement import SettlementResult
 from worker.campaigns.survey import CampaignBacklog, RemainingWork, Survey
 from worker.content.reply_pattern import without_other_addresses
 from worker.errors import AccountRejected
-from worker.runtime.campaign_settings import DEFAULT_MESSAGE_MAX_BYTES
+from worker.runtime.campaign_settings import DEFAULT_MESSAGE_MAX_BYTES, DEFAULT_REFUSAL_BREAKER
+from worker.runtime.counters import Counters
 from worker.runtime.db import Database, Row, is_unavailable, queries
 from worker.runtime.events import LiveEvents
 from worker.sending.quota import QuotaUsedUp
@@ -45,18 +47,24 @@ class CampaignRuns:
         self,
         db: Database,
         events: LiveEvents,
+        counters: Counters,
         clock: Callable[[], datetime],
+        *,
         message_max_bytes: int = DEFAULT_MESSAGE_MAX_BYTES,
+        refusal_breaker: int = DEFAULT_REFUSAL_BREAKER,
         look_again_seconds: float | None = None,
     ) -> None:
         """Texts that make a message larger than ``message_max_bytes`` are not read.
 
+        ``refusal_breaker``: so many recipients in a row that are refused with the same reply end a run.
         ``look_again_seconds``: until a campaign is looked at again whose last recipients another process holds.
         """
         self._db = db
         self._look_again_seconds = look_again_seconds or LOOK_AGAIN_SECONDS
         self._message_max_bytes = message_max_bytes
+        self._refusal_breaker = refusal_breaker
         self._events = CampaignEvents(events)
+        self._counters = counters
         self._clock = clock
         self._sql = queries("campaign")
         self._broke_connection: Counter[str] = Counter()  # campaigns whose statements lost the server, times in a row
@@ -122,18 +130,19 @@ class CampaignRuns:
 
     def fail(self, campaign_ids: list[str], reason: str) -> None:
         """Ends runs that cannot go on; their recipients stay pending."""
-        for row in self._db.execute(self._sql["fail"], campaign_ids=campaign_ids, reason=reason, now=self._clock()):
+        for row in self._end_settled("fail", campaign_ids, reason=reason):
             self._report_failure(row, reason)
 
-    def break_off(self, campaign: Campaign, limit: int) -> bool:
-        """Ends a run of which so many recipients in a row were refused with the same reply; they are pending again.
+    def break_off(self, campaign: Campaign) -> bool:
+        """Ends a run of which too many recipients in a row were refused with the same reply; they are pending again.
 
         False while a batch of it is not settled, or when a message was accepted meanwhile.
         """
-        row = self._db.execute_one(self._sql["break_off"], campaign_id=campaign.id, limit=limit, now=self._clock())
-        if row:
+        rows = self._end_settled("break_off", [campaign.id], campaign_id=campaign.id, limit=self._refusal_breaker)
+        for row in rows:
+            self._counters.add("refusals_total", channel=campaign.channel, kind="breaker")
             self._report_failure(row, row["reason"])
-        return row is not None
+        return bool(rows)
 
     @contextmanager
     def contained(self, campaign_id: str) -> Iterator[None]:
@@ -196,8 +205,8 @@ class CampaignRuns:
             # an overdue row may be locked by the CRM; before a far one, recipients may be added
             soonest, latest = (now + timedelta(seconds=each) for each in (LOCKED_SECONDS, WAIT_LIMIT_SECONDS))
             self._wait(campaign, min(max(due, soonest), latest))
-        else:
-            return self._end(campaign, now)
+        else:  # all is settled: now the streaks of all processes are in the database
+            return not self.break_off(campaign) and self._end(campaign, now)
         return False
 
     def wait_for(self, campaign: Campaign, what: str, until: datetime, reason: str) -> None:
@@ -244,6 +253,13 @@ class CampaignRuns:
             user_id=gmail and gmail.user_id,
         )
         self.fail([row["id"] for row in rows], batch.reason)
+
+    def _end_settled(self, statement: str, campaign_ids: list[str], **more: Any) -> list[Row]:
+        """A settlement is finished before, and its refusals are seen; or it comes later, and sees that the run has
+        ended."""
+        with self._db.transaction():
+            self._db.execute(self._sql["lock_runs"], campaign_ids=campaign_ids)
+            return self._db.execute(self._sql[statement], campaign_ids=campaign_ids, now=self._clock(), **more)
 
     def _report_failure(self, row: Row, reason: str) -> None:
         log.error("campaign failed", {"campaign": row["id"], "tenant": row["tenantId"], "reason": reason})

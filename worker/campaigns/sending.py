@@ -23,7 +23,7 @@ from worker.campaigns.orphans import OrphanedBatches
 from worker.campaigns.progress import ProgressRecord
 from worker.campaigns.recovery import BatchRecovery
 from worker.campaigns.run import CampaignRuns
-from worker.campaigns.settlement import BatchSettlements, SettlementResult
+from worker.campaigns.settlement import BatchSettlements
 from worker.campaigns.targets import prepare
 from worker.campaigns.transport import Transport, TransportRouter
 from worker.errors import AccountRejected, CampaignRejected, TransportMissing
@@ -78,8 +78,15 @@ class CampaignSending:
         self._context = context
         self._db = context.database
         self._transports = TransportRouter(settings, context.redis, clock)
-        events = LiveEvents(context.redis)
-        self.runs = CampaignRuns(self._db, events, clock, settings.message_max_bytes, look_again_seconds)
+        self.runs = CampaignRuns(
+            self._db,
+            LiveEvents(context.redis),
+            context.counters,
+            clock,
+            message_max_bytes=settings.message_max_bytes,
+            refusal_breaker=settings.refusal_breaker,
+            look_again_seconds=look_again_seconds,
+        )
         self._links = LinkWriter(self._db, clock)
         self._journals = journals = JournalDirectory(settings.state_dir)
         self._timeline = Timeline(self._db, settings.state_dir / "timeline.campaign", clock)
@@ -95,7 +102,6 @@ class CampaignSending:
         )
         self._exhausted: set[str] = set()  # campaigns with a batch in progress and nothing left to claim
         self._large = LargeCampaigns(self.dispatcher)
-        self._rejected: dict[str, Batch] = {}  # of campaigns that end when their other batch is settled
         self._connection = 0  # the number of the one that the latest tick had
         self._said_stuck = False
         self.counts: dict[str, int] = {}
@@ -149,7 +155,6 @@ class CampaignSending:
             self.dispatcher.abandon()
             self._exhausted.clear()
             self._large.clear()
-            self._rejected.clear()  # what is sent of these campaigns next is rejected again
 
     def transport(self, campaign: Campaign) -> Transport | None:
         """How the campaign is sent, when its recipients and links are ready; None: not now, or it has failed."""
@@ -182,7 +187,7 @@ class CampaignSending:
             update_grant(self._db, gmail, self._context.clock(), revoked=revoked)
         if batch.stopped_by_provider:
             self.dispatcher.stop(batch.campaign.id)  # its other batch, too
-        self._follow_up(batch, settled)
+        self.runs.follow_up(batch, settled)
         if batch.rejection:
             kind = "account" if isinstance(batch.rejection, AccountRejected) else "campaign"
             self._context.counters.add("refusals_total", channel=batch.campaign.channel, kind=kind)
@@ -262,10 +267,8 @@ class CampaignSending:
 
     def _break_off(self, campaign: Campaign) -> None:
         """Too many recipients in a row were refused: ends the run, unless a batch of it is not settled."""
-        if not self.runs.break_off(campaign, self._context.settings.refusal_breaker):
+        if not self.runs.break_off(campaign):
             self.runs.wait_a_moment(campaign)
-        else:
-            self._context.counters.add("refusals_total", channel=campaign.channel, kind="breaker")
         self.claims.breaker.forget(campaign)
 
     def _finished_batches(self) -> list[Batch]:
@@ -273,14 +276,3 @@ class CampaignSending:
         if self._context.signals.stopping:
             return self.dispatcher.drain(self._context.settings.shutdown_grace_seconds)
         return self.dispatcher.finished()
-
-    def _follow_up(self, batch: Batch, settled: SettlementResult) -> None:
-        """A rejection ends the run when its other batches are settled: what was refused in them is pending again."""
-        key = batch.campaign.id
-        if any(each is not batch and each.campaign.id == key for each in self.dispatcher.open):
-            if batch.rejection:
-                self._rejected.setdefault(key, batch)
-                return
-        elif rejected := self._rejected.pop(key, None):
-            batch = rejected
-        self.runs.follow_up(batch, settled)

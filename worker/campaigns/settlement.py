@@ -143,6 +143,7 @@ class BatchSettlements:
             "sender": transport.account_key,
             "next_batch_at": _later(now, self._pause_seconds(batch, outcomes, backoffs)),
             "backoffs": backoffs,
+            "refused": [each.id for each in failures if each.kind is FailureKind.REFUSED],
         }
         try:
             counts = self._write(settlement, shared, json_chunks(_outbox_records(batch, outcomes)))
@@ -169,17 +170,23 @@ class BatchSettlements:
         )
 
     def _write(self, settlement: dict[str, Any], shared: dict[str, Any], outbox_chunks: Iterator[str]) -> Row | None:
-        """In one statement; where the outbox is too large for that, in several of one transaction.
+        """In one statement; if some were refused, or the outbox is too large for that, in several of one transaction.
 
-        Only the last one, which settles, deletes the batch: what the others filed is filed once.
+        What is filed before the settlement, which deletes the batch, is filed once. Either the run ends after this
+        transaction, and its end takes the refusals back, or ``release_refused`` sees that it has ended.
         """
         first, second = next(outbox_chunks, "[]"), next(outbox_chunks, None)
-        if second is None:
+        if second is None and not settlement["refused"]:
             return self._db.execute_one_prepared("settle", self._sql["settle"], outbox=first, **settlement)
         with self._db.transaction():
-            for chunk in chain((first, second), outbox_chunks):
-                self._db.execute(self._sql["file_emails"], outbox=chunk, **shared)
-            return self._db.execute_one_prepared("settle", self._sql["settle"], outbox="[]", **settlement)
+            if second is not None:
+                for chunk in chain((first, second), outbox_chunks):
+                    self._db.execute(self._sql["file_emails"], outbox=chunk, **shared)
+                first = "[]"
+            counts = self._db.execute_one_prepared("settle", self._sql["settle"], outbox=first, **settlement)
+            if counts and settlement["refused"]:
+                return self._db.execute_one(self._sql["release_refused"], **settlement) or counts
+            return counts
 
     def _settled(self, batch: Batch, outcomes: Mapping[str, Outcome], now: datetime) -> list[SettledRecipient]:
         """In a batch that has stopped, deferrals count as attempts only where they are recipients' own."""

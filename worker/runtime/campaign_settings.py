@@ -10,6 +10,7 @@ from worker.runtime.setting_parsers import (
 )
 
 DEFAULT_MESSAGE_MAX_BYTES = 26_214_400  # 25 MiB, what Gmail and most mail servers accept
+DEFAULT_REFUSAL_BREAKER = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class CampaignSettings:
     refusal_breaker: int = variable(
         "REFUSAL_BREAKER",
         whole_number(1, 1_000_000),
-        "20",
+        str(DEFAULT_REFUSAL_BREAKER),
         "recipients in a row refused with the same reply, through no fault of theirs, after which a campaign fails",
         programs="campaign",
     )

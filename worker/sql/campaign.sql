@@ -350,6 +350,26 @@ WITH own_batch AS (
 )
 SELECT counted.* FROM own_batch LEFT JOIN counted ON true;
 
+-- name: release_refused  After the settlement of a batch, in its transaction: who was refused in it is pending again if
+-- its run has ended meanwhile, by a rejection say, since no streak counts them any more.
+WITH refused AS (
+    SELECT f.recipient_id, f.campaign_id, f.tenant_id FROM worker.failure f
+    WHERE f.recipient_id = ANY (%(refused)s::text[]) AND f.tenant_id = %(tenant_id)s
+      AND f.kind = 'refused' AND f.code NOT LIKE '%% 5.2.2'
+      AND NOT EXISTS (
+          SELECT FROM worker.campaign_run r
+          WHERE r.campaign_id = f.campaign_id AND r.tenant_id = f.tenant_id AND r.started_at < f.failed_at
+      )
+), released AS (
+    -- include: released_refusals
+), forgotten AS (
+    DELETE FROM worker.failure f USING released WHERE f.recipient_id = released.id
+)
+UPDATE "Campaign" c SET "failedCount" = greatest(c."failedCount" - n.number, 0), "updatedAt" = %(now)s
+FROM (SELECT campaign_id, count(*) AS number FROM released GROUP BY campaign_id) AS n
+WHERE c.id = n.campaign_id AND c."tenantId" || '' = %(tenant_id)s
+RETURNING c."sentCount", c."failedCount", c."totalRecipients", c.status;
+
 -- name: file_emails  Files some of the e-mails of a batch that is settled in the same transaction.
 WITH email AS (
     SELECT e.*, %(sender_address)s::text AS sender, 'Campaign' AS entity_type, b.campaign_id AS entity_id,
@@ -472,10 +492,18 @@ WITH total AS (
 )
 SELECT * FROM ended;
 
+-- name: lock_runs  Before a statement that ends runs: it sees all settlements that have begun, and later ones see the end.
+SELECT r.campaign_id FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
+WHERE r.campaign_id = ANY (%(campaign_ids)s::text[])
+ORDER BY r.campaign_id
+FOR UPDATE OF c, r;  -- in the order of the settlement
+
 -- name: fail  Ends runs that cannot go on, with the reason; their recipients stay pending, and those that were refused
--- since a message was accepted are pending again.
+-- since the last accepted message are pending again.
 WITH run AS (
-    SELECT r.campaign_id, c."tenantId" AS tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    SELECT r.campaign_id, c."tenantId" AS tenant_id,
+           -- include: taken_back_since
+           AS since
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id
     WHERE r.campaign_id = ANY (%(campaign_ids)s::text[]) AND c.status = 'running'
     FOR UPDATE OF c, r
@@ -517,7 +545,9 @@ SELECT pattern, count(*) AS number FROM refused GROUP BY pattern;
 -- that were refused meanwhile with another one, are pending again. Nothing happens while a batch of it is not settled, or
 -- when a message was accepted meanwhile.
 WITH run AS (
-    SELECT r.campaign_id, r.tenant_id, greatest(r.started_at, r.accepted_at) AS since
+    SELECT r.campaign_id, r.tenant_id, greatest(r.started_at, r.accepted_at) AS counted_since,
+           -- include: taken_back_since
+           AS since
     FROM worker.campaign_run r JOIN "Campaign" c ON c.id = r.campaign_id AND c."tenantId" = r.tenant_id
     WHERE r.campaign_id = %(campaign_id)s AND c.status = 'running'
       AND NOT EXISTS (SELECT FROM worker.campaign_batch b WHERE b.campaign_id = r.campaign_id)
@@ -526,7 +556,8 @@ WITH run AS (
     -- include: refused_in_a_row
 ), streak AS (
     SELECT pattern, count(*) AS number
-    FROM refusals GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
+    FROM refusals JOIN run ON refusals.failed_at > run.counted_since
+    GROUP BY pattern HAVING count(*) >= %(limit)s ORDER BY number DESC LIMIT 1
 ), refused AS (
     SELECT refusals.* FROM refusals, streak
 ), released AS (
