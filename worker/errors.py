@@ -77,11 +77,20 @@ class RetryLater(SendError):
     """The message was not sent and can be tried again later.
 
     ``delay_seconds`` is the delay that the provider asks for (in Retry-After, for example), None if it names none.
+    ``account_seconds``: for so long the provider takes nothing from the whole account; without it ``delay_seconds``.
     """
 
-    def __init__(self, reason: str, delay_seconds: float | None = None, *, code: str = "") -> None:
+    def __init__(
+        self,
+        reason: str,
+        delay_seconds: float | None = None,
+        *,
+        code: str = "",
+        account_seconds: float | None = None,
+    ) -> None:
         super().__init__(reason, code=code)
         self.delay_seconds = delay_seconds
+        self.account_seconds = delay_seconds if account_seconds is None else account_seconds
 
 
 class RecipientDeferred(RetryLater):
@@ -101,6 +110,7 @@ class RecipientDeferred(RetryLater):
         delay_base: float | None = None,
     ) -> None:
         super().__init__(reason, delay_seconds, code=code)
+        self.account_seconds = None
         self.max_attempts = max_attempts
         self.delay_base = delay_base
 

@@ -119,7 +119,8 @@ class Transport:
     def back_off(self, seconds: float | None) -> None:
         """The provider named a pause: nobody sends through this account for so long."""
         if self.pace and seconds:
-            self.pace.back_off(seconds)
+            with suppress(redis.RedisError):  # then the provider refuses once more
+                self.pace.back_off(seconds)
 
 
 class TransportRouter:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from worker.errors import CampaignRejected, RecipientRefused, RetryLater
 from worker.messages import Accepted, Email
+from worker.providers.smtp_refusals import account_pause
 from worker.providers.smtp_session import open_session, passwords_of
 from worker.providers.smtp_transaction import Transaction, wire_content
 from worker.providers.smtp_url import SmtpUrl, parse_smtp_url
@@ -140,7 +141,8 @@ class SmtpProvider:
                 # a new connection that is refused at its first command, while others work, was one too many
                 if not gone.refused or time.monotonic() > deadline or not self._keep_to_the_open_ones():
                     raise RetryLater(
-                        f"the server closed the connection before the message was handed over: {gone}"
+                        f"the server closed the connection before the message was handed over: {gone}",
+                        account_seconds=account_pause(0, str(gone)),  # a bare 421 may mean too many connections
                     ) from gone
 
     def _send(

@@ -27,7 +27,7 @@ from worker.providers.whatsapp import WhatsAppProvider
 from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.settings import Settings
 from worker.sending.account_quotas import gmail_quota, smtp_quota
-from worker.sending.pacing import Pace
+from worker.sending.pacing import OpenPace, Pace
 from worker.sending.quota import Quota
 
 MOST_KEPT = 512  # accounts kept in use; the least recently used go first
@@ -112,7 +112,7 @@ class EmailAccount:
 
     provider: Provider
     sender: Sender
-    pace: Pace | None = None  # None: as fast as it goes
+    pace: Pace
     gmail: GmailAccount | None = None
     quota: Quota | None = None  # None: as much as there is
 
@@ -122,7 +122,7 @@ class SmtpAccount:
     """The operator's own mail server, and what one tenant may send through it."""
 
     provider: SmtpProvider
-    pace: Pace | None
+    pace: Pace
     quota: Quota | None
 
 
@@ -148,7 +148,9 @@ class SendingAccounts:
             raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
         self._smtp_host = parse_smtp_url(settings.smtp_url).host if settings.smtp_url else ""
         self._smtp_pace = (
-            Pace(client, f"pace:smtp:{self._smtp_host}", settings.smtp_rate) if settings.smtp_rate else None
+            Pace(client, f"pace:smtp:{self._smtp_host}", settings.smtp_rate)
+            if settings.smtp_rate
+            else OpenPace(client, f"pace:smtp:{self._smtp_host}")
         )
 
     def whatsapp(self, tenant_settings: object) -> WhatsAppAccount:
