@@ -10,7 +10,7 @@
     └── SendError              what became of one message
         ├── RetryLater         not sent; try again later, with any recipient
         │   ├── RecipientDeferred    ... with this recipient; messages to others can be sent now
-        │   └── TooLate              ... by whoever has its claim now: this process was frozen
+        │   └── TooLate              ... by whoever has its claim now: this process was frozen, or has no connection
         ├── RecipientRefused   not sent; give up on this recipient
         │   ├── RecipientExcluded    ... and never send this campaign to it, whoever asks
         │   └── RecipientOptedOut    ... and never send to this address again
@@ -116,7 +116,7 @@ class RecipientDeferred(RetryLater):
 
 
 class TooLate(RetryLater):
-    """The process was frozen before it had handed the message over: another worker may have it by now."""
+    """Not tried in time: the process was frozen, so another one may have the message by now, or had no connection."""
 
 
 class RecipientRefused(SendError):

@@ -71,6 +71,8 @@ class Account:
     content: Content = field(default_factory=Content)
     given: list[str] = field(default_factory=list)
     announces: bool = False
+    most_connections: int | None = None
+    wanted_connections: list[int] = field(default_factory=list)
     announced: list[tuple[str, str | None]] = field(default_factory=list)
     withdrawn: list[str | None] = field(default_factory=list)
 
@@ -81,6 +83,9 @@ class Account:
         self.given.append(message)
         self.announced.append((message, following))
         return self.answer(message)
+
+    def want_connections(self, number: int) -> None:
+        self.wanted_connections.append(number)
 
     def withdraw(self, message: str | None) -> None:
         self.withdrawn.append(message)

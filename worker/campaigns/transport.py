@@ -94,6 +94,18 @@ class Transport:
         """Whether ``send`` is faster when it is told which message the thread sends next."""
         return isinstance(self.provider, SmtpProvider) and self.provider.announces
 
+    @property
+    def most_connections(self) -> int | None:
+        """How many connections this process may have to the account's server now; None: there is no limit."""
+        return (
+            self.provider.places.number if isinstance(self.provider, SmtpProvider) and self.provider.places else None
+        )
+
+    def want_connections(self, number: int) -> None:
+        """So many threads would send now, if they had connections."""
+        if isinstance(self.provider, SmtpProvider) and self.provider.places:
+            self.provider.places.want(number)
+
     def send(self, message: Any, following: Any = None) -> Accepted:
         """Raises SendError, and TransportMissing where nothing can be sent.
 

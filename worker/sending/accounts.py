@@ -27,6 +27,7 @@ from worker.providers.whatsapp import WhatsAppProvider
 from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.settings import Settings
 from worker.sending.account_quotas import gmail_quota, smtp_quota
+from worker.sending.connection_places import ConnectionPlaces
 from worker.sending.pacing import OpenPace, Pace
 from worker.sending.quota import Quota
 
@@ -143,10 +144,12 @@ class SendingAccounts:
         self._gmail: OrderedDict[tuple[str, ...], GmailAccount] = OrderedDict()
         self.return_paths = settings.return_paths  # of e-mails through SMTP_URL; None: their sender's address
         try:
-            self._smtp = SmtpProvider(settings.smtp_url) if settings.smtp_url else None
+            self._smtp_host = parse_smtp_url(settings.smtp_url).host if settings.smtp_url else ""
+            limit = settings.smtp_connections
+            places = ConnectionPlaces(client, f"smtp:{self._smtp_host}", limit) if limit else None
+            self._smtp = SmtpProvider(settings.smtp_url, places=places) if settings.smtp_url else None
         except ValueError as error:
             raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
-        self._smtp_host = parse_smtp_url(settings.smtp_url).host if settings.smtp_url else ""
         self._smtp_pace = (
             Pace(client, f"pace:smtp:{self._smtp_host}", settings.smtp_rate)
             if settings.smtp_rate
