@@ -77,7 +77,8 @@ class RetryLater(SendError):
     """The message was not sent and can be tried again later.
 
     ``delay_seconds`` is the delay that the provider asks for (in Retry-After, for example), None if it names none.
-    ``account_seconds``: for so long the provider takes nothing from the whole account; without it ``delay_seconds``.
+    Nothing is sent through the account meanwhile, nor for ``account_seconds``: where a reply that names no delay
+    speaks of all that is sent.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class RetryLater(SendError):
     ) -> None:
         super().__init__(reason, code=code)
         self.delay_seconds = delay_seconds
-        self.account_seconds = delay_seconds if account_seconds is None else account_seconds
+        self.account_seconds = account_seconds
 
 
 class RecipientDeferred(RetryLater):
@@ -110,7 +111,6 @@ class RecipientDeferred(RetryLater):
         delay_base: float | None = None,
     ) -> None:
         super().__init__(reason, delay_seconds, code=code)
-        self.account_seconds = None
         self.max_attempts = max_attempts
         self.delay_base = delay_base
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import redis
 
-from worker.errors import RetryLater, SendError, TooLate
+from worker.errors import RecipientDeferred, RetryLater, SendError, TooLate
 from worker.messages import Email
 from worker.notifications.notification import Notification, OutgoingMessage
 from worker.providers.google_token import InvalidGrant
@@ -90,6 +90,9 @@ def ask(notification: Notification, outgoing: OutgoingMessage, clock: Callable[[
 
 def _back_off(outgoing: OutgoingMessage, error: SendError) -> None:
     """Where the provider named a delay for its whole account, nothing is sent through the account for so long."""
-    if outgoing.pace and isinstance(error, RetryLater) and error.account_seconds:
+    if isinstance(error, RecipientDeferred) or not isinstance(error, RetryLater):
+        return
+    seconds = max(error.delay_seconds or 0.0, error.account_seconds or 0.0)
+    if outgoing.pace and seconds:
         with suppress(redis.RedisError):  # then the provider refuses once more
-            outgoing.pace.back_off(error.account_seconds)
+            outgoing.pace.back_off(seconds)

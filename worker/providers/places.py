@@ -23,7 +23,7 @@ class Connections(Protocol):
         """Closes idle ones beyond ``number``; busy ones are closed after their message. Wakes who waits for one."""
 
 
-class Places(Protocol):
+class SharedPlaces(Protocol):
     """Called for each connection and message, so none of these asks another server, but ``close``."""
 
     @property

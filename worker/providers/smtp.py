@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from worker.errors import RetryLater, TooLate
 from worker.messages import Accepted, Email
-from worker.providers.places import ConnectionUse, Places
+from worker.providers.places import ConnectionUse, SharedPlaces
 from worker.providers.smtp_refusals import account_pause
 from worker.providers.smtp_session import open_session, passwords_of, tls_context
 from worker.providers.smtp_transaction import Transaction, is_valid, transaction_of
@@ -42,7 +42,7 @@ class SmtpProvider:
         *,
         timeout_seconds: float = 30.0,
         answer_timeout_seconds: float = 120.0,
-        places: Places | None = None,
+        places: SharedPlaces | None = None,
     ) -> None:
         """Does not connect yet. Raises ValueError when SMTP_URL cannot be used.
 

@@ -104,7 +104,7 @@ return {granted, wrong}
 
 
 class ConnectionPlaces:
-    """The places of this process at one account: ``Places`` of worker/providers/places.py."""
+    """The places of this process at one account: ``SharedPlaces`` of worker/providers/places.py."""
 
     def __init__(self, client: redis.Redis, account: str, limit: int) -> None:
         """``account``: smtp:<host>. Does not ask yet."""
