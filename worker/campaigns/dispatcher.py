@@ -186,9 +186,12 @@ class Dispatcher:
 
     def _share(self, queue: BatchQueue) -> int:
         """How many threads a batch may have beside the others, and connections for."""
-        beside = max(1, len(self._queues))
-        share, connections = max(1, self._threads.size // beside), queue.batch.transport.most_connections
-        return share if connections is None else max(1, min(share, -(-connections // beside)))
+        share = max(1, self._threads.size // max(1, len(self._queues)))
+        connections = queue.batch.transport.most_connections
+        if connections is None:
+            return share
+        sending = sum(bool(each.threads or each.ready) for each in self._queues)
+        return max(1, min(share, -(-connections // max(1, sending))))
 
     def _granted(self, queue: BatchQueue) -> int:
         """How many recipients may be let through now. A batch whose account has no token for long backs off."""
