@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from worker.campaign_commands import command_line
+from worker.campaign_commands.arguments import parser
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.claims import ROUND_SECONDS
 from worker.campaigns.run import LOCKED_SECONDS, PREPARING_SECONDS
@@ -28,8 +28,10 @@ QUOTAS_SECONDS = 60.0  # from one measurement of what the accounts used to the n
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    options = command_line.parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.command:
+        from worker.campaign_commands import command_line  # the job itself does without
+
         return program.run_main(lambda: command_line.run(options))
     return program.run_loop("campaign", CampaignJob, options)
 

@@ -119,9 +119,12 @@ class Desk:
         return time.monotonic() + self._skipped_seconds
 
     def advance(self, seconds: float) -> None:
-        """Time goes by."""
+        """Time goes by, also for the backoffs in Redis."""
         self.now += timedelta(seconds=seconds)
         self._skipped_seconds += seconds
+        for key in self.redis.scan_iter("pace:twilio:*") if seconds else ():
+            sooner = int(self.redis.get(key) or 0) - round(seconds * 1e6)  # type: ignore[arg-type]
+            self.redis.set(key, max(0, sooner), keepttl=True)
 
     def tick(self, *, seconds: float = 0.0) -> TickResult:
         self.advance(seconds)

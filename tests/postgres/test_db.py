@@ -107,6 +107,26 @@ def test_a_lost_connection(db: Database, connection: Connection) -> None:
     assert db.one("SELECT pg_backend_pid() AS pid") != before
 
 
+def test_a_process_that_is_frozen_in_a_transaction(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its locks are others' after a while; thawed, it has written nothing, and goes on with a new connection."""
+    monkeypatch.setattr("worker.runtime.sessions.IDLE_SECONDS", 1)
+    with closing(Database(database_url, "crm-worker frozen")) as frozen, connection.cursor() as cursor:
+        frozen.execute("CREATE TABLE item (id integer PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'before')")
+
+        def freeze() -> None:
+            with frozen.transaction():
+                frozen.execute("UPDATE item SET name = 'frozen'")
+                cursor.execute("SET lock_timeout = '20s'; UPDATE item SET name = name || ' and after'")
+                frozen.execute("UPDATE item SET name = 'thawed'")
+
+        with pytest.raises(UNAVAILABLE) as caught:
+            freeze()
+        assert is_unavailable(caught.value)
+        assert frozen.all("SELECT name FROM item") == [{"name": "before and after"}]
+
+
 def test_a_refused_statement_is_not_an_outage(db: Database) -> None:
     """A lock or statement timeout is an OperationalError of psycopg2, but the server is there."""
     db.execute("SET statement_timeout = '20ms'")
@@ -118,8 +138,9 @@ def test_a_refused_statement_is_not_an_outage(db: Database) -> None:
 
 def test_the_session(db: Database) -> None:
     """Sessions have UTC, a limit for each statement, a name, and commits that survive a crash."""
-    shown = {name: db.one(f"SHOW {name}") for name in ("TimeZone", "statement_timeout", "lock_timeout")}
-    assert [value for row in shown.values() if row for value in row.values()] == ["UTC", "5min", "30s"]
+    names = ("TimeZone", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    shown = {name: db.one(f"SHOW {name}") for name in names}
+    assert [value for row in shown.values() if row for value in row.values()] == ["UTC", "5min", "30s", "20s"]
     assert db.one("SHOW application_name") == {"application_name": "crm-worker test"}
     assert db.one("SHOW synchronous_commit") == {"synchronous_commit": "on"}
     at = db.one("SELECT '2026-01-31T12:00:00+05:30'::timestamptz::timestamp AS at")

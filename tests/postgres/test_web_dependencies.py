@@ -14,6 +14,8 @@ from sandbox.postgres import Postgres
 from sandbox.redis import Redis
 from sandbox.servers import ServerMissing
 from worker.runtime import settings
+from worker.runtime.counters import Counters
+from worker.runtime.redis_client import connect
 from worker.web.app import application
 from worker.web.dependencies import KEPT_SECONDS, RENEW_SECONDS, Dependencies, SystemSnapshot
 from worker.web.overview import overview
@@ -51,8 +53,8 @@ class Probe:
         answer = self._client.simulate_get("/health")
         return answer.status_code, answer.json["status"], answer.json["services"]
 
-    def metrics(self) -> str:
-        return self._client.simulate_get("/metrics").text
+    def metrics(self, accept: str = "text/plain") -> str:
+        return self._client.simulate_get("/metrics", headers={"Accept": accept}).text
 
 
 @pytest.fixture
@@ -317,3 +319,21 @@ def test_poison_is_named_and_left_to_the_sampler(
         assert client.llen("worker:history") == 1
         assert [each for each in snapshot.warnings if "were poisoned" in each]
         assert client.get("worker:history:poisoned:1") == "x"
+
+
+def test_metrics_are_those_of_the_current_snapshot(probe: MakeProbe, database_url: str, redis_url: str) -> None:
+    """In each format: the same bytes for as long as a snapshot is kept, and the new values with the next one."""
+    formats = ("text/plain", "text/plain;version=1.0.0", "application/openmetrics-text;version=1.0.0")
+    with closing(connect(redis_url)) as client:
+        counters = Counters(client, "campaign")
+        web = probe(database_url, redis_url)
+        for pending in (7, 8):
+            counters.gauge("campaign_pending_recipients", pending)
+            assert counters.flush()
+            web.later()
+            texts = {accept: web.metrics(accept) for accept in formats}
+            assert all(f"\ncrm_worker_campaign_pending_recipients {pending}.0\n" in each for each in texts.values())
+            assert len(set(texts.values())) == 2, "the forms of the text format differ in their content type only"
+            counters.gauge("campaign_pending_recipients", 99)
+            assert counters.flush()
+            assert {accept: web.metrics(accept) for accept in formats} == texts

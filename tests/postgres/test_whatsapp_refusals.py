@@ -11,7 +11,8 @@ from one_run import OneRun
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
 from worker.campaign import CampaignJob
-from worker.campaign_commands.failure_commands import RETRIABLE, FailureCommands
+from worker.campaign_commands.arguments import RETRIABLE
+from worker.campaign_commands.failure_commands import FailureCommands
 from worker.runtime.db import Database
 
 LIMITED, AMERICAN, OTHER = "919800000001", "12025550123", "919800000002"

@@ -11,6 +11,8 @@ import psycopg2.extensions
 import pytest
 import redis
 from books import Books
+from call_queue import Queue
+from machines import Machine, Machines
 from web_process import OpenWeb, Web
 from workers import Start, Worker, wait_for
 
@@ -75,6 +77,25 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
+def machines(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """Switches a machine on: ``machines("m1", "campaign", "watchdog", LOCK_TTL_MS="2000")``.
+
+    None outlives the test.
+    """
+    made: list[Machine] = []
+
+    def switch_on(name: str, *programs: str, **settings: str) -> Machine:
+        # a short name: the path of a Unix socket may have at most 107 characters
+        made.append(Machine(name, tmp_path_factory.mktemp("m"), environment | settings, *programs))
+        return made[-1]
+
+    yield switch_on
+    for each in made:
+        each.end()
+        print(each.logs)  # noqa: T201 - pytest shows it when the test fails
+
+
+@pytest.fixture
 def open_web(start: Start) -> OpenWeb:
     """Starts bin/web and waits until it answers: ``open_web(METRICS_TOKEN="x")``."""
 
@@ -128,6 +149,11 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def books(crm: Crm, world: World, state_dir: Path) -> Books:
     return Books(crm, world, state_dir)
+
+
+@pytest.fixture
+def queue(crm: Crm, world: World) -> Queue:
+    return Queue(crm, world)
 
 
 @pytest.fixture

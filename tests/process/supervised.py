@@ -43,6 +43,20 @@ def process_info(folder: Path, program: str) -> dict[str, Any]:
             return {}
 
 
+def production_conf() -> RawConfigParser:
+    conf = RawConfigParser(inline_comment_prefixes=(";",))
+    conf.read(PROJECT / "conf" / "supervisord.worker.conf")
+    return conf
+
+
+def moved(conf: RawConfigParser, folder: Path) -> None:
+    """The socket and all logs are in ``folder``, the programs are this project's."""
+    for section in conf.sections():
+        for key, value in conf.items(section):
+            placed = value.replace("/run/crm-worker", str(folder)).replace("%(here)s/..", str(PROJECT))
+            conf[section][key] = placed.replace("/var/log/supervisor", str(folder))
+
+
 class Supervised:
     """supervisord, its programs and their logs."""
 
@@ -121,8 +135,7 @@ class Supervised:
         print("".join(f"--- {name}\n{self.log(name)}" for name in ("supervisord.log", "watchdog-error.log")))  # noqa: T201
 
     def _configuration(self, programs: Mapping[str, str], options: Mapping[str, str]) -> RawConfigParser:
-        conf = RawConfigParser(inline_comment_prefixes=(";",))
-        conf.read(PROJECT / "conf" / "supervisord.worker.conf")
+        conf = production_conf()
         usual = dict(conf["program:campaign"])
         for section in conf.sections():
             if section.startswith("program:"):
@@ -131,10 +144,7 @@ class Supervised:
             own = {key: value.replace("campaign", name) for key, value in usual.items() if "logfile" in key}
             conf[f"program:{name}"] = usual | own | dict(options) | {"command": self._script(name, text)}
         conf["eventlistener:watchdog"]["stdout_logfile"] = str(self.folder / "protocol")
-        for section in conf.sections():
-            for key, value in conf.items(section):
-                placed = value.replace("/run/crm-worker", str(self.folder)).replace("%(here)s/..", str(PROJECT))
-                conf[section][key] = placed.replace("/var/log/supervisor", str(self.folder))
+        moved(conf, self.folder)
         return conf
 
     def _script(self, name: str, text: str) -> str:

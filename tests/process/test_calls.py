@@ -6,17 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import psycopg2
 import psycopg2.extensions
 import pytest
 import redis
+from call_queue import Queue
 from workers import PROJECT, Start, Worker, wait_for
 
 from sandbox import accounts
@@ -40,60 +39,6 @@ sys.exit(calls.main([]))
 """
 
 
-@dataclass(frozen=True)
-class Queue:
-    """The calls of one test, in the database and at Twilio."""
-
-    crm: Crm
-    world: World
-
-    def add(self, count: int, *, slots: int = 1000) -> None:
-        """So many due calls, of several tenants with one account each."""
-        place = int(self.crm.value('SELECT count(*) FROM "CallQueue"'))
-        for tenant in range(4):
-            tenant_id = self.crm.add_tenant()
-            sid = f"AC{place + tenant:032x}"
-            self.crm.add_call_settings(tenant_id, twilioAccountSid=sid, maxConcurrentCalls=slots)
-            for number in range(place + tenant, place + count, 4):
-                self.crm.add_call(tenant_id, phoneNumber=f"+9198{number:08d}")
-
-    def statuses(self) -> dict[str, int]:
-        return dict(self.crm.execute('SELECT status, count(*) FROM "CallQueue" GROUP BY 1'))
-
-    def claims(self) -> int:
-        return int(self.crm.value("SELECT count(*) FROM worker.call_claim"))
-
-    def unconfirmed(self) -> int:
-        """How many calls Twilio will be asked about."""
-        return int(self.crm.value("SELECT count(*) FROM worker.call_claim WHERE ask_at IS NOT NULL"))
-
-    def ask_now(self) -> None:
-        """Twilio may be asked about unconfirmed calls at once, and retries are due."""
-        now = "now() AT TIME ZONE 'UTC'"
-        self.crm.execute(f"UPDATE worker.call_claim SET ask_at = {now} WHERE ask_at > {now}")
-        self.crm.execute(f"""UPDATE "CallQueue" SET "nextRetryAt" = {now} WHERE "nextRetryAt" > {now}""")
-
-    def ended(self) -> bool:
-        return set(self.statuses()) == {"completed"} and self.claims() == 0
-
-    def ended_early(self) -> bool:
-        """As ``ended``, without the half minute before Twilio is asked."""
-        self.ask_now()
-        return self.ended()
-
-    def balance(self, count: int) -> None:
-        """Each number was called once, and each row is linked to the CallLog row of that call."""
-        assert self.world.duplicates("twilio") == {}
-        assert (self.statuses(), self.claims()) == ({"completed": count}, 0)
-        booked = self.crm.execute(
-            """SELECT q."phoneNumber", l."twilioCallSid" FROM "CallQueue" q JOIN "CallLog" l
-               ON l.id = q."callLogId" AND l."tenantId" = q."tenantId" AND l."phoneNumber" = q."phoneNumber" """
-        )
-        placed = {f"+{call.address}": call.external_id for call in self.world.deliveries("twilio")}
-        assert dict(booked) == placed
-        assert len(placed) == len(booked) == self.crm.value('SELECT count(*) FROM "CallLog"') == count
-
-
 @pytest.fixture
 def environment(environment: dict[str, str], world: World) -> dict[str, str]:
     world.set_rates(twilio_rate=0)
@@ -106,11 +51,6 @@ def start_calls(start: Start) -> Start:
         return start(*arguments, program="calls", **settings)
 
     return start_one
-
-
-@pytest.fixture
-def queue(crm: Crm, world: World) -> Queue:
-    return Queue(crm, world)
 
 
 @contextmanager
@@ -213,56 +153,6 @@ def test_kills_at_random_instants(queue: Queue, start_calls: Start) -> None:
     start_calls()
     wait_for(queue.ended_early, "all calls are booked", 60)
     queue.balance(150)
-
-
-@contextmanager
-def lock_deleted_all_the_time(url: str) -> Iterator[None]:
-    """Somebody runs redis-cli DEL on the lock again and again."""
-    over = threading.Event()
-
-    def delete() -> None:
-        with redis.Redis.from_url(url) as client:
-            while not over.wait(0.002):
-                client.delete(LOCK)
-
-    operator = threading.Thread(target=delete)
-    operator.start()
-    try:
-        yield
-    finally:
-        over.set()
-        operator.join()
-
-
-def test_two_that_both_believe_that_they_have_the_lock(queue: Queue, start_calls: Start, redis_url: str) -> None:
-    """Both place calls of the same tenants at the same time: never more than their slots, each number once."""
-    queue.world.script("twilio", action="hang", seconds=0.3)
-    live = """SELECT max(calls) FROM (SELECT count(*) AS calls FROM (
-                  SELECT "tenantId" AS tenant FROM "CallLog" WHERE "twilioStatus" = 'queued'
-                  UNION ALL SELECT tenant_id FROM worker.call_claim) AS each GROUP BY tenant) AS tenants"""
-    holders = "SELECT count(DISTINCT holder) FROM worker.call_claim"
-    seen: list[int] = []
-
-    def over() -> bool:
-        seen.append(queue.crm.value(live) or 0)
-        queue.crm.execute("""UPDATE "CallLog" SET "twilioStatus" = 'completed'""")
-        return queue.ended()
-
-    def both_place_calls() -> bool:
-        over()  # otherwise the first one's calls would use all slots for good
-        return bool(queue.crm.value(holders) == 2)
-
-    with lock_deleted_all_the_time(redis_url):
-        pair = [start_calls() for _ in range(2)]
-        wait_for(lambda: all(worker.said("started") for worker in pair), "both run")
-        queue.add(160, slots=10)
-        wait_for(both_place_calls, "both have claims at the same time")
-        wait_for(over, "all calls are booked")
-    queue.balance(160)
-    assert max(seen) <= 10
-    for worker in pair:
-        assert [worker.said("Traceback"), worker.said("a server is unavailable")] == [0, 0]
-        assert worker.stop() == 0
 
 
 def test_the_other_one_goes_on_when_one_of_two_is_killed(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 from books import Books
+from machines import Machine, Machines
 from workers import ATTEMPTS, LOCK, THREADS, Start, wait_for
 
 from sandbox.crm import Crm
@@ -15,6 +16,7 @@ from sandbox.world import World
 BATCH = 100
 MOST_UNCONFIRMED = 2 * THREADS
 PACED = {"CAMPAIGN_BATCH_SIZE": str(BATCH), "CAMPAIGN_BATCH_DELAY": "1ms"}
+TTL_MS = 4000  # LOCK_TTL_MS
 SIDE_BY_SIDE = {"CAMPAIGN_BATCH_SIZE": str(BATCH), "CAMPAIGN_BATCH_DELAY": "0"}
 
 
@@ -82,56 +84,98 @@ def test_several_campaigns_of_a_lost_machine(
     assert 240 - MOST_UNCONFIRMED <= world.total("smtp") <= 240
 
 
+def has_a_batch(crm: Crm, machine: Machine) -> bool:
+    held = "SELECT count(*) FROM worker.campaign_batch WHERE starts_with(holder, %s)"
+    return bool(crm.value(held, machine.holder("campaign")))
+
+
 def test_a_frozen_machine_that_returns_sends_to_nobody_whose_message_another_one_has_sent(
-    crm: Crm, world: World, books: Books, start: Start, redis_client: redis.Redis, tmp_path: Path
+    crm: Crm, world: World, books: Books, machines: Machines, redis_client: redis.Redis
 ) -> None:
     """Its batch was taken over meanwhile: it can let no more of its messages leave, whatever its own clock says."""
     world.script("smtp", action="hang", seconds=0.06)
     campaign = crm.add_campaign("email", recipients=250)
     settings = PACED | {"LOCK_TTL_MS": "1000"}
-    frozen = start(**settings)
+    frozen = machines("main", "campaign", **settings)
     wait_for(lambda: world.total() > BATCH + BATCH // 2, "the second batch is on its way")
     frozen.freeze()
     world.clear_script()
     wait_for(lambda: not redis_client.exists(LOCK), "the lock expires")
-    start(**settings, STATE_DIR=str(tmp_path / "elsewhere"))
+    machines("standby", "campaign", **settings)
     left = {"sent": 250 - BATCH, "sending": BATCH}
     wait_for(lambda: crm.counts(campaign) == left, "the rest is sent, and the batch left alone")
     let_five_minutes_pass(crm)
     wait_for(lambda: not books.held(), "the batch is taken over")
-    frozen.thaw()
     wait_for(lambda: books.ended_early(campaign), "the campaign ends")
-    wait_for(lambda: frozen.said("batch was settled by another worker"), "the frozen one knows")
-    assert books.balance(campaign) <= MOST_UNCONFIRMED
+    arrived = world.total()
+    frozen.thaw()
+    wait_for(lambda: frozen.said("campaign", "batch was settled by another worker"), "the frozen one knows")
+    late, unconfirmed = world.total() - arrived, books.balance(campaign)
+    print(f"{unconfirmed} unconfirmed, {late} of them left when it was thawed")  # noqa: T201
+    assert late <= unconfirmed <= MOST_UNCONFIRMED
 
 
+@pytest.mark.parametrize("fault", ["power cut", "freeze"])
 def test_another_machine_takes_over_soon_after_the_lock_expires(
-    crm: Crm, world: World, start: Start, tmp_path: Path
+    fault: str, crm: Crm, world: World, machines: Machines
 ) -> None:
-    """The first message of the other one leaves within one and a half times LOCK_TTL_MS."""
+    """The first message of the other one leaves within one and a half times LOCK_TTL_MS.
+
+    A busy machine may be late once: the best of a few attempts counts.
+    """
     world.script("smtp", action="hang", seconds=0.06)
-    settings = PACED | {"LOCK_TTL_MS": "4000", "CAMPAIGN_INTERVAL": "60"}
-    holders = "SELECT count(DISTINCT holder) FROM worker.campaign_batch WHERE campaign_id = %s"
+    settings = PACED | {"LOCK_TTL_MS": str(TTL_MS), "CAMPAIGN_INTERVAL": "60"}
     taken: list[float] = []
     for attempt in range(ATTEMPTS):
-        campaign, before = crm.add_campaign("email", recipients=400), world.total()
-        frozen = start(**settings, STATE_DIR=str(tmp_path / f"frozen-{attempt}"))
+        campaign, before = crm.add_campaign("email", recipients=3000), world.total()
+        main = machines(f"main-{attempt}", "campaign", **settings)
         wait_for(lambda before=before: world.total() > before + BATCH // 2, "a batch is on its way")
-        other = start(**settings, STATE_DIR=str(tmp_path / f"other-{attempt}"))
-        wait_for(lambda other=other: other.said("another worker holds the lock"), "the other one stands by")
-        frozen.freeze()
+        other = machines(f"standby-{attempt}", "campaign", **settings)
+        wait_for(
+            lambda other=other: other.said("campaign", "another worker holds the lock"), "the other one stands by"
+        )
         since = time.monotonic()
-        wait_for(lambda campaign=campaign: crm.value(holders, campaign) == 2, "the other one has a batch")
+        if fault == "freeze":
+            main.freeze()
+        else:
+            main.cut_power()
+        wait_for(lambda other=other: has_a_batch(crm, other), "the other one has a batch")
         arrived = world.total()
         wait_for(lambda arrived=arrived: world.total() > arrived, "its first message arrives")
         taken.append(time.monotonic() - since)
-        frozen.kill()
-        other.kill()
+        for each in (main, other):
+            each.end()
         crm.execute("UPDATE \"Campaign\" SET status = 'paused' WHERE id = %s", (campaign,))
-        if taken[-1] <= 1.5 * 4:
+        if taken[-1] <= 1.5 * TTL_MS / 1000:
             break
-    print(f"first message after {taken} s")  # noqa: T201
-    assert min(taken) <= 1.5 * 4
+    print(f"{fault}: first message after {taken} s")  # noqa: T201
+    assert min(taken) <= 1.5 * TTL_MS / 1000
+
+
+def test_a_machine_that_is_told_to_stand_by(crm: Crm, world: World, books: Books, machines: Machines) -> None:
+    """It ends its batch and leaves the rest to the other one, and back again: no program is restarted."""
+    world.script("smtp", action="hang", seconds=0.06)
+    campaign = crm.add_campaign("email", recipients=1000)
+    settings = {"CAMPAIGN_BATCH_SIZE": "40", "CAMPAIGN_BATCH_DELAY": "1ms", "LOCK_TTL_MS": "1000"}
+    one = machines("m1", "campaign", **settings)
+    wait_for(lambda: has_a_batch(crm, one), "the first one sends")
+    other = machines("m2", "campaign", **settings)
+    wait_for(lambda: other.said("campaign", "another worker holds the lock"), "the second one waits")
+    pids = [each.pid("campaign") for each in (one, other)]
+    one.stand_by()
+    since = time.monotonic()
+    wait_for(lambda: has_a_batch(crm, other), "the second one sends")
+    print(f"handed over in {time.monotonic() - since:.1f} s")  # noqa: T201
+    wait_for(lambda: one.said("campaign", "this machine stands by"), "the first one says so")
+    assert not has_a_batch(crm, one)
+    other.stand_by()
+    one.take_part()
+    wait_for(lambda: has_a_batch(crm, one), "the first one sends again")
+    world.clear_script()
+    wait_for(lambda: books.ended(campaign), "the campaign ends")
+    assert books.balance(campaign) == 0
+    assert [each.pid("campaign") for each in (one, other)] == pids
+    assert [each.said("campaign", "INFO started") for each in (one, other)] == [1, 1]
 
 
 def test_unconfirmed_messages_are_sent_again_with_resend(

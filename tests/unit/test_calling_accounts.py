@@ -1,13 +1,14 @@
 """A tenant's Twilio account: what its settings have to hold, and how long it is in backoff after which answer."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 
 from sandbox import accounts as sandbox_accounts
+from sandbox.redis import Redis
 from worker.calling.accounts import CallingAccounts, CallSettings, TwilioAccount
 from worker.errors import (
     AccountRejected,
@@ -22,7 +23,7 @@ from worker.runtime.settings import load
 
 ENVIRONMENT = {
     "DATABASE_URL": "postgresql://127.0.0.1:1/crm",
-    "REDIS_URL": "redis://127.0.0.1:1",
+    "REDIS_URL": "redis://127.0.0.1:1",  # the test's own is used instead
     "APP_URL": "https://app.crm.example.in",
 }
 ROW: dict[str, Any] = {
@@ -54,11 +55,21 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def calling(clock: Clock) -> Iterator[CallingAccounts]:
-    with connect(ENVIRONMENT["REDIS_URL"]) as client:
-        made = CallingAccounts(load(ENVIRONMENT, "calls"), client, concurrency=1, monotonic=clock)
-        with closing(made):
-            yield made
+def process(redis_url: str) -> Iterator[Callable[[Clock], CallingAccounts]]:
+    """What another process has, too: all of them share the same Redis."""
+    with ExitStack() as stack:
+
+        def make(clock: Clock) -> CallingAccounts:
+            client = stack.enter_context(connect(redis_url))
+            made = CallingAccounts(load(ENVIRONMENT, "calls"), client, concurrency=1, monotonic=clock)
+            return stack.enter_context(closing(made))
+
+        yield make
+
+
+@pytest.fixture
+def calling(process: Callable[[Clock], CallingAccounts], clock: Clock) -> CallingAccounts:
+    return process(clock)
 
 
 def account(calling: CallingAccounts, **columns: Any) -> TwilioAccount:
@@ -125,6 +136,31 @@ def test_deferred_is_the_account_whatever_its_token(calling: CallingAccounts) ->
     calling.record_answer(account(calling), RetryLater("Twilio 20429"))
     assert calling.is_in_backoff(account(calling, tenant_id="t2", twilioAuthToken="another"))
     assert not calling.is_in_backoff(account(calling, twilioAccountSid=f"AC{7:032x}"))
+
+
+def test_other_processes_know(calling: CallingAccounts, process: Callable[[Clock], CallingAccounts]) -> None:
+    """A deferred account gets no token there, and settings that were refused are known; others call on."""
+    other, columns = process(Clock()), {"twilioAccountSid": f"AC{7:032x}"}
+    calling.record_answer(account(calling), RetryLater("Twilio 20429", 90.0))
+    granted, wait_seconds = account(other).pace.take(1)
+    assert granted == 0
+    assert 80 < wait_seconds <= 90
+    assert not other.is_refused(account(other))
+    calling.record_answer(account(calling, **columns), AccountRejected("Twilio 20003"))
+    assert other.is_refused(account(other, **columns))
+    assert not other.is_refused(account(other, **columns, twilioAuthToken="another"))
+    assert account(other, **columns).pace.take(1)[0] == 1
+
+
+def test_without_redis_a_process_knows_what_it_was_answered(clock: Clock, new_redis: Callable[..., Redis]) -> None:
+    server = new_redis()
+    with (
+        connect(server.url) as client,
+        closing(CallingAccounts(load(ENVIRONMENT, "calls"), client, concurrency=1, monotonic=clock)) as calling,
+    ):
+        server.kill()
+        calling.record_answer(account(calling), AccountRejected("Twilio 20003"))
+        assert calling.is_in_backoff(account(calling))
 
 
 @pytest.mark.parametrize("error", [RecipientDeferred("busy"), RecipientRefused("no such number"), Unconfirmed("cut")])

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -314,7 +314,7 @@ def test_opted_out_recipients_need_no_progress(workshop: Workshop) -> None:
     """They come first, wherever they are in the batch, and count as known."""
     record = Record(5)
     some = people(50)
-    some[40:] = [replace(each, opted_out="asked to be removed") for each in some[40:]]
+    some[40:] = [each._replace(opted_out="asked to be removed") for each in some[40:]]
     account = Account()
     batch = workshop.batch(account, some, allowance=5)
     dispatcher = workshop.dispatcher_with(RequestThreads(2, account_of), record)
@@ -731,7 +731,7 @@ def test_the_message_that_follows_is_announced(workshop: Workshop) -> None:
     """A thread tells the provider which message it sends next; one that cannot be made is not announced."""
     account = Account(announces=True)
     recipients = people(4)
-    recipients[2] = replace(recipients[2], email=None)
+    recipients[2] = recipients[2]._replace(email=None)
     batch = workshop.sent(workshop.batch(account, recipients), concurrency=1)
     assert account.announced == [("r-0", "r-1"), ("r-1", None), ("r-3", None)]
     accepted, refused = OutcomeKind.ACCEPTED, OutcomeKind.REFUSED

@@ -16,18 +16,19 @@ SUPERVISOR = {"supervisor"}
 PHONES = {"phonenumbers"}
 MESSAGES = {"urllib3", "msgpack"} | PHONES
 DATABASE = {"psycopg2"}
+COMMANDS = {"worker.campaign_commands.command_line", "worker.vectors.commands"}  # what a person types
 ENGINE = {"procrastinate", "psycopg", "psycopg_pool"}  # only for CAMPAIGN_ENGINE=procrastinate
 
 # The programs that wait in their own process; the other jobs rest (worker/runtime/rest.py).
 FORBIDDEN = {
-    "worker.campaign": QDRANT | WEB | CIPHERS | SUPERVISOR | ENGINE,
+    "worker.campaign": QDRANT | WEB | CIPHERS | SUPERVISOR | ENGINE | COMMANDS,
     "worker.calls": QDRANT | WEB | CIPHERS | SUPERVISOR,
     "worker.watchdog": QDRANT | WEB | CIPHERS | MESSAGES,
     "worker.web.app": QDRANT | CIPHERS | SUPERVISOR | PHONES,
     "worker.web.gunicorn_worker": QDRANT | CIPHERS | SUPERVISOR | MESSAGES | DATABASE | {"redis", "falcon", "jinja2"},
     "worker.supervision.supervisord_extension": QDRANT | WEB | CIPHERS | MESSAGES | DATABASE | {"redis"},
     "worker.call_cleanup": QDRANT | WEB | CIPHERS | SUPERVISOR | MESSAGES,
-    "worker.knowledge": QDRANT | WEB | CIPHERS | SUPERVISOR | PHONES,
+    "worker.knowledge": QDRANT | WEB | CIPHERS | SUPERVISOR | PHONES | COMMANDS,
     "worker.reminders": QDRANT | WEB | SUPERVISOR,
     "worker.trial": QDRANT | WEB | SUPERVISOR,
 }

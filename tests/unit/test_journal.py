@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -143,7 +142,7 @@ def test_what_was_added_stands_behind(place: JournalDirectory, outcome: Outcome,
     assert left(place) == {"r-1": outcome}
     newer = line.replace(b'"address"', b'"novel"').replace(b"]]\n", b', "more"], "and more"]\n')
     path_of(place).write_bytes(newer.ljust(BYTES_FOR_A_RECIPIENT, b"\0"))
-    assert left(place) == {"r-1": replace(outcome, fault=None)}
+    assert left(place) == {"r-1": outcome._replace(fault=None)}
 
 
 @pytest.mark.parametrize(("outcome", "line"), LINES)
@@ -184,6 +183,11 @@ outcomes = st.builds(
     reason=st.none() | texts,
     delay_seconds=st.none() | st.floats(0, allow_infinity=False),
     accepted=st.none() | st.builds(Accepted, st.none() | texts, st.none() | texts, st.none() | texts),
+    code=st.text(max_size=20),
+    fault=st.none() | st.sampled_from(FailureKind),
+    suppress_seconds=st.floats(0),
+    max_attempts=st.none() | st.integers(1, 99),
+    delay_base=st.none() | st.floats(1, 9),
 )
 
 
@@ -404,7 +408,7 @@ from datetime import datetime
 from pathlib import Path
 from worker.campaigns.journal import JournalDirectory
 from worker.messages import Accepted
-from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
+from worker.sending.outcomes import Outcome, OutcomeKind
 written = JournalDirectory(Path(sys.argv[1])).create(sys.argv[2], 10)
 written.started("r-1")
 written.ended("r-1", Outcome(OutcomeKind.ACCEPTED, datetime(2026, 1, 31, 12), accepted=Accepted("<r-1@x>")))

@@ -48,7 +48,7 @@ def queries() -> list[str]:
 
 def shown() -> set[str]:
     """The name of every series that /metrics can have."""
-    families = WorkerCollector(snapshot).collect()
+    families = WorkerCollector(snapshot()).collect()
     return {family.name + suffix for family in families for suffix in SUFFIXES[family.type]}
 
 
@@ -68,7 +68,7 @@ def test_every_metric_is_one_of_the_workers(query: str) -> None:
 def test_most_metrics_are_on_the_dashboard() -> None:
     """Every metric except those that only alerts need; a new one has to be added to the dashboard."""
     used = set().union(*(names(query) for query in queries()))
-    families = {family.name for family in WorkerCollector(snapshot).collect()}
+    families = {family.name for family in WorkerCollector(snapshot()).collect()}
     missing = {each for each in families if not any(name.startswith(each) for name in used)}
     assert missing <= {f"{PREFIX}job_last_run_timestamp_seconds"}
 

@@ -1,9 +1,13 @@
-"""How each tenant calls: its settings, its Twilio account, and which accounts are in backoff."""
+"""How each tenant calls: its settings, its Twilio account, and which accounts are in backoff.
+
+A process remembers itself what its own calls were answered, and tells the others through Redis.
+"""
 
 import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
@@ -99,6 +103,7 @@ class TwilioAccount:
     timeout_seconds: int
     recording: bool
     pace: Pace
+    refusal: Pace  # no token is taken of it: it is in backoff while Twilio refuses exactly these settings
     settings_key: str  # changes when the tenant corrects SID, token or number
 
 
@@ -138,6 +143,8 @@ class CallingAccounts:
             from_number = to_e164(number)
         except ValueError as error:
             raise TransportMissing(f"Twilio is not configured: twilioPhoneNumber is {error}") from None
+        settings_key = hashlib.sha256(f"{sid}\0{token}\0{number}".encode()).hexdigest()
+        rate = self._settings.twilio_rate
         return TwilioAccount(
             tenant_id=settings.tenant_id,
             provider=provider,
@@ -145,14 +152,20 @@ class CallingAccounts:
             from_number=from_number,
             timeout_seconds=settings.timeout_seconds,
             recording=settings.recording,
-            pace=Pace(self._redis, f"pace:twilio:{sid}", self._settings.twilio_rate),
-            settings_key=hashlib.sha256(f"{sid}\0{token}\0{number}".encode()).hexdigest(),
+            pace=Pace(self._redis, f"pace:twilio:{sid}", rate),
+            refusal=Pace(self._redis, f"pace:twilio:{sid}:{settings_key[:16]}", rate),
+            settings_key=settings_key,
         )
 
     def is_in_backoff(self, account: TwilioAccount) -> bool:
-        """Whether Twilio deferred or refused the account a short time ago."""
+        """Whether Twilio deferred or refused the account a short time ago, in an answer to this process."""
         ends = (self._backoff_until.get(key) for key in (account.account_sid, account.settings_key))
         return any(end is not None and self._monotonic() < end for end in ends)
+
+    def is_refused(self, account: TwilioAccount) -> bool:
+        """As ``is_in_backoff``, for a refusal in an answer to any process. Raises redis.RedisError."""
+        _, wait_seconds = account.refusal.take(0)
+        return wait_seconds > 0
 
     def country_backoff(self, account: TwilioAccount, number: str) -> CountryBackoff | None:
         """Whether Twilio did not permit the account to call the country of this E.164 number, a short time ago."""
@@ -167,7 +180,9 @@ class CallingAccounts:
         self._reported[tenant_id] = reason
 
     def record_answer(self, account: TwilioAccount, error: SendError | None, to_number: str = "") -> None:
-        """Puts an account that Twilio refused or deferred in backoff; ``error`` None: Twilio took the call.
+        """Puts an account that Twilio refused or deferred in backoff, for all processes.
+
+        ``error`` None: Twilio took the call.
 
         ``to_number``: E.164, for an account that may not call its country.
         """
@@ -178,16 +193,21 @@ class CallingAccounts:
             reason = f"not called yet: Twilio {error.code}{WHAT_TO_DO}{error.advice}"
             self._countries[account.settings_key, country_of(to_number)] = CountryBackoff(until, reason)
         elif isinstance(error, AccountRejected):
-            self._backoff_until[account.settings_key] = self._monotonic() + REFUSED_BACKOFF_SECONDS
+            self._back_off(account.settings_key, account.refusal, REFUSED_BACKOFF_SECONDS)
             self.report_problem(account.tenant_id, str(error))
         elif type(error) is RetryLater:
             deferrals = self._deferrals[account.account_sid] = self._deferrals.get(account.account_sid, 0) + 1
             backoff = backoff_seconds(deferrals, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
-            self._backoff_until[account.account_sid] = self._monotonic() + max(error.delay_seconds or 0.0, backoff)
+            self._back_off(account.account_sid, account.pace, max(error.delay_seconds or 0.0, backoff))
             self.report_problem(account.tenant_id, str(error))
         elif error is None:
             self._deferrals.pop(account.account_sid, None)
             self._reported.pop(account.tenant_id, None)
+
+    def _back_off(self, key: str, pace: Pace, seconds: float) -> None:
+        self._backoff_until[key] = self._monotonic() + seconds
+        with suppress(redis.RedisError):  # then Twilio refuses another process once more
+            pace.back_off(seconds)
 
     def _advise(self, account: TwilioAccount, advice: str) -> None:
         """Writes once to the log what the tenant's settings at Twilio or in the CRM lack."""

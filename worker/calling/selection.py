@@ -88,9 +88,11 @@ class CallSelection:
         for each in accounts:
             tenant_id = each.account.tenant_id
             calls = dialable.get(tenant_id, [])
-            if not calls:
+            if not calls or self._accounts.is_refused(each.account):
                 continue
             granted, wait_seconds = each.account.pace.take(min(each.wanted, len(calls)))
+            if wait_seconds > 2 / each.account.pace.rate_per_second:
+                continue  # more than its pace asks for: Twilio deferred the account in an answer to another process
             candidates += calls[:granted]
             if granted:
                 self._served_at[tenant_id] = self._monotonic()

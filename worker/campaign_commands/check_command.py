@@ -16,23 +16,6 @@ from worker.runtime.console import progress, write
 from worker.runtime.db import Database
 from worker.runtime.settings import Settings
 
-DESCRIPTION = """\
-Looks at a campaign, whatever its status, and changes and sends nothing: who would get it and who not, one message as
-it would leave, its links, values that are missing, its size, its From, the limits that apply, and when it would end.
-What is wrong comes first, the worst of it at the top. Exit status: 0 nothing, 1 warnings, 2 errors."""
-
-
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "check",
-        help="look at a campaign before it is sent",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("campaign", metavar="ID", help="the campaign's id")
-    parser.add_argument("--json", action="store_true", help="one JSON object; docs/operating.md has its shape")
-    parser.set_defaults(run=run, failed=2)
-
 
 def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
     """Returns the exit status. Raises CommandRefused, SettingsError and psycopg2.Error."""

@@ -1,4 +1,4 @@
-"""The arguments of bin/campaign, and running one of its commands."""
+"""Running one of the commands of bin/campaign. The job imports none of this."""
 
 import argparse
 import os
@@ -14,24 +14,14 @@ from worker.runtime.console import to_stderr
 from worker.runtime.db import Database
 from worker.runtime.migrations import require_current
 
-DESCRIPTION = """\
-Sends the due e-mail and WhatsApp campaigns of all tenants, each message once: starts campaigns whose time has
-come, gives every running campaign one batch after the other, and settles what a killed worker left behind."""
-
-COMMANDS = (check_command, test_command, list_command, show_command, failure_commands)
-
-
-def parser() -> argparse.ArgumentParser:
-    """``command`` is None for the job itself. Each command sets ``run``, and ``failed``, its status when it fails."""
-    result = program.job_parser("campaign", DESCRIPTION)
-    result.epilog = (
-        f"{result.epilog}\nA command ends with status 1 when it was refused, failed, or found nothing to do; check "
-        "ends with 2 then, and with 1 when there are warnings only."
-    )
-    commands = result.add_subparsers(dest="command", metavar="COMMAND", title="commands, instead of the job")
-    for command in COMMANDS:
-        command.add(commands)
-    return result
+COMMANDS = {
+    "check": check_command.run,
+    "test": test_command.run,
+    "list": list_command.run,
+    "show": show_command.run,
+    "failures": failure_commands.run,
+    "retry": failure_commands.run,
+}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with closing(Database(settings.database_url, "crm-worker campaign")) as db:
             require_current(db)
-            return int(options.run(options, db, settings))
+            return COMMANDS[options.command](options, db, settings)
     except (SettingsError, SchemaError):
         raise
     except psycopg2.Error as error:

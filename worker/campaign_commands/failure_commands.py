@@ -15,7 +15,6 @@ from worker.runtime.db import Database, queries
 from worker.runtime.settings import Settings
 from worker.sending.outcomes import FailureKind
 
-RETRIABLE = tuple(kind for kind in FailureKind if kind is not FailureKind.SUPPRESSED)
 PAGE_SIZE = 1000  # rows that are read at a time
 PATTERNS_SHOWN = 10
 CSV_HEAD = ("recipient", "address", "kind", "code", "reply", "failed_at")
@@ -60,52 +59,6 @@ class RetryCount:
     kind: str
     ready: int
     suppressed: int
-
-
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    failures = commands.add_parser(
-        "failures",
-        help="show who was not reached, and why",
-        description="Shows the recipients of a campaign that failed, with the provider's reply.",
-    )
-    _add_arguments(failures, tuple(FailureKind), default=tuple(FailureKind))
-    failures.add_argument("--csv", action="store_true", help="as CSV")
-    retry = commands.add_parser(
-        "retry",
-        help="send again to recipients that failed",
-        description="Sets failed recipients of an ended campaign back to pending, and schedules it for now. What was "
-        "sent stays sent; who is on the suppression list is left out.",
-    )
-    _add_arguments(retry, RETRIABLE)
-    retry.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
-
-
-def _add_arguments(
-    command: argparse.ArgumentParser, kinds: Sequence[FailureKind], default: Sequence[FailureKind] = ()
-) -> None:
-    command.add_argument("campaign", metavar="ID", help="the campaign's id")
-    command.add_argument(
-        "--kind",
-        dest="kinds",
-        metavar="KIND",
-        type=_kinds_of(kinds),
-        default=default,
-        required=not default,
-        help=f"only these kinds, separated by commas: {', '.join(kinds)}",
-    )
-    command.set_defaults(run=run, failed=1)
-
-
-def _kinds_of(allowed: Sequence[FailureKind]) -> Callable[[str], tuple[FailureKind, ...]]:
-    """Parses kinds of failures, separated by commas."""
-
-    def parse(raw: str) -> tuple[FailureKind, ...]:
-        names = [name.strip() for name in raw.split(",") if name.strip()]
-        if not names or not set(names) <= set(map(str, allowed)):
-            raise argparse.ArgumentTypeError(f"{raw!r}: one or more of {', '.join(allowed)}, separated by commas")
-        return tuple(FailureKind(name) for name in dict.fromkeys(names))
-
-    return parse
 
 
 def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:

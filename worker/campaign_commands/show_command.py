@@ -28,17 +28,6 @@ LABEL_WIDTH = 12
 WAITS = {"quota": "the quota of its account", "window": "its hours, CAMPAIGN_WINDOW"}
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "show",
-        help="show the state of a campaign, and when it will end",
-        description="Shows the state of a campaign, its counts, what it waits for and until when, its failures by "
-        "kind, and when it is expected to end.",
-    )
-    parser.add_argument("campaign", metavar="ID", help="the campaign's id")
-    parser.set_defaults(run=run, failed=1)
-
-
 def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
     """Returns the exit status. Raises CommandRefused, SettingsError and psycopg2.Error."""
     with read_only(db):

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import redis
 
+from worker.campaign_commands.arguments import MARK
 from worker.campaign_commands.campaign_state import read_campaign, read_only, read_state
 from worker.campaign_commands.expected_end import quota_of
 from worker.campaigns.campaign import Campaign
@@ -32,16 +33,8 @@ from worker.runtime.settings import Settings
 from worker.sending.gmail_grants import update_grant
 from worker.sending.quota import ACCOUNTS, QuotaLedger, Reservation
 
-MARK = "[Test] "
-DEFAULT_NAME = "Test Recipient"
 EXAMPLE_EMAIL, EXAMPLE_PHONE = "test@example.com", "+919876543210"  # for the placeholders of the other channel
 PACE_WAIT_SECONDS = 60.0
-
-DESCRIPTION = f"""\
-Sends one message of a campaign, whatever its status, to an address that you name. Its subject, or its WhatsApp text,
-begins with "{MARK.strip()}"; a WhatsApp template cannot be marked. It leaves through the campaign's account, at its
-pace, and counts in its quota. Nothing is written to the campaign, and who is suppressed gets nothing. The recipient's
-name is "{DEFAULT_NAME}" or --name; no real recipient's values are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +55,6 @@ class RecipientOfTest:
             return cls(str(uuid4()), name, parse_address(address), EXAMPLE_PHONE)
         except ValueError as error:
             raise CommandRefused(f"--to: {error}") from None
-
-
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "test",
-        help="send one message of a campaign to yourself",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("campaign", metavar="ID", help="the campaign's id")
-    parser.add_argument(
-        "--to", metavar="ADDRESS", required=True, help="an e-mail address; of a WhatsApp campaign, a number"
-    )
-    parser.add_argument("--name", default=DEFAULT_NAME, help=f"the recipient's name; default: {DEFAULT_NAME}")
-    parser.set_defaults(run=run, failed=1)
 
 
 def run(options: argparse.Namespace, db: Database, settings: Settings) -> int:
@@ -129,7 +107,7 @@ def _made(
     if isinstance(message, Email) and transport.return_path and settings.return_paths:
         # a bounce is about the address alone: there is no such recipient
         envelope_from = settings.return_paths.of_notification(campaign.tenant_id, message.to)
-        message = replace(message, envelope_from=envelope_from)
+        message = message._replace(envelope_from=envelope_from)
     return message, transport
 
 

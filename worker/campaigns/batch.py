@@ -2,8 +2,8 @@
 
 import threading
 import time
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.journal import Journal
@@ -17,8 +17,7 @@ from worker.sending.quota import Reservation
 DEFERRALS_BEFORE_BACKOFF = 5  # messages deferred in a row before the whole campaign backs off
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(NamedTuple):
     """One claimed row of "CampaignRecipient"; ``attempts`` counts the sends before this claim."""
 
     id: str

@@ -64,12 +64,10 @@ class BatchClaims:
         self._db.execute(self._sql["end_other_waits"], outside=OUTSIDE, reason=self.hours.reason, now=now)
         self.quotas.drop_old(now)
 
-    def claim(
-        self, campaign: Campaign, transport: Transport, *, campaigns: int = 1, commit_seconds: float = 0.0
-    ) -> Batch | None:
+    def claim(self, campaign: Campaign, transport: Transport, *, campaigns: int = 1) -> Batch | None:
         """Claims the next recipients of a run; None when none can be claimed now.
 
-        ``campaigns``: how many are sent together, with this one. ``commit_seconds``: how long a commit takes.
+        ``campaigns``: how many are sent together, with this one.
         Raises QuotaUsedUp when the account may not send more for now, and LimitUnread.
         """
         size, reservation, quota = self._limit(campaign, transport), None, transport.quota
@@ -89,7 +87,7 @@ class BatchClaims:
                 channel=campaign.channel,
                 streak=self.breaker.streak_of(campaign),
                 reservation=reservation,
-                allowance=self._size.allowance(campaign.id, campaigns, commit_seconds),
+                allowance=self._size.allowance(campaigns),
                 user_id=campaign.user_id,
                 pause_seconds=self._settings.campaign_batch_delay_seconds,
                 full_size=self._settings.campaign_batch_size,

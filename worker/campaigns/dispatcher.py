@@ -8,10 +8,9 @@ journal again. Of the database only the progress is written here; the job's main
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.campaigns.batch import BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.batch_queue import BatchQueue
@@ -36,15 +35,10 @@ def account_of(queue: BatchQueue) -> ProviderAccount:
     return ProviderAccount(type(transport.provider).__name__, f"{campaign.tenant_id} {transport.account_key}")
 
 
-@dataclass(frozen=True, slots=True)
-class _NextMessage:
-    """The message to one recipient; if none can be made, its ``outcome``.
-
-    ``waited_seconds``: until PostgreSQL knew that it may leave.
-    """
+class _NextMessage(NamedTuple):
+    """The message to one recipient; if none can be made, its ``outcome``."""
 
     recipient: Recipient
-    waited_seconds: float
     made: Any = None
     outcome: Outcome | None = None
 
@@ -223,7 +217,7 @@ class Dispatcher:
 
     def _send_ready(self, queue: BatchQueue) -> float | None:
         """In a thread: sends what is ready; returns the seconds that a message took, None when there was none."""
-        began, count, waited = time.monotonic(), 0, 0.0
+        count, seconds = 0, 0.0
         message, following = self._next(queue), None
         try:
             while message:
@@ -231,44 +225,40 @@ class Dispatcher:
                 # while there is enough for all threads; the last ones are better sent side by side
                 announces = not shared and queue.ready >= self._threads.size and queue.batch.transport.announces
                 following = self._next(queue, ahead=True) if announces else None
+                began = time.monotonic()
                 outcome = self._deliver(queue, message, following)
                 if outcome is None:
                     break  # the batch has stopped
+                count, seconds = count + 1, seconds + time.monotonic() - began
                 queue.batch.record(message.recipient, outcome)
                 if queue.batch.state is BatchState.REFUSED_IN_A_ROW:
                     self.stop(queue.batch.campaign.id)  # its other batch, too
                 self._threads.progressed()
-                count, waited = count + 1, waited + message.waited_seconds
                 message, following = following or (None if shared else self._next(queue)), None
         finally:
             for each in (message, following):
                 if each:
                     queue.batch.transport.withdraw(each.made)
-        return (time.monotonic() - began - waited) / count if count else None
+        return seconds / count if count else None
 
     def _next(self, queue: BatchQueue, *, ahead: bool = False) -> "_NextMessage | None":
         """The message to the next recipient; None when there is none now, or the batch has stopped."""
-        asked = time.monotonic()
         recipient = queue.take(ahead=ahead)
-        waited = time.monotonic() - asked
         if recipient is None:
             return None
         if outcome := queue.obstacle(recipient):
-            return _NextMessage(recipient, waited, outcome=outcome)
+            return _NextMessage(recipient, outcome=outcome)
         batch = queue.batch
         try:
-            return _NextMessage(recipient, waited, batch.transport.message(recipient, self._clock()))
+            return _NextMessage(recipient, batch.transport.message(recipient, self._clock()))
         except SendError as error:
             outcome = self._failed(batch, error)
         except MemoryError:
             batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
             outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
         except ValueError as error:
-            outcome = self._unsent(str(error), FailureKind.CONTENT)
-        return _NextMessage(recipient, waited, outcome=outcome)
-
-    def _unsent(self, reason: str, fault: FailureKind) -> Outcome:
-        return Outcome(OutcomeKind.REFUSED, self._clock(), reason, fault=fault)
+            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), str(error), fault=FailureKind.CONTENT)
+        return _NextMessage(recipient, outcome=outcome)
 
     def _deliver(
         self, queue: BatchQueue, message: "_NextMessage", following: "_NextMessage | None"

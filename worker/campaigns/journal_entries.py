@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -109,7 +108,7 @@ def _as_entry(outcome: Outcome) -> list[Any]:
     stored = ids and [
         each and each[:LONGEST_ID] for each in (ids.message_id, ids.gmail_message_id, ids.gmail_thread_id)
     ]
-    return [KIND_CODES[outcome.kind], outcome.at.isoformat(), reason, outcome.delay_seconds, stored]
+    return [KIND_CODES[outcome.kind], outcome.at, reason, outcome.delay_seconds, stored]
 
 
 def _more_of(outcome: Outcome) -> list[list[Any]]:
@@ -132,8 +131,8 @@ def _from_entry(entry: list[Any], more: Sequence[Any] = (), *_: Any) -> Outcome 
         return outcome
     said, fault, suppress_seconds = more[:3]
     known = FailureKind(fault) if fault in set(FailureKind) else None
-    outcome = replace(outcome, code=said, fault=known, suppress_seconds=float(suppress_seconds))
+    outcome = outcome._replace(code=said, fault=known, suppress_seconds=float(suppress_seconds))
     match more[3:]:
         case [[max_attempts, delay_base, *_], *_]:
-            return replace(outcome, max_attempts=max_attempts, delay_base=delay_base)
+            return outcome._replace(max_attempts=max_attempts, delay_base=delay_base)
     return outcome

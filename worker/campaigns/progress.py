@@ -7,16 +7,13 @@ takes the batch over knows what became of all recipients but for the ``allowance
 The statement goes through a connection of its own: the job's may be busy for long with another batch's settlement.
 """
 
+import math
 import threading
-import time
 
 from worker.campaigns.batch import Batch
 from worker.campaigns.journal_entries import ended_line
 from worker.runtime.db import Database, queries
 from worker.sending.outcomes import Outcome
-
-MEASURED_COMMITS = 8  # about so many count for the time that a commit takes
-LEAST_COMMIT_SECONDS = 0.003  # a commit takes processor time, too, even where it is quicker
 
 
 class ProgressRecord:
@@ -27,12 +24,6 @@ class ProgressRecord:
         self._db = db
         self._using = threading.Lock()
         self._sql = queries("campaign")
-        self._commit_seconds = LEAST_COMMIT_SECONDS
-
-    @property
-    def commit_seconds(self) -> float:
-        """How long a commit of PostgreSQL takes at present."""
-        return max(self._commit_seconds, LEAST_COMMIT_SECONDS)
 
     def advance(self, batch: Batch, may_leave: int, outcomes: dict[str, Outcome]) -> bool:
         """Writes down what is known by now, and that so many recipients may be written to.
@@ -41,12 +32,10 @@ class ProgressRecord:
         """
         lines = b"".join(ended_line(recipient_id, outcome) for recipient_id, outcome in outcomes.items())
         with self._using:
-            began = time.monotonic()
             rows = self._db.execute_prepared(
                 "advance", self._sql["advance"], batch_id=batch.id, holder=batch.holder, may_leave=may_leave,
                 outcomes=lines.decode(),
             )  # fmt: skip
-            self._commit_seconds += (time.monotonic() - began - self._commit_seconds) / MEASURED_COMMITS
         return bool(rows)
 
     def close(self) -> None:
@@ -62,29 +51,31 @@ class BatchProgress:
     """How far the messages of one batch may leave. Any thread may call it."""
 
     def __init__(self, batch: Batch, record: ProgressRecord | None) -> None:
-        """``record`` None: for a batch all of which may leave."""
+        """``record`` None: for a batch without an allowance, all of which may leave."""
         self._batch = batch
         self._record = record
-        self._places = {each.id: place for place, each in enumerate(batch.recipients)}
+        self._size = len(batch.recipients)
         self._advancing = threading.Lock()  # guards the next two
         self._recorded: set[str] = set()
-        size = len(batch.recipients)
-        self._allowance = size if batch.allowance is None else batch.allowance
-        self._may_leave = min(self._allowance, size)
+        self._allowance = self._size if batch.allowance is None else batch.allowance
+        self._may_leave = min(self._allowance, self._size)
+        self._places: dict[str, int] = {}  # none is needed where all may leave
+        if self._may_leave < self._size:
+            self._places = {each.id: place for place, each in enumerate(batch.recipients)}
 
     @property
     def allowance(self) -> int:
         """How many recipients may have been written to without an outcome that PostgreSQL knows."""
         return self._allowance
 
-    def room(self, recipient_id: str) -> int:
+    def room(self, recipient_id: str) -> float:
         """How many recipients may be written to from this one on; none, or less: it may not be written to yet."""
-        return self._may_leave - self._places[recipient_id]
+        return self._may_leave - self._places[recipient_id] if self._places else math.inf
 
     def advance_early(self) -> None:
         """To be called while there is little room: so no thread has to wait for more."""
         known = self._batch.number_of_outcomes - len(self._recorded)
-        is_worth_it = self._may_leave < len(self._places) and known >= max(1, self._allowance // 2)
+        is_worth_it = self._may_leave < self._size and known >= max(1, self._allowance // 2)
         if is_worth_it and self._advancing.acquire(blocking=False):
             try:
                 self._advance()
@@ -118,4 +109,4 @@ class BatchProgress:
                 if without_outcome == self._allowance:
                     return place
                 without_outcome += 1
-        return len(self._places)
+        return self._size

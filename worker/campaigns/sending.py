@@ -232,9 +232,7 @@ class CampaignSending:
             return
         batch, used_up = None, None
         try:
-            batch = self.claims.claim(
-                campaign, transport, campaigns=together, commit_seconds=self.progress.commit_seconds
-            )
+            batch = self.claims.claim(campaign, transport, campaigns=together)
         except QuotaUsedUp as reason:
             used_up = reason
         except LimitUnread:

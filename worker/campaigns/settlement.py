@@ -7,7 +7,7 @@ so a batch is settled once, and a former holder settles nothing.
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple
@@ -189,7 +189,7 @@ class BatchSettlements:
             outcome = outcomes.get(recipient.id) or Outcome(OutcomeKind.NOT_SENT, now)
             is_own = not has_stopped or (may_be_own and recipient.deferred)
             if outcome.kind is OutcomeKind.DEFERRED and not is_own:
-                outcome = replace(outcome, kind=OutcomeKind.NOT_SENT, delay_seconds=None)
+                outcome = outcome._replace(kind=OutcomeKind.NOT_SENT, delay_seconds=None)
             settled.append(self._policy.settled(recipient, outcome, now, can_ask=batch.can_ask))
         return settled
 

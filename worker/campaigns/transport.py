@@ -86,7 +86,7 @@ class Transport:
         if self.size:
             self.size.check_made(message)
         if self.return_path and isinstance(message, Email):
-            return replace(message, envelope_from=self.return_path(recipient.id, message.to))
+            return message._replace(envelope_from=self.return_path(recipient.id, message.to))
         return message
 
     @property

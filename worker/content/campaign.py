@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from worker.content import invisible_characters as invisible
 from worker.content.campaign_texts import CampaignTexts
@@ -40,8 +40,7 @@ class Sender:
     reply_to: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
+class OutboxRow(NamedTuple):
     """A row of "EmailLog", the CRM's outbox: one accepted e-mail."""
 
     address: str  # as its user wrote it: an international domain is not in punycode

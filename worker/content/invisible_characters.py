@@ -40,6 +40,8 @@ _ANY = re.compile(f"[{CLASS}]+")
 
 def trimmed(text: str) -> str:
     """``text`` without invisible characters at its ends."""
+    if text.isascii() and text.isprintable():  # most texts: to look for all characters takes longer
+        return text.strip(" ")
     return text.strip(CHARACTERS)
 
 

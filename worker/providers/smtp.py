@@ -10,14 +10,15 @@ says so, but some servers just close it), threads share those for a while instea
 
 import threading
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
-from worker.errors import RetryLater, TooLate
+from worker.errors import RetryLater, SendError, TooLate
 from worker.messages import Accepted, Email
 from worker.providers.places import ConnectionUse, SharedPlaces
 from worker.providers.smtp_refusals import account_pause
 from worker.providers.smtp_session import open_session, passwords_of, tls_context
-from worker.providers.smtp_transaction import Transaction, is_valid, transaction_of
+from worker.providers.smtp_transaction import Transaction, transaction_of
 from worker.providers.smtp_url import parse_smtp_url
 from worker.providers.smtp_wire import ConnectionGone, SmtpConnection
 
@@ -176,8 +177,9 @@ class SmtpProvider:
         announced: _Announced | None = None
         one_too_many = False
         try:
-            if following and self._announces and not self._has_too_many() and is_valid(following):
-                announced = _Announced(following, transaction_of(following), connection)
+            if following and self._announces and not self._has_too_many():
+                with suppress(SendError):  # it is said when it is sent itself
+                    announced = _Announced(following, transaction_of(following), connection)
             connection.send(message, announced.transaction if announced else None)
         except ConnectionGone as gone:
             one_too_many = is_new and gone.refused

@@ -29,10 +29,10 @@ class Extensions:
             int(size[:18]) if size.isdecimal() else 0,
         )
 
-    def commands(self, message: Transaction) -> list[bytes]:
+    def commands(self, message: Transaction) -> tuple[bytes, ...]:
         """The commands up to DATA. Raises CampaignRejected for a message that the server would not take."""
         mail = self._mail(message.envelope_from, message.content)
-        return [mail, b"RCPT TO:<%b>\r\n" % message.to.encode("ascii"), b"DATA\r\n"]
+        return mail, b"RCPT TO:<%b>\r\n" % message.to.encode("ascii"), b"DATA\r\n"
 
     def announcement(self, following: Transaction) -> bytes:
         """The commands of a message that follows; none where the server does not allow that, or would refuse them."""

@@ -1,7 +1,7 @@
 """A message in the form in which SMTP carries it."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from worker.errors import CampaignRejected, RecipientRefused
 from worker.messages import Email
@@ -15,8 +15,7 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 _LEADING_DOT = re.compile(rb"\.(?<=[\r\n]\.)")
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(NamedTuple):
     """A message on the wire: its envelope, and its content as ``wire_content`` makes it."""
 
     envelope_from: str
@@ -36,11 +35,6 @@ def wire_content(content: bytes) -> bytes:
     if content.startswith(b"."):
         content = b"." + content
     return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
-
-
-def is_valid(message: Email) -> bool:
-    """Whether its addresses change nothing in the dialogue."""
-    return bool(_ADDRESS.fullmatch(message.to) and _ADDRESS.fullmatch(message.envelope_from))
 
 
 def transaction_of(message: Email) -> Transaction:

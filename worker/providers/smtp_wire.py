@@ -31,6 +31,7 @@ from worker.providers.untrusted import safe_text
 
 EXCHANGE_SECONDS = 180.0  # for a message and all of its replies, and beyond that what this rate takes
 SLOWEST_OCTETS_A_SECOND = 50_000
+ANNOUNCED = (b"MAIL", b"RCPT", b"DATA")  # commands that are sent already
 _PART = 262_144  # octets of a content that are written at once
 
 
@@ -137,13 +138,13 @@ class SmtpConnection:
     def _ask(self, message: Transaction, deadline: Deadline, *, early: bool) -> None:
         """Sends the commands up to DATA, unless they were sent ``early``; raises unless the answer is 354."""
         try:
-            commands = self._extensions.commands(message)
+            commands = ANNOUNCED if early else self._extensions.commands(message)
         except CampaignRejected:
             self.usable = True  # nothing was sent
             raise
         if self._reset_first:
             # Clears what is left of a refused transaction, in the same write as the next one.
-            commands.insert(0, b"RSET\r\n")
+            commands = (b"RSET\r\n", *commands)
         replies = self._exchange(commands, deadline, is_sent=early)
         if self._reset_first and replies.pop(0)[0] // 100 != 2:
             raise ConnectionGone("RSET was refused")
@@ -161,12 +162,12 @@ class SmtpConnection:
             raise self._refusal(Step.RECIPIENT, replies[1])
         raise self._refusal(Step.CONTENT, last)
 
-    def _exchange(self, commands: list[bytes], deadline: Deadline, *, is_sent: bool) -> list[Reply]:
+    def _exchange(self, commands: tuple[bytes, ...], deadline: Deadline, *, is_sent: bool) -> list[Reply]:
         """The replies to the commands. Fewer if the server ended the connection (421), or refused a command and the
         commands are sent one by one.
         """
         replies: list[Reply] = []
-        groups = [commands] if self._extensions.pipelining else [[command] for command in commands]
+        groups = [commands] if self._extensions.pipelining else [(command,) for command in commands]
         try:
             for group in groups:
                 if not is_sent:

@@ -60,7 +60,8 @@ class DatabaseClock:
         reading = self._reading
         if reading is None:
             return self._machine_clock()
-        return max(self._floor, reading.at + timedelta(seconds=self._elapsed() - reading.seconds))
+        now = reading.at + timedelta(0, self._elapsed() - reading.seconds)
+        return now if now > self._floor else self._floor
 
     @property
     def reading(self) -> ClockReading | None:

@@ -26,6 +26,9 @@ CONNECTING: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+# Between two statements of a transaction, where nothing takes long. Else a process that is frozen there, or whose
+# machine vanished, would keep its locks. Less than LOCK_TIMEOUT_SECONDS, so that whoever waits for them gets them.
+IDLE_SECONDS = 20
 
 
 class Sessions:
@@ -91,6 +94,7 @@ class Sessions:
             "SELECT pg_backend_pid(), set_config('TimeZone', 'UTC', is_local), "
             "set_config('statement_timeout', %(statement)s, is_local), "
             "set_config('lock_timeout', %(lock)s, is_local), "
+            "set_config('idle_in_transaction_session_timeout', %(idle)s, is_local), "
             "set_config('synchronous_commit', CASE current_setting('synchronous_commit') "
             "WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, is_local)"
         )
@@ -101,6 +105,7 @@ class Sessions:
             "pid": pid,
             "statement": f"{statement_seconds * 1000:.0f}ms",
             "lock": f"{LOCK_TIMEOUT_SECONDS}s",
+            "idle": f"{IDLE_SECONDS}s",
             "schema": self._url.schema,
         }
         with connection.cursor() as cursor:

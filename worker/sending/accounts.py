@@ -6,7 +6,7 @@ WhatsApp through the tenant's phone id. Where nothing is configured, TransportMi
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -209,7 +209,7 @@ class SendingAccounts:
         if self.return_paths is None:
             return notification
         return_path = self.return_paths.of_notification(tenant_id, notification.to)
-        return replace(notification, envelope_from=return_path)
+        return notification._replace(envelope_from=return_path)
 
     def close(self) -> None:
         self._pool.close()

@@ -1,7 +1,7 @@
 """What became of one message, and what has to happen next: one policy for all jobs that send messages."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
@@ -69,8 +69,7 @@ class Suppression(NamedTuple):
     until: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """``at`` is UTC without a zone; ``delay_seconds`` is the provider's own wish, ``code`` its own code.
 
     ``fault``: what a refusal is known to be for; None: REFUSED, and perhaps the sender's fault. ``suppress_seconds``:
@@ -129,9 +128,9 @@ def failed(error: SendError | TransportMissing, at: datetime) -> Outcome:
     account_seconds = error.account_seconds if isinstance(error, RetryLater) else None
     outcome = Outcome(kind, at, str(error), delay_seconds, code=code, account_seconds=account_seconds)
     if isinstance(error, RecipientDeferred):
-        return replace(outcome, max_attempts=error.max_attempts, delay_base=error.delay_base)
+        return outcome._replace(max_attempts=error.max_attempts, delay_base=error.delay_base)
     if isinstance(error, RecipientRefused):
-        return replace(outcome, fault=_fault_of(error), suppress_seconds=error.suppress_seconds)
+        return outcome._replace(fault=_fault_of(error), suppress_seconds=error.suppress_seconds)
     return outcome
 
 

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import falcon
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from worker.registry import JOBS
 from worker.runtime import program
@@ -18,7 +16,7 @@ from worker.web.answer_headers import HEADERS
 from worker.web.dependencies import Dependencies, SystemSnapshot
 from worker.web.error_handler import unexpected
 from worker.web.job_views import completed_runs
-from worker.web.metrics import WorkerCollector
+from worker.web.metrics import MetricsText
 from worker.web.metrics_format import JSON, choose_format, prometheus_accept
 from worker.web.overview import NEEDED, job_zones
 from worker.web.status_page import StatusPage
@@ -159,17 +157,14 @@ class Metrics:
     def __init__(self, dependencies: Dependencies, started: float) -> None:
         self._dependencies = dependencies
         self._started = started
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(WorkerCollector(dependencies.snapshot))
+        self._text = MetricsText(dependencies.snapshot)
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         chosen = choose_format(request.get_header("Accept") or "")
         if chosen.name == JSON:
             response.media = self._summary()
             return
-        encode, content_type = choose_encoder(prometheus_accept(chosen))
-        response.data = encode(self._registry)
-        response.content_type = content_type
+        response.data, response.content_type = self._text.answer(prometheus_accept(chosen))
 
     on_head = on_get
 

@@ -6,9 +6,11 @@ Redis can make their number grow.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -16,6 +18,7 @@ from prometheus_client.core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from worker import __version__
@@ -81,14 +84,42 @@ GAUGES = {
 }
 
 
-class WorkerCollector(Collector):
-    """Exports the current snapshot at each scrape."""
+@dataclass(frozen=True)
+class _SnapshotTexts:
+    """The texts that were made of one snapshot, by content type: the formats that are known here."""
+
+    snapshot: SystemSnapshot
+    by_type: dict[str, bytes] = field(default_factory=dict)
+
+
+class MetricsText:
+    """/metrics as text, made once for each snapshot and format, because that is most of what an answer costs."""
 
     def __init__(self, snapshot: Callable[[], SystemSnapshot]) -> None:
         self._snapshot = snapshot
+        self._latest: _SnapshotTexts | None = None
+
+    def answer(self, accept: str) -> tuple[bytes, str]:
+        """The text of the current snapshot and its content type. ``accept``: as from ``prometheus_accept``."""
+        snapshot, texts = self._snapshot(), self._latest
+        if texts is None or texts.snapshot is not snapshot:
+            texts = self._latest = _SnapshotTexts(snapshot)
+        encode, content_type = choose_encoder(accept)
+        if content_type not in texts.by_type:
+            registry = CollectorRegistry(auto_describe=False)
+            registry.register(WorkerCollector(snapshot))
+            texts.by_type[content_type] = encode(registry)
+        return texts.by_type[content_type], content_type
+
+
+class WorkerCollector(Collector):
+    """Exports one snapshot."""
+
+    def __init__(self, snapshot: SystemSnapshot) -> None:
+        self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        snapshot = self._snapshot()
+        snapshot = self._snapshot
         yield InfoMetricFamily(f"{PREFIX}build", "The worker's version.", {"version": __version__})
         yield _gauges(
             "dependency_up",
