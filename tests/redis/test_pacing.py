@@ -290,7 +290,7 @@ def test_an_account_without_a_rate(client: redis.Redis) -> None:
     """It grants all that is wanted; during a backoff that another process was told of, nothing, also not ahead."""
     pace, elsewhere = OpenPace(client, KEY), OpenPace(client, KEY)
     assert (pace.take(100_000), pace.take_ahead()) == ((100_000, 0.0), (True, 0.0))
-    assert pace.rate_per_second is None
+    assert pace.rate_per_second == math.inf
     elsewhere.back_off(1.5)
     elsewhere.back_off(0.1)  # a shorter one takes nothing away
     assert elsewhere.take(1)[0] == 0  # who was told knows it at once

@@ -1,6 +1,7 @@
 """How a campaign's messages are made and sent: the compiled content, and the account they leave through."""
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -59,7 +60,7 @@ class Transport:
     @property
     def rate(self) -> float | None:
         """Messages a second that the account may send; None: the worker sets no limit."""
-        return self.pace.rate_per_second if self.pace else None
+        return self.pace.rate_per_second if self.pace and math.isfinite(self.pace.rate_per_second) else None
 
     @property
     def sender_address(self) -> str:

@@ -217,8 +217,7 @@ class NotificationDispatcher:
         if notification.id in self._token_taken:
             self._token_taken.discard(notification.id)
             return True
-        rate = outgoing.pace.rate_per_second
-        soon = rate is None or rate * SEND_LIMIT_SECONDS >= 1
+        soon = outgoing.pace.rate_per_second * SEND_LIMIT_SECONDS >= 1
         granted, wait_seconds = outgoing.pace.take_ahead() if soon else outgoing.pace.take(1)
         if granted and (not soon or not wait_seconds):
             return True

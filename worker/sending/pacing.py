@@ -110,7 +110,7 @@ class Pace:
         if not key.startswith("pace:"):
             raise ValueError(f"the key of a pace is pace:<channel>:<account>, not {key!r}")
         self.key = key
-        self.rate_per_second: float | None = rate_per_second
+        self.rate_per_second = rate_per_second
         self.capacity = max(1, math.ceil(rate_per_second / 10))
         self._interval = 1_000_000 / rate_per_second  # microseconds from token to token
         self._longest = round((LONGEST_BACKOFF_SECONDS + TOLERANCE_SECONDS) * 1_000_000)
@@ -166,7 +166,7 @@ class OpenPace(Pace):
     def __init__(self, client: redis.Redis, key: str, clock_script: str = REDIS_CLOCK) -> None:
         """Raises ValueError for a key that does not begin with ``pace:``."""
         super().__init__(client, key, 1.0, clock_script)
-        self.rate_per_second = None
+        self.rate_per_second = math.inf
         self._look = client.register_script(clock_script + _LOOK)
         self._look_at = 0.0  # both by boot_seconds
         self._backs_off_until = 0.0
