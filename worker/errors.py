@@ -10,7 +10,7 @@
     └── SendError              what became of one message
         ├── RetryLater         not sent; try again later, with any recipient
         │   ├── RecipientDeferred    ... with this recipient; messages to others can be sent now
-        │   └── TooLate              ... by whoever has its claim now: this process was frozen
+        │   └── TooLate              ... by whoever has its claim now: this process was frozen, or has no connection
         ├── RecipientRefused   not sent; give up on this recipient
         │   ├── RecipientExcluded    ... and never send this campaign to it, whoever asks
         │   └── RecipientOptedOut    ... and never send to this address again
@@ -77,11 +77,21 @@ class RetryLater(SendError):
     """The message was not sent and can be tried again later.
 
     ``delay_seconds`` is the delay that the provider asks for (in Retry-After, for example), None if it names none.
+    Nothing is sent through the account meanwhile, nor for ``account_seconds``: where a reply that names no delay
+    speaks of all that is sent.
     """
 
-    def __init__(self, reason: str, delay_seconds: float | None = None, *, code: str = "") -> None:
+    def __init__(
+        self,
+        reason: str,
+        delay_seconds: float | None = None,
+        *,
+        code: str = "",
+        account_seconds: float | None = None,
+    ) -> None:
         super().__init__(reason, code=code)
         self.delay_seconds = delay_seconds
+        self.account_seconds = account_seconds
 
 
 class RecipientDeferred(RetryLater):
@@ -106,7 +116,7 @@ class RecipientDeferred(RetryLater):
 
 
 class TooLate(RetryLater):
-    """The process was frozen before it had handed the message over: another worker may have it by now."""
+    """Not tried in time: the process was frozen, so another one may have the message by now, or had no connection."""
 
 
 class RecipientRefused(SendError):

@@ -40,6 +40,7 @@ from worker.runtime.lease import LEASE_SECONDS, Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
 from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
+from worker.sending.pacing import Pace
 
 DEADLINE_SECONDS = 60.0
 
@@ -1100,6 +1101,35 @@ def test_an_account_that_backs_off(office: Office) -> None:
     granted, wait_seconds = pace.take(1)
     assert granted == 0
     assert wait_seconds > 50
+
+
+def test_a_mail_server_that_wants_less_mail(office: Office) -> None:
+    """Without SMTP_RATE, too, no campaign of any process sends for a while; one without memory holds up nobody."""
+    campaign = office.crm.add_campaign("email", recipients=10)
+    worker = office.worker()
+    worker.start(campaign)
+
+    def pace_of_others() -> Pace:
+        pace = office.worker("other").transports.route(worker.find(campaign)).pace
+        assert pace
+        return pace
+
+    batch = worker.claim(campaign)
+    assert batch
+    batch.back_off(300.0, "no memory", BackoffCause.NO_MEMORY)
+    worker.runs.follow_up(batch, worker.settle(batch))
+    assert pace_of_others().take(7) == (7, 0.0)
+    office.clock.ahead += timedelta(seconds=301)
+    batch = worker.claim(campaign)
+    assert batch
+    for recipient in batch.recipients[:5]:
+        deferred = Outcome(OutcomeKind.DEFERRED, office.clock(), "450 too much mail", account_seconds=15.0)
+        batch.record(recipient, deferred)
+    assert batch.state is BatchState.BACKING_OFF
+    worker.runs.follow_up(batch, worker.settle(batch))
+    granted, wait_seconds = pace_of_others().take(7)
+    assert granted == 0
+    assert 5 < wait_seconds <= 15
 
 
 def test_deferred_and_then_rejected(office: Office) -> None:

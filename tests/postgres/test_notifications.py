@@ -40,7 +40,7 @@ from worker.providers.handover import check_handover
 from worker.sending.accounts import GmailAccount
 from worker.sending.outbox import OutboxEmail
 from worker.sending.outcomes import OutcomeKind as Kind
-from worker.sending.pacing import Pace
+from worker.sending.pacing import OpenPace, Pace
 
 
 @pytest.fixture
@@ -367,6 +367,21 @@ def test_a_delay_of_the_account(table: NotificationTable, redis_url: str) -> Non
         worker.provider.answers = {"b": RetryLater("429", 600.0)}
         worker.deliver(worker.claim(1))
         assert pace.take(1)[1] > 500
+
+
+def test_a_pause_of_a_mail_server_without_a_rate(table: NotificationTable, redis_url: str) -> None:
+    """What one process was told, all others know: their messages wait, without an attempt, and then leave."""
+    table.add("a", "b")
+    worker, other = table.worker(), table.worker()
+    with redis.Redis.from_url(redis_url) as client:
+        worker.more["pace"], other.more["pace"] = OpenPace(client, "pace:test:4"), OpenPace(client, "pace:test:4")
+        worker.provider.answers = {"a": RetryLater("450 4.7.1 too much mail", account_seconds=2.0)}
+        (told,) = worker.deliver(worker.claim(1))
+        began = time.monotonic()
+        assert told.outcome.kind is Kind.DEFERRED
+        assert other.more["pace"].take(1)[0] == 0
+        assert outcomes(other.deliver(other.claim(1))) == {"b": (Kind.ACCEPTED, False)}
+        assert time.monotonic() - began > 1.5
 
 
 def test_tenants_whose_accounts_hang(table: NotificationTable) -> None:

@@ -119,6 +119,7 @@ def test_the_granted_rights_in_redis_are_enough(
         url = f"redis://crm_worker:secret@127.0.0.1:{server.port}/0"
         bounced = {"BOUNCE_ADDRESS": "bounces@mail.example", "BOUNCE_MAILBOX_URL": mailbox.url}
         settings = bounced | {"REDIS_URL": url, "OWNER_EMAIL": OWNER, "QDRANT_URL": engine.url}
+        settings["SMTP_CONNECTIONS"] = "2"
         for program in sorted(JOBS):
             worker = start("--once", program=program, **settings)
             assert worker.wait() == 0, program

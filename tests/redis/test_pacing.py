@@ -5,14 +5,17 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis_servers import wait_until
+from redis_servers import Server, wait_until
 
-from worker.sending.pacing import Pace
+from worker.runtime.redis_client import connect
+from worker.sending.pacing import LOOK_SECONDS, OpenPace, Pace
 
 KEY = "pace:whatsapp:123"
 
@@ -281,3 +284,62 @@ def test_bound(rate: float, steps: list[tuple[int, int]], client: redis.Redis) -
     if grants[-1][1] and wait_seconds > 0:
         client.set("clock", grants[-1][0] + round(wait_seconds * 1_000_000))
         assert pace.take(1)[0] == 1
+
+
+def test_an_account_without_a_rate(client: redis.Redis) -> None:
+    """It grants all that is wanted; during a backoff that another process was told of, nothing, also not ahead."""
+    pace, elsewhere = OpenPace(client, KEY), OpenPace(client, KEY)
+    assert (pace.take(100_000), pace.take_ahead()) == ((100_000, 0.0), (True, 0.0))
+    assert pace.rate_per_second == math.inf
+    elsewhere.back_off(1.5)
+    elsewhere.back_off(0.1)  # a shorter one takes nothing away
+    assert elsewhere.take(1)[0] == 0  # who was told knows it at once
+    wait_until(lambda: pace.take(5)[0] == 0, "it is noticed")
+    granted, wait_seconds = pace.take(5)
+    assert granted == 0 < wait_seconds <= 1.5
+    assert not pace.take_ahead()[0]
+    wait_until(lambda: pace.take(5) == (5, 0.0) and elsewhere.take(5) == (5, 0.0), "the end of the backoff")
+
+
+def test_a_backoff_holds_with_and_without_a_rate(client: redis.Redis) -> None:
+    """Also where only some machines have the rate in their settings."""
+    Pace(client, KEY, 50).back_off(30)
+    granted, wait_seconds = OpenPace(client, KEY).take(5)
+    assert granted == 0
+    assert wait_seconds > 25
+
+
+def test_what_an_account_without_a_rate_costs(client: redis.Redis) -> None:
+    """One look, however often it is asked within a second."""
+    pace = OpenPace(client, KEY)
+    pace.take(1)
+    before = int(client.info("stats")["total_commands_processed"])
+    began = time.monotonic()
+    asked = 0
+    while time.monotonic() < began + LOOK_SECONDS / 2:
+        asked += pace.take(1)[0]
+    looked = int(client.info("stats")["total_commands_processed"]) - before
+    assert asked > 100
+    assert looked <= 6 * (1 + (time.monotonic() - began) / LOOK_SECONDS)  # a script has several commands, INFO is one
+
+
+def test_an_account_without_a_rate_while_redis_is_away(new_server: Callable[..., Server]) -> None:
+    """It grants all that is wanted; what it has read before goes on."""
+    server = new_server()
+    with connect(server.url) as client:
+        resting, other = OpenPace(client, KEY), OpenPace(client, "pace:smtp:other")
+        resting.back_off(60)
+        assert resting.take(1)[0] == 0
+        server.stop(kill=True)
+        assert other.take(7) == (7, 0.0)
+        wait_until(lambda: resting.take(1)[1] < 58, "it was looked at again", 30)
+        assert resting.take(1)[0] == 0
+
+
+@pytest.mark.parametrize("value", POISON, ids=lambda value: repr(value)[:20])
+def test_a_key_that_is_no_backoff(value: object, client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """It counts as absent, and the log names it."""
+    poison(client, value)
+    assert OpenPace(client, KEY).take(7) == (7, 0.0)
+    assert [record.getMessage() for record in caplog.records] == ["pace put aside: no worker can have written it"]
+    assert not client.exists(KEY)

@@ -71,6 +71,8 @@ class Account:
     content: Content = field(default_factory=Content)
     given: list[str] = field(default_factory=list)
     announces: bool = False
+    most_connections: int | None = None
+    wanted_connections: list[int] = field(default_factory=list)
     announced: list[tuple[str, str | None]] = field(default_factory=list)
     withdrawn: list[str | None] = field(default_factory=list)
 
@@ -81,6 +83,9 @@ class Account:
         self.given.append(message)
         self.announced.append((message, following))
         return self.answer(message)
+
+    def want_connections(self, number: int) -> None:
+        self.wanted_connections.append(number)
 
     def withdraw(self, message: str | None) -> None:
         self.withdrawn.append(message)
@@ -940,3 +945,19 @@ def test_long_reasons(workshop: Workshop) -> None:
     )
     assert len(workshop.written(batch)) == 50
     assert all(outcome and len(outcome.reason or "") == 300 for outcome in workshop.written(batch).values())
+
+
+@pytest.mark.parametrize(("connections", "threads"), [(None, 4), (0, 1), (1, 1), (3, 3)])
+def test_no_more_threads_than_connections(workshop: Workshop, connections: int | None, threads: int) -> None:
+    """A thread without a connection would only wait; one tries. The account knows how many there could be."""
+    gate = Gate()
+    account = Account(gate, most_connections=connections)
+    dispatcher = workshop.dispatcher()
+    dispatcher.add(workshop.batch(account, people(20)))
+    gate.wait_for(threads)
+    dispatcher.looked(boot_seconds())
+    assert dispatcher.finished() == []
+    assert len(account.given) == threads
+    assert max(account.wanted_connections) == 4
+    gate.opened.set()
+    assert len(finished(dispatcher)) == 1

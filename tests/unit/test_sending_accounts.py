@@ -1,5 +1,6 @@
 """Which account an e-mail or a WhatsApp message leaves through, from what the CRM has stored."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import closing
@@ -83,7 +84,8 @@ def test_smtp(sending: SendingAccounts, settings: Any, sender: Sender) -> None:
     account = sending.email(replace(USER, tenant_settings=settings))
     assert account.sender == sender
     assert account.provider is sending.smtp(None).provider
-    assert (account.gmail, account.pace) == (None, None)
+    assert (account.gmail, account.pace.rate_per_second) == (None, math.inf)
+    assert account.pace.key == "pace:smtp:127.0.0.1"
 
 
 def test_a_nameless_user(sending: SendingAccounts) -> None:

@@ -10,7 +10,7 @@ from smtp_scripts import MAIL, PLAIN, answering, deliver, greet
 
 from worker.errors import CampaignRejected, RecipientRefused, RetryLater, Unconfirmed
 from worker.messages import Email
-from worker.providers import smtp
+from worker.providers import smtp_transaction
 
 NEXT = Email(MAIL.envelope_from, "next@customer.example", "<2@shop.example>", b"Subject: Next\r\n\r\nHello again\r\n")
 COMMANDS = b"MAIL FROM:<from@shop.example>\r\nRCPT TO:<%b>\r\nDATA\r\n"
@@ -256,7 +256,7 @@ def test_no_memory_for_the_message_after_an_announced_one(provider_of, monkeypat
         provider = provider_of(server)
         provider.send(MAIL, NEXT)
         with monkeypatch.context() as patch:
-            patch.setattr(smtp, "wire_content", without_memory)
+            patch.setattr(smtp_transaction, "wire_content", without_memory)
             with pytest.raises(MemoryError):
                 provider.send(NEXT, third)
         provider.send(third)

@@ -21,6 +21,7 @@ from worker.errors import (
     SendError,
 )
 from worker.messages import Accepted
+from worker.providers.smtp_refusals import Step, refusal
 
 DAYS_30 = 30 * 86_400.0
 MAIL_FROM, RCPT_TO, CONTENT = "mail", "rcpt", "content"
@@ -115,6 +116,33 @@ TABLE = [
     Row("451 4.7.0 [TSS04] Messages temporarily deferred: user complaints, rate", RetryLater, "451 4.7.0"),
 ]
 CASES = [(row, step) for row in TABLE for step in row.at]
+
+
+ACCOUNTS = [
+    ("450 4.7.1 Error: too much mail from 192.0.2.1", 15.0),
+    ("454 Throttling failure: Maximum sending rate exceeded.", 15.0),
+    ("451 4.7.500 Server busy, too many messages", 15.0),
+    ("421 4.3.2 Service shutting down", 15.0),
+    ("451 4.7.0 [TSS04] Messages temporarily deferred: user complaints, rate", 15.0),
+    ("450 4.7.1 Client host rejected: cannot find your reverse hostname", None),
+    ("451 4.3.0 queue file write error", None),
+    ("450 4.7.1 Error: too much mail from <asha@shop.example>", None),
+    ("451 4.7.1 Sender rate limit exceeded", None),
+    ("432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded", None),
+    ("421 4.7.0 Too many concurrent connections", None),
+    ("450 4.2.1 is receiving mail at a rate", None),
+    ("452 4.2.2 The email account is over quota", None),
+    ("451 4.7.1 Greylisting in action, please come back later", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "seconds"), ACCOUNTS, ids=[reply for reply, _ in ACCOUNTS])
+def test_what_a_whole_account_waits_for(reply: str, seconds: float | None) -> None:
+    """Replies about all that is sent; neither one recipient's nor one sender's, nor one about connections."""
+    error = refusal(Step.RECIPIENT, int(reply[:3]), reply[4:], reply)
+    assert isinstance(error, RetryLater)
+    assert error.account_seconds == seconds
+    assert error.delay_seconds is None
 
 
 def refuse(connection: Connection, row: Row, step: str) -> None:

@@ -220,8 +220,8 @@ class Batch:
 
     def _count_deferral(self, outcome: Outcome) -> None:
         self._deferrals_in_a_row += 1
-        if outcome.delay_seconds is not None:
-            self._longest_delay_seconds = max(self._longest_delay_seconds or 0.0, outcome.delay_seconds)
+        wishes = [self._longest_delay_seconds, outcome.delay_seconds, outcome.account_seconds]
+        self._longest_delay_seconds = max((each for each in wishes if each is not None), default=None)
         if self._deferrals_in_a_row >= DEFERRALS_BEFORE_BACKOFF:
             if self._state < BatchState.BACKING_OFF and outcome.kind is OutcomeKind.UNCONFIRMED:
                 self._backoff_cause = BackoffCause.NO_ANSWER

@@ -172,14 +172,20 @@ class Dispatcher:
             queue.let_through(self._granted(queue))
         useful = self._useful.get(type(queue.batch.transport.provider), self._threads.size)
         # a thread that has just found nothing ready still counts: what became ready since gets one at the next look
-        wanted = min(useful, self._share(), queue.progress.allowance)
+        queue.batch.transport.want_connections(min(useful, queue.threads + queue.ready))
+        wanted = min(useful, self._share(queue), queue.progress.allowance)
         for _ in range(min(wanted - queue.threads, queue.ready)):
             queue.threads += 1
             self._threads.submit(queue, partial(self._send_ready, queue))
 
-    def _share(self) -> int:
-        """How many threads a batch may have beside the others."""
-        return max(1, self._threads.size // max(1, len(self._queues)))
+    def _share(self, queue: BatchQueue) -> int:
+        """How many threads a batch may have beside the others, and connections for."""
+        share = max(1, self._threads.size // max(1, len(self._queues)))
+        connections = queue.batch.transport.most_connections
+        if connections is None:
+            return share
+        sending = sum(bool(each.threads or each.ready) for each in self._queues)
+        return max(1, min(share, -(-connections // max(1, sending))))
 
     def _granted(self, queue: BatchQueue) -> int:
         """How many recipients may be let through now. A batch whose account has no token for long backs off."""
@@ -215,7 +221,7 @@ class Dispatcher:
         message, following = self._next(queue), None
         try:
             while message:
-                shared = queue.threads > self._share()  # other batches came meanwhile
+                shared = queue.threads > self._share(queue)  # other batches came meanwhile
                 # while there is enough for all threads; the last ones are better sent side by side
                 announces = not shared and queue.ready >= self._threads.size and queue.batch.transport.announces
                 following = self._next(queue, ahead=True) if announces else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg2
 
-from worker.campaigns.batch import Batch, BatchState
+from worker.campaigns.batch import BackoffCause, Batch, BatchState
 from worker.campaigns.campaign import Campaign
 from worker.campaigns.campaign_events import CampaignEvents
 from worker.campaigns.deferrals import why_ended
@@ -122,7 +122,8 @@ class CampaignRuns:
         if batch.state is BatchState.REJECTED:
             self._fail_rejected(batch)
         elif batch.state is BatchState.BACKING_OFF:
-            batch.transport.back_off(batch.delay_seconds)
+            if batch.backoff_cause is not BackoffCause.NO_MEMORY:  # which says nothing about the account
+                batch.transport.back_off(batch.delay_seconds)
             reason = without_other_addresses(batch.reason, None)
             log.warning(batch.backoff_cause, {"campaign": batch.campaign.id, "reason": reason})
             if why := why_ended(batch, settled.backoffs, reason):

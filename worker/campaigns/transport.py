@@ -1,6 +1,7 @@
 """How a campaign's messages are made and sent: the compiled content, and the account they leave through."""
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -59,7 +60,7 @@ class Transport:
     @property
     def rate(self) -> float | None:
         """Messages a second that the account may send; None: the worker sets no limit."""
-        return self.pace.rate_per_second if self.pace else None
+        return self.pace.rate_per_second if self.pace and math.isfinite(self.pace.rate_per_second) else None
 
     @property
     def sender_address(self) -> str:
@@ -94,6 +95,18 @@ class Transport:
         """Whether ``send`` is faster when it is told which message the thread sends next."""
         return isinstance(self.provider, SmtpProvider) and self.provider.announces
 
+    @property
+    def most_connections(self) -> int | None:
+        """How many connections this process may have to the account's server now; None: there is no limit."""
+        return (
+            self.provider.places.number if isinstance(self.provider, SmtpProvider) and self.provider.places else None
+        )
+
+    def want_connections(self, number: int) -> None:
+        """So many threads would send now, if they had connections."""
+        if isinstance(self.provider, SmtpProvider) and self.provider.places:
+            self.provider.places.want(number)
+
     def send(self, message: Any, following: Any = None) -> Accepted:
         """Raises SendError, and TransportMissing where nothing can be sent.
 
@@ -119,7 +132,8 @@ class Transport:
     def back_off(self, seconds: float | None) -> None:
         """The provider named a pause: nobody sends through this account for so long."""
         if self.pace and seconds:
-            self.pace.back_off(seconds)
+            with suppress(redis.RedisError):  # then the provider refuses once more
+                self.pace.back_off(seconds)
 
 
 class TransportRouter:

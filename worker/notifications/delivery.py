@@ -92,6 +92,7 @@ def _back_off(outgoing: OutgoingMessage, error: SendError) -> None:
     """Where the provider named a delay for its whole account, nothing is sent through the account for so long."""
     if isinstance(error, RecipientDeferred) or not isinstance(error, RetryLater):
         return
-    if outgoing.pace and error.delay_seconds:
+    seconds = max(error.delay_seconds or 0.0, error.account_seconds or 0.0)
+    if outgoing.pace and seconds:
         with suppress(redis.RedisError):  # then the provider refuses once more
-            outgoing.pace.back_off(error.delay_seconds)
+            outgoing.pace.back_off(seconds)

@@ -8,24 +8,20 @@ ends leaves no connection open. A server may accept fewer: when it refuses a con
 says so, but some servers just close it), threads share those for a while instead of failing their messages.
 """
 
-import re
-import ssl
 import threading
 import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from worker.errors import CampaignRejected, RecipientRefused, RetryLater, SendError
+from worker.errors import RetryLater, SendError, TooLate
 from worker.messages import Accepted, Email
-from worker.providers.smtp_session import open_session, passwords_of
-from worker.providers.smtp_transaction import Transaction, wire_content
-from worker.providers.smtp_url import SmtpUrl, parse_smtp_url
+from worker.providers.places import ConnectionUse, SharedPlaces
+from worker.providers.smtp_refusals import account_pause
+from worker.providers.smtp_session import open_session, passwords_of, tls_context
+from worker.providers.smtp_transaction import Transaction, transaction_of
+from worker.providers.smtp_url import parse_smtp_url
 from worker.providers.smtp_wire import ConnectionGone, SmtpConnection
-from worker.providers.untrusted import safe_text
 
-# What may stand between < and > in MAIL FROM and RCPT TO: nothing that could end the command or add a parameter to
-# it. Quoted local parts with spaces are legal, but nobody uses them.
-_ADDRESS = re.compile(r"[!-;=?-~]{1,254}")
 LIMIT_SECONDS = 60.0  # for so long no connection is tried beyond those that the server accepted; then one more
 WAIT_SECONDS = 30.0  # for a connection to become free
 
@@ -41,26 +37,38 @@ class _Announced(NamedTuple):
 class SmtpProvider:
     """Sends e-mail through the server that SMTP_URL names. May be used by several threads at the same time."""
 
-    def __init__(self, url: str, *, timeout_seconds: float = 30.0, answer_timeout_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_seconds: float = 30.0,
+        answer_timeout_seconds: float = 120.0,
+        places: SharedPlaces | None = None,
+    ) -> None:
         """Does not connect yet. Raises ValueError when SMTP_URL cannot be used.
 
         ``timeout_seconds`` limits connecting and each reply but the last. The answer to a whole message may take
         longer, because servers scan it first: RFC 5321, 4.5.3.2.6 asks clients to wait 10 minutes, so that they do
         not repeat an accepted message. Two minutes are enough for a scanner, and do not block a thread for too long.
+        ``places``: how many connections this process may have; None: as many as the server accepts.
         """
         self._url = parse_smtp_url(url)
         self._timeout_seconds = timeout_seconds
         self._answer_timeout_seconds = answer_timeout_seconds
-        self._tls = _tls_context(self._url)
+        self._tls = tls_context(self._url)
         self._changed = threading.Condition()  # guards what follows
         self._idle: list[SmtpConnection] = []
         self._busy: set[SmtpConnection] = set()
         self._announced: dict[int, _Announced] = {}  # by the id() of their message
         self._announces = True
         self._opening = 0  # connections that are being opened
+        self._waiting = 0  # threads that wait for one
         self._limit: int | None = None  # how many the server accepts, as far as it is known
         self._limited_until = 0.0  # time.monotonic()
         self._closed = False
+        self.places = places
+        if places:
+            places.serve(self)
 
     def __repr__(self) -> str:
         return f"SmtpProvider({self._url.host}:{self._url.port}, {self._url.security})"
@@ -75,6 +83,20 @@ class SmtpProvider:
         """Whether ``send`` may be told which message follows: not if the server has refused that."""
         return self._announces
 
+    def use(self) -> ConnectionUse:
+        with self._changed:
+            return ConnectionUse(self._number_open(), self._number_wanted())
+
+    def keep(self, number: int) -> None:
+        surplus = []
+        with self._changed:
+            while self._idle and self._number_open() > number:
+                surplus.append(self._idle.pop(0))  # the one that was not used for longest
+            self._changed.notify_all()
+        for connection in surplus:
+            connection.say_quit()
+            connection.close()
+
     def send(self, message: Email, following: Email | None = None) -> Accepted:
         """Sends one message. Raises the kinds of SendError, as the CRM contract has them for SMTP:
 
@@ -88,7 +110,9 @@ class SmtpProvider:
         """
         announced = self._take_announced(message)
         transaction, connection = (
-            (announced.transaction, announced.connection) if announced else (_transaction(message), self._take_kept())
+            (announced.transaction, announced.connection)
+            if announced
+            else (transaction_of(message), self._take_kept())
         )
         if connection is None or not self._transact(connection, transaction, following):
             self._transact_anew(transaction, following)
@@ -121,6 +145,8 @@ class SmtpProvider:
         deadline = time.monotonic() + 1.0
         for connection in idle:
             connection.close(deadline - time.monotonic())
+        if self.places:
+            self.places.close()
 
     def _transact(self, connection: SmtpConnection, message: Transaction, following: Email | None) -> bool:
         """On a kept connection; False if the server closed it while it was idle, and nothing was handed over."""
@@ -141,7 +167,8 @@ class SmtpProvider:
                 # a new connection that is refused at its first command, while others work, was one too many
                 if not gone.refused or time.monotonic() > deadline or not self._keep_to_the_open_ones():
                     raise RetryLater(
-                        f"the server closed the connection before the message was handed over: {gone}"
+                        f"the server closed the connection before the message was handed over: {gone}",
+                        account_seconds=account_pause(0, str(gone)),  # a bare 421 may mean too many connections
                     ) from gone
 
     def _send(
@@ -150,9 +177,9 @@ class SmtpProvider:
         announced: _Announced | None = None
         one_too_many = False
         try:
-            if following and self._announces:
+            if following and self._announces and not self._has_too_many():
                 with suppress(SendError):  # it is said when it is sent itself
-                    announced = _Announced(following, _transaction(following), connection)
+                    announced = _Announced(following, transaction_of(following), connection)
             connection.send(message, announced.transaction if announced else None)
         except ConnectionGone as gone:
             one_too_many = is_new and gone.refused
@@ -178,8 +205,7 @@ class SmtpProvider:
                 while not self._may_open():
                     if connection := self._take_idle():
                         return connection
-                    if not self._changed.wait(deadline - time.monotonic()):
-                        raise RetryLater("the server accepts no more connections, and none became free in time")
+                    self._wait(deadline)
                     self._require_open()
                 self._require_open()
                 self._opening += 1
@@ -206,28 +232,55 @@ class SmtpProvider:
         connection.close()
         raise RetryLater("the program is stopping")
 
+    def _wait(self, deadline: float) -> None:
+        self._waiting += 1
+        try:
+            if self.places:
+                self.places.want(self._number_wanted())
+            if self._changed.wait(deadline - time.monotonic()):
+                return
+        finally:
+            self._waiting -= 1
+        if self.places and self._number_open() >= self.places.number:
+            raise TooLate("no connection of those that SMTP_CONNECTIONS allows became free in time")
+        raise RetryLater("the server accepts no more connections, and none became free in time")
+
     def _may_open(self) -> bool:
+        if self.places and not self.places.may_open(self._number_open()):
+            return False
         if self._limit is None:
             return True
         if time.monotonic() >= self._limited_until:  # perhaps it accepts one more by now
             self._limit += 1
             self._limited_until = time.monotonic() + LIMIT_SECONDS
-        return len(self._busy) + len(self._idle) + self._opening < self._limit
+        return self._number_open() < self._limit
+
+    def _number_open(self) -> int:
+        return len(self._busy) + len(self._idle) + self._opening
+
+    def _number_wanted(self) -> int:
+        return len(self._busy) + self._opening + self._waiting
+
+    def _has_too_many(self) -> bool:
+        """Whether other processes need a place that a connection of this one has."""
+        return self.places is not None and self._number_open() > self.places.number
 
     def _keep_to_the_open_ones(self) -> bool:
         """The server refused one more connection. False if there is no other."""
         with self._changed:
-            others = len(self._busy) + len(self._idle) + self._opening
+            others = self._number_open()
             self._limit = others or None
             self._limited_until = time.monotonic() + LIMIT_SECONDS
             self._changed.notify_all()
             return others > 0
 
     def _take_idle(self) -> SmtpConnection | None:
-        if not self._idle:
+        if not self._idle or (self.places and not self.places.number):
             return None
         connection = self._idle.pop()
         self._busy.add(connection)
+        if self.places:
+            self.places.want(self._number_wanted())
         return connection
 
     def _return(
@@ -238,8 +291,10 @@ class SmtpProvider:
             if announced and waits_for is announced.transaction and connection.usable and not self._closed:
                 self._announced[id(announced.message)] = announced
                 return  # it stays busy
+            if self._has_too_many():
+                connection.close()  # before it is counted as closed
             self._busy.discard(connection)
-            if one_too_many and (others := len(self._busy) + len(self._idle) + self._opening):
+            if one_too_many and (others := self._number_open()):
                 # before a thread that waits sees room for one more, which would be refused, too
                 self._limit, self._limited_until = others, time.monotonic() + LIMIT_SECONDS
             self._changed.notify()
@@ -252,21 +307,3 @@ class SmtpProvider:
     def _require_open(self) -> None:
         if self._closed:
             raise RetryLater("the program is stopping")
-
-
-def _transaction(message: Email) -> Transaction:
-    """Raises RecipientRefused and CampaignRejected for addresses that could change the dialogue."""
-    if not _ADDRESS.fullmatch(message.to):
-        raise RecipientRefused(f"not a valid address for SMTP: {safe_text(message.to)}", address_fault=True)
-    if not _ADDRESS.fullmatch(message.envelope_from):
-        raise CampaignRejected(f"not a valid sender address for SMTP: {safe_text(message.envelope_from)}")
-    return Transaction(message.envelope_from, message.to, wire_content(message.content))
-
-
-def _tls_context(url: SmtpUrl) -> ssl.SSLContext | None:
-    if url.security == "plaintext":
-        return None
-    try:
-        return ssl.create_default_context(cafile=url.ca_file)
-    except OSError as error:
-        raise ValueError(f"SMTP_URL: ca_file={url.ca_file} cannot be read: {error}") from None

@@ -23,6 +23,9 @@ from worker.errors import (
 )
 
 SERVICE_NOT_AVAILABLE = 421  # RFC 5321, 3.8: the server closes the connection
+# SMTP names no pause. This one is the same each time, so that one campaign that is deferred for a reason of its own
+# holds up the others no longer, while its own pauses double.
+ACCOUNT_SECONDS = 15.0
 
 
 class Step(StrEnum):
@@ -110,6 +113,13 @@ _OF_CLIENT = re.compile(
     r"relay|client host|helo command|host ?name|sender address rejected|server busy|\bSPF\b|\bDKIM\b|\bDMARC\b",
     re.IGNORECASE,
 )
+# What is said for now of all that a client or its account sends, whoever it is from.
+_TOO_FAST = re.compile(
+    r"too (?:much|fast)|too many (?:messages|mails?|e-?mails?|recipients|requests|errors)|\brate\b|throttl|quota"
+    r"|(?:send|sending|message|mail|hourly|daily) limit|server busy",
+    re.IGNORECASE,
+)
+_OF_SENDER = re.compile(r"sender|\bfrom\b.{0,60}@", re.IGNORECASE | re.DOTALL)
 _POLICY_DETAILS = {"", "0", "1"}  # of subject 7: it may be about the recipient, such as greylisting
 _GREYLISTED = re.compile(r"gr[ea]y.?list", re.IGNORECASE)
 
@@ -121,8 +131,9 @@ def refusal(step: Step, code: int, text: str, reason: str) -> SendError:
     if code in _LOGIN_NEEDED:
         return AccountRejected(f"{step} refused: {reason}", code=said)
     if code // 100 != 5:
-        deferral = RecipientDeferred if _defers_recipient(step, code, subject, detail, text) else RetryLater
-        return deferral(reason, code=said)
+        if _defers_recipient(step, code, subject, detail, text):
+            return RecipientDeferred(reason, code=said)
+        return RetryLater(reason, code=said, account_seconds=account_pause(code, text))
     fault = _fault(step, subject, detail, text)
     if fault is Fault.ACCOUNT:
         return AccountRejected(f"{step} refused: {reason}", code=said)
@@ -144,6 +155,16 @@ def is_one_too_many(code: int, text: str) -> bool:
 def limits_connections(code: int, text: str) -> bool:
     """Whether a temporary reply to any command says that there are too many connections."""
     return code // 100 == 4 and _CONNECTIONS.search(text) is not None
+
+
+def account_pause(code: int, text: str) -> float | None:
+    """For how many seconds nothing should be sent through the account after this temporary reply.
+
+    None: it may be about one message or its sender, or about connections, whose number is limited instead.
+    """
+    if limits_connections(code, text) or _OF_SENDER.search(text):
+        return None
+    return ACCOUNT_SECONDS if code == SERVICE_NOT_AVAILABLE or _TOO_FAST.search(text) else None
 
 
 def _enhanced_code(code: int, text: str) -> tuple[str, str]:

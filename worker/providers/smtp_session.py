@@ -144,3 +144,13 @@ def passwords_of(url: SmtpUrl) -> list[str]:
         return []
     plain = f"\0{url.user}\0{url.password}"
     return [*(base64.b64encode(text.encode()).decode() for text in (plain, url.password)), url.password]
+
+
+def tls_context(url: SmtpUrl) -> ssl.SSLContext | None:
+    """None: without TLS. Raises ValueError for a ca_file that cannot be read."""
+    if url.security == "plaintext":
+        return None
+    try:
+        return ssl.create_default_context(cafile=url.ca_file)
+    except OSError as error:
+        raise ValueError(f"SMTP_URL: ca_file={url.ca_file} cannot be read: {error}") from None

@@ -20,6 +20,13 @@ class QuotaSettings:
         "messages a second through SMTP_URL, over all processes and tenants; without it there is no pace",
         programs=SENDERS,
     )
+    smtp_connections: int | None = variable(
+        "SMTP_CONNECTIONS",
+        whole_number(1, 10_000),
+        None,
+        "connections to SMTP_URL at the same time, over all processes and machines; without it there is no limit",
+        programs="campaign reminders trial",
+    )
     smtp_daily_limit: int | None = variable(
         "SMTP_DAILY_LIMIT",
         whole_number(1, MOST),

@@ -27,7 +27,8 @@ from worker.providers.whatsapp import WhatsAppProvider
 from worker.providers.whatsapp_number import WhatsAppNumber
 from worker.runtime.settings import Settings
 from worker.sending.account_quotas import gmail_quota, smtp_quota
-from worker.sending.pacing import Pace
+from worker.sending.connection_places import ConnectionPlaces
+from worker.sending.pacing import OpenPace, Pace
 from worker.sending.quota import Quota
 
 MOST_KEPT = 512  # accounts kept in use; the least recently used go first
@@ -112,7 +113,7 @@ class EmailAccount:
 
     provider: Provider
     sender: Sender
-    pace: Pace | None = None  # None: as fast as it goes
+    pace: Pace
     gmail: GmailAccount | None = None
     quota: Quota | None = None  # None: as much as there is
 
@@ -122,7 +123,7 @@ class SmtpAccount:
     """The operator's own mail server, and what one tenant may send through it."""
 
     provider: SmtpProvider
-    pace: Pace | None
+    pace: Pace
     quota: Quota | None
 
 
@@ -143,12 +144,16 @@ class SendingAccounts:
         self._gmail: OrderedDict[tuple[str, ...], GmailAccount] = OrderedDict()
         self.return_paths = settings.return_paths  # of e-mails through SMTP_URL; None: their sender's address
         try:
-            self._smtp = SmtpProvider(settings.smtp_url) if settings.smtp_url else None
+            self._smtp_host = parse_smtp_url(settings.smtp_url).host if settings.smtp_url else ""
+            limit = settings.smtp_connections
+            places = ConnectionPlaces(client, f"smtp:{self._smtp_host}", limit) if limit else None
+            self._smtp = SmtpProvider(settings.smtp_url, places=places) if settings.smtp_url else None
         except ValueError as error:
             raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
-        self._smtp_host = parse_smtp_url(settings.smtp_url).host if settings.smtp_url else ""
         self._smtp_pace = (
-            Pace(client, f"pace:smtp:{self._smtp_host}", settings.smtp_rate) if settings.smtp_rate else None
+            Pace(client, f"pace:smtp:{self._smtp_host}", settings.smtp_rate)
+            if settings.smtp_rate
+            else OpenPace(client, f"pace:smtp:{self._smtp_host}")
         )
 
     def whatsapp(self, tenant_settings: object) -> WhatsAppAccount:

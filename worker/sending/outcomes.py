@@ -73,7 +73,8 @@ class Outcome(NamedTuple):
     """``at`` is UTC without a zone; ``delay_seconds`` is the provider's own wish, ``code`` its own code.
 
     ``fault``: what a refusal is known to be for; None: REFUSED, and perhaps the sender's fault. ``suppress_seconds``:
-    as in RecipientRefused. ``max_attempts``, ``delay_base``: as in RecipientDeferred.
+    as in RecipientRefused. ``max_attempts``, ``delay_base``: as in RecipientDeferred. ``account_seconds``: as in
+    RetryLater.
     """
 
     kind: OutcomeKind
@@ -86,6 +87,7 @@ class Outcome(NamedTuple):
     suppress_seconds: float = 0.0
     max_attempts: int | None = None
     delay_base: float | None = None
+    account_seconds: float | None = None
 
     @property
     def may_be_senders_fault(self) -> bool:
@@ -123,7 +125,8 @@ def failed(error: SendError | TransportMissing, at: datetime) -> Outcome:
     kind = next(kind for error_class, kind in _KINDS if isinstance(error, error_class))
     delay_seconds = error.delay_seconds if isinstance(error, RetryLater) else None
     code = error.code if isinstance(error, SendError) else ""
-    outcome = Outcome(kind, at, str(error), delay_seconds, code=code)
+    account_seconds = error.account_seconds if isinstance(error, RetryLater) else None
+    outcome = Outcome(kind, at, str(error), delay_seconds, code=code, account_seconds=account_seconds)
     if isinstance(error, RecipientDeferred):
         return outcome._replace(max_attempts=error.max_attempts, delay_base=error.delay_base)
     if isinstance(error, RecipientRefused):

@@ -14,10 +14,13 @@ import math
 import redis
 
 from worker.content.one_line import printable
+from worker.runtime.clock import boot_seconds
 
 log = logging.getLogger(__name__)
 
 LONGEST_BACKOFF_SECONDS = 86_400.0  # a day, as for Retry-After
+LOOK_SECONDS = 1.0  # a process looks no more often whether an account without a rate backs off
+UNAVAILABLE_SECONDS = 10.0  # until it looks again when Redis did not answer
 TOLERANCE_SECONDS = 3_600.0  # Redis's clock may have been set back by so much since a backoff began
 
 # Lua that sets ``now`` to Redis's own time, in microseconds.
@@ -77,6 +80,16 @@ if wanted > full_at then
   redis.call('SET', KEYS[1], string.format('%.0f', wanted), 'PX', math.ceil((wanted - now) / 1000) + 1)
 end
 return wrong
+"""
+)
+
+_LOOK = (
+    """
+local limit = now + tonumber(ARGV[1])
+"""
+    + _READ
+    + """
+return {string.format('%.0f', math.max(0, full_at - now)), wrong}
 """
 )
 
@@ -142,3 +155,47 @@ class Pace:
             log.warning(
                 "pace put aside: no worker can have written it", {"pace": self.key, "reason": printable(wrong)}
             )
+
+
+class OpenPace(Pace):
+    """The pace of an account without a rate: it grants all that is wanted, and nothing during a backoff.
+
+    Redis is asked once a second at most, by each process that sends. While it is unavailable there is no backoff.
+    """
+
+    def __init__(self, client: redis.Redis, key: str, clock_script: str = REDIS_CLOCK) -> None:
+        """Raises ValueError for a key that does not begin with ``pace:``."""
+        super().__init__(client, key, 1.0, clock_script)
+        self.rate_per_second = math.inf
+        self._look = client.register_script(clock_script + _LOOK)
+        self._look_at = 0.0  # both by boot_seconds
+        self._backs_off_until = 0.0
+
+    def take(self, want: int) -> tuple[int, float]:
+        """``want``, or 0 and the seconds until the end of the backoff."""
+        wait_seconds = self._wait_seconds()
+        return (0, wait_seconds) if wait_seconds else (want, 0.0)
+
+    def take_ahead(self) -> tuple[bool, float]:
+        wait_seconds = self._wait_seconds()
+        return not wait_seconds, wait_seconds
+
+    def back_off(self, seconds: float) -> None:
+        super().back_off(seconds)
+        self._look_at = 0.0
+
+    def _wait_seconds(self) -> float:
+        if boot_seconds() >= self._look_at:
+            self._read_backoff()
+        return max(0.0, self._backs_off_until - boot_seconds())
+
+    def _read_backoff(self) -> None:
+        self._look_at = boot_seconds() + LOOK_SECONDS
+        try:
+            wait_microseconds, wrong = self._look([self.key], [self._longest])
+        except redis.RedisError as error:
+            log.debug("backoff of an account not read, none is assumed", {"pace": self.key, "reason": error})
+            self._look_at = boot_seconds() + UNAVAILABLE_SECONDS
+            return
+        self._backs_off_until = boot_seconds() + int(wait_microseconds) / 1_000_000
+        self._report(wrong)
