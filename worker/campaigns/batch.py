@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
@@ -10,8 +11,8 @@ from worker.campaigns.journal import Journal
 from worker.campaigns.refusal_breaker import RefusalStreak
 from worker.campaigns.sending_hours import BatchHours
 from worker.campaigns.transport import Transport
-from worker.errors import AccountRejected, CampaignRejected
-from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
+from worker.errors import AccountRejected, CampaignRejected, SendError
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failed
 from worker.sending.quota import Reservation
 
 DEFERRALS_BEFORE_BACKOFF = 5  # messages deferred in a row before the whole campaign backs off
@@ -212,6 +213,12 @@ class Batch:
             advice = rejection.advice if isinstance(rejection, CampaignRejected) else ""
             self._rejection, self._reason = rejection, f"{rejection}; {advice}" if advice else str(rejection)
             self._enter(BatchState.REJECTED, self._reason)
+
+    def failed(self, error: SendError, at: datetime) -> Outcome:
+        """What became of a message that ended with ``error``. The batch stops when it says that it has to."""
+        if isinstance(error, CampaignRejected | AccountRejected):
+            self.reject(error)
+        return failed(error, at)
 
     def stop_asking(self) -> None:
         """The provider does not answer questions about messages of this batch."""

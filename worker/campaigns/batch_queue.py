@@ -1,22 +1,34 @@
-"""The recipients of one batch on their way to the threads."""
+"""The recipients of one batch, and their messages, on their way to the threads."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any, NamedTuple
 
-from worker.campaigns.batch import Batch, Recipient
+from worker.campaigns.batch import BackoffCause, Batch, Recipient
 from worker.campaigns.progress import BatchProgress, ProgressRecord
+from worker.errors import SendError
 from worker.runtime.clock import boot_seconds
-from worker.sending.outcomes import Outcome, suppressed
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, suppressed
 from worker.sending.suppression import LOOK_VALID_SECONDS
+
+NO_MEMORY_SECONDS = 300.0  # how long a campaign waits whose messages need more memory than there is
+
+
+class NextMessage(NamedTuple):
+    """The message to one recipient; if none can be made, its ``outcome``."""
+
+    recipient: Recipient
+    made: Any = None
+    outcome: Outcome | None = None
 
 
 class BatchQueue:
     """A recipient first waits for a token of the account's pace, then is ready for a thread.
 
-    Threads call ``take``, ``is_looked_up``, ``obstacle``, ``begin`` and ``may_leave``; all else is for the one thread
-    that owns the dispatcher.
+    Threads call ``next_message``, ``take``, ``is_looked_up``, ``obstacle``, ``begin`` and ``may_leave``; all else is
+    for the one thread that owns the dispatcher.
     """
 
     def __init__(self, batch: Batch, clock: Callable[[], datetime], record: ProgressRecord | None = None) -> None:
@@ -26,6 +38,7 @@ class BatchQueue:
         self.threads = 0  # how many work on this batch
         self.token_at = 0.0  # time.monotonic() before which the pace has no token
         self.looked_at = boot_seconds()  # when the suppression list was last looked at: first by the claim
+        self._made: deque[NextMessage] = deque()
         self._changing = threading.Lock()  # guards the next four
         self._begun: set[str] = set()  # recipients whose message may have left
         self._opted_out = {each.id: each.opted_out for each in batch.recipients if each.opted_out is not None}
@@ -42,12 +55,12 @@ class BatchQueue:
     @property
     def ready(self) -> int:
         """How many wait for a thread."""
-        return len(self._ready)
+        return len(self._ready) + len(self._made)
 
     @property
     def done(self) -> bool:
         """Whether no thread works on the batch, and none will."""
-        return not self.threads and not (self.batch.sending and (self._waiting or self._ready))
+        return not self.threads and not (self.batch.sending and (self.waiting or self.ready))
 
     @property
     def is_looked_up(self) -> bool:
@@ -59,6 +72,39 @@ class BatchQueue:
         with self._changing:
             for _ in range(number):
                 self._ready.append(self._waiting.popleft())
+
+    def next_message(self, *, ahead: bool = False, in_a_row: int = 1) -> NextMessage | None:
+        """The message to the next recipient; None when there is none now, or the batch has stopped.
+
+        ``ahead``: see ``take``. ``in_a_row``: so many messages are made at once, for all threads, when none is there.
+        """
+        try:
+            return self._made.popleft()
+        except IndexError:
+            message = self._make(ahead=ahead)
+        for _ in range(in_a_row - 1):
+            more = self._make(ahead=True) if message else None
+            if more is None:
+                break
+            self._made.append(more)
+        return message
+
+    def _make(self, *, ahead: bool) -> NextMessage | None:
+        recipient = self.take(ahead=ahead)
+        if recipient is None:
+            return None
+        batch, outcome = self.batch, self.obstacle(recipient)
+        try:
+            if outcome is None:
+                return NextMessage(recipient, batch.transport.message(recipient, self._clock()))
+        except SendError as error:
+            outcome = batch.failed(error, self._clock())
+        except MemoryError:
+            batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
+            outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
+        except ValueError as error:
+            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), str(error), fault=FailureKind.CONTENT)
+        return NextMessage(recipient, outcome=outcome)
 
     def take(self, *, ahead: bool = False) -> Recipient | None:
         """The next recipient to write to; None when there is none now, or the batch has stopped.

@@ -10,22 +10,24 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from worker.campaigns.batch import BackoffCause, Batch, BatchState, Recipient
-from worker.campaigns.batch_queue import BatchQueue
+from worker.campaigns.batch import BackoffCause, Batch
+from worker.campaigns.batch_queue import BatchQueue, NextMessage
 from worker.campaigns.progress import ProgressRecord
-from worker.errors import AccountRejected, CampaignRejected, SendError, TooLate
+from worker.errors import SendError, TooLate
 from worker.providers.handover import handed_over_while
 from worker.runtime.clock import boot_seconds
-from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, failed
+from worker.sending.outcomes import Outcome, OutcomeKind
 from worker.sending.requests import ProviderAccount, RequestThreads
 
 LONG_WAIT_SECONDS = 5.0  # for a token; a batch that would have to wait longer is released
 # How long a message keeps the interpreter busy. Threads that wait for their provider no longer than that only compete
 # for the interpreter's lock: with a server on this machine, 8 take a tenth more CPU time than the 3 that suffice.
 INTERPRETER_SECONDS = 0.0001
-NO_MEMORY_SECONDS = 300.0  # how long a campaign waits whose messages need more memory than there is
+# Messages that are made one after the other take half the time of those that are each made between two exchanges: the
+# processor still has the code at hand. For a slow server that does not matter, and messages are made as they leave.
+MADE_IN_A_ROW = 16
 POLL_SECONDS = 0.2  # how soon a signal or a lost lock is noticed while messages are on the wire
 
 
@@ -33,14 +35,6 @@ def account_of(queue: BatchQueue) -> ProviderAccount:
     """The account that a batch leaves through: as its provider sees it, and each tenant for itself."""
     transport, campaign = queue.batch.transport, queue.batch.campaign
     return ProviderAccount(type(transport.provider).__name__, f"{campaign.tenant_id} {transport.account_key}")
-
-
-class _NextMessage(NamedTuple):
-    """The message to one recipient; if none can be made, its ``outcome``."""
-
-    recipient: Recipient
-    made: Any = None
-    outcome: Outcome | None = None
 
 
 class Dispatcher:
@@ -170,13 +164,16 @@ class Dispatcher:
             return
         if queue.waiting and time.monotonic() >= queue.token_at:
             queue.let_through(self._granted(queue))
-        useful = self._useful.get(type(queue.batch.transport.provider), self._threads.size)
+        useful = self._useful_threads(queue)
         # a thread that has just found nothing ready still counts: what became ready since gets one at the next look
         queue.batch.transport.want_connections(min(useful, queue.threads + queue.ready))
         wanted = min(useful, self._share(queue), queue.progress.allowance)
         for _ in range(min(wanted - queue.threads, queue.ready)):
             queue.threads += 1
             self._threads.submit(queue, partial(self._send_ready, queue))
+
+    def _useful_threads(self, queue: BatchQueue) -> int:
+        return self._useful.get(type(queue.batch.transport.provider), self._threads.size)
 
     def _share(self, queue: BatchQueue) -> int:
         """How many threads a batch may have beside the others, and connections for."""
@@ -207,62 +204,42 @@ class Dispatcher:
         """
         if seconds is None:
             return
-        provider = type(queue.batch.transport.provider)
-        useful = self._useful.get(provider, self._threads.size)
+        useful = self._useful_threads(queue)
         if seconds > useful * useful * INTERPRETER_SECONDS:
             useful = min(useful + 1, self._threads.size)
         elif seconds < (useful - 1) * (useful - 1) * INTERPRETER_SECONDS:
             useful -= 1
-        self._useful[provider] = useful
+        self._useful[type(queue.batch.transport.provider)] = useful
 
     def _send_ready(self, queue: BatchQueue) -> float | None:
         """In a thread: sends what is ready; returns the seconds that a message took, None when there was none."""
         count, seconds = 0, 0.0
-        message, following = self._next(queue), None
+        is_quick = self._useful_threads(queue) < self._threads.size
+        next_message = partial(queue.next_message, in_a_row=MADE_IN_A_ROW if is_quick else 1)
+        message, following = next_message(), None
         try:
             while message:
                 shared = queue.threads > self._share(queue)  # other batches came meanwhile
                 # while there is enough for all threads; the last ones are better sent side by side
                 announces = not shared and queue.ready >= self._threads.size and queue.batch.transport.announces
-                following = self._next(queue, ahead=True) if announces else None
+                following = next_message(ahead=True) if announces else None
                 began = time.monotonic()
                 outcome = self._deliver(queue, message, following)
+                if queue.batch.stopped_by_provider:
+                    self.stop(queue.batch.campaign.id)  # its other batch, too
                 if outcome is None:
                     break  # the batch has stopped
                 count, seconds = count + 1, seconds + time.monotonic() - began
                 queue.batch.record(message.recipient, outcome)
-                if queue.batch.state is BatchState.REFUSED_IN_A_ROW:
-                    self.stop(queue.batch.campaign.id)  # its other batch, too
                 self._threads.progressed()
-                message, following = following or (None if shared else self._next(queue)), None
+                message, following = following or (None if shared else next_message()), None
         finally:
             for each in (message, following):
                 if each:
                     queue.batch.transport.withdraw(each.made)
         return seconds / count if count else None
 
-    def _next(self, queue: BatchQueue, *, ahead: bool = False) -> "_NextMessage | None":
-        """The message to the next recipient; None when there is none now, or the batch has stopped."""
-        recipient = queue.take(ahead=ahead)
-        if recipient is None:
-            return None
-        if outcome := queue.obstacle(recipient):
-            return _NextMessage(recipient, outcome=outcome)
-        batch = queue.batch
-        try:
-            return _NextMessage(recipient, batch.transport.message(recipient, self._clock()))
-        except SendError as error:
-            outcome = self._failed(batch, error)
-        except MemoryError:
-            batch.back_off(NO_MEMORY_SECONDS, "one of its messages could not be made", BackoffCause.NO_MEMORY)
-            outcome = Outcome(OutcomeKind.NOT_SENT, self._clock())
-        except ValueError as error:
-            outcome = Outcome(OutcomeKind.REFUSED, self._clock(), str(error), fault=FailureKind.CONTENT)
-        return _NextMessage(recipient, outcome=outcome)
-
-    def _deliver(
-        self, queue: BatchQueue, message: "_NextMessage", following: "_NextMessage | None"
-    ) -> Outcome | None:
+    def _deliver(self, queue: BatchQueue, message: NextMessage, following: NextMessage | None) -> Outcome | None:
         """Sends one message; None when it may not leave. If this process dies in here, the journal says how far it
         got."""
         if message.outcome:
@@ -280,7 +257,7 @@ class Dispatcher:
         batch.journal.ended(recipient.id, outcome)
         return outcome
 
-    def _send(self, queue: BatchQueue, message: "_NextMessage", following: Any) -> Outcome:
+    def _send(self, queue: BatchQueue, message: NextMessage, following: Any) -> Outcome:
         batch, recipient = queue.batch, message.recipient
         try:
             with handed_over_while(lambda: boot_seconds() <= batch.lease_until and queue.may_leave(recipient)):
@@ -292,13 +269,7 @@ class Dispatcher:
                 batch.lose_lease()
             return Outcome(OutcomeKind.NOT_SENT, self._clock())
         except SendError as error:
-            return self._failed(batch, error)
+            return batch.failed(error, self._clock())
         except MemoryError:
             return Outcome(OutcomeKind.UNCONFIRMED, self._clock(), "there was not enough memory to send it")
         return Outcome(OutcomeKind.ACCEPTED, self._clock(), accepted=accepted)
-
-    def _failed(self, batch: Batch, error: SendError) -> Outcome:
-        if isinstance(error, CampaignRejected | AccountRejected):
-            batch.reject(error)
-            self.stop(batch.campaign.id)  # its other batch, too
-        return failed(error, self._clock())
