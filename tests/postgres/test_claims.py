@@ -205,6 +205,7 @@ def office(crm: Crm, database_url: str, redis_url: str, tmp_path: Path) -> Itera
         "SMTP_URL": "smtp://127.0.0.1:1",
         "CAMPAIGN_BATCH_SIZE": "10",
         "CAMPAIGN_BATCH_DELAY": "0.001ms",  # one batch at a time, and the next one at once
+        "GMAIL_RATE": "100",  # a batch is no larger than what the account may send in a second
         "ENCRYPTION_KEY": accounts.ENCRYPTION_KEY,
     }
     with ExitStack() as stack:
