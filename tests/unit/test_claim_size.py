@@ -66,11 +66,17 @@ def test_a_batch_of_nobody() -> None:
 def test_all_batches_share_twice_the_number_of_threads() -> None:
     """What a lost machine leaves unconfirmed, whatever the size of its batches."""
     paused = sizes(CAMPAIGN_BATCH_DELAY="1s", CAMPAIGN_BATCH_SIZE="700", CAMPAIGN_CONCURRENCY="8")
-    assert [paused.allowance(campaigns) for campaigns in (1, 2, 5, 100)] == [16, 8, 3, 1]
+    assert [paused.allowance("c", campaigns) for campaigns in (1, 2, 5, 100)] == [16, 8, 3, 1]
+    free = sizes(CAMPAIGN_CONCURRENCY="8")  # two batches of each campaign
+    assert [free.allowance("c", campaigns) for campaigns in (1, 2, 5, 100)] == [8, 4, 1, 1]
+    free.measured("c", 8, 0.03)  # 267 a second
+    assert (free.of("c"), free.allowance("c", 1)) == (26, 8)
 
 
-def test_a_batch_of_a_tenth_of_a_second_may_leave_as_a_whole() -> None:
-    """The first two, whose rate is not known, are no more than an allowance."""
-    size = sizes(CAMPAIGN_CONCURRENCY="8")
-    assert size.allowance(1) is None
-    assert size.side_by_side * size.of("c") == 16
+def test_a_batch_for_a_quick_server_may_leave_as_a_whole() -> None:
+    """Its commits in between would cost too much."""
+    size = sizes(CAMPAIGN_CONCURRENCY="8", CAMPAIGN_BATCH_SIZE="200")
+    size.measured("c", 32, 0.032)  # 1,000 a second
+    assert (size.of("c"), size.allowance("c", 1)) == (32, 8)
+    size.measured("c", 32, 0.032)
+    assert (size.of("c"), size.allowance("c", 1)) == (100, None)

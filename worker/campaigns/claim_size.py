@@ -12,6 +12,7 @@ from worker.sending.accounts import evict_oldest
 
 CLAIM_SECONDS = 0.1
 LARGEST_CLAIM = 500
+QUICK_CLAIM = 50  # a larger one is for a server so quick that commits between its messages cost a tenth of the rate
 GROWTH = 4  # a claim is at most so many times as large as the one before: a few messages say little about the rate
 CAMPAIGNS_KEPT = 512  # whose rate is remembered
 
@@ -33,13 +34,16 @@ class ClaimSize:
         """How many recipients of a campaign to claim."""
         return self._sizes.get(campaign_id, self._first)
 
-    def allowance(self, campaigns: int) -> int | None:
+    def allowance(self, campaign_id: str, campaigns: int) -> int | None:
         """How many recipients of a batch may have been written to without an outcome that PostgreSQL knows.
 
-        None: all, where a batch is what is sent in a tenth of a second. Else the batches of all ``campaigns`` that
-        are sent together share twice the number of threads: so many does a lost machine leave unconfirmed.
+        None: all, where a batch is what a quick server takes in a tenth of a second. Else the batches of all
+        ``campaigns`` that are sent together share twice the number of threads: so many does a lost machine leave
+        unconfirmed.
         """
-        return max(1, 2 * self._concurrency // campaigns) if self._fixed else None
+        if not self._fixed and self.of(campaign_id) > QUICK_CLAIM:
+            return None
+        return max(1, 2 * self._concurrency // (self.side_by_side * campaigns))
 
     def measured(self, campaign_id: str, recipients: int, seconds: float) -> None:
         """A batch of so many recipients was sent in ``seconds``."""

@@ -87,7 +87,7 @@ class BatchClaims:
                 channel=campaign.channel,
                 streak=self.breaker.streak_of(campaign),
                 reservation=reservation,
-                allowance=self._size.allowance(campaigns),
+                allowance=self._size.allowance(campaign.id, campaigns),
                 user_id=campaign.user_id,
                 pause_seconds=self._settings.campaign_batch_delay_seconds,
                 full_size=self._settings.campaign_batch_size,
