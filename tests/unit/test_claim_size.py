@@ -19,12 +19,10 @@ def test_with_a_pause_the_operator_decides() -> None:
 def test_what_takes_a_tenth_of_a_second() -> None:
     """It grows by no more than four times at a time, and shrinks at once."""
     size = sizes(CAMPAIGN_BATCH_SIZE="100", CAMPAIGN_CONCURRENCY="8")
-    assert (size.of("c"), size.side_by_side) == (8, 2)
-    size.measured("c", 8, 0.0032)  # 2,500 a second
-    assert size.of("c") == 32
-    size.measured("c", 32, 0.0128)
-    assert size.of("c") == 128
-    size.measured("c", 128, 0.0512)
+    assert (size.of("c"), size.side_by_side) == (16, 2)
+    size.measured("c", 16, 0.0064)  # 2,500 a second
+    assert size.of("c") == 64
+    size.measured("c", 64, 0.0256)
     assert size.of("c") == 250
     size.measured("c", 250, 1.0)
     assert size.of("c") == 25
@@ -51,16 +49,16 @@ def test_campaigns_are_measured_apart() -> None:
     """A slow campaign is no reason for small claims of a fast one; few of them are remembered."""
     size = sizes()
     size.measured("slow", 50, 10.0)
-    assert size.of("fast") == 8
+    assert size.of("fast") == 16
     for number in range(CAMPAIGNS_KEPT):
         size.measured(f"c-{number}", 50, 0.01)
-    assert size.of("slow") == 8
+    assert size.of("slow") == 16
 
 
 def test_a_batch_of_nobody() -> None:
     size = sizes()
     size.measured("c", 0, 1.0)
-    assert size.of("c") == 8
+    assert size.of("c") == 16
 
 
 def test_all_batches_share_twice_the_number_of_threads() -> None:

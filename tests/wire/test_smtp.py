@@ -795,7 +795,7 @@ def test_a_server_that_allows_two_connections_gets_two(provider_of, greets_first
 
 def test_a_limit_that_is_gone_is_noticed(provider_of, monkeypatch) -> None:
     """After a while one more connection is tried."""
-    monkeypatch.setattr("worker.providers.smtp.LIMIT_SECONDS", 0.05)
+    monkeypatch.setattr("worker.providers.learned_limit.LIMIT_SECONDS", 0.05)
     with LimitedServer(1, greets_first=False) as server:
         provider = provider_of(server)
         with ThreadPoolExecutor(4) as threads:

@@ -11,6 +11,7 @@ from worker.runtime.settings import Settings
 from worker.sending.accounts import evict_oldest
 
 CLAIM_SECONDS = 0.1
+FIRST_CLAIM = 16  # recipients: enough to see whether a provider defers all of them
 LARGEST_CLAIM = 500
 QUICK_CLAIM = 50  # a larger one is for a server so quick that commits between its messages cost a tenth of the rate
 GROWTH = 4  # a claim is at most so many times as large as the one before: a few messages say little about the rate
@@ -27,7 +28,8 @@ class ClaimSize:
         self._concurrency = settings.campaign_concurrency
         # where it is free, what the operator wrote bounds only the first claims of a campaign
         share = max(1, settings.campaign_batch_size // self.side_by_side)
-        self._first = share if self._fixed else min(share, settings.campaign_concurrency)
+        self._first = share if self._fixed else min(share, max(FIRST_CLAIM, settings.campaign_concurrency))
+        self._smallest = min(share, settings.campaign_concurrency)
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def of(self, campaign_id: str) -> int:
@@ -51,5 +53,5 @@ class ClaimSize:
             return
         largest = min(GROWTH * self.of(campaign_id), LARGEST_CLAIM)
         wanted = int(recipients * CLAIM_SECONDS / max(seconds, 0.001))
-        self._sizes[campaign_id] = max(self._first, min(wanted, largest))
+        self._sizes[campaign_id] = max(self._smallest, min(wanted, largest))
         evict_oldest(self._sizes, campaign_id, CAMPAIGNS_KEPT)

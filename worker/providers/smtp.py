@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from worker.errors import RetryLater, SendError, TooLate
 from worker.messages import Accepted, Email
+from worker.providers.learned_limit import LearnedLimit
 from worker.providers.places import ConnectionUse, SharedPlaces
 from worker.providers.smtp_refusals import account_pause
 from worker.providers.smtp_session import open_session, passwords_of, tls_context
@@ -22,7 +23,6 @@ from worker.providers.smtp_transaction import Transaction, transaction_of
 from worker.providers.smtp_url import parse_smtp_url
 from worker.providers.smtp_wire import ConnectionGone, SmtpConnection
 
-LIMIT_SECONDS = 60.0  # for so long no connection is tried beyond those that the server accepted; then one more
 WAIT_SECONDS = 30.0  # for a connection to become free
 
 
@@ -63,8 +63,7 @@ class SmtpProvider:
         self._announces = True
         self._opening = 0  # connections that are being opened
         self._waiting = 0  # threads that wait for one
-        self._limit: int | None = None  # how many the server accepts, as far as it is known
-        self._limited_until = 0.0  # time.monotonic()
+        self._limit = LearnedLimit()
         self._closed = False
         self.places = places
         if places:
@@ -122,9 +121,9 @@ class SmtpProvider:
         """A message that was announced as ``following`` is not sent: its connection is closed, which forgets it."""
         if announced := self._take_announced(message):
             with self._changed:
+                announced.connection.close()  # before it is counted as closed
                 self._busy.discard(announced.connection)
                 self._changed.notify()
-            announced.connection.close()
 
     def close(self) -> None:
         """Closes all connections. A ``send`` in another thread ends at once, with RetryLater or Unconfirmed."""
@@ -246,14 +245,8 @@ class SmtpProvider:
         raise RetryLater("the server accepts no more connections, and none became free in time")
 
     def _may_open(self) -> bool:
-        if self.places and not self.places.may_open(self._number_open()):
-            return False
-        if self._limit is None:
-            return True
-        if time.monotonic() >= self._limited_until:  # perhaps it accepts one more by now
-            self._limit += 1
-            self._limited_until = time.monotonic() + LIMIT_SECONDS
-        return self._number_open() < self._limit
+        number = self._number_open()
+        return (self.places is None or self.places.may_open(number)) and self._limit.allows_one_more(number)
 
     def _number_open(self) -> int:
         return len(self._busy) + len(self._idle) + self._opening
@@ -269,8 +262,7 @@ class SmtpProvider:
         """The server refused one more connection. False if there is no other."""
         with self._changed:
             others = self._number_open()
-            self._limit = others or None
-            self._limited_until = time.monotonic() + LIMIT_SECONDS
+            self._limit.one_was_refused(others)
             self._changed.notify_all()
             return others > 0
 
@@ -291,18 +283,17 @@ class SmtpProvider:
             if announced and waits_for is announced.transaction and connection.usable and not self._closed:
                 self._announced[id(announced.message)] = announced
                 return  # it stays busy
-            if self._has_too_many():
+            # one that is not usable may still wait for the content that could not be sent just now
+            is_kept = connection.usable and waits_for is None and not self._closed and not self._has_too_many()
+            if not is_kept:
                 connection.close()  # before it is counted as closed
             self._busy.discard(connection)
             if one_too_many and (others := self._number_open()):
                 # before a thread that waits sees room for one more, which would be refused, too
-                self._limit, self._limited_until = others, time.monotonic() + LIMIT_SECONDS
-            self._changed.notify()
-            # it may still wait for the content that could not be sent just now
-            if connection.usable and waits_for is None and not self._closed:
+                self._limit.one_was_refused(others)
+            if is_kept:
                 self._idle.append(connection)
-                return
-        connection.close()
+            self._changed.notify()
 
     def _require_open(self) -> None:
         if self._closed:
