@@ -21,6 +21,7 @@ from workers import ANSWERED, THREADS, Start, wait_for
 from sandbox import accounts
 from sandbox.crm import Crm, utc_now
 from sandbox.world import World
+from worker.campaigns.claim_size import FIRST_CLAIM
 from worker.sending.requests import FIRST_THREADS
 
 
@@ -157,11 +158,11 @@ def test_a_kill_before_any_message_left_releases_the_whole_batch(
     seconds, microseconds = redis_client.time()
     in_four_seconds = seconds * 1_000_000 + microseconds + 4_000_000
     redis_client.set(f"pace:whatsapp:{accounts.WHATSAPP_PHONE_ID}", in_four_seconds, px=4000)
-    campaign = crm.add_campaign("whatsapp", recipients=20)
+    campaign = crm.add_campaign("whatsapp", recipients=FIRST_CLAIM)
     worker = start(WHATSAPP_RATE="20")
     wait_for(books.held, "a batch is claimed")
     worker.kill()
-    assert crm.counts(campaign) == {"sending": 20}
+    assert crm.counts(campaign) == {"sending": FIRST_CLAIM}
     start(WHATSAPP_RATE="40")
     wait_for(lambda: books.ended(campaign), "the campaign ends")
     assert books.balance(campaign, "whatsapp") == 0
