@@ -127,6 +127,7 @@ def environment(servers: World, url: str, sink: Sink, options: argparse.Namespac
         "GOOGLE_TOKEN_URL": f"http://127.0.0.1:{sink.port}/token",
         "WHATSAPP_RATE": UNPACED,
         "GMAIL_RATE": UNPACED,
+        "GMAIL_DAILY_LIMIT": UNPACED,
         "CAMPAIGN_BATCH_DELAY": "0",
         "CAMPAIGN_BATCH_SIZE": str(options.batch_size),
         "CAMPAIGN_CONCURRENCY": str(options.concurrency),
