@@ -22,6 +22,7 @@ from sandbox import accounts
 from sandbox.crm import Crm, utc_now
 from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, BackoffCause, Batch, BatchState, Recipient
 from worker.campaigns.campaign import Campaign
+from worker.campaigns.claim_size import FIRST_CLAIM
 from worker.campaigns.claims import BatchClaims
 from worker.campaigns.deferrals import BACKOFF_SECONDS, BACKOFFS_BEFORE_END, BACKOFFS_BEFORE_OWN
 from worker.campaigns.journal import JournalDirectory
@@ -39,7 +40,7 @@ from worker.runtime.events import LiveEvents
 from worker.runtime.lease import LEASE_SECONDS, Lease
 from worker.runtime.redis_client import connect
 from worker.runtime.settings import load
-from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind
+from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, suppressed
 from worker.sending.pacing import Pace
 
 DEADLINE_SECONDS = 60.0
@@ -798,6 +799,7 @@ def test_a_claim_whose_answer_is_lost(office: Office) -> None:
 CLAIM_AND_DIE = """
 import os, sys
 from sandbox.crm import utc_now
+from worker.campaigns.claim_size import FIRST_CLAIM
 from worker.campaigns.claims import BatchClaims
 from worker.campaigns.journal import JournalDirectory
 from worker.campaigns.run import CampaignRuns
@@ -1095,7 +1097,7 @@ def test_an_account_that_backs_off(office: Office) -> None:
     worker.start(campaign)
     batch = worker.claim(campaign)
     assert batch
-    batch.back_off(60.0, "429")
+    batch.back_off(60.0, "429", BackoffCause.DEFERRED)
     worker.runs.follow_up(batch, worker.settle(batch))
     pace = office.worker("other").transports.route(worker.find(campaign)).pace
     assert pace
@@ -1718,6 +1720,36 @@ def test_refused_by_another_process_when_the_run_fails(office: Office, database_
     assert (office.status(campaign), office.counted(campaign)) == ("failed", (2, 0))
     assert refusals(office) == 0
     assert office.log(campaign) == ["started", "failed"]
+
+
+def test_refused_in_a_batch_that_is_settled_after_a_pause(office: Office) -> None:
+    """A pause says nothing about the refusals before it: they stay failed, with the provider's words."""
+    campaign = office.crm.add_campaign(recipients=5)
+    worker = office.worker()
+    worker.start(campaign)
+    batch = worker.claim(campaign)
+    assert batch
+    refuse(batch, accept_first=True)
+    office.crm.execute('UPDATE "Campaign" SET status = %s', ["paused"])
+    office.crm.execute("DELETE FROM worker.campaign_run")
+    assert worker.settle(batch)
+    assert office.counts(campaign) == {"failed": 4, "sent": 1}
+    assert refusals(office) == 4
+
+
+def test_who_was_not_written_to_says_nothing_of_the_rate(office: Office) -> None:
+    """A batch of suppressed recipients ends at once; the next claim is as small as the first one."""
+    campaign = office.crm.add_campaign(recipients=100)
+    worker = office.worker(CAMPAIGN_BATCH_DELAY="0", CAMPAIGN_BATCH_SIZE="100")
+    worker.start(campaign)
+    for _ in range(2):
+        batch = worker.claim(campaign)
+        assert batch
+        assert len(batch.recipients) == FIRST_CLAIM
+        for each in batch.recipients:
+            batch.set_outcome(each.id, suppressed("unsubscribed", utc_now()))
+        worker.claims.measured(batch)
+        assert worker.settle(batch)
 
 
 def test_what_stays_failed_when_the_run_ended_meanwhile(office: Office) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from worker.campaigns.batch import DEFERRALS_BEFORE_BACKOFF, BackoffCause, Batch, BatchState, Recipient
-from worker.campaigns.batch_queue import BatchQueue
+from worker.campaigns.batch_queue import ROW_BYTES, BatchQueue
 from worker.campaigns.journal import JournalDirectory
 from worker.errors import AccountRejected, CampaignRejected
+from worker.messages import Email
 from worker.runtime.clock import utc_now
 from worker.sending.outcomes import Outcome, OutcomeKind
 
@@ -112,6 +113,45 @@ def test_many_threads_take_each_recipient_once(batch: Batch) -> None:
     assert queue.unanswered() == []
     assert queue.ready == len(PEOPLE) - len(taken)
     assert queue.take() is None
+
+
+def queue_of(batch: Batch, content: bytes = b"hello") -> BatchQueue:
+    batch.transport.message = lambda recipient, at: Email("a@shop.example", recipient.email, recipient.id, content)  # type: ignore[method-assign]
+    queue = BatchQueue(batch, utc_now)
+    queue.let_through(len(PEOPLE))
+    return queue
+
+
+def test_messages_that_are_made_in_a_row(batch: Batch) -> None:
+    """Each comes once, in order, and counts as ready until a thread has it."""
+    queue = queue_of(batch)
+    ids = []
+    while message := queue.next_message(in_a_row=8):
+        ids.append(message.made.message_id)
+        assert queue.ready == len(PEOPLE) - len(ids)
+    assert ids == [each.id for each in PEOPLE]
+
+
+@pytest.mark.parametrize("why", ["stopped", "not looked up"])
+def test_messages_that_were_made_do_not_leave(batch: Batch, why: str) -> None:
+    """After a stop, or while nobody has looked for a while who has unsubscribed."""
+    queue = queue_of(batch)
+    assert queue.next_message(in_a_row=8)
+    if why == "stopped":
+        batch.stop()
+    else:
+        queue.looked_at = float("-inf")
+    assert queue.next_message(in_a_row=8) is None
+    assert queue.next_message() is None
+
+
+def test_large_messages_are_made_as_they_leave(batch: Batch) -> None:
+    made = []
+    queue = queue_of(batch, bytes(ROW_BYTES))
+    original = batch.transport.message
+    batch.transport.message = lambda *given: made.append(given) or original(*given)  # type: ignore[method-assign, func-returns-value]
+    assert queue.next_message(in_a_row=8)
+    assert len(made) == 1
 
 
 def test_who_is_with_a_thread_at_a_stop(batch: Batch) -> None:

@@ -78,3 +78,11 @@ def test_a_batch_for_a_quick_server_may_leave_as_a_whole() -> None:
     assert (size.of("c"), size.allowance("c", 1)) == (40, 8)
     size.measured("c", 40, 0.04)  # 1,000 a second
     assert (size.of("c"), size.allowance("c", 1)) == (100, None)
+
+
+def test_many_connections_say_nothing_of_the_rate() -> None:
+    """A first claim has a recipient for each; its server may be slow all the same."""
+    size = sizes(CAMPAIGN_CONCURRENCY="64", CAMPAIGN_BATCH_SIZE="500")
+    assert (size.of("c"), size.allowance("c", 1)) == (64, 64)
+    size.measured("c", 64, 30.0)
+    assert (size.of("c"), size.allowance("c", 1)) == (64, 64)

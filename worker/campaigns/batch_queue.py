@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 from worker.campaigns.batch import BackoffCause, Batch, Recipient
 from worker.campaigns.progress import BatchProgress, ProgressRecord
 from worker.errors import SendError
+from worker.messages import Email
 from worker.runtime.clock import boot_seconds
 from worker.sending.outcomes import FailureKind, Outcome, OutcomeKind, suppressed
 from worker.sending.suppression import LOOK_VALID_SECONDS
 
+ROW_BYTES = 262_144  # of messages that are made in a row: no more are made once they have so many
 NO_MEMORY_SECONDS = 300.0  # how long a campaign waits whose messages need more memory than there is
 
 
@@ -78,12 +80,16 @@ class BatchQueue:
 
         ``ahead``: see ``take``. ``in_a_row``: so many messages are made at once, for all threads, when none is there.
         """
+        if not (self.batch.sending and self.is_looked_up):
+            return None
         try:
             return self._made.popleft()
         except IndexError:
-            message = self._make(ahead=ahead)
+            message = more = self._make(ahead=ahead)
+        size = 0
         for _ in range(in_a_row - 1):
-            more = self._make(ahead=True) if message else None
+            size += len(more.made.content) if more and isinstance(more.made, Email) else 0
+            more = self._make(ahead=True) if more and size < ROW_BYTES else None
             if more is None:
                 break
             self._made.append(more)

@@ -43,7 +43,7 @@ class ClaimSize:
         ``campaigns`` that are sent together share twice the number of threads: so many does a lost machine leave
         unconfirmed.
         """
-        if not self._fixed and self.of(campaign_id) > QUICK_CLAIM:
+        if not self._fixed and self.of(campaign_id) > max(QUICK_CLAIM, self._first):
             return None
         return max(1, 2 * self._concurrency // (self.side_by_side * campaigns))
 

@@ -126,7 +126,8 @@ class BatchClaims:
     def measured(self, batch: Batch) -> None:
         """The batch was sent to its end: the campaign's next claim takes what takes a moment."""
         if batch.sending:
-            self._size.measured(batch.campaign.id, len(batch.recipients), time.monotonic() - batch.claimed_at)
+            tried = sum(each.was_tried for each in batch.outcomes.values())
+            self._size.measured(batch.campaign.id, tried, time.monotonic() - batch.claimed_at)
 
     def renew(self, batches: Iterable[Batch]) -> None:
         """Renews the leases of these batches now and then. A batch that another process has settled stops."""

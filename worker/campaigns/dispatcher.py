@@ -225,15 +225,16 @@ class Dispatcher:
                 following = next_message(ahead=True) if announces else None
                 began = time.monotonic()
                 outcome = self._deliver(queue, message, following)
-                if queue.batch.stopped_by_provider:
-                    self.stop(queue.batch.campaign.id)  # its other batch, too
                 if outcome is None:
                     break  # the batch has stopped
-                count, seconds = count + 1, seconds + time.monotonic() - began
+                if message.outcome is None:
+                    count, seconds = count + 1, seconds + time.monotonic() - began
                 queue.batch.record(message.recipient, outcome)
                 self._threads.progressed()
                 message, following = following or (None if shared else next_message()), None
         finally:
+            if queue.batch.stopped_by_provider:
+                self.stop(queue.batch.campaign.id)  # its other batch, too
             for each in (message, following):
                 if each:
                     queue.batch.transport.withdraw(each.made)

@@ -122,7 +122,8 @@ class CampaignRuns:
         if batch.state is BatchState.REJECTED:
             self._fail_rejected(batch)
         elif batch.state is BatchState.BACKING_OFF:
-            if batch.backoff_cause is not BackoffCause.NO_MEMORY:  # which says nothing about the account
+            # a wait for the pace is there already, and a lack of memory says nothing about the account
+            if batch.backoff_cause in (BackoffCause.DEFERRED, BackoffCause.NO_ANSWER):
                 batch.transport.back_off(batch.delay_seconds)
             reason = without_other_addresses(batch.reason, None)
             log.warning(batch.backoff_cause, {"campaign": batch.campaign.id, "reason": reason})

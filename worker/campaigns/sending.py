@@ -77,7 +77,7 @@ class CampaignSending:
         settings, clock = context.settings, context.clock
         self._context = context
         self._db = context.database
-        self._transports = TransportRouter(settings, context.redis, clock)
+        self._transports = TransportRouter(settings, context.redis, clock, lambda: context.signals.stopping)
         self.runs = CampaignRuns(
             self._db,
             LiveEvents(context.redis),

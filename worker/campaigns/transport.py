@@ -139,10 +139,16 @@ class Transport:
 class TransportRouter:
     """The transports of one process. Contents, accounts and connections are kept from batch to batch."""
 
-    def __init__(self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime]) -> None:
-        """Raises SettingsError when SMTP_URL or BOUNCE_ADDRESS cannot be used."""
+    def __init__(
+        self,
+        settings: Settings,
+        client: redis.Redis,
+        clock: Callable[[], datetime],
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``is_stopping``: see SmtpProvider. Raises SettingsError when SMTP_URL or BOUNCE_ADDRESS cannot be used."""
         self._settings = settings
-        self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency)
+        self._accounts = SendingAccounts(settings, client, clock, settings.campaign_concurrency, is_stopping)
         self._contents: OrderedDict[str, _CompiledContent] = OrderedDict()
         own_page = settings.public_url and not settings.unsubscribe_url
         self._tokens = UnsubscribeTokens(settings.link_keys) if own_page else None

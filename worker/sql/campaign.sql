@@ -351,15 +351,15 @@ WITH own_batch AS (
 SELECT counted.* FROM own_batch LEFT JOIN counted ON true;
 
 -- name: release_refused  After the settlement of a batch, in its transaction: who was refused in it is pending again if
--- its run has ended meanwhile, by a rejection say, since no streak counts them any more.
+-- its run has failed meanwhile, or another one has begun since, because no streak counts them any more.
 WITH refused AS (
-    SELECT f.recipient_id, f.campaign_id, f.tenant_id FROM worker.failure f
+    SELECT f.recipient_id, f.campaign_id, f.tenant_id
+    FROM worker.failure f
+        JOIN "Campaign" c ON c.id = f.campaign_id AND c."tenantId" || '' = f.tenant_id
+        LEFT JOIN worker.campaign_run r ON r.campaign_id = f.campaign_id AND r.tenant_id = f.tenant_id
     WHERE f.recipient_id = ANY (%(refused)s::text[]) AND f.tenant_id = %(tenant_id)s
       AND f.kind = 'refused' AND f.code NOT LIKE '%% 5.2.2'
-      AND NOT EXISTS (
-          SELECT FROM worker.campaign_run r
-          WHERE r.campaign_id = f.campaign_id AND r.tenant_id = f.tenant_id AND r.started_at < f.failed_at
-      )
+      AND (c.status = 'failed' OR r.started_at >= f.failed_at)
 ), released AS (
     -- include: released_refusals
 ), forgotten AS (
