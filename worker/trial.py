@@ -65,7 +65,7 @@ class TrialJob:
         self._context = context
         self._db = context.database
         self._sql = queries("trial")
-        self._accounts = SendingAccounts(settings, context.redis, clock, THREADS)
+        self._accounts = SendingAccounts(settings, context.redis, clock, THREADS, lambda: context.signals.stopping)
         self._claims = NotificationClaims(self._db, context.name)
         self._dispatcher = NotificationDispatcher(
             self._claims, context.signals, settings.shutdown_grace_seconds, clock, settings.message_max_bytes

@@ -47,6 +47,7 @@ def coded(code: str) -> psycopg2.Error:
         ("57P01", UNAVAILABLE),
         ("57P02", UNAVAILABLE),
         ("57P03", UNAVAILABLE),
+        ("25P03", UNAVAILABLE),  # it ended the session of a process that was frozen in a transaction
     ],
 )
 def test_a_postgresql_that_cannot_work(code: str, message: str) -> None:

@@ -39,3 +39,11 @@ def test_what_has_no_machine_is_kept() -> None:
     gauges = [MetricValue("calls_due", {}, 3.0), state("lost")]
     assert machines.dropped(gauges, 0.0) == []
     assert machines.dropped(gauges, KEPT_SECONDS) == [state("lost")]
+
+
+def test_an_outage_of_redis_is_no_silence_of_the_machines() -> None:
+    machines = SilentMachines(KEPT_SECONDS)
+    gauges = [report("crm-1", 1.0), state("crm-1")]
+    assert machines.dropped(gauges, 0.0) == []
+    machines.forget()
+    assert machines.dropped(gauges, KEPT_SECONDS) == []

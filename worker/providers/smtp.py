@@ -10,6 +10,7 @@ says so, but some servers just close it), threads share those for a while instea
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from worker.providers.smtp_url import parse_smtp_url
 from worker.providers.smtp_wire import ConnectionGone, SmtpConnection
 
 WAIT_SECONDS = 30.0  # for a connection to become free
+POLL_SECONDS = 0.5  # how soon a thread that waits for one sees that the process is to end
 
 
 class _Announced(NamedTuple):
@@ -44,6 +46,7 @@ class SmtpProvider:
         timeout_seconds: float = 30.0,
         answer_timeout_seconds: float = 120.0,
         places: SharedPlaces | None = None,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Does not connect yet. Raises ValueError when SMTP_URL cannot be used.
 
@@ -51,6 +54,7 @@ class SmtpProvider:
         longer, because servers scan it first: RFC 5321, 4.5.3.2.6 asks clients to wait 10 minutes, so that they do
         not repeat an accepted message. Two minutes are enough for a scanner, and do not block a thread for too long.
         ``places``: how many connections this process may have; None: as many as the server accepts.
+        ``is_stopping``: whether the process is to end; then no message waits for a connection any more.
         """
         self._url = parse_smtp_url(url)
         self._timeout_seconds = timeout_seconds
@@ -65,6 +69,7 @@ class SmtpProvider:
         self._waiting = 0  # threads that wait for one
         self._limit = LearnedLimit()
         self._closed = False
+        self._is_stopping = is_stopping
         self.places = places
         if places:
             places.serve(self)
@@ -232,14 +237,19 @@ class SmtpProvider:
         raise RetryLater("the program is stopping")
 
     def _wait(self, deadline: float) -> None:
+        """Waits a moment for a connection of another thread."""
         self._waiting += 1
         try:
             if self.places:
                 self.places.want(self._number_wanted())
-            if self._changed.wait(deadline - time.monotonic()):
+            if self._changed.wait(min(POLL_SECONDS, deadline - time.monotonic())):
                 return
         finally:
             self._waiting -= 1
+        if self._is_stopping():
+            raise TooLate("the program stops, and no connection was free yet")
+        if time.monotonic() < deadline:
+            return
         if self.places and self._number_open() >= self.places.number:
             raise TooLate("no connection of those that SMTP_CONNECTIONS allows became free in time")
         raise RetryLater("the server accepts no more connections, and none became free in time")

@@ -26,7 +26,8 @@ from worker.runtime.sessions import Sessions
 UNAVAILABLE = (psycopg2.OperationalError, psycopg2.InterfaceError)  # what a lost or missing server raises
 READ_ONLY_CODE = "25006"
 # SQLSTATEs of a server that cannot work: connection failed, too few resources, shut down; takes no writes, disk error
-_UNAVAILABLE_CODES = ("08", "53", "57P", READ_ONLY_CODE, "58030")
+# 25P03, 25P04: PostgreSQL ended the session, because the process stood still in a transaction for too long
+_UNAVAILABLE_CODES = ("08", "53", "57P", READ_ONLY_CODE, "58030", "25P03", "25P04")
 _TEMPORARY_FILES_CODE = "53400"  # a limit that one statement exceeded
 _ABORTED_TRANSACTION_CODE = "25P02"
 _PREPARED_ELSEWHERE_CODES = ("26000", "42P05")  # a prepared statement is missing, or is there already

@@ -131,9 +131,14 @@ class SendingAccounts:
     """All accounts that one process sends through."""
 
     def __init__(
-        self, settings: Settings, client: redis.Redis, clock: Callable[[], datetime], concurrency: int
+        self,
+        settings: Settings,
+        client: redis.Redis,
+        clock: Callable[[], datetime],
+        concurrency: int,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``concurrency``: threads that send at once.
+        """``concurrency``: threads that send at once. ``is_stopping``: see SmtpProvider.
 
         Raises SettingsError when SMTP_URL or BOUNCE_ADDRESS cannot be used.
         """
@@ -147,7 +152,9 @@ class SendingAccounts:
             self._smtp_host = parse_smtp_url(settings.smtp_url).host if settings.smtp_url else ""
             limit = settings.smtp_connections
             places = ConnectionPlaces(client, f"smtp:{self._smtp_host}", limit) if limit else None
-            self._smtp = SmtpProvider(settings.smtp_url, places=places) if settings.smtp_url else None
+            self._smtp = (
+                SmtpProvider(settings.smtp_url, places=places, is_stopping=is_stopping) if settings.smtp_url else None
+            )
         except ValueError as error:
             raise SettingsError(f"SMTP_URL (a secret, not shown): {error}") from None
         self._smtp_pace = (

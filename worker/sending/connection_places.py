@@ -195,6 +195,8 @@ class ConnectionPlaces:
             if not self._failing:
                 log.warning("connections cannot be shared, none is used when the lease ends", {"reason": error})
             self._failing = True
+            # Redis may have counted the question although its answer was lost: only what is open is certain
+            self._granted = min(self._granted, use.open)
             return ASK_SECONDS
         self._failing = False
         if wrong:

@@ -135,6 +135,8 @@ class ProgramMonitor:
         readings = self._readings()
         if readings:
             self._drop_silent_machines(readings)
+        else:
+            self._silent_machines.forget()
         jobs = readings.jobs if readings else None
         hung = self._hang_detector.check(programs, jobs, time.time(), time.monotonic())
         if not (hung or due) or readings is None:

@@ -18,6 +18,10 @@ class SilentMachines:
         self._kept_seconds = kept_seconds
         self._seen: dict[str, tuple[float, float]] = {}  # host -> its latest report, monotonic() when we first saw it
 
+    def forget(self) -> None:
+        """Redis was silent, and not the machines."""
+        self._seen = {}
+
     def dropped(self, gauges: Sequence[MetricValue], now: float) -> list[MetricValue]:
         """Those of machines that have been silent for too long. ``now``: monotonic()."""
         reports = {each.labels["host"]: 0.0 for each in gauges if "host" in each.labels}
