@@ -1,17 +1,13 @@
 """Calls of one Twilio account from two machines: caps, rate and backoffs hold over both, nobody is called twice."""
 
 import math
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
-import redis
 from call_queue import Queue
 from machines import Machine, Machines
-from workers import wait_for
+from workers import lock_deleted_all_the_time, wait_for
 
 from sandbox import accounts
 from sandbox.received_store import Received
@@ -29,25 +25,6 @@ WISH_SECONDS = 16  # Retry-After; more than the 15 seconds of a first backoff
 def environment(environment: dict[str, str], world: World) -> dict[str, str]:
     world.set_rates(twilio_rate=0)
     return environment | {"CALL_SCHEDULER_INTERVAL": "1s", "LOCK_TTL_MS": "2000", "LOG_LEVEL": "debug"}
-
-
-@contextmanager
-def lock_deleted_all_the_time(url: str) -> Iterator[None]:
-    """Somebody runs redis-cli DEL on the lock again and again."""
-    over = threading.Event()
-
-    def delete() -> None:
-        with redis.Redis.from_url(url) as client:
-            while not over.wait(0.002):
-                client.delete(LOCK)
-
-    operator = threading.Thread(target=delete)
-    operator.start()
-    try:
-        yield
-    finally:
-        over.set()
-        operator.join()
 
 
 class Line:
@@ -82,7 +59,7 @@ def test_two_machines_keep_to_the_caps_and_the_rate_of_one_account(
     """Both believe that they hold the lock and place calls of the same tenants at the same time."""
     world = queue.world
     world.script("twilio", action="hang", seconds=0.05)
-    with lock_deleted_all_the_time(redis_url):
+    with lock_deleted_all_the_time(redis_url, LOCK):
         pair = [machines(name, "calls", TWILIO_RATE=str(RATE)) for name in ("m1", "m2")]
         wait_for(lambda: all(each.said("calls", "DEBUG tick") for each in pair), "both run")
         queue.add(CALLS, slots=SLOTS, account_sid=WELL)

@@ -1,37 +1,15 @@
 """Two workers at once, with or without their lock: no recipient gets two copies, none is left out."""
 
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 from books import Books
-from workers import LOCK, Start, wait_for
+from workers import LOCK, Start, lock_deleted_all_the_time, wait_for
 
 from sandbox.crm import Crm
 from sandbox.world import World
-
-
-@contextmanager
-def lock_deleted_all_the_time(url: str) -> Iterator[None]:
-    """An operator who types redis-cli DEL again and again."""
-    over = threading.Event()
-
-    def delete() -> None:
-        with redis.Redis.from_url(url) as client:
-            while not over.wait(0.002):
-                client.delete(LOCK)
-
-    operator = threading.Thread(target=delete)
-    operator.start()
-    try:
-        yield
-    finally:
-        over.set()
-        operator.join()
 
 
 @pytest.mark.parametrize(("one_state_dir", "batch_delay"), [(True, "0"), (False, "1ms")])

@@ -2,11 +2,14 @@
 
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 from sandbox.servers import Child
 
@@ -32,6 +35,25 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT_S
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds:g} s: {what}")
         time.sleep(0.01)
+
+
+@contextmanager
+def lock_deleted_all_the_time(url: str, lock: str = LOCK) -> Iterator[None]:
+    """An operator who types redis-cli DEL again and again."""
+    over = threading.Event()
+
+    def delete() -> None:
+        with redis.Redis.from_url(url) as client:
+            while not over.wait(0.002):
+                client.delete(lock)
+
+    operator = threading.Thread(target=delete)
+    operator.start()
+    try:
+        yield
+    finally:
+        over.set()
+        operator.join()
 
 
 class Worker(Child):
