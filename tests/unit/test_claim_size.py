@@ -22,9 +22,9 @@ def test_what_takes_a_tenth_of_a_second() -> None:
     assert (size.of("c"), size.side_by_side) == (16, 2)
     size.measured("c", 16, 0.0064)  # 2,500 a second
     assert size.of("c") == 64
-    size.measured("c", 64, 0.0256)
-    assert size.of("c") == 250
-    size.measured("c", 250, 1.0)
+    size.measured("c", 64, 0.08)  # 800 a second
+    assert size.of("c") == 80
+    size.measured("c", 80, 0.32)
     assert size.of("c") == 25
 
 

@@ -12,7 +12,7 @@ from worker.sending.accounts import evict_oldest
 
 CLAIM_SECONDS = 0.1
 FIRST_CLAIM = 16  # recipients: enough to see whether a provider defers all of them
-LARGEST_CLAIM = 500
+LARGEST_CLAIM = 100  # with 500 a fifth quicker, but 74 MB instead of 65 after a million e-mails
 QUICK_CLAIM = 50  # a larger one is for a server so quick that commits between its messages cost a tenth of the rate
 GROWTH = 4  # a claim is at most so many times as large as the one before: a few messages say little about the rate
 CAMPAIGNS_KEPT = 512  # whose rate is remembered
