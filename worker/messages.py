@@ -1,6 +1,7 @@
 """Messages in the form that providers take, and what a provider answers when it has accepted one.
 
-They are named tuples because there is one for every recipient: a frozen dataclass takes four times as long to make.
+They are named tuples because there is one for every recipient: to make a frozen dataclass takes nearly three times as
+long.
 """
 
 from typing import Any, NamedTuple

@@ -193,7 +193,7 @@ class ConnectionPlaces:
             granted, wrong = self._script([self.key], [self._token, *numbers])
         except redis.RedisError as error:
             if not self._failing:
-                log.warning("connections cannot be shared, none is used when the lease ends", {"reason": error})
+                log.warning("SMTP_CONNECTIONS cannot be shared out, no new connection is opened", {"reason": error})
             self._failing = True
             # Redis may have counted the question although its answer was lost: only what is open is certain
             self._granted = min(self._granted, use.open)
